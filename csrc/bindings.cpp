@@ -1,0 +1,3 @@
+#include <nanobind/nanobind.h>
+
+NB_MODULE(_bpe, m) { m.doc() = "llmfast's byte-pair-encoding engine"; }

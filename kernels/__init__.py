@@ -1,0 +1,1 @@
+"""Triton kernels for training language models, each beside its plain PyTorch definition."""

@@ -1,0 +1,1 @@
+"""The decoder, its configurations and its key/value cache."""

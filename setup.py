@@ -1,0 +1,52 @@
+"""Builds the C++ tokenizer engine and maps kernels/ to ``llmfast.kernels``; metadata is in pyproject.toml."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nanobind
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+NANOBIND = Path(nanobind.__file__).parent
+
+
+class ParallelBuild(build_ext):
+    """Compiles the source files of an extension side by side; setuptools does one after the other."""
+
+    def build_extensions(self):
+        compile_files = self.compiler.compile
+
+        def compile_side_by_side(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: compile_files([source], **options), sources)
+                return [object_file for group in objects for object_file in group]
+
+        self.compiler.compile = compile_side_by_side
+        super().build_extensions()
+
+
+if sys.platform == "win32":
+    flags = ["/std:c++20", "/O2", "/EHsc"]
+else:
+    # No -march: the engine picks its instruction set when it runs, so one wheel serves every machine.
+    flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-strict-aliasing", "-g0"]
+
+engine = Extension(
+    "llmfast._bpe",
+    sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
+    depends=sorted(map(str, Path("csrc").glob("*.h"))),
+    include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
+    define_macros=[("NB_COMPACT_ASSERTIONS", "1")],
+    extra_compile_args=flags,
+    language="c++",
+)
+
+setup(
+    # kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
+    packages=[*find_packages(include=["llmfast", "llmfast.*"]), "llmfast.kernels"],
+    package_dir={"llmfast": "llmfast", "llmfast.kernels": "kernels"},
+    ext_modules=[engine],
+    cmdclass={"build_ext": ParallelBuild},
+)
