@@ -32,8 +32,12 @@ class Command:
 
 
 COMMANDS = {
-    "quickstart": Command("llmfast.quickstart:quickstart", "Train a small model on real text, now, and sample it."),
-    "tokenizer train": Command("llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."),
+    "quickstart": Command(
+        "llmfast.quickstart:quickstart", "Train a small model on real text, now, and sample it."
+    ),
+    "tokenizer train": Command(
+        "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
+    ),
     "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
@@ -113,7 +117,9 @@ def _list_commands(group: str) -> None:
         console.print("[bold]llmfast[/bold] trains, studies and runs language models: one command a step.\n")
     console.print(f"usage: llmfast {group or 'COMMAND'} {'COMMAND ' if group else ''}[dim]...[/dim]\n")
     console.print(table)
-    console.print("\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback.")
+    console.print(
+        "\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback."
+    )
 
 
 def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
@@ -145,7 +151,9 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
         if parameter.name == "config" and dataclasses.is_dataclass(hint):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
-            parameters.append(_option("config", Annotated[hint, arg(name="")], _starting_values(hint, arguments)))
+            parameters.append(
+                _option("config", Annotated[hint, arg(name="")], _starting_values(hint, arguments))
+            )
         elif default is None or default is False or default in ("", ()):
             parameters.append(parameter.replace(annotation=Annotated[hint, arg(help_behavior_hint="")]))
         else:

@@ -149,7 +149,9 @@ def _sentences(error: BaseException, where: tuple[str, ...], expected: Any) -> l
     if isinstance(error, KeyError):
         return [f"{name} is missing"]
     if isinstance(error, TypeError) and " is not " not in str(error):  # cattrs's own words about its dispatch
-        error = f"is not {expected.__name__ if not get_args(expected) else str(expected).replace('typing.', '')}"
+        error = (
+            f"is not {expected.__name__ if not get_args(expected) else str(expected).replace('typing.', '')}"
+        )
     return [f"{name}: {error}" if name else str(error)]
 
 
@@ -161,7 +163,9 @@ def _unknown(key: Any, cls: type, where: tuple[str, ...]) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
     sentence = f"{'.'.join([*where, str(key)])} is not a setting"
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    return f"{sentence}; did you mean {nearest[0]}?" if nearest else f"{sentence}; there are {', '.join(names)}"
+    return (
+        f"{sentence}; did you mean {nearest[0]}?" if nearest else f"{sentence}; there are {', '.join(names)}"
+    )
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------
@@ -174,7 +178,9 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -203,7 +209,9 @@ def _commented(config: Any, indent: str = "") -> list[str]:
 
 
 def _dump(name: str, value: Any) -> str:
-    flow = None if isinstance(value, list | dict) else False  # None: the innermost lists and tables on one line
+    flow = (
+        None if isinstance(value, list | dict) else False
+    )  # None: the innermost lists and tables on one line
     return yaml.dump(
         {name: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=100
     )

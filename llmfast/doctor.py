@@ -2,13 +2,21 @@
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
+from json import dumps
+
+# What the libraries of an extra are for.
+EXTRAS = {
+    "hf": "Hugging Face weights, adapters and data sets",
+    "gpu-bench": "the GPU benchmarks",
+    "app": "the dashboard",
+    "track": "tracking of experiments",
+}
 
 
 @dataclass(frozen=True)
@@ -29,15 +37,15 @@ class OptionalLibrary:
     extra: str
 
 
-def doctor(*, as_json: bool = False) -> None:
+def doctor(*, json: bool = False) -> None:
     """Show what llmfast finds on this machine, what is missing, and what that disables.
 
     Args:
-        as_json: Print JSON for programs instead of a table.
+        json: Print JSON for programs instead of a table.
     """
     findings = examine()
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    if json:
+        print(dumps([asdict(finding) for finding in findings], indent=2))
     else:
         _print_table(findings)
 
@@ -60,8 +68,10 @@ def optional_libraries() -> list[OptionalLibrary]:
 
 def _python() -> list[Finding]:
     return [
-        Finding("system", "Python", f"{platform.python_version()} on {platform.platform(terse=True)}", True),
-        Finding("system", "CPU", f"{platform.machine()}, {os.cpu_count()} cores", True),
+        Finding("system", "Python", platform.python_version(), True),
+        Finding(
+            "system", "machine", f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores", True
+        ),
         _compiler(),
     ]
 
@@ -70,7 +80,9 @@ def _compiler() -> Finding:
     candidates = [*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++"]
     path = next(filter(None, map(shutil.which, candidates)), None)
     if path is None:
-        return Finding("system", "C++ compiler", "none", None, "torch.compile on CPU and building from source are off")
+        return Finding(
+            "system", "C++ compiler", "none", None, "torch.compile on CPU and building from source are off"
+        )
     answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     return Finding("system", "C++ compiler", (answer.splitlines() or [path])[0], True)
 
@@ -100,7 +112,9 @@ def _gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [Finding("GPU", "GPU", "none", None, "training and generation run on the CPU, with small models")]
+        return [
+            Finding("GPU", "GPU", "none", None, "training and generation run on the CPU, with small models")
+        ]
     return [_gpu(index) for index in range(torch.cuda.device_count())]
 
 
@@ -113,7 +127,9 @@ def _gpu(index: int) -> Finding:
         f"{gpu.multi_processor_count} multiprocessors, {gpu.shared_memory_per_block_optin / 1024:.0f} KiB shared memory"
     )
     if gpu.major < 8:
-        return Finding("GPU", f"GPU {index}", found, None, "the kernels are proven on capability 8.0 and newer")
+        return Finding(
+            "GPU", f"GPU {index}", found, None, "the kernels are proven on capability 8.0 and newer"
+        )
     return Finding("GPU", f"GPU {index}", found, True)
 
 
@@ -121,7 +137,7 @@ def _optional() -> list[Finding]:
     findings = []
     for library in optional_libraries():
         version = _version(library.module)
-        note = "" if version else f"pip install 'llmfast[{library.extra}]'"
+        note = "" if version else f"for {EXTRAS[library.extra]}: pip install 'llmfast[{library.extra}]'"
         findings.append(
             Finding("optional", library.module, version or "none", True if version else None, note)
         )
@@ -141,6 +157,7 @@ def _version(module: str) -> str | None:
 def _print_table(findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     marks = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]-[/yellow]"}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -151,5 +168,5 @@ def _print_table(findings: list[Finding]) -> None:
         if finding.section != section:
             table.add_row()
             section = finding.section
-        table.add_row(marks[finding.ok], finding.name, finding.found, finding.note)
+        table.add_row(marks[finding.ok], finding.name, Text(finding.found), Text(finding.note))
     Console(highlight=False).print(table)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h> and <linux/fs.h>
@@ -29,7 +29,8 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise _naming(error, temporary, path)
+        _name(error, temporary, path)
+        raise
     _sync(path.parent)
 
 
@@ -37,8 +38,8 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of ``path`` when the block ends without an error.
 
-    A folder that was at ``path`` is replaced as a whole: on Linux by one exchange of the two names, elsewhere by
-    two renames (a process killed between them leaves the old folder beside ``path``, as ``.NAME.*.partial``).
+    A folder that was at ``path`` is replaced as a whole: on Linux by one exchange of the two names, elsewhere
+    by two renames (a process killed between them leaves both folders beside ``path``, as ``.NAME.*.partial``).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             _sync(part)
         _take_place(temporary, path)
     except BaseException as error:
-        raise _naming(error, temporary, path)
+        _name(error, temporary, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # the failed attempt, or the folder that was replaced
     _sync(path.parent)
@@ -79,7 +81,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _temporary_sibling(path: Path) -> Path:
-    """A new name beside ``path`` (so that renaming stays on one file system); clears what killed writers left."""
+    """A new name beside ``path``, on the same file system; what killed writers left there is removed."""
     for left in path.parent.glob(f".{path.name}.*.partial"):
         writer = left.name.removesuffix(".partial").rpartition(".")[2].partition("-")[0]
         if writer.isdecimal() and not _is_running(int(writer)):
@@ -99,17 +101,15 @@ def _is_running(process: int) -> bool:
 
 def _sync(path: Path) -> None:
     """Flushes a file, or a folder's list of names, to the disk; some file systems refuse it for folders."""
-    with suppress(PermissionError) if path.is_dir() else suppress():
+    with suppress(OSError) if path.is_dir() else nullcontext():
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            with suppress(OSError) if path.is_dir() else suppress():
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _naming(error: BaseException, temporary: Path, path: Path) -> BaseException:
-    """The same error, naming the file the caller asked for instead of the temporary one (or none at all)."""
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Makes an error name the file the caller asked for, where it names the temporary one or none."""
     if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
         error.filename = str(path)
-    return error
