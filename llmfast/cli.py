@@ -1,8 +1,8 @@
 """The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
 
-Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that is a
-dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config FILE``, a YAML
-file with the values to start from.
+Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
+is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config FILE``,
+a YAML file with the values to start from.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command line and returns its exit code: 0, 2 for a mistake in the input, 130 for an interrupt."""
+    """Runs one command line and returns its exit code: 0, 2 for a bad input, 130 for an interrupt."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
@@ -174,7 +174,7 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _starting_values(cls: type, arguments: list[str]) -> Any:
-    """The configuration that ``--config`` names, read before the rest because it sets what the defaults are."""
+    """The configuration that ``--config`` names, read first because it sets the defaults."""
     import argparse
 
     from llmfast import config

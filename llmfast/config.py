@@ -32,7 +32,7 @@ Config = TypeVar("Config")
 
 
 def load(cls: type[Config], path: str | Path) -> Config:
-    """The configuration in a YAML file, as an instance of the dataclass ``cls``; settings left out keep their default.
+    """The configuration in a YAML file, an instance of the dataclass ``cls``; what is left out keeps its default.
 
     Raises:
         ValueError: the file is not YAML, names an unknown setting, or a value has the wrong type.
@@ -66,7 +66,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
 
-# --- types: strict, because a silent int(1.5) or str(False) is a different experiment -------------------------------
+# --- types: strict, because a silent int(1.5) or str(False) is a different experiment -----------------------
 
 
 def _exactly(kind: type, words: str, accepts: tuple[type, ...]):
@@ -134,12 +134,12 @@ def _make_converter() -> cattrs.Converter:
 _converter = _make_converter()
 
 
-# --- errors: cattrs's tree of exceptions as sentences that name the setting -----------------------------------------
+# --- errors: cattrs's tree of exceptions as sentences that name the setting ---------------------------------
 
 
 def _sentences(error: BaseException, where: tuple[str, ...], expected: Any) -> list[str]:
     """``where`` is the path of the value that failed and ``expected`` its type."""
-    name = "".join(part if part.startswith("[") else f".{part}" for part in where).lstrip(".")
+    name = _path(where)
     if isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
         noted, plain = error.group_exceptions()
         found = [s for inner, note in noted for s in _sentences(inner, (*where, _step(note)), note.type)]
@@ -149,10 +149,12 @@ def _sentences(error: BaseException, where: tuple[str, ...], expected: Any) -> l
     if isinstance(error, KeyError):
         return [f"{name} is missing"]
     if isinstance(error, TypeError) and " is not " not in str(error):  # cattrs's own words about its dispatch
-        error = (
-            f"is not {expected.__name__ if not get_args(expected) else str(expected).replace('typing.', '')}"
-        )
+        return [f"{name} is not {str(expected).replace('typing.', '')}"]
     return [f"{name}: {error}" if name else str(error)]
+
+
+def _path(where: tuple[str, ...]) -> str:
+    return "".join(part if part.startswith("[") else f".{part}" for part in where).lstrip(".")
 
 
 def _step(note: Any) -> str:
@@ -161,14 +163,14 @@ def _step(note: Any) -> str:
 
 def _unknown(key: Any, cls: type, where: tuple[str, ...]) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
-    sentence = f"{'.'.join([*where, str(key)])} is not a setting"
+    sentence = f"{_path((*where, str(key)))} is not a setting"
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     return (
         f"{sentence}; did you mean {nearest[0]}?" if nearest else f"{sentence}; there are {', '.join(names)}"
     )
 
 
-# --- YAML -----------------------------------------------------------------------------------------------------------
+# --- YAML ---------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -199,8 +201,8 @@ def _commented(config: Any, indent: str = "") -> list[str]:
     comments = field_help(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        for line in textwrap.wrap(comments.get(field.name, ""), 100 - len(indent)):
-            lines.append(f"{indent}# {line}")
+        comment = textwrap.wrap(comments.get(field.name, ""), 100 - len(indent))
+        lines += [f"{indent}# {line}" for line in comment]
         if dataclasses.is_dataclass(value):
             lines += [f"{indent}{field.name}:", *_commented(value, indent + "  ")]
         else:
@@ -218,7 +220,7 @@ def _dump(name: str, value: Any) -> str:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """What each field of a dataclass means: from the class docstring's ``Attributes:`` and the strings under fields."""
+    """What each field means: from the class docstring's ``Attributes:`` and the strings under fields."""
     try:
         documentation = docstring_parser.parse_from_object(cls)
     except (OSError, TypeError):  # the class has no source file, as one typed at a prompt

@@ -1,4 +1,4 @@
-"""What llmfast finds on this machine: versions, compiler, extension, GPU, optional libraries, and what is missing."""
+"""What llmfast finds on this machine: compiler, extension, torch, GPU, optional libraries; what is missing."""
 
 import importlib.metadata
 import importlib.util
@@ -80,9 +80,7 @@ def _compiler() -> Finding:
     candidates = [*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++"]
     path = next(filter(None, map(shutil.which, candidates)), None)
     if path is None:
-        return Finding(
-            "system", "C++ compiler", "none", None, "torch.compile on CPU and building from source are off"
-        )
+        return Finding("system", "C++ compiler", "none", None, "no torch.compile on the CPU")
     answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     return Finding("system", "C++ compiler", (answer.splitlines() or [path])[0], True)
 
@@ -112,9 +110,7 @@ def _gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [
-            Finding("GPU", "GPU", "none", None, "training and generation run on the CPU, with small models")
-        ]
+        return [Finding("GPU", "GPU", "none", None, "everything runs on the CPU, fit for small models")]
     return [_gpu(index) for index in range(torch.cuda.device_count())]
 
 
@@ -124,7 +120,8 @@ def _gpu(index: int) -> Finding:
     gpu = torch.cuda.get_device_properties(index)
     found = (
         f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB, "
-        f"{gpu.multi_processor_count} multiprocessors, {gpu.shared_memory_per_block_optin / 1024:.0f} KiB shared memory"
+        f"{gpu.multi_processor_count} multiprocessors, "
+        f"{gpu.shared_memory_per_block_optin / 1024:.0f} KiB shared memory a block"
     )
     if gpu.major < 8:
         return Finding(

@@ -39,7 +39,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of ``path`` when the block ends without an error.
 
     A folder that was at ``path`` is replaced as a whole: on Linux by one exchange of the two names, elsewhere
-    by two renames (a process killed between them leaves both folders beside ``path``, as ``.NAME.*.partial``).
+    by two renames (a process killed between them leaves both folders beside it, as ``.NAME.*.partial``).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# `python -m pytest` puts the repository root first on the path, where ./kernels hides the Hugging Face package
-# of that name that transformers imports.
+# `python -m pytest` puts the repository root first on the path, where ./kernels hides Hugging Face's package
+# of that name, which transformers imports.
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _ROOT]
 
