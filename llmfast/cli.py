@@ -1,7 +1,7 @@
 """The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
 
 Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
-is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config FILE``,
+is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
 a YAML file with the values to start from.
 """
 
