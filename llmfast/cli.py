@@ -136,6 +136,7 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
             tyro.conf.DisallowNone,
             tyro.conf.FlagCreatePairsOff,
             tyro.conf.HelptextFromCommentsOff,
+            tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
         ),
     )
 
