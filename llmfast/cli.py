@@ -1,7 +1,7 @@
 """The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
 
 Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
-is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config FILE``,
+is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
 a YAML file with the values to start from.
 """
 
@@ -136,6 +136,7 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
             tyro.conf.DisallowNone,
             tyro.conf.FlagCreatePairsOff,
             tyro.conf.HelptextFromCommentsOff,
+            tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
         ),
     )
 

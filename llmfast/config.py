@@ -32,7 +32,7 @@ Config = TypeVar("Config")
 
 
 def load(cls: type[Config], path: str | Path) -> Config:
-    """The configuration in a YAML file, an instance of the dataclass ``cls``; what is left out keeps its default.
+    """The configuration in a YAML file, an instance of the dataclass ``cls``; the rest keeps its default.
 
     Raises:
         ValueError: the file is not YAML, names an unknown setting, or a value has the wrong type.

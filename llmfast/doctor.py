@@ -1,4 +1,4 @@
-"""What llmfast finds on this machine: compiler, extension, torch, GPU, optional libraries; what is missing."""
+"""What llmfast finds on this machine: compiler, extension, torch, GPU, optional libraries, what is absent."""
 
 import importlib.metadata
 import importlib.util
@@ -87,10 +87,10 @@ def _compiler() -> Finding:
 
 def _extension() -> list[Finding]:
     try:
-        from llmfast import _bpe
+        from llmfast import _bpe  # noqa: F401
     except ImportError as error:
         return [Finding("llmfast", "C++ tokenizer", "not built", False, f"tokenizers do not work: {error}")]
-    return [Finding("llmfast", "C++ tokenizer", os.path.basename(_bpe.__file__), True)]
+    return [Finding("llmfast", "C++ tokenizer", "built", True)]
 
 
 def _torch() -> list[Finding]:
