@@ -2,14 +2,18 @@
 
 from .activation import geglu, gelu, swiglu
 from .backend import backend
+from .cross_entropy import cross_entropy
+from .linear_cross_entropy import linear_cross_entropy
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
     "backend",
+    "cross_entropy",
     "geglu",
     "gelu",
     "layer_norm",
+    "linear_cross_entropy",
     "rms_norm",
     "rope",
     "swiglu",
