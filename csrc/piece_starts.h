@@ -14,6 +14,7 @@ namespace llmfast {
 
 inline int lowest_bit(uint64_t mask) { return std::countr_zero(mask); }
 inline int highest_bit(uint64_t mask) { return 63 - std::countl_zero(mask); }
+inline uint64_t bit(size_t at) { return at < 64 ? 1ull << at : 0; }
 inline uint64_t run_starts(uint64_t mask) { return mask & ~(mask << 1); }
 
 // White space that no newline follows in its run, where a newline stands before: it starts a piece (\s*[\r\n] took
@@ -71,10 +72,9 @@ inline uint64_t piece_starts(const Masks& m, int count, const Byte* text, const 
 
     if constexpr (!kRules.case_splits) {  // a contraction is a piece
         for (uint64_t quotes = m.apostrophe & opening; quotes; quotes &= quotes - 1) {
-            const int at = lowest_bit(quotes);
+            const size_t at = static_cast<size_t>(lowest_bit(quotes));
             const size_t length = contraction_length<kRules.letters_take_any_prefix>(text + at, text_end);
-            if (length == 0 || at + length > 63) continue;
-            starts = (starts & ~(2ull << at)) | 1ull << (at + length);
+            if (length > 0) starts = (starts & ~(2ull << at)) | bit(at + length);
         }
     } else {  // a contraction ends the word before it; one right behind another does not
         starts |= m.upper & (letter & ~m.upper) << 1;
@@ -83,9 +83,9 @@ inline uint64_t piece_starts(const Masks& m, int count, const Byte* text, const 
             const size_t at = static_cast<size_t>(lowest_bit(quotes));
             if (at == behind_contraction) continue;
             const size_t length = contraction_length<true>(text + at, text_end);
-            if (length == 0 || at + length > 63) continue;
+            if (length == 0) continue;
             behind_contraction = at + length;
-            starts = (starts & ~(7ull << at)) | 1ull << behind_contraction;
+            starts = (starts & ~(7ull << at)) | bit(behind_contraction);
         }
     }
     return last_certain < 1 ? 0 : starts & ~(~1ull << last_certain) & ~1ull;
