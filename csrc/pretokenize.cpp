@@ -139,7 +139,8 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     size_t count = 0;
     while (at < end && count < capacity) {
         // ASCII goes by blocks. A block yields at most 63 pieces.
-        if (*at < 0x80 && count + 63 <= capacity && end - at > 3 && at[1] < 0x80) {
+        if (capacity - count < 63 && capacity > 63) break;
+        if (*at < 0x80 && capacity - count >= 63 && end - at > 3 && at[1] < 0x80) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
             if (size == 64) {
