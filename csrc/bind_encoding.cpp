@@ -22,8 +22,6 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
-namespace {
-
 using namespace llmfast;
 
 Pattern pattern_named(std::string_view name) {
@@ -36,6 +34,8 @@ Pattern pattern_named(std::string_view name) {
     }
     throw nb::value_error(("no pattern is named '" + std::string(name) + "'").c_str());
 }
+
+namespace {
 
 // The UTF-8 of a str (cached in the object where it is not ASCII); UnicodeEncodeError for lone surrogates.
 std::string_view utf8_of(nb::handle text) {
