@@ -1,7 +1,7 @@
-"""Hugging Face's files of byte-level BPE tokenizers: ``tokenizer.json``, and ``vocab.json`` with ``merges.txt``.
+"""Hugging Face's files of byte-level BPE: ``tokenizer.json``, and ``vocab.json`` with ``merges.txt``.
 
-Their merging is told by a list of merges, ours (and tiktoken's) by the ids of tokens. Reading checks that the two say
-the same thing, so that a tokenizer that loads gives equal ids, always.
+Their merging is told by a list of merges, ours (and tiktoken's) by the ids of tokens. Reading checks that the
+two say the same thing, so that a tokenizer that loads gives equal ids, always.
 """
 
 from __future__ import annotations

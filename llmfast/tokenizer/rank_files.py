@@ -27,16 +27,14 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         if not line:
             continue
         try:
-            encoded, rank = line.split()
-            token = b64decode(encoded, validate=True)
-            ranks_before = len(ranks)
-            ranks[token] = int(rank)
+            encoded, number = line.split()
+            token, rank = b64decode(encoded, validate=True), int(number)
         except (ValueError, binascii.Error):
-            raise ValueError(
-                f"{path} is damaged: line {i} is {line[:80]!r}, not a token and its rank"
-            ) from None
-        if len(ranks) == ranks_before:
+            fault = f"line {i} is {line[:80]!r}, not a token and its rank"
+            raise ValueError(f"{path} is damaged: {fault}") from None
+        if token in ranks:
             raise ValueError(f"{path} is damaged: line {i} repeats token {token!r}")
+        ranks[token] = rank
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(

@@ -33,7 +33,7 @@ _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>
 
 
 class Tokenizer(Encoding):
-    """Byte-level BPE with a vocabulary of your own: train it, save it, load it; it encodes like any `Encoding`.
+    """Byte-level BPE with a vocabulary of your own: train it, save it, load it, encode as with any `Encoding`.
 
     >>> tokenizer = Tokenizer.train(["low low low lower lower newest newest"], vocab_size=259)
     >>> tokenizer.encode("lower")
@@ -55,34 +55,34 @@ class Tokenizer(Encoding):
         num_threads: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Tokenizer:
-        """Learns a vocabulary: from the bytes on, the most frequent pair of adjacent tokens becomes a new token.
+        """Learns a vocabulary: again and again, the most frequent pair of adjacent tokens becomes a token.
 
         The result depends on nothing but the text and the arguments; on threads least of all.
 
         Args:
-            source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``), or the
-                path of a UTF-8 file, or a list of ``pathlib.Path``. Text is streamed: memory grows with the number
-                of distinct words, not with the length of the text.
+            source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``), or
+                the path of a UTF-8 file, or a list of ``pathlib.Path``. Text is streamed: memory grows with
+                the number of distinct words, not with the length of the text.
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
-                ``llama3``, ``qwen2``, ``o200k``; ``none`` to cut nowhere) or a regular expression for the `regex`
-                library, which is slower and reads each file whole.
+                ``llama3``, ``qwen2``, ``o200k``; ``none`` to cut nowhere) or a regular expression for the
+                `regex` library, which is slower and reads each file whole.
             special_tokens: their ids follow those of the merges. In the text they end a document and are not
                 learned from.
-            min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says nothing
-                about other text, and letting it go saves much memory.
-            tie_break: which of equally frequent pairs is merged first: ``bytes``, the lexicographically greatest
-                (left bytes, right bytes); ``smallest_ids``, the smallest (left id, right id); ``huggingface``, the
-                same with bytes numbered as GPT-2 does, which gives the merges of Hugging Face's ``BpeTrainer`` with
-                the byte-level alphabet.
+            min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
+                nothing about other text, and letting it go saves much memory.
+            tie_break: which of equally frequent pairs is merged first: ``bytes``, the lexicographically
+                greatest (left bytes, right bytes); ``smallest_ids``, the smallest (left id, right id);
+                ``huggingface``, the same with bytes numbered as GPT-2 does, which gives the merges of Hugging
+                Face's ``BpeTrainer`` with the byte-level alphabet.
             num_threads: all cores if None.
-            progress: True draws a bar; a function is called with ("reading", bytes done, bytes of the files or
-                None) and ("merging", merges done, merges in all).
+            progress: True draws a bar; a function is called with ("reading", bytes done, bytes of the files
+                or None) and ("merging", merges done, merges in all).
 
         Raises:
-            ValueError: a vocabulary smaller than 256 and the special tokens, or larger than the text can give (the
-                message says how many merges were possible); no text; special tokens that repeat, are empty, or
-                are tokens in their own right.
+            ValueError: a vocabulary smaller than 256 and the special tokens, or larger than the text can give
+                (the message says how many merges were possible); no text; special tokens that repeat, are
+                empty, or are tokens in their own right.
             FileNotFoundError: a path that does not exist.
         """
         specials = list(special_tokens)
@@ -90,8 +90,8 @@ class Tokenizer(Encoding):
         n_ordinary = vocab_size - len(specials)
         if n_ordinary < 256:
             raise ValueError(
-                f"vocab_size must be at least {256 + len(specials)}: 256 bytes and {len(specials)} special tokens; "
-                f"got {vocab_size}"
+                f"vocab_size must be at least {256 + len(specials)}, for 256 bytes and {len(specials)} "
+                f"special tokens; got {vocab_size}"
             )
         pat_str = _pattern(pattern)
         ranks = training.learn_ranks(
@@ -115,9 +115,10 @@ class Tokenizer(Encoding):
     def save(self, folder: str | os.PathLike) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is made if need be.
 
-        Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers' ``AutoTokenizer``
-        read them and give equal ids. Each file is replaced at once; a killed process leaves the old one whole. A
-        pattern of your own is written as it stands, though Hugging Face's expressions are not quite Python's.
+        Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
+        ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
+        the old one whole. A pattern of your own is written as it stands, though Hugging Face's expressions
+        are not quite Python's.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,10 @@ class Tokenizer(Encoding):
 
         Args:
             path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), ``vocab.json`` with
-                ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What Hugging
-                Face adds around a text (post-processors) is not applied.
-            pattern, special_tokens: what a rank file does not say; known for those that OpenAI published. Text in
-                other formats is read with what they say unless these are given.
+                ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What
+                Hugging Face adds around a text (post-processors) is not applied.
+            pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
+                for those that OpenAI published.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -173,7 +174,7 @@ class Tokenizer(Encoding):
             raise ValueError(f"{path} cannot be loaded: {error}") from None
 
     def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
-        """The same tokenizer as an object of transformers; special tokens in text are always encoded as such."""
+        """The same tokenizer for transformers; special tokens in text are always encoded as such."""
         from tokenizers import Tokenizer as HuggingFaceTokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -196,7 +197,7 @@ class Tokenizer(Encoding):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of all that decides ids: pattern, normalization, tokens, special tokens."""
+        """SHA-256, in hexadecimal, of all that decides ids: pattern, normalization, tokens, specials."""
         digest = hashlib.sha256()
         specials = {text.encode(): number for text, number in self._special_tokens.items()}
         for ids in (self._mergeable_ranks, specials):

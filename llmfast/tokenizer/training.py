@@ -72,8 +72,8 @@ def learn_ranks(
         raise ValueError("there is no text to train on: all documents are empty")
     if len(merges) < n_merges:
         raise ValueError(
-            f"the text is too small for this vocabulary: {n_merges} merges are needed, but only {len(merges)} "
-            f"were possible with pairs that occur at least {min_frequency} times; "
+            f"the text is too small for this vocabulary: {n_merges} merges are needed, but only "
+            f"{len(merges)} were possible with pairs that occur at least {min_frequency} times; "
             f"ask for {n_merges - len(merges)} tokens fewer, or give more text"
         )
     tokens = [bytes([byte]) for byte in byte_order]
@@ -153,7 +153,7 @@ class _NativeCounter:
 
 
 class _RegexCounter:
-    """Counts words by any other pattern, with the `regex` library: one thread, and a file has to fit in memory."""
+    """Counts words by any other pattern, with the `regex` library: one thread, files read whole."""
 
     def __init__(self, pat_str: str, separators: Sequence[str]):
         import regex
