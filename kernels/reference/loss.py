@@ -58,10 +58,10 @@ def cross_entropy(
 def cross_entropy_gradient(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
     lse: Tensor,
     grad_loss: Tensor,
     grad_lse: Tensor | None,
+    weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
