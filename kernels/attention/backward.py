@@ -23,23 +23,12 @@ from .tiles import (
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def delta_kernel(
-    out,
-    d_out,
-    d_lse,
-    delta,
-    out_batch,
-    out_head,
-    out_row,
-    d_out_batch,
-    d_out_head,
-    d_out_row,
-    rows_in_all,
-    heads,
-    tiles,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    out, d_out, d_lse, delta,
+    out_batch: tl.int64, out_head: tl.int64, out_row: tl.int64,
+    d_out_batch: tl.int64, d_out_head: tl.int64, d_out_row: tl.int64,
+    rows_in_all: tl.int64, heads, tiles,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """delta = rowsum(O ∘ dO) - dLSE: what is subtracted from dP, since dS = P ∘ (dP - rowsum(O ∘ dO) + dLSE)."""
     program = tl.program_id(0)
     first_row = program % tiles * BLOCK_M
@@ -50,7 +39,7 @@ def delta_kernel(
     o = load_rows(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False, True).to(tl.float32)
     g = load_rows(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False, True).to(tl.float32)
     rows = first_row + tl.arange(0, BLOCK_M)
-    offset = (entry.to(tl.int64) * heads + head) * rows_in_all + rows
+    offset = (entry * heads + head) * rows_in_all + rows
     value = tl.sum(o * g, 1)
     if d_lse is not None:
         value -= tl.load(d_lse + offset, mask=rows < rows_in_all, other=0.0)
@@ -79,36 +68,10 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 
 @triton.jit
 def gather_keys_gradient(
-    dk,
-    dv,
-    k,
-    v,
-    q_source,
-    d_out_source,
-    lse,
-    delta,
-    q_row,
-    d_out_row,
-    low,
-    high,
-    keys,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    softcap,
-    seed,
-    threshold,
-    keep_scale,
-    sequence,
-    head,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, high, keys, S, T, left,
+    right, scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     """Adds to dK and dV of a tile of keys what the rows low ... high of one head give. Scores stand transposed, so
     that P and dS enter their products from registers."""
     for first in tl.range(low, high, BLOCK_M):
@@ -132,55 +95,18 @@ def gather_keys_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def keys_gradient_kernel(
-    q,
-    k,
-    v,
-    d_out,
-    lse,
-    delta,
-    dk,
-    dv,
-    seed,
-    cu_q,
-    cu_k,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    d_out_batch,
-    d_out_head,
-    d_out_row,
-    dk_batch,
-    dk_head,
-    dk_row,
-    dv_batch,
-    dv_head,
-    dv_row,
-    rows_in_all,
-    batch,
-    heads,
-    tiles,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    natural_scale,
-    softcap,
-    threshold,
-    keep_scale,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-):
+    q, k, v, d_out, lse, delta, dk, dv, seed, cu_q, cu_k,
+    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
+    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
+    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
+    d_out_batch: tl.int64, d_out_head: tl.int64, d_out_row: tl.int64,
+    dk_batch: tl.int64, dk_head: tl.int64, dk_row: tl.int64,
+    dv_batch: tl.int64, dv_head: tl.int64, dv_row: tl.int64,
+    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32,
+    natural_scale: tl.float32, softcap, threshold, keep_scale: tl.float32,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)  # Under a causal mask the first tile of keys is seen by the most queries.
     kv_head = program // tiles % (heads // GROUP)
     tile, sequence, k_start, q_start, T, S = locate(
@@ -206,7 +132,7 @@ def keys_gradient_kernel(
         q_source = make_source(q_source, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
         d_out_source = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
         d_out_source = make_source(d_out_source, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
-        row_offset = (entry.to(tl.int64) * heads + head) * rows_in_all + q_start
+        row_offset = (entry * heads + head) * rows_in_all + q_start
         if right is not None:
             dk_tile, dv_tile = gather_keys_gradient(
                 dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
@@ -229,35 +155,10 @@ def keys_gradient_kernel(
 
 @triton.jit
 def gather_queries_gradient(
-    dq,
-    q,
-    d_out,
-    lse,
-    delta,
-    k_source,
-    v_source,
-    k_row,
-    v_row,
-    low,
-    high,
-    rows,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    softcap,
-    seed,
-    threshold,
-    keep_scale,
-    sequence,
-    head,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, high, rows, S, T, left, right,
+    scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     """Adds to dQ of a tile of rows what the keys low ... high give."""
     for first in tl.range(low, high, BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
@@ -278,51 +179,17 @@ def gather_queries_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def queries_gradient_kernel(
-    q,
-    k,
-    v,
-    d_out,
-    lse,
-    delta,
-    dq,
-    seed,
-    cu_q,
-    cu_k,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    d_out_batch,
-    d_out_head,
-    d_out_row,
-    dq_batch,
-    dq_head,
-    dq_row,
-    rows_in_all,
-    batch,
-    heads,
-    tiles,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    natural_scale,
-    softcap,
-    threshold,
-    keep_scale,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-):
+    q, k, v, d_out, lse, delta, dq, seed, cu_q, cu_k,
+    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
+    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
+    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
+    d_out_batch: tl.int64, d_out_head: tl.int64, d_out_row: tl.int64,
+    dq_batch: tl.int64, dq_head: tl.int64, dq_row: tl.int64,
+    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32,
+    natural_scale: tl.float32, softcap, threshold, keep_scale: tl.float32,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)
     head = program // tiles % heads
     tile, sequence, q_start, k_start, S, T = locate(
@@ -337,7 +204,7 @@ def queries_gradient_kernel(
     dq = matrix(dq, entry, head, q_start, dq_batch, dq_head, dq_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    row_offset = (entry.to(tl.int64) * heads + head) * rows_in_all + q_start
+    row_offset = (entry * heads + head) * rows_in_all + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)

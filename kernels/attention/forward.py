@@ -27,34 +27,11 @@ from .tiles import (
 
 @triton.jit
 def attend_keys(
-    acc,
-    denominator,
-    maximum,
-    q,
-    k_source,
-    v_source,
-    k_stride,
-    v_stride,
-    low,
-    high,
-    rows,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    softcap,
-    seed,
-    threshold,
-    sequence,
-    head,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
+    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, high, rows, S, T,
+    left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
     MASKED: tl.constexpr,
-):
+):  # fmt: skip
     """Online softmax over the keys low ... high, in the base-2 exponent: see FlashAttention-2, section 3.1."""
     for first in tl.range(low, high, BLOCK_N, warp_specialize=SPECIALIZE):
         keys = first + tl.arange(0, BLOCK_N)
@@ -85,47 +62,16 @@ def attend_keys(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    sinks,
-    seed,
-    cu_q,
-    cu_k,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    out_batch,
-    out_head,
-    out_row,
-    rows_in_all,
-    batch,
-    heads,
-    tiles,
-    S,
-    T,
-    left,
-    right,
-    scale,
-    softcap,
-    threshold,
-    keep_scale,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
-):
+    q, k, v, out, lse, sinks, seed, cu_q, cu_k,
+    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
+    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
+    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
+    out_batch: tl.int64, out_head: tl.int64, out_row: tl.int64,
+    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
+    threshold, keep_scale: tl.float32,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)
     head = program // tiles % heads
     tile, sequence, q_start, k_start, S, T = locate(
@@ -139,7 +85,7 @@ def forward_kernel(
     out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    lse += (entry.to(tl.int64) * heads + head) * rows_in_all + q_start
+    lse += (entry * heads + head) * rows_in_all + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)

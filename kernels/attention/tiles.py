@@ -41,8 +41,9 @@ def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCE
         sequence += tl.sum(((starts <= tile) & (index < batch)).to(tl.int32))
     q_start = tl.load(cu_q + sequence)
     k_start = tl.load(cu_k + sequence)
-    tile -= q_start // BLOCK_M + sequence
-    return tile, sequence, q_start, k_start, tl.load(cu_q + sequence + 1) - q_start, tl.load(cu_k + sequence + 1) - k_start
+    S = tl.load(cu_q + sequence + 1) - q_start
+    T = tl.load(cu_k + sequence + 1) - k_start
+    return tile - (q_start // BLOCK_M + sequence), sequence, q_start, k_start, S, T
 
 
 @triton.jit
@@ -95,9 +96,8 @@ def sees(rows, keys, S, T, left, right):
 
 @triton.jit
 def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
-    """Pointer to one head of one sequence, in 64 bits."""
-    offset = entry.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride + first_row.to(tl.int64) * row_stride
-    return base + offset * 8
+    """Pointer to the first row of one head of one sequence; the strides are 64-bit, and so is the offset."""
+    return base + (entry * batch_stride + head * head_stride + first_row * row_stride) * 8
 
 
 @triton.jit
@@ -106,6 +106,12 @@ def make_source(base, stride, length, D: tl.constexpr, BLOCK: tl.constexpr, BLOC
     if TMA:
         return tl.make_tensor_descriptor(base, [length, D], [stride * 8, 1], [BLOCK, BLOCK_D])
     return base
+
+
+@triton.jit
+def tile_pointers(base, first, stride, row, column):
+    """The tile's start in 64 bits, once for all elements; inside a tile 32 bits reach."""
+    return base + first * stride * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
 
 
 @triton.jit
@@ -125,8 +131,7 @@ def load_rows(
         return source.load([first, 0])
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK_D)
-    # The tile's start in 64 bits, once; inside a tile 32 bits reach.
-    pointers = source + first.to(tl.int64) * stride * 8 + (row[:, None] * stride * 8 + column[None, :])
+    pointers = tile_pointers(source, first, stride, row, column)
     if CHECK:
         inside = (first + row < length)[:, None]
         if BLOCK_D != D:
@@ -141,7 +146,7 @@ def load_rows(
 def store_rows(base, first, stride, length, value, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK_D)
-    pointers = base + first.to(tl.int64) * stride * 8 + (row[:, None] * stride * 8 + column[None, :])
+    pointers = tile_pointers(base, first, stride, row, column)
     inside = (first + row < length)[:, None] & (column < D)[None, :]
     tl.store(pointers, value.to(base.dtype.element_ty), mask=inside)
 
