@@ -7,8 +7,7 @@ holds them to it.
 
 from dataclasses import dataclass, replace
 
-KILOBYTE = 1024
-SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+CAPABILITIES = (80, 86, 89, 90, 100, 120)  # Those whose choices the compile gate proves.
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 
 
@@ -28,14 +27,14 @@ def padded_width(head_dim):
     return next(width for width in WIDTHS if width >= head_dim)
 
 
-def chip_class(capability):
-    """Known capability whose choices serve this one: its own, or the nearest older one of a chip like it."""
-    known = [c for c in SHARED_MEMORY if c <= capability]
-    return max(known)
+def known_capability(device):
+    """The capability whose choices serve this chip: the newest that is not newer, and that asks for no more shared
+    memory than the chip has (8.7 has 163 KB like 8.0; 10.3 and 11.0 are like 10.0; 12.1 like 12.0)."""
+    return max(c for c in CAPABILITIES if c <= device.capability)
 
 
-def forward_tile(capability, head_dim, itemsize):
-    chip = chip_class(capability)
+def forward_tile(device, head_dim, itemsize):
+    chip = known_capability(device)
     width = padded_width(head_dim)
     tma = chip >= 90
     if itemsize == 4:
@@ -54,8 +53,8 @@ def forward_tile(capability, head_dim, itemsize):
     return Tile(128 if chip == 80 else 64, 32, 8 if chip == 80 else 4, 2, tma)
 
 
-def keys_gradient_tile(capability, head_dim, itemsize):
-    chip = chip_class(capability)
+def keys_gradient_tile(device, head_dim, itemsize):
+    chip = known_capability(device)
     width = padded_width(head_dim)
     tma = chip >= 90
     if itemsize == 4:
@@ -73,6 +72,6 @@ def keys_gradient_tile(capability, head_dim, itemsize):
     return Tile(32, 32, 4, 2, tma)
 
 
-def queries_gradient_tile(capability, head_dim, itemsize):
-    tile = keys_gradient_tile(capability, head_dim, itemsize)
+def queries_gradient_tile(device, head_dim, itemsize):
+    tile = keys_gradient_tile(device, head_dim, itemsize)
     return replace(tile, block_m=tile.block_n, block_n=tile.block_m)

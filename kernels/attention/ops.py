@@ -33,6 +33,12 @@ def addressable(x):
     return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
+def empty_rows(x):
+    """Uninitialised, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
+    like = torch.empty_like(x)
+    return like if like.stride(-1) == 1 else x.new_empty(x.shape)
+
+
 def strides(name, x):
     """Launch arguments for the strides of (B, H, S, D), in units of eight elements."""
     kinds = ("batch", "head", "row")
@@ -75,14 +81,13 @@ def launch(kernel, programs, like, tile, **arguments):
 
 
 def allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
-    rows = as_heads(q)
-    return torch.empty_like(q), q.new_empty(rows.shape[:3], dtype=torch.float32)
+    return empty_rows(q), q.new_empty(as_heads(q).shape[:3], dtype=torch.float32)
 
 
 def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
     """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
-    q, k, v = addressable(q), addressable(k), addressable(v)
     out, lse = allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p)
+    q, k, v = addressable(q), addressable(k), addressable(v)
     if cu_q is not None:  # Tokens after the last sequence belong to no tile.
         out.zero_()
         lse.fill_(float("-inf"))
@@ -110,17 +115,14 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
 
 
 def allocate_backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    return empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
 
 
 def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, from which the gradient of sinks follows."""
-    q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
-    gradients = [torch.empty_like(x) for x in (q, k, v)]
-    if cu_q is not None:
-        for gradient in gradients:
-            gradient.zero_()
+    gradients = [empty_rows(x) if cu_q is None else empty_rows(x).zero_() for x in (q, k, v)]
     delta = torch.empty_like(lse)
+    q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
     q, k, v, out, d_out, dq, dk, dv = (as_heads(x) for x in (q, k, v, out, d_out, *gradients))
     B, H, S, D = q.shape
     width = padded_width(D)
