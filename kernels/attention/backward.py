@@ -11,13 +11,16 @@ from .tiles import (
     keep_mask,
     key_ranges,
     load_rows,
+    load_tile,
     locate,
     logits,
     make_source,
     matrix,
     row_ranges,
     sees,
-    store_rows,
+    step_start,
+    steps,
+    store_tile,
 )
 
 
@@ -36,8 +39,8 @@ def delta_kernel(
     entry = program // tiles // heads
     out = matrix(out, entry, head, 0, out_batch, out_head, out_row)
     d_out = matrix(d_out, entry, head, 0, d_out_batch, d_out_head, d_out_row)
-    o = load_rows(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False, True).to(tl.float32)
-    g = load_rows(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False, True).to(tl.float32)
+    o = load_tile(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
+    g = load_tile(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
     rows = first_row + tl.arange(0, BLOCK_M)
     offset = (entry * heads + head) * rows_in_all + rows
     value = tl.sum(o * g, 1)
@@ -68,13 +71,14 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 
 @triton.jit
 def gather_keys_gradient(
-    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, high, keys, S, T, left,
+    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left,
     right, scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dK and dV of a tile of keys what the rows low ... high of one head give. Scores stand transposed, so
+    """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores stand transposed, so
     that P and dS enter their products from registers."""
-    for first in tl.range(low, high, BLOCK_M):
+    for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_M, MASKED)):
+        first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
         rows = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_source, first, q_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
         x = logits(tl.dot(k, q.T, input_precision="ieee"), scale, softcap)
@@ -122,8 +126,8 @@ def keys_gradient_kernel(
     dv = matrix(dv, entry, kv_head, k_start, dv_batch, dv_head, dv_row)
 
     keys = first_key + tl.arange(0, BLOCK_N)
-    k_tile = load_rows(k, first_key, k_row, T, D, BLOCK_N, BLOCK_D, False, True)
-    v_tile = load_rows(v, first_key, v_row, T, D, BLOCK_N, BLOCK_D, False, True)
+    k_tile = load_tile(k, first_key, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    v_tile = load_tile(v, first_key, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     low, full_low, full_high, high = row_ranges(first_key, S, T, left, right, BLOCK_M, BLOCK_N)
@@ -133,34 +137,25 @@ def keys_gradient_kernel(
         d_out_source = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
         d_out_source = make_source(d_out_source, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
         row_offset = (entry * heads + head) * rows_in_all + q_start
-        if right is not None:
+        for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
                 dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
-                q_row, d_out_row, low, min(full_low, high), keys, S, T, left, right, scale, softcap,
-                seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, True,
+                q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale, softcap,
+                seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
             )  # fmt: skip
-        dk_tile, dv_tile = gather_keys_gradient(
-            dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
-            q_row, d_out_row, full_low, full_high, keys, S, T, left, right, scale, softcap,
-            seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, False,
-        )  # fmt: skip
-        dk_tile, dv_tile = gather_keys_gradient(
-            dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
-            q_row, d_out_row, full_high, high, keys, S, T, left, right, scale, softcap,
-            seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, True,
-        )  # fmt: skip
-    store_rows(dk, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D)
-    store_rows(dv, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D)
+    store_tile(dk, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
+    store_tile(dv, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D, TMA)
 
 
 @triton.jit
 def gather_queries_gradient(
-    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, high, rows, S, T, left, right,
+    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T, left, right,
     scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dQ of a tile of rows what the keys low ... high give."""
-    for first in tl.range(low, high, BLOCK_N):
+    """Adds to dQ of a tile of rows what the masked keys or the full ones give."""
+    for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
+        first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         x = logits(tl.dot(q, k.T, input_precision="ieee"), scale, softcap)
@@ -209,26 +204,16 @@ def queries_gradient_kernel(
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     rows = first_row + tl.arange(0, BLOCK_M)
-    q_tile = load_rows(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, False, True)
-    d_out_tile = load_rows(d_out, first_row, d_out_row, S, D, BLOCK_M, BLOCK_D, False, True)
+    q_tile = load_tile(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    d_out_tile = load_tile(d_out, first_row, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
     row_lse = load_lse(lse + row_offset, rows, S)
     row_delta = tl.load(delta + row_offset + rows, mask=rows < S, other=0.0)
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
-    if left is not None:
+    for phase in tl.static_range(2):  # First without masks, then the boundaries.
         dq_tile = gather_queries_gradient(
             dq_tile, q_tile, d_out_tile, row_lse, row_delta, k_source, v_source, k_row, v_row,
-            low, min(full_low, high), rows, S, T, left, right, scale, softcap,
-            seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, True,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
         )  # fmt: skip
-    dq_tile = gather_queries_gradient(
-        dq_tile, q_tile, d_out_tile, row_lse, row_delta, k_source, v_source, k_row, v_row,
-        full_low, full_high, rows, S, T, left, right, scale, softcap,
-        seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, False,
-    )  # fmt: skip
-    dq_tile = gather_queries_gradient(
-        dq_tile, q_tile, d_out_tile, row_lse, row_delta, k_source, v_source, k_row, v_row,
-        full_high, high, rows, S, T, left, right, scale, softcap,
-        seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, True,
-    )  # fmt: skip
-    store_rows(dq, first_row, dq_row, S, dq_tile * natural_scale, D, BLOCK_M, BLOCK_D)
+    store_tile(dq, first_row, dq_row, S, dq_tile * natural_scale, D, BLOCK_M, BLOCK_D, TMA)

@@ -16,24 +16,30 @@ from .tiles import (
     keep_mask,
     key_ranges,
     load_rows,
+    load_tile,
     locate,
     logits,
     make_source,
     matrix,
     sees,
-    store_rows,
+    step_start,
+    steps,
+    store_tile,
 )
 
 
 @triton.jit
 def attend_keys(
-    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, high, rows, S, T,
+    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high, rows, S, T,
     left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the keys low ... high, in the base-2 exponent: see FlashAttention-2, section 3.1."""
-    for first in tl.range(low, high, BLOCK_N, warp_specialize=SPECIALIZE):
+    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2, section 3.1."""
+    for step in tl.range(
+        0, steps(low, full_low, full_high, high, BLOCK_N, MASKED), warp_specialize=SPECIALIZE and not MASKED
+    ):
+        first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         product = tl.dot(q, k.T, input_precision="ieee")
@@ -90,7 +96,7 @@ def forward_kernel(
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     rows = first_row + tl.arange(0, BLOCK_M)
-    q_tile = load_rows(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, False, True)
+    q_tile = load_tile(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if sinks is None:
         maximum = tl.full([BLOCK_M], -INF, tl.float32)
@@ -100,24 +106,14 @@ def forward_kernel(
         denominator = tl.full([BLOCK_M], 1.0, tl.float32)
 
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
-    if left is not None:
+    for phase in tl.static_range(2):  # First without masks, then the boundaries.
         acc, denominator, maximum = attend_keys(
-            acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row, low, min(full_low, high),
-            rows, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
-            D, BLOCK_N, BLOCK_D, TMA, False, True,
+            acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, SPECIALIZE, phase == 1,
         )  # fmt: skip
-    acc, denominator, maximum = attend_keys(
-        acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row, full_low, full_high,
-        rows, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
-        D, BLOCK_N, BLOCK_D, TMA, SPECIALIZE, False,
-    )  # fmt: skip
-    acc, denominator, maximum = attend_keys(
-        acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row, full_high, high,
-        rows, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
-        D, BLOCK_N, BLOCK_D, TMA, False, True,
-    )  # fmt: skip
 
     empty = denominator == 0.0
     acc = acc * (keep_scale / tl.where(empty, 1.0, denominator))[:, None]
     tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
-    store_rows(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D)
+    store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)

@@ -114,7 +114,9 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
     return out, lse
 
 
-def allocate_backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
+def allocate_backward(
+    d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p
+):
     return empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
 
 
@@ -131,7 +133,12 @@ def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, rig
         cdiv(S, DELTA_ROWS) * H * B,
         q,
         Tile(DELTA_ROWS, 0, 4, 1),
-        **{"out": out, "d_out": d_out, "d_lse": d_lse if d_lse is None else d_lse.contiguous(), "delta": delta},
+        **{
+            "out": out,
+            "d_out": d_out,
+            "d_lse": d_lse if d_lse is None else d_lse.contiguous(),
+            "delta": delta,
+        },
         **strides("out", out),
         **strides("d_out", d_out),
         **{"rows_in_all": S, "heads": H, "tiles": cdiv(S, DELTA_ROWS), "D": D},
