@@ -75,3 +75,16 @@ def keys_gradient_tile(device, head_dim, itemsize):
 def queries_gradient_tile(device, head_dim, itemsize):
     tile = keys_gradient_tile(device, head_dim, itemsize)
     return replace(tile, block_m=tile.block_n, block_n=tile.block_m)
+
+
+def decode_tile(device, head_dim, itemsize, rows):
+    """Rows are few, and reading the cache is all the time: small tiles, many of them in flight."""
+    wide = padded_width(head_dim) * itemsize > 256
+    block_m = min(max(16, 1 << (rows - 1).bit_length()), 64 if not wide else 32)
+    return Tile(block_m, 32 if wide else 64, 4, 2 if device.shared_memory < 128 * 1024 else 3)
+
+
+def decode_splits(device, programs, rows):
+    """Parts of the cache, so that two programs wait for memory on each multiprocessor; each has 256 rows or more, or
+    combining would cost more than it gains. Rows are the cache's capacity: its filling is known on the chip alone."""
+    return max(1, min(-(-2 * device.multiprocessors // programs), rows // 256, 128))
