@@ -134,7 +134,6 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
             tyro.conf.PositionalRequiredArgs,
             tyro.conf.PositionalMetavarFromFieldName,
             tyro.conf.DisallowNone,
-            tyro.conf.FlagCreatePairsOff,
             tyro.conf.HelptextFromCommentsOff,
             tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
         ),
@@ -143,19 +142,26 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
 
 def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., None]:
     """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up."""
-    from tyro.conf import arg
+    from tyro.conf import FlagCreatePairsOff, arg
+
+    from llmfast.config import unfilled
 
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         hint, default = hints[parameter.name], parameter.default
-        if parameter.name == "config" and dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(default):
+            parameters.append(parameter.replace(annotation=hint, default=unfilled(default)))
+        elif parameter.name == "config" and dataclasses.is_dataclass(hint):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
             parameters.append(
                 _option("config", Annotated[hint, arg(name="")], _starting_values(hint, arguments))
             )
-        elif default is None or default is False or default in ("", ()):
+        elif default is False:
+            flag = FlagCreatePairsOff[Annotated[hint, arg(help_behavior_hint="")]]
+            parameters.append(parameter.replace(annotation=flag))
+        elif default is None or default in ("", ()):
             parameters.append(parameter.replace(annotation=Annotated[hint, arg(help_behavior_hint="")]))
         else:
             parameters.append(parameter.replace(annotation=hint))
@@ -183,7 +189,7 @@ def _starting_values(cls: type, arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     file = parser.parse_known_args(arguments)[0].config
-    return config.load(cls, file) if file else cls()
+    return config.load_unfilled(cls, file) if file else config.unfilled(cls())
 
 
 if __name__ == "__main__":

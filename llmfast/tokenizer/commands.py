@@ -38,7 +38,9 @@ def train(
         print(f"skipped {len(corpus.skipped):,} files that are not UTF-8 text", file=sys.stderr)
 
 
-def encode(tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False) -> None:
+def encode(
+    tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False
+) -> None:
     """Turn text into token ids, printed on one line with spaces between; reads standard input if given no text.
 
     Args:
@@ -104,9 +106,13 @@ def info(tokenizer: str) -> None:
     longest = sorted(ordinary, key=len, reverse=True)[:5]
     specials = {token: opened.encode_single_token(token) for token in sorted(opened.special_tokens_set)}
     table = Table.grid(padding=(0, 2))
+    named = ", ".join(f"{token} = {token_id}" for token, token_id in specials.items())
     for name, value in [
         ("vocabulary", f"{opened.n_vocab:,} tokens: {len(ordinary):,} ordinary, {len(specials):,} special"),
-        ("special tokens", ", ".join(f"{token} = {token_id}" for token, token_id in specials.items()) or "none"),
+        (
+            "special tokens",
+            ", ".join(f"{token} = {token_id}" for token, token_id in specials.items()) or "none",
+        ),
         ("longest tokens", ", ".join(repr(token.decode("utf-8", "backslashreplace")) for token in longest)),
         ("fingerprint", opened.fingerprint),
     ]:
@@ -128,7 +134,9 @@ def _decoded(data: bytes, file: Path | None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong") from None
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong"
+        ) from None
 
 
 def _parse_ids(text: str) -> tuple[int, ...]:
