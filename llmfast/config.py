@@ -222,7 +222,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that _Loader would read as a number."""
+    """Quotes text that _Loader would read as a number, and escapes what YAML would fold (tabs, line ends)."""
+
+    def represent_str(self, text):
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 for _side in (_Loader, _Dumper):
@@ -241,17 +247,16 @@ def _commented(config: Any, indent: str = "") -> list[str]:
         if dataclasses.is_dataclass(value):
             lines += [f"{indent}{field.name}:", *_commented(value, indent + "  ")]
         else:
-            lines += [indent + line for line in _dump(field.name, _converter.unstructure(value)).splitlines()]
+            lines += [indent + line for line in _dump(field.name, _converter.unstructure(value))]
     return lines
 
 
-def _dump(name: str, value: Any) -> str:
-    flow = (
-        None if isinstance(value, list | dict) else False
-    )  # None: the innermost lists and tables on one line
-    return yaml.dump(
+def _dump(name: str, value: Any) -> list[str]:
+    flow = None if isinstance(value, list | dict) else False  # None: innermost ones on one line
+    text = yaml.dump(
         {name: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=100
     )
+    return text.splitlines()
 
 
 def field_help(cls: type) -> dict[str, str]:

@@ -41,7 +41,7 @@ def train(
 def encode(
     tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False
 ) -> None:
-    """Turn text into token ids, printed on one line with spaces between; reads standard input if given no text.
+    """Turn text into token ids, printed on one line; reads standard input if given no text.
 
     Args:
         tokenizer: A tokenizer or run folder, or a tokenizer file.
@@ -109,10 +109,7 @@ def info(tokenizer: str) -> None:
     named = ", ".join(f"{token} = {token_id}" for token, token_id in specials.items())
     for name, value in [
         ("vocabulary", f"{opened.n_vocab:,} tokens: {len(ordinary):,} ordinary, {len(specials):,} special"),
-        (
-            "special tokens",
-            ", ".join(f"{token} = {token_id}" for token, token_id in specials.items()) or "none",
-        ),
+        ("special tokens", named or "none"),
         ("longest tokens", ", ".join(repr(token.decode("utf-8", "backslashreplace")) for token in longest)),
         ("fingerprint", opened.fingerprint),
     ]:
