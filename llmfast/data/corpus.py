@@ -60,7 +60,9 @@ class Corpus:
             yield from _pieces(document) if few else (document,)
         if not found:
             skipped = f" ({len(self.skipped)} files are not UTF-8 text)" if self.skipped else ""
-            raise ValueError(f"no readable text in {', '.join(self.sources) or 'the standard library'}{skipped}")
+            raise ValueError(
+                f"no readable text in {', '.join(self.sources) or 'the standard library'}{skipped}"
+            )
 
     def describe(self) -> str:
         """The sources in words."""
@@ -87,14 +89,18 @@ def _standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     third_party = {"site-packages", "dist-packages", "__pycache__"}
     # Sorted by the path's parts below the root, so that the order does not depend on where Python is installed.
-    files = {path.relative_to(root).parts: path for suffix in ("py", "txt") for path in root.rglob(f"*.{suffix}")}
+    files = {
+        path.relative_to(root).parts: path for suffix in ("py", "txt") for path in root.rglob(f"*.{suffix}")
+    }
     return [path for parts, path in sorted(files.items()) if not third_party & set(parts)]
 
 
 def _files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
+        found = sorted(
+            each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))
+        )
     elif path.exists():
         found = [path]
     else:
@@ -137,7 +143,9 @@ def _dataset_documents(source: str) -> Iterator[Document]:
     texts = [key for key, value in first.items() if isinstance(value, str)]
     column = column or ("text" if "text" in texts else next(iter(texts), ""))
     if column not in texts:
-        raise ValueError(f"{source} has no text column {column!r}; its text columns are {', '.join(texts) or 'none'}")
+        raise ValueError(
+            f"{source} has no text column {column!r}; its text columns are {', '.join(texts) or 'none'}"
+        )
     for index, row in enumerate(rows):
         if row[column] and row[column].strip():
             yield Document(f"{source}[{index}]", row[column])

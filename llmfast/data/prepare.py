@@ -16,7 +16,9 @@ from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-ENCODE_CHARACTERS = 2**24  # documents are encoded in groups of this size: memory stays bounded, cores stay busy
+ENCODE_CHARACTERS = (
+    2**24
+)  # documents are encoded in groups of this size: memory stays bounded, cores stay busy
 SPLITS = ("train", "validation")
 
 
@@ -35,7 +37,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+            raise ValueError(
+                f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Prepared:
     validation: TokenShards
 
 
-def prepare(config: DataConfig, folder: Path, *, report: Callable[[str], None] = lambda line: None) -> Prepared:
+def prepare(
+    config: DataConfig, folder: Path, *, report: Callable[[str], None] = lambda line: None
+) -> Prepared:
     """Train (or load) the tokenizer, encode the corpus, and write both under ``folder``, whole or not at all.
 
     ``report`` is told, in a line each, what was read and made.
@@ -93,7 +99,9 @@ def open_prepared(folder: Path) -> Prepared:
     splits = [TokenShards(folder / split) for split in SPLITS]
     for shards in splits:
         if shards.fingerprint != tokenizer.fingerprint:
-            raise ValueError(f"the token shards in {shards.folder} were made with another tokenizer than {folder}'s")
+            raise ValueError(
+                f"the token shards in {shards.folder} were made with another tokenizer than {folder}'s"
+            )
     return Prepared(tokenizer, *splits)
 
 
@@ -121,7 +129,9 @@ def _split_rule(corpus: Corpus, fraction: float) -> Callable[[Document], bool]:
             return lambda document: document.is_held_out(fraction)
     # A small corpus: its hashes all fell on one side. The first document then goes to the other side.
     if not any(document.text != first.text for document in corpus):
-        raise ValueError(f"{corpus.describe()}: one short document only, so nothing can be held out for validation")
+        raise ValueError(
+            f"{corpus.describe()}: one short document only, so nothing can be held out for validation"
+        )
     (held_out,) = sides
     return lambda document: (document.text == first.text) != held_out
 

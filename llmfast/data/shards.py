@@ -129,7 +129,9 @@ class TokenShards:
         except FileNotFoundError:
             raise ValueError(f"token shard {path} is missing") from None
         if actual != expected:
-            raise ValueError(f"token shard {path} is truncated or altered: {actual} bytes, expected {expected}")
+            raise ValueError(
+                f"token shard {path} is truncated or altered: {actual} bytes, expected {expected}"
+            )
         tokens = np.memmap(path, dtype=self.dtype, mode="r")
         if hashlib.sha256(tokens.data).hexdigest() != shard.sha256:
             raise ValueError(f"token shard {path} is altered: its SHA-256 is not the one in {INDEX}")

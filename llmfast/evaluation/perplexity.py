@@ -63,7 +63,9 @@ def evaluate(
     return Evaluation(loss, loss / math.log(2) * len(shards) / shards.text_bytes, scored)
 
 
-def _window(shards: TokenShards, start: int, context: int, stride: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _window(
+    shards: TokenShards, start: int, context: int, stride: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and targets of one window; what is past the end or was scored before is padded or ignored."""
     tokens = np.zeros(context, np.int64)
     targets = np.full(context, IGNORED, np.int64)

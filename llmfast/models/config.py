@@ -37,6 +37,10 @@ class DecoderConfig:
     embedding_init: Literal["linear", "normal"] = "linear"
     """linear: variance 2/(V + E) truncated at 3 sigma, as for a linear layer; normal: standard deviation 0.02."""
 
+    scale_embedding: bool = False
+    """Multiply embeddings by sqrt(E) on their way in (Vaswani et al. 2017, section 3.4; Gemma). With a tied table of
+    linear-layer size, tokens would otherwise start far quieter than what the blocks add to them."""
+
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "layers", "heads", "context"):
             if getattr(self, name) < 1:

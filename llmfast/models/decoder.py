@@ -103,7 +103,9 @@ class Decoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         initialise(self, generator)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> Tensor:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
         Raises:
@@ -113,6 +115,8 @@ class Decoder(nn.Module):
         if past + S > self.config.context:
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
         x = self.embedding(tokens)
+        if self.config.scale_embedding:
+            x = x * self.config.width**0.5
         rotary = self.cos[past : past + S], self.sin[past : past + S]
         for index, block in enumerate(self.blocks):
             x = block(x, rotary, cache.layers[index] if cache is not None else None)
@@ -131,7 +135,8 @@ def rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     """
     exponent = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
     angles = torch.outer(
-        torch.arange(config.context, dtype=torch.float64), torch.tensor(config.rope_base).double() ** -exponent
+        torch.arange(config.context, dtype=torch.float64),
+        torch.tensor(config.rope_base).double() ** -exponent,
     )
     return angles.cos().float(), angles.sin().float()
 

@@ -90,7 +90,9 @@ def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
     if not (path / "model.safetensors").exists():
         found = checkpoints(path)
         if not found:
-            raise ValueError(f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)")
+            raise ValueError(
+                f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)"
+            )
         folder = found[-1]
     sha256 = _read_json(folder / "state.json")["sha256"]
     model = Decoder(from_dict(DecoderConfig, _read_json(folder / "config.json")))

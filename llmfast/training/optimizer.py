@@ -16,7 +16,11 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
     shrink the rows of rare tokens between their few gradients.
     """
     parameters = dict(model.named_parameters())
-    matrices = [parameter for name, parameter in parameters.items() if name.startswith("blocks.") and parameter.ndim == 2]
+    matrices = [
+        parameter
+        for name, parameter in parameters.items()
+        if name.startswith("blocks.") and parameter.ndim == 2
+    ]
     inside = set(map(id, matrices))
     rest = [parameter for parameter in parameters.values() if id(parameter) not in inside]
     adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
@@ -25,7 +29,10 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
             Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
             AdamW(rest, weight_decay=0.0, **adamw),
         ]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return [AdamW(groups, **adamw)]
 
 
