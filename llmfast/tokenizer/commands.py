@@ -12,7 +12,9 @@ def train(
     *,
     data: tuple[str, ...] = (),
     vocab_size: int = 4096,
+    pattern: str = "cl100k",
     special_tokens: tuple[str, ...] = (END_OF_TEXT,),
+    min_frequency: int = 2,
 ) -> None:
     """Learn a byte-level BPE vocabulary from text and write it to a folder.
 
@@ -20,7 +22,10 @@ def train(
         out: Folder to write the tokenizer to; a tokenizer that is there is replaced.
         data: Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out.
         vocab_size: Size of the vocabulary, special tokens included; at least 256 and those.
+        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, none
+            or a regular expression.
         special_tokens: Texts that are one token each and never merged.
+        min_frequency: Learn no token from a pair that is rarer than this.
 
     Raises:
         ValueError: no readable text, or a vocabulary size that the text cannot give.
@@ -31,7 +36,14 @@ def train(
 
     corpus = Corpus(data)
     texts = (document.text for document in corpus)
-    tokenizer = Tokenizer.train(texts, vocab_size, special_tokens=special_tokens)
+    tokenizer = Tokenizer.train(
+        texts,
+        vocab_size,
+        pattern=pattern,
+        special_tokens=special_tokens,
+        min_frequency=min_frequency,
+        progress=sys.stderr.isatty(),
+    )
     tokenizer.save(out)
     print(f"{out}: {tokenizer.n_vocab:,} tokens, from {corpus.describe()}")
     if corpus.skipped:
