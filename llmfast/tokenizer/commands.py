@@ -90,11 +90,13 @@ def decode(tokenizer: str, *, ids: tuple[int, ...] = (), file: Path | None = Non
     if ids and file is not None:
         raise ValueError("give ids or file, not both")
     ids = ids or _parse_ids(_decoded(_read(file), file))
+    unknown = next((each for each in ids if not 0 <= each < opened.n_vocab), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} is not a token id; they go from 0 to {opened.n_vocab - 1}")
     try:
         data = opened.decode_bytes(ids)
-    except (KeyError, OverflowError):
-        unknown = next(each for each in ids if not _is_known(opened, each))
-        raise ValueError(f"{unknown} is not a token id; they go from 0 to {opened.n_vocab - 1}") from None
+    except KeyError as error:  # a hole in the vocabulary
+        raise ValueError(error.args[0]) from None
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -154,11 +156,3 @@ def _parse_ids(text: str) -> tuple[int, ...]:
     if wrong is not None:
         raise ValueError(f"{wrong!r} is not a token id")
     return tuple(map(int, words))
-
-
-def _is_known(tokenizer, token: int) -> bool:
-    try:
-        tokenizer.decode_single_token_bytes(token)
-    except (KeyError, OverflowError):
-        return False
-    return True
