@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> None:
 def sentence(error: BaseException) -> str | None:
     """An error as one sentence for the person at the terminal; None where it is our fault and not theirs."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, ModuleNotFoundError):
         from llmfast.doctor import optional_libraries
 
