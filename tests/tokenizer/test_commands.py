@@ -75,7 +75,10 @@ def test_info_shows_size_and_special_tokens(folder, capsys):
         (["train", "{tmp}/out", "--data", "{tmp}/absent"], "absent"),
         (["train", "{tmp}/out", "--data", "{tmp}/empty.txt"], "no readable text"),
         (["train", "{tmp}/out", "--data", "{tmp}/text.txt", "--vocab_size", "255"], "vocab_size"),
-        (["train", "{tmp}/out", "--data", "{tmp}/text.txt", "--vocab_size", "99999"], "the text is too small"),
+        (
+            ["train", "{tmp}/out", "--data", "{tmp}/text.txt", "--vocab_size", "99999"],
+            "the text is too small",
+        ),
         (["train", "{tmp}/out", "--data", "{tmp}/text.txt", "--pattern", "gpt3"], "gpt3"),
         (["encode", "{tmp}/absent", "--text", "x"], "absent"),
         (["encode", "{folder}", "--file", "{tmp}/absent"], "absent: no such file or directory"),
