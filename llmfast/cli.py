@@ -1,7 +1,7 @@
 """The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
 
 Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
-is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
+is a dataclass (or None) puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
 a YAML file with the values to start from.
 """
 
@@ -152,12 +152,11 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
         hint, default = hints[parameter.name], parameter.default
         if dataclasses.is_dataclass(default):
             parameters.append(parameter.replace(annotation=hint, default=unfilled(default)))
-        elif parameter.name == "config" and dataclasses.is_dataclass(hint):
+        elif parameter.name == "config" and (cls := _dataclass_in(hint)):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
+            start = _starting_values(cls, arguments)
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
-            parameters.append(
-                _option("config", Annotated[hint, arg(name="")], _starting_values(hint, arguments))
-            )
+            parameters.append(_option("config", Annotated[cls, arg(name="")], start))
         elif default is False:
             flag = FlagCreatePairsOff[Annotated[hint, arg(help_behavior_hint="")]]
             parameters.append(parameter.replace(annotation=flag))
@@ -178,6 +177,11 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a type is, or is or None."""
+    return next(filter(dataclasses.is_dataclass, typing.get_args(hint) or [hint]), None)
 
 
 def _starting_values(cls: type, arguments: list[str]) -> Any:

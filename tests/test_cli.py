@@ -39,7 +39,7 @@ class Config:
 CALLS = []
 
 
-def configured(config: Config, *, resume: bool = False) -> None:
+def configured(*, config: Config | None = None, resume: bool = False) -> None:
     """Train by a configuration.
 
     Args:
