@@ -42,13 +42,14 @@ def attention(
         rows = torch.arange(q.shape[2], device=q.device)
         columns = torch.arange(k.shape[2], device=q.device)
         sequence = torch.arange(q.shape[0], device=q.device)[:, None]
-    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
-    if dropout_p > 0:
-        heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
-        keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
-        probabilities = probabilities * keep / (1 - dropout_p)
-    values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
-    out = (probabilities @ values).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # the products too are in float32
+        probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+        if dropout_p > 0:
+            heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
+            keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
+            probabilities = probabilities * keep / (1 - dropout_p)
+        values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
+        out = (probabilities @ values).to(q.dtype)
     if packed:
         return out[0].transpose(0, 1), lse[0].transpose(0, 1)
     return out, lse
@@ -80,7 +81,7 @@ def plain_attention(q, k, v, *, scale, left=None, right=None):
     plain products, fused by the compiler, take 5 %.
     """
     S, T = q.shape[2], k.shape[2]
-    if 1 < S and max(S, T) <= SHORT:
+    if S > 1 and max(S, T) <= SHORT:
         return attention(q, k, v, scale=scale, left=left, right=right)[0]
     grouped = q.shape[1] != k.shape[1]
     bounded = left is not None or (right is not None and S > 1) or (right or 0) < 0
