@@ -47,7 +47,7 @@ setup(
     # kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
     packages=[
         *find_packages(include=["llmfast", "llmfast.*"]),
-        *("llmfast.kernels", "llmfast.kernels.reference"),
+        *("llmfast.kernels", *(f"llmfast.kernels.{package}" for package in find_packages("kernels"))),
     ],
     package_dir={"llmfast": "llmfast", "llmfast.kernels": "kernels"},
     ext_modules=[engine],
