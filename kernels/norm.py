@@ -96,13 +96,14 @@ def backward_launch(width: int, itemsize: int) -> NormLaunch:
     return NormLaunch(rows, block, 16, wide=False, resident=2 if block * itemsize <= 8192 else 1)
 
 
-def backward_programs(chosen: NormLaunch, rows: int, groups: int, device: Device) -> int:
-    """How many programs share the rows of a group: what fills the chip once, and no more than there are tiles.
+def backward_programs(chosen: NormLaunch, rows: int, parts: int, device: Device) -> int:
+    """How many programs share the rows of each of the ``parts`` (groups × column blocks) of the parameters: what
+    fills the chip once, and no more than there are tiles.
 
     Each program more is one more partial gradient to write.
     """
     fill = device.multiprocessors * chosen.resident
-    return max(1, min(cdiv(rows, chosen.rows), cdiv(fill, groups)))
+    return max(1, min(cdiv(rows, chosen.rows), cdiv(fill, parts)))
 
 
 # ------------------------------------------------------------------------------------------------- operators
@@ -190,7 +191,8 @@ def _run_backward(
     grad_x = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     chosen = backward_launch(rows.width, h.element_size())
     per_group = rows.count // groups
-    programs = backward_programs(chosen, per_group, groups, Device.of(h.device))
+    column_blocks = max(1, cdiv(rows.width, chosen.block))
+    programs = backward_programs(chosen, per_group, groups * column_blocks, Device.of(h.device))
     wanted = (weight if weight_gradient else None, bias)
     partials = [
         None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
@@ -202,7 +204,7 @@ def _run_backward(
     fixed |= {"num_warps": chosen.warps, "maxnreg": chosen.registers}
     if chosen.wide:
         run(norm_backward_wide, (per_group, groups), h, *inputs, *layout, weight_offset, **fixed)
-        grid = (programs, groups, cdiv(rows.width, chosen.block) if any(p is not None for p in wanted) else 0)
+        grid = (programs, groups, column_blocks if any(p is not None for p in wanted) else 0)
         run(parameter_gradients_wide, grid, h, grad_y, h, stats, *partials, *layout, **fixed)
     else:
         grid = (programs, groups)
