@@ -81,7 +81,8 @@ def sweep(
     """One pass over the tokens.
 
     Without ``lse`` it computes the loss and the log-sum-exp of each token (N,). With ``grad_loss`` (N,), and
-    ``grad_lse`` where it is not zero, it computes the gradients of hidden, weight and bias that are wanted.
+    ``grad_lse`` where it is not zero, it computes the gradients of hidden, weight and bias that are wanted,
+    the last two in float32.
     """
     hidden, weight, bias, target = call[:4]
     wide = widen(hidden[:0]).dtype
@@ -109,5 +110,4 @@ def sweep(
                 add_product(grad_weight, gradients.T, h)
             if grad_bias is not None:
                 grad_bias += gradients.sum(0, dtype=wide)
-    gradients = (grad_hidden, grad_weight, grad_bias)
-    return loss, lse, [None if g is None else g.to(hidden.dtype) for g in gradients]
+    return loss, lse, [grad_hidden, grad_weight, grad_bias]

@@ -90,7 +90,8 @@ def tile_statistics(
 @triton.jit(do_not_specialize=["tokens", "splits", "ignore_index"])
 def combine_statistics(
     statistics, target_logit, target, order, class_weight, weight_sum, loss, lse,
-    tokens: tl.int64, vocabulary, splits, ignore_index: tl.int64, label_smoothing, z_loss, BLOCK: tl.constexpr,
+    tokens: tl.int64, vocabulary, splits, ignore_index: tl.int64, label_smoothing, z_loss,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The splits of each token put together, first to last, and written where the token came from."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -130,7 +131,7 @@ def tile_gradients(
     label_smoothing, z_loss, softcap, gradient_filter, EVEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The derivative by the logits of ``columns`` classes from ``start`` on, 0 past the last token and class."""
+    """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the last token or class."""
     block, tile = _tile_of(
         tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(columns, COLUMNS), GROUP
     )

@@ -45,7 +45,7 @@ def check_options(
 
 def finish(
     loss: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     target: Tensor,
     class_weight: Tensor | None,
     ignore_index: int,
