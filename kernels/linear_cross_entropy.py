@@ -6,6 +6,9 @@ products of the BLAS library on some tokens at a time; ``linear_tiles``, matrix 
 in registers.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,7 @@ from . import linear_chunks, linear_tiles
 from .backend import use_triton
 from .checks import check_floating, check_same_device
 from .cross_entropy import cross_entropy
+from .gate import GateCase
 from .launch import Device
 from .linear_call import MIB, SCHEMA, Call
 from .loss_checks import check_options, check_target, finish
@@ -24,19 +28,21 @@ from .operator import define
 FEW_LOGITS = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
 
 
-def strategy(tokens: int, vocabulary: int, dtype: torch.dtype, device: Device | None) -> str:
+def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, device: Device | None) -> str:
     """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``device`` None) ``"reference"`` chunks.
 
     Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
     logit, which at E = 1024 is half the time of a product on an H100), hold no float32 copy of the weight's
     gradient, and skip ignored tokens. They need tensor cores that Triton drives near their peak, so chunks
     remain for float32, and for capability 10.0, where its products reach about half of the BLAS library's.
+    They also need a width in whole steps of 64.
     """
     if tokens * vocabulary * dtype.itemsize <= FEW_LOGITS:
         return "plain"
     if device is None:
         return "reference"
-    return "chunks" if dtype == torch.float32 or device.capability in (100, 103) else "tiles"
+    by_chunks = dtype == torch.float32 or device.capability in (100, 103) or width % 64
+    return "chunks" if by_chunks else "tiles"
 
 
 # -------------------------------------------------------------------------------------------------- operators
@@ -226,7 +232,7 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
     device = Device.of(hidden.device) if use_triton(hidden) else None
-    how = strategy(tokens, weight.shape[0], hidden.dtype, device)
+    how = strategy(tokens, *weight.shape, hidden.dtype, device)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
@@ -281,3 +287,35 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter:
             raise ValueError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {tensor.dtype}")
     if gradient_filter is not None and not 0.0 < gradient_filter < 1.0:
         raise ValueError(f"gradient_filter must be a probability, or None for none, got {gradient_filter}")
+
+
+# ---------------------------------------------------------------------------------------------- compile gate
+
+
+def gate_cases(device: Device) -> Iterator[GateCase]:
+    """The tiles, without options and with all of them; the chunks launch what ``cross_entropy`` does."""
+    product = "wgmma" if device.capability == 90 else "mma"
+    kernels = ("tile_statistics", "tile_gradients", "hidden_gradient", "weight_gradient")
+    expect = dict.fromkeys(kernels, (product, "cp.async"))
+    for width, dtype, everything in ((4096, torch.bfloat16, False), (960, torch.float16, True)):
+        if strategy(8192, 128256, width, dtype, device) != "tiles":
+            continue
+        name = f"{width} {str(dtype)[6:]}{', all options' if everything else ''}"
+        run = partial(_gate_run, width, dtype, everything)
+        yield GateCase("linear_cross_entropy", name, run, expect)
+
+
+def _gate_run(width: int, dtype: torch.dtype, everything: bool) -> None:
+    tokens, vocabulary = 8192, 128256
+    hidden, weight, bias = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
+    )
+    target = torch.empty(tokens, dtype=torch.int64, device="meta")
+    options = (-100, 0.0, 0.0, None, None, "tiles")
+    inputs = (hidden, weight, None, target, None, *options)
+    if everything:
+        class_weight = torch.empty(vocabulary, device="meta")
+        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, 1e-4, "tiles")
+    loss, lse = _run(*inputs)
+    _run_backward(lse, loss, lse if everything else None, [True, True, everything], *inputs)
