@@ -22,10 +22,10 @@ def chunk_rows(vocabulary: int, width: int, itemsize: int, on_cpu: bool) -> int:
     """How many tokens share a chunk.
 
     Each chunk reads and writes the float32 gradient of the weight once, 8·V·E bytes, against its 6·rows·V·E
-    operations. On a CPU 128 rows make that a tenth of the time, and 32 MiB of logits were the fastest of 32 to
-    256 (4,096 × 50,304 × 256 on two cores: 2.6 s, where linear and cross_entropy of torch take 5.1). A GPU
-    does some 300 operations while it moves one byte and wants 2048 rows for the same, which half the weight's
-    size in logits gives where E = 4096.
+    operations. On a CPU 128 rows make that a tenth of the time, and 32 MiB of logits were the fastest of 32
+    to 256 (4,096 × 50,304 × 256 on two cores: 2.6 s, where linear and cross_entropy of torch take 5.1). A
+    GPU does some 300 operations while it moves one byte and wants 2048 rows for the same, which half the
+    weight's size in logits gives where E = 4096.
     """
     if on_cpu:
         return max(128, 32 * MIB // (vocabulary * itemsize))

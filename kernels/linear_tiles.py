@@ -65,8 +65,13 @@ def logits_launch(device: Device) -> TileLaunch:
     return SQUARE
 
 
-def product_launch(device: Device) -> TileLaunch:
-    """The tile of the two gradients' products: wide (144 KiB) where ``wgmma`` reads its operands from shared
+def hidden_launch(device: Device) -> TileLaunch:
+    """The tile of the gradient of ``hidden``. Reading and writing its sums, a wide one spills on every chip."""
+    return SQUARE
+
+
+def weight_launch(device: Device) -> TileLaunch:
+    """The tile of the gradient of ``weight``: wide (144 KiB) where ``wgmma`` reads its operands from shared
     memory; with ``mma`` they pass through registers, and it spills."""
     return WIDE if device.capability == 90 else SQUARE
 
@@ -156,14 +161,16 @@ def backward(
         return [grad_hidden, grad_weight, grad_bias]
     weight, like = call.weight.contiguous(), call.hidden
     device = Device.of(like.device)
-    tile, product = logits_launch(device), product_launch(device)
+    tile, for_hidden, for_weight = logits_launch(device), hidden_launch(device), weight_launch(device)
     chosen = objective(*call.objective)
     few = compact(call.hidden, call.target, call.ignore_index)
     lse, grad_loss, grad_lse = (
         None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse)
     )
     columns = chunk_columns(tokens, vocabulary, width, like.itemsize, tile)
-    blocks, across = cdiv(tokens, tile.rows), cdiv(width, product.columns)
+    blocks = cdiv(tokens, tile.rows)
+    hidden_tiles = cdiv(tokens, for_hidden.rows) * cdiv(width, for_hidden.columns)
+    weight_tiles = cdiv(columns, for_weight.rows) * cdiv(width, for_weight.columns)
     gradients = like.new_empty((blocks * tile.rows, columns))
     sums = like.new_empty((tokens, width), dtype=torch.float32) if columns < vocabulary else None
     for start in range(0, vocabulary, columns):
@@ -180,17 +187,10 @@ def backward(
         if grad_hidden is not None:
             ends = {"FIRST": start == 0, "LAST": start + columns >= vocabulary}
             inputs = (gradients, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
-            run(
-                hidden_gradient,
-                (cdiv(tokens, product.rows) * across,),
-                like,
-                *inputs,
-                **ends,
-                **product.options(),
-            )
+            run(hidden_gradient, (hidden_tiles,), like, *inputs, **ends, **for_hidden.options())
         if grad_weight is not None:
             inputs = (gradients, few.hidden, few.count, grad_weight, *part)
-            run(weight_gradient, (cdiv(columns, product.rows) * across,), like, *inputs, **product.options())
+            run(weight_gradient, (weight_tiles,), like, *inputs, **for_weight.options())
         if grad_bias is not None:
             inputs = (gradients, few.count, grad_bias, vocabulary, start, columns)
             run(bias_gradient, (cdiv(columns, 64),), like, *inputs, ROWS=64, COLUMNS=64, num_warps=4)
