@@ -90,7 +90,7 @@ def sweep(
     loss = None
     given = lse
     if given is None:
-        loss, lse = hidden.new_empty((2, hidden.shape[0]), dtype=wide)
+        loss, lse = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(2))
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
     grad_weight = hidden.new_zeros(weight.shape, dtype=wide) if wanted[1] else None
     grad_bias = hidden.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None

@@ -20,7 +20,7 @@ from .cross_entropy import cross_entropy
 from .gate import GateCase
 from .launch import Device
 from .linear_call import MIB, SCHEMA, Call
-from .loss_checks import check_options, check_target, finish
+from .loss_checks import autocast, check_options, check_same_dtype, check_target, finish
 from .operator import define
 
 # -------------------------------------------------------------------------------------------- launch choices
@@ -228,7 +228,7 @@ def linear_cross_entropy(
     _check(hidden, weight, bias, gradient_filter)
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
-    hidden, weight, bias = _autocast(hidden, weight, bias)
+    hidden, weight, bias = autocast(hidden, weight, bias)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
     device = Device.of(hidden.device) if use_triton(hidden) else None
@@ -259,14 +259,6 @@ def linear_cross_entropy(
     return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if t is None else t.to(dtype) for t in tensors)
-
-
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter: float | None) -> None:
     check_floating("hidden", hidden)
     if hidden.dim() == 0 or weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
@@ -279,12 +271,7 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter:
         raise ValueError(f"bias must have one element a class, ({weight.shape[0]},), got {tuple(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_same_device(name, tensor, hidden)
-        if (
-            tensor is not None
-            and tensor.dtype != hidden.dtype
-            and not torch.is_autocast_enabled(hidden.device.type)
-        ):
-            raise ValueError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {tensor.dtype}")
+        check_same_dtype(name, tensor, "hidden", hidden)
     if gradient_filter is not None and not 0.0 < gradient_filter < 1.0:
         raise ValueError(f"gradient_filter must be a probability, or None for none, got {gradient_filter}")
 

@@ -117,7 +117,7 @@ def compact(hidden: Tensor, target: Tensor, ignore_index: int) -> Compacted:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Each token's loss and log-sum-exp (N,), float32."""
     (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
-    loss, lse, target_logit = call.hidden.new_empty((3, tokens), dtype=torch.float32)
+    loss, lse, target_logit = (call.hidden.new_empty(tokens, dtype=torch.float32) for _ in range(3))
     if not tokens:
         return loss, lse
     device = Device.of(call.hidden.device)
