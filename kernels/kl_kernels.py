@@ -13,9 +13,11 @@ def _counts(target, row, ignore_index):
 
 
 @triton.jit
-def _log_probability(logits, column, mask, inverse_temperature, lse):
-    """``log p`` of some classes; −inf, as of an impossible class, past the last."""
-    return tl.load(logits + column, mask, other=float("-inf")).to(tl.float32) * inverse_temperature - lse
+def _log_probability(logits, column, mask, temperature, top, log_total):
+    """``log p`` of some classes; −inf, as of an impossible class, past the last. The log-sum-exp comes in two
+    parts: their sum, rounded, would cost log p its last digits."""
+    z = tl.load(logits + column, mask, other=float("-inf")).to(tl.float32) / temperature
+    return (z - top) - log_total
 
 
 @triton.jit
@@ -33,41 +35,42 @@ def _mixture(log_student, log_teacher, beta):
 
 
 @triton.jit
-def _log_sum_exp(logits, vocabulary, inverse_temperature, BLOCK: tl.constexpr):
-    """Of one row, in one pass."""
+def _log_sum_exp(logits, vocabulary, temperature, BLOCK: tl.constexpr):
+    """Of one row, in one pass: (the largest logit, the logarithm of the sum of exponentials below it)."""
     top = float("-inf")
     lanes = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        z = _log_probability(logits, column, column < vocabulary, inverse_temperature, 0.0)
+        z = _log_probability(logits, column, column < vocabulary, temperature, 0.0, 0.0)
         higher = tl.maximum(top, tl.max(z, 0))
         shift = shift_of(higher)
         lanes = lanes * tl.exp(top - shift) + tl.exp(z - shift)
         top = higher
-    return shift_of(top) + tl.log(tl.sum(lanes, 0))
+    return shift_of(top), tl.log(tl.sum(lanes, 0))
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["rows", "ignore_index"])
 def kl_forward(
-    student, teacher, target, loss, lse_student, lse_teacher, along,
-    vocabulary, ignore_index: tl.int64, beta, inverse_temperature, KIND: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, target, loss, statistics,
+    rows: tl.int64, vocabulary, ignore_index: tl.int64, beta, temperature, KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row a program: its divergence, both log-sum-exps, and what the gradient is centred by (``along``)."""
+    """One row a program: its divergence; and as ``statistics`` (5, rows) both log-sum-exps in their two parts,
+    and what the gradient is centred by."""
     row = tl.program_id(0).to(tl.int64)
     if not _counts(target, row, ignore_index):
         tl.store(loss + row, 0.0)
         return
     student += row * vocabulary
     teacher += row * vocabulary
-    lse_s = _log_sum_exp(student, vocabulary, inverse_temperature, BLOCK)
-    lse_t = _log_sum_exp(teacher, vocabulary, inverse_temperature, BLOCK)
+    top_s, total_s = _log_sum_exp(student, vocabulary, temperature, BLOCK)
+    top_t, total_t = _log_sum_exp(teacher, vocabulary, temperature, BLOCK)
     from_teacher = tl.zeros((BLOCK,), tl.float32)
     from_student = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         column = start + tl.arange(0, BLOCK)
         mask = column < vocabulary
-        log_s = _log_probability(student, column, mask, inverse_temperature, lse_s)
-        log_t = _log_probability(teacher, column, mask, inverse_temperature, lse_t)
+        log_s = _log_probability(student, column, mask, temperature, top_s, total_s)
+        log_t = _log_probability(teacher, column, mask, temperature, top_t, total_t)
         if KIND == "forward":
             from_teacher += _times(tl.exp(log_t), log_t - log_s)
         elif KIND == "reverse":
@@ -81,15 +84,17 @@ def kl_forward(
         tl.store(loss + row, beta * tl.sum(from_teacher, 0) + (1.0 - beta) * centre)
     else:
         tl.store(loss + row, tl.sum(from_teacher, 0) + centre)
-    tl.store(lse_student + row, lse_s)
-    tl.store(lse_teacher + row, lse_t)
-    tl.store(along + row, centre)
+    tl.store(statistics + row, top_s)
+    tl.store(statistics + rows + row, total_s)
+    tl.store(statistics + 2 * rows + row, top_t)
+    tl.store(statistics + 3 * rows + row, total_t)
+    tl.store(statistics + 4 * rows + row, centre)
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["rows", "ignore_index"])
 def kl_backward(
-    grad_loss, student, teacher, target, lse_student, lse_teacher, along,
-    vocabulary, ignore_index: tl.int64, beta, inverse_temperature, KIND: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, target, grad_loss, statistics,
+    rows: tl.int64, vocabulary, ignore_index: tl.int64, beta, temperature, KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The derivative by the student's logits, in their place."""
     row = tl.program_id(0).to(tl.int64)
@@ -99,16 +104,19 @@ def kl_backward(
     if not _counts(target, row, ignore_index):
         tl.store(student + column, tl.zeros((BLOCK,), student.dtype.element_ty), mask)
         return
-    factor = tl.load(grad_loss + row) * inverse_temperature
-    log_s = _log_probability(student, column, mask, inverse_temperature, tl.load(lse_student + row))
-    log_t = _log_probability(
-        teacher + row * vocabulary, column, mask, inverse_temperature, tl.load(lse_teacher + row)
-    )
+    teacher += row * vocabulary
+    statistics += row
+    factor = tl.load(grad_loss + row) / temperature
+    top, log_total = tl.load(statistics), tl.load(statistics + rows)
+    log_s = _log_probability(student, column, mask, temperature, top, log_total)
+    top, log_total = tl.load(statistics + 2 * rows), tl.load(statistics + 3 * rows)
+    log_t = _log_probability(teacher, column, mask, temperature, top, log_total)
+    centre = tl.load(statistics + 4 * rows)
     p = tl.exp(log_s)
     if KIND == "forward":
         gradient = p - tl.exp(log_t)
     elif KIND == "reverse":
-        gradient = _times(p, log_s - log_t - tl.load(along + row))
+        gradient = _times(p, log_s - log_t - centre)
     else:
-        gradient = (1.0 - beta) * _times(p, log_s - _mixture(log_s, log_t, beta) - tl.load(along + row))
+        gradient = (1.0 - beta) * _times(p, log_s - _mixture(log_s, log_t, beta) - centre)
     tl.store(student + column, (factor * gradient).to(student.dtype.element_ty), mask)

@@ -39,7 +39,7 @@ FEW_LOGITS = 64 * MIB  # of one model, below which the reference path keeps them
 
 # -------------------------------------------------------------------------------------------- launch choices
 
-BLOCK = 4096  # columns a step, as in ``cross_entropy``
+BLOCK = 2048  # columns a step: of two models, so half of what ``cross_entropy`` takes; js spills with more
 WARPS = 8
 
 
@@ -81,27 +81,31 @@ def logits_of(call: Call, some: slice) -> tuple[Tensor, Tensor, Tensor | None]:
     return student, teacher, None if call.target is None else call.target[some]
 
 
-def kernel_arguments(call: Call) -> tuple:
-    return call.student_weight.shape[0], call.ignore_index, call.beta, 1 / call.temperature
-
-
-def row_losses(call: Call, student: Tensor, teacher: Tensor, target: Tensor | None) -> list[Tensor]:
-    """(loss, lse of the student, lse of the teacher, centre of the gradient) of each row of logits."""
-    if not call.kernels:
-        loss = definition.kl_divergence(student, teacher, *call.measure)
-        return [loss if target is None else torch.where(target == call.ignore_index, 0, loss)]
-    vocabulary = student.shape[1]
-    found = [student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(4)]
+def run_rows(kernel, columns: int, call: Call, student: Tensor, *rest: Tensor | None) -> None:
+    """Launches ``kernel`` on each row of logits and ``columns`` blocks of classes."""
+    rows, vocabulary = student.shape
     run(
-        kl_forward,
-        (student.shape[0],),
+        kernel,
+        (rows, columns),
         student,
-        *(student, teacher, target, *found, *kernel_arguments(call)),
+        *(student, *rest, rows, vocabulary, call.ignore_index, call.beta, call.temperature),
         KIND=call.kind,
         BLOCK=block_of(vocabulary),
         num_warps=WARPS,
     )
-    return found
+
+
+def row_losses(
+    call: Call, student: Tensor, teacher: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of each row of logits, and what the kernels compute its gradient from."""
+    if not call.kernels:
+        loss = definition.kl_divergence(student, teacher, *call.measure)
+        return loss if target is None else torch.where(target == call.ignore_index, 0, loss), None
+    loss = student.new_empty(student.shape[0], dtype=torch.float32)
+    statistics = student.new_empty((5, student.shape[0]), dtype=torch.float32)
+    run_rows(kl_forward, 1, call, student, teacher, target, loss, statistics)
+    return loss, statistics
 
 
 def row_gradients(
@@ -113,17 +117,9 @@ def row_gradients(
         if target is not None:
             gradient.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
         return gradient.to(student.dtype)
-    vocabulary = student.shape[1]
-    _, *statistics = row_losses(call, student, teacher, target)
-    run(
-        kl_backward,
-        (student.shape[0], cdiv(vocabulary, block_of(vocabulary))),
-        student,
-        *(grad_loss.contiguous(), student, teacher, target, *statistics, *kernel_arguments(call)),
-        KIND=call.kind,
-        BLOCK=block_of(vocabulary),
-        num_warps=WARPS,
-    )
+    _, statistics = row_losses(call, student, teacher, target)
+    blocks = cdiv(student.shape[1], block_of(student.shape[1]))
+    run_rows(kl_backward, blocks, call, student, teacher, target, grad_loss.contiguous(), statistics)
     return student
 
 
@@ -323,7 +319,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
 
 
 def _gate_run(vocabulary: int, dtype: torch.dtype, kind: str) -> None:
-    hidden, weight = (torch.empty(rows, 64, dtype=dtype, device="meta") for rows in (128, vocabulary))
-    target = torch.empty(128, dtype=torch.int64, device="meta")
-    inputs = (hidden, weight, hidden, weight, target, -100, kind, 0.5, 2.0, True)
-    _run_backward(_run(*inputs), [True, True], *inputs)
+    student, teacher = (torch.empty(128, vocabulary, dtype=dtype, device="meta") for _ in range(2))
+    target, grad_loss = (torch.empty(128, dtype=d, device="meta") for d in (torch.int64, torch.float32))
+    call = Call(student, student, teacher, teacher, target, -100, kind, 0.5, 2.0, True)
+    row_gradients(call, student, teacher, target, grad_loss)
