@@ -1,22 +1,22 @@
 """Divergences between a student's and a teacher's next-token distributions."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from .dtypes import widen
 
-
-def log_mixture(log_student: Tensor, log_teacher: Tensor, beta: float) -> Tensor:
-    """``log(β·p_T + (1 − β)·p_S)`` of generalised Jensen-Shannon divergence."""
-    return torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
+FARTHEST = 80.0  # log-probabilities farther apart belong to probabilities of 0, and exp of more overflows
 
 
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``KL(p ‖ q) = Σ p·(log p − log q)``, a term with p = 0 being 0."""
+def log_ratio(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """``log(p / (share·q + (1 − share)·p))``, exact also where p and q are close."""
+    return -torch.log1p(share * torch.expm1((log_q - log_p).clamp(-FARTHEST, FARTHEST)))
+
+
+def expectation(log_p: Tensor, values: Tensor) -> Tensor:
+    """``Σ p·values``, a term with p = 0 being 0."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+    return torch.where(p > 0, p * values, 0).sum(-1)
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -27,11 +27,11 @@ def kl_divergence(student: Tensor, teacher: Tensor, kind: str, beta: float, temp
     """The divergence of each row of logits (..., V)."""
     log_s, log_t = log_probabilities(student, temperature), log_probabilities(teacher, temperature)
     if kind == "forward":
-        return divergence(log_t, log_s)
+        return expectation(log_t, log_t - log_s)
     if kind == "reverse":
-        return divergence(log_s, log_t)
-    log_m = log_mixture(log_s, log_t, beta)
-    return beta * divergence(log_t, log_m) + (1 - beta) * divergence(log_s, log_m)
+        return expectation(log_s, log_s - log_t)
+    from_teacher = expectation(log_t, log_ratio(log_t, log_s, 1 - beta))
+    return beta * from_teacher + (1 - beta) * expectation(log_s, log_ratio(log_s, log_t, beta))
 
 
 def kl_gradient(student: Tensor, teacher: Tensor, kind: str, beta: float, temperature: float) -> Tensor:
@@ -40,6 +40,6 @@ def kl_gradient(student: Tensor, teacher: Tensor, kind: str, beta: float, temper
     p = log_s.exp()
     if kind == "forward":
         return (p - log_t.exp()) / temperature
-    factor, log_q = (1.0, log_t) if kind == "reverse" else (1 - beta, log_mixture(log_s, log_t, beta))
-    centred = log_s - log_q - divergence(log_s, log_q).unsqueeze(-1)
-    return torch.where(p > 0, factor / temperature * p * centred, 0)
+    values = log_s - log_t if kind == "reverse" else (1 - beta) * log_ratio(log_s, log_t, beta)
+    centred = values - expectation(log_s, values).unsqueeze(-1)
+    return torch.where(p > 0, p * centred / temperature, 0)

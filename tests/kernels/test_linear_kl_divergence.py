@@ -25,12 +25,12 @@ CLASSES = 2048 + 30  # longer than the columns that a program takes at a time
 def path(request, device, monkeypatch):
     """The device; the tokens go by in several chunks, on either path."""
     monkeypatch.setattr(MODULE, "FEW_LOGITS", 0)
-    monkeypatch.setattr(MODULE, "chunk_rows", lambda *sizes: 4)
+    monkeypatch.setattr(MODULE, "chunk_rows", lambda *sizes: 8)
     with backend(request.param):
         yield device
 
 
-def problem(device, dtype=torch.float32, classes=CLASSES, tokens=6):
+def problem(device, dtype=torch.float32, classes=CLASSES, tokens=16):
     shapes = {
         "student_hidden": (tokens, 16),
         "student_weight": (classes, 16),
@@ -38,7 +38,7 @@ def problem(device, dtype=torch.float32, classes=CLASSES, tokens=6):
         "teacher_weight": (classes, 24),
     }
     inputs = {name: random_tensor(s, dtype, device, seed=i) / 2 for i, (name, s) in enumerate(shapes.items())}
-    return inputs, torch.tensor([0, -100, 1, 2, -100, 3], device=device)[:tokens]
+    return inputs, torch.tensor([0, -100, 1, 2] * 4, device=device)[:tokens]
 
 
 def student_only(function, inputs, **options):
@@ -175,7 +175,7 @@ def test_operator_is_well_formed(path):
         ({"beta": 1.0}, "beta must be between 0 and 1"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"teacher_weight": torch.ones(21, 24)}, "student's vocabulary, 20"),
-        ({"teacher_hidden": torch.ones(5, 24)}, r"teacher_hidden must be of the student's tokens \(6,\)"),
+        ({"teacher_hidden": torch.ones(5, 24)}, r"teacher_hidden must be of the student's tokens \(16,\)"),
         ({"student_weight": torch.ones(20, 9)}, "student_weight must be"),
     ],
 )
