@@ -5,6 +5,7 @@ from .attention import flash_attention
 from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
+from .linear_kl_divergence import linear_kl_divergence
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
@@ -16,6 +17,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "rms_norm",
     "rope",
     "swiglu",
