@@ -45,7 +45,10 @@ engine = Extension(
 
 setup(
     # kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
-    packages=[*find_packages(include=["llmfast", "llmfast.*"]), "llmfast.kernels"],
+    packages=[
+        *find_packages(include=["llmfast", "llmfast.*"]),
+        *("llmfast.kernels", "llmfast.kernels.reference"),
+    ],
     package_dir={"llmfast": "llmfast", "llmfast.kernels": "kernels"},
     ext_modules=[engine],
     cmdclass={"build_ext": ParallelBuild},

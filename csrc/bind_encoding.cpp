@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -53,21 +54,30 @@ std::string_view bytes_of(nb::handle value) {
 
 std::string_view text_of(nb::handle value) { return PyBytes_Check(value.ptr()) ? bytes_of(value) : utf8_of(value); }
 
-// An array that owns a vector's memory.
+// An array that owns memory from malloc.
 template <typename T>
-nb::object to_numpy(std::vector<T> values) {
-    auto owned = std::make_unique<std::vector<T>>(std::move(values));
-    T* data = owned->data();
-    const size_t size = owned->size();
-    nb::capsule owner(owned.release(), [](void* vector) noexcept { delete static_cast<std::vector<T>*>(vector); });
+nb::object to_numpy(T* data, size_t size) {
+    nb::capsule owner(data, [](void* memory) noexcept { std::free(memory); });
     return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
 }
 
-nb::list to_list(const std::vector<uint32_t>& ids) {
+nb::object to_numpy(IdBuffer ids) {
+    const size_t size = ids.size();
+    return to_numpy(ids.release(), size);
+}
+
+template <typename T>
+T* allocate(size_t count) {
+    T* memory = static_cast<T*>(std::malloc(std::max<size_t>(count, 1) * sizeof(T)));
+    if (!memory) throw std::bad_alloc();
+    return memory;
+}
+
+nb::list to_list(const IdBuffer& ids) {
     nb::list list = nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(ids.size())));
     if (!list.ptr()) throw nb::python_error();
     for (size_t i = 0; i < ids.size(); ++i) {
-        PyObject* id = PyLong_FromUnsignedLong(ids[i]);
+        PyObject* id = PyLong_FromUnsignedLong(ids.data()[i]);
         if (!id) throw nb::python_error();
         PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), id);
     }
@@ -79,19 +89,19 @@ class Core {
     Core(nb::dict ranks, nb::dict specials, std::string_view pattern)
         : encoder_(vocabulary_from(ranks), pattern_named(pattern)), specials_(specials_from(specials)) {}
 
-    std::vector<uint32_t> encode_ordinary(nb::handle text) const {
+    IdBuffer encode_ordinary(nb::handle text) const {
         const std::string_view utf8 = text_of(text);
-        std::vector<uint32_t> ids;
+        IdBuffer ids;
         nb::gil_scoped_release release;
         encoder_.encode(utf8, ids);
         return ids;
     }
 
     // Ids of `text`, in which the special tokens of the set `allowed` count, and how many the last piece has.
-    std::pair<std::vector<uint32_t>, size_t> encode(nb::handle text, nb::handle allowed) const {
+    std::pair<IdBuffer, size_t> encode(nb::handle text, nb::handle allowed) const {
         const std::vector<bool> enabled = enabled_by(allowed);
         const std::string_view utf8 = utf8_of(text);
-        std::vector<uint32_t> ids;
+        IdBuffer ids;
         size_t last = 0, start = 0;
         nb::gil_scoped_release release;
         while (true) {
@@ -109,8 +119,8 @@ class Core {
         return match.special ? nb::cast(match.special->bytes) : nb::none();
     }
 
-    std::vector<uint32_t> encode_piece(nb::bytes piece, bool look_up) const {
-        std::vector<uint32_t> ids;
+    IdBuffer encode_piece(nb::bytes piece, bool look_up) const {
+        IdBuffer ids;
         encoder_.encode_piece(bytes_of(piece), ids, look_up);
         return ids;
     }
@@ -142,7 +152,7 @@ class Core {
         for (const Special& special : specials_.all()) {
             if (special.bytes == bytes) return nb::int_(special.id);
         }
-        const uint32_t id = bytes.empty() ? kNoToken : encoder_.vocabulary().find(bytes.data(), bytes.size());
+        const uint32_t id = bytes.empty() ? kNoToken : encoder_.vocabulary().find(bytes);
         return id == kNoToken ? nb::none() : nb::object(nb::int_(id));
     }
 
@@ -155,13 +165,14 @@ class Core {
         for (size_t i = 0; i < count; ++i) {
             texts[i] = text_of(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)));
         }
-        std::vector<int64_t> offsets(count + 1);
+        int64_t* offsets = allocate<int64_t>(count + 1);
+        const nb::object offsets_array = to_numpy(offsets, count + 1);
         if (narrow) {
-            auto ids = encode_all<uint16_t>(texts, separator, threads, offsets);
-            return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
+            uint16_t* ids = encode_all<uint16_t>(texts, separator, threads, offsets);
+            return nb::make_tuple(to_numpy(ids, static_cast<size_t>(offsets[count])), offsets_array);
         }
-        auto ids = encode_all<uint32_t>(texts, separator, threads, offsets);
-        return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
+        uint32_t* ids = encode_all<uint32_t>(texts, separator, threads, offsets);
+        return nb::make_tuple(to_numpy(ids, static_cast<size_t>(offsets[count])), offsets_array);
     }
 
   private:
@@ -205,10 +216,10 @@ class Core {
     }
 
     template <typename Id>
-    std::vector<Id> encode_all(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator,
-                               size_t threads, std::vector<int64_t>& offsets) const {
+    Id* encode_all(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator, size_t threads,
+                   int64_t* offsets) const {
         nb::gil_scoped_release release;
-        std::vector<std::vector<uint32_t>> parts(texts.size());
+        std::vector<IdBuffer> parts(texts.size());
         std::atomic<size_t> next{0};
         std::exception_ptr failure;
         std::mutex failure_guard;
@@ -231,8 +242,10 @@ class Core {
 
         offsets[0] = 0;
         for (size_t i = 0; i < texts.size(); ++i) offsets[i + 1] = offsets[i] + static_cast<int64_t>(parts[i].size());
-        std::vector<Id> ids(static_cast<size_t>(offsets.back()));
-        for (size_t i = 0; i < texts.size(); ++i) std::copy(parts[i].begin(), parts[i].end(), ids.begin() + offsets[i]);
+        Id* ids = allocate<Id>(static_cast<size_t>(offsets[texts.size()]));
+        for (size_t i = 0; i < texts.size(); ++i) {
+            std::copy_n(parts[i].data(), parts[i].size(), ids + offsets[i]);
+        }
         return ids;
     }
 

@@ -5,86 +5,96 @@
 #include <stdexcept>
 #include <string>
 
+#include "unicode.h"
+
 namespace llmfast {
 namespace {
 
 constexpr size_t kShort = 64;  // up to here a scan for the lowest rank beats a queue
 
-// The rank of the token `piece[from, to)`, or kNoToken.
-inline uint32_t rank_of(const Vocabulary& vocabulary, const char* piece, size_t from, size_t to, const char* text_end) {
-    const size_t length = to - from;
-    if (length > vocabulary.longest()) return kNoToken;
-    return vocabulary.find(piece + from, length, text_end - (piece + from) >= 16);
+[[noreturn]] void throw_no_token(uint8_t byte) {
+    const char text = static_cast<char>(byte);
+    throw std::invalid_argument("the vocabulary has no token for the byte " + printable({&text, 1}));
 }
 
-// The id of a part when merging is over: a token, unless it is a single byte that the vocabulary lacks.
-inline uint32_t final_id(const Vocabulary& vocabulary, const char* piece, size_t from, size_t to, const char* text_end) {
-    const uint32_t id = rank_of(vocabulary, piece, from, to, text_end);
-    if (id == kNoToken) {
-        const unsigned byte = static_cast<unsigned char>(piece[from]);
-        throw std::invalid_argument("the vocabulary has no token for the byte " + std::to_string(byte));
+// One token a byte. Returns how many there are.
+size_t byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
+    for (size_t i = 0; i < piece.size(); ++i) {
+        const uint8_t byte = static_cast<uint8_t>(piece[i]);
+        out[i] = pairs.byte(byte);
+        if (out[i] == kNoToken) throw_no_token(byte);
     }
-    return id;
+    return piece.size();
 }
 
-size_t merge_short(const Vocabulary& vocabulary, const char* piece, size_t length, const char* text_end,
-                   uint32_t* out) {
-    uint32_t start[kShort + 3];  // where each part starts; the end of the piece stands behind them
-    uint32_t rank[kShort + 1];   // of each part joined with the next
-    size_t parts = length;
-    for (size_t i = 0; i <= parts; ++i) start[i] = static_cast<uint32_t>(i);
-    const auto joined = [&](size_t i) {
-        return i + 1 < parts ? rank_of(vocabulary, piece, start[i], start[i + 2], text_end) : kNoToken;
-    };
-    for (size_t i = 0; i < parts; ++i) rank[i] = joined(i);
-
-    while (true) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < parts; ++i) {
-            if (rank[i] < rank[best]) best = i;
+// One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
+// either end of the character: then nothing outside of it can merge with a part of it.
+size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(piece.data());
+    const uint8_t* const end = at + piece.size();
+    size_t count = 0;
+    bool free_before = true;
+    while (at < end) {
+        const Character character = character_at(at, end);
+        const uint8_t* const after = at + character.size;
+        const bool free_behind = after == end || !pairs.straddles(after[-1], *after);
+        const uint32_t whole = character.size > 1 && free_before && free_behind ? pairs.character(character.point) : kNoToken;
+        if (whole != kNoToken) {
+            out[count++] = whole;
+        } else {
+            count += byte_tokens(pairs, {reinterpret_cast<const char*>(at), character.size}, out + count);
         }
-        if (rank[best] == kNoToken) break;
-        --parts;
-        std::copy(start + best + 2, start + parts + 2, start + best + 1);
-        std::copy(rank + best + 2, rank + parts + 1, rank + best + 1);
-        rank[best] = joined(best);
-        if (best > 0) rank[best - 1] = joined(best - 1);
+        free_before = free_behind;
+        at = after;
     }
-    for (size_t i = 0; i < parts; ++i) {
-        out[i] = final_id(vocabulary, piece, start[i], start[i + 1], text_end);
-    }
-    return parts;
+    return count;
 }
 
-// Parts are a linked list keyed by where they start; the queue holds rank and start, and outdated entries are skipped
-// when they come up: O(n log n).
-size_t merge_long(const Vocabulary& vocabulary, const char* piece, size_t length, const char* text_end, uint32_t* out,
-                  MergeScratch& scratch) {
+bool is_ascii(std::string_view piece) {
+    return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
+}
+
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count) {
+    uint32_t rank[kShort];  // of each part joined with the next
+    for (size_t i = 0; i + 1 < count; ++i) rank[i] = pairs.find(ids[i], ids[i + 1]);
+    while (count > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < count; ++i) best = rank[i] < rank[best] ? i : best;
+        if (rank[best] == kNoToken) break;
+        ids[best] = rank[best];
+        --count;
+        for (size_t i = best + 1; i < count; ++i) {
+            ids[i] = ids[i + 1];
+            rank[i - 1] = rank[i];
+        }
+        if (best + 1 < count) rank[best] = pairs.find(ids[best], ids[best + 1]);
+        if (best > 0) rank[best - 1] = pairs.find(ids[best - 1], ids[best]);
+    }
+    return count;
+}
+
+// The merge loop of long pieces. Parts are a linked list of where they start; the queue holds rank and start, and
+// outdated entries are skipped when they come up: O(n log n). `joined(part, other)` is the rank of a part joined with
+// the next; `merged(part, rank)` is told when that happens.
+template <typename Joined, typename Merged>
+void merge_long(size_t length, MergeScratch& scratch, Joined joined, Merged merged) {
     auto& [next, previous, rank, queue] = scratch;
     const uint32_t end = static_cast<uint32_t>(length);
     next.resize(length);
     previous.resize(length);
     rank.resize(length);
     queue.clear();
-    const auto joined = [&](uint32_t part) {
-        const uint32_t other = next[part];
-        return other == end ? kNoToken : rank_of(vocabulary, piece, part, next[other], text_end);
-    };
-    const auto entry = [](uint32_t rank, uint32_t part) { return uint64_t{rank} << 32 | part; };
     const auto renew = [&](uint32_t part) {
-        rank[part] = joined(part);
-        if (rank[part] == kNoToken) return;
-        queue.push_back(entry(rank[part], part));
-        std::push_heap(queue.begin(), queue.end(), std::greater<>());
+        rank[part] = next[part] == end ? kNoToken : joined(part, next[part]);
+        if (rank[part] == kNoToken) return false;
+        queue.push_back(uint64_t{rank[part]} << 32 | part);
+        return true;
     };
     for (uint32_t part = 0; part < end; ++part) {
         next[part] = part + 1;
         previous[part] = part - 1;
     }
-    for (uint32_t part = 0; part < end; ++part) {
-        rank[part] = joined(part);
-        if (rank[part] != kNoToken) queue.push_back(entry(rank[part], part));
-    }
+    for (uint32_t part = 0; part < end; ++part) renew(part);
     std::make_heap(queue.begin(), queue.end(), std::greater<>());
 
     while (!queue.empty()) {
@@ -94,25 +104,47 @@ size_t merge_long(const Vocabulary& vocabulary, const char* piece, size_t length
         const uint32_t part = static_cast<uint32_t>(best);
         if (rank[part] != best >> 32) continue;  // merged away, or joined with something else since
         const uint32_t gone = next[part];
+        merged(part, rank[part]);
         rank[gone] = kNoToken;
         next[part] = next[gone];
         if (next[part] != end) previous[next[part]] = part;
-        renew(part);
-        if (part > 0) renew(previous[part]);
+        if (renew(part)) std::push_heap(queue.begin(), queue.end(), std::greater<>());
+        if (part > 0 && renew(previous[part])) std::push_heap(queue.begin(), queue.end(), std::greater<>());
     }
-    size_t count = 0;
-    for (uint32_t part = 0; part < end; part = next[part]) {
-        out[count++] = final_id(vocabulary, piece, part, next[part], text_end);
-    }
-    return count;
 }
 
 }  // namespace
 
-size_t merge(const Vocabulary& vocabulary, const char* piece, size_t length, const char* text_end, uint32_t* out,
+size_t merge_tokens(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    if (count <= kShort) return merge_short(pairs, ids, count);
+    merge_long(
+        count, scratch, [&](uint32_t part, uint32_t other) { return pairs.find(ids[part], ids[other]); },
+        [&](uint32_t part, uint32_t rank) { ids[part] = rank; });
+    size_t kept = 0;
+    for (uint32_t part = 0; part < count; part = scratch.next[part]) ids[kept++] = ids[part];
+    return kept;
+}
+
+size_t merge_by_bytes(const Vocabulary& vocabulary, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
+    const auto& next = scratch.next;
+    const auto behind = [&](uint32_t part) { return next[part]; };
+    merge_long(
+        piece.size(), scratch,
+        [&](uint32_t part, uint32_t other) { return vocabulary.find(piece.substr(part, behind(other) - part)); },
+        [](uint32_t, uint32_t) {});
+    size_t count = 0;
+    for (uint32_t part = 0; part < piece.size(); part = next[part]) {
+        out[count] = vocabulary.find(piece.substr(part, next[part] - part));
+        if (out[count++] == kNoToken) throw_no_token(static_cast<uint8_t>(piece[part]));
+    }
+    return count;
+}
+
+size_t merge(const Vocabulary& vocabulary, const PairTable& pairs, std::string_view piece, uint32_t* out,
              MergeScratch& scratch) {
-    if (length <= kShort) return merge_short(vocabulary, piece, length, text_end, out);
-    return merge_long(vocabulary, piece, length, text_end, out, scratch);
+    if (!pairs.is_ordered()) return merge_by_bytes(vocabulary, piece, out, scratch);
+    const size_t parts = is_ascii(piece) ? byte_tokens(pairs, piece, out) : character_tokens(pairs, piece, out);
+    return merge_tokens(pairs, out, parts, scratch);
 }
 
 }  // namespace llmfast

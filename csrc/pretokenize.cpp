@@ -1,27 +1,16 @@
 #include "pretokenize.h"
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
+#include "classify.h"
+#include "piece_starts.h"
+#include "rules.h"
 #include "unicode.h"
 
 namespace llmfast {
 namespace {
-
-// What sets one pattern of the GPT family apart from another.
-struct Rules {
-    bool letters_take_any_prefix;  // [^\r\n\p{L}\p{N}]?\p{L}+ rather than " ?\p{L}+"
-    bool case_splits;              // o200k: a word is [upper]*[lower]+ or [upper]+[lower]*, contraction at its end
-    int longest_number;            // digits in a piece; 0: any number, with a space before
-    bool trailing_space_whole;     // \s+$ comes before \s*[\r\n]
-};
-
-constexpr Rules kGpt2 = {false, false, 0, true};
-constexpr Rules kCl100k = {true, false, 3, true};
-constexpr Rules kLlama3 = {true, false, 3, false};
-constexpr Rules kQwen2 = {true, false, 1, false};
-constexpr Rules kO200k = {true, true, 3, false};
-
-using Byte = uint8_t;
 
 inline const Byte* skip(const Byte* at, const Byte* end, uint8_t classes) {
     while (at < end) {
@@ -40,21 +29,6 @@ inline const Byte* skip_other(const Byte* at, const Byte* end) {
         at += character.size;
     }
     return at;
-}
-
-// Bytes of the contraction that begins with the apostrophe at `at`, or 0. Case folding is Unicode's: \u017F is an s.
-template <bool kIgnoreCase>
-inline size_t contraction_length(const Byte* at, const Byte* end) {
-    const ptrdiff_t left = end - at;
-    if (left < 2 || at[0] != '\'') return 0;
-    const Byte fold = kIgnoreCase ? 0x20 : 0;
-    const Byte first = at[1] | fold;
-    if (first == 's' || first == 'd' || first == 'm' || first == 't') return 2;
-    if (left < 3) return 0;
-    if (kIgnoreCase && at[1] == 0xC5 && at[2] == 0xBF) return 3;
-    const Byte second = at[2] | fold;
-    if ((first == 'l' && second == 'l') || (second == 'e' && (first == 'v' || first == 'r'))) return 3;
-    return 0;
 }
 
 // The end of o200k's [upper]*[lower]+ from `at`, or nullptr. Marks and letters without case are in both classes, so
@@ -158,11 +132,33 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
 template <Rules kRules>
 size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity) {
     const Byte* const begin = reinterpret_cast<const Byte*>(text);
-    const Byte* const end = begin + length;
+    const Byte* const end = begin + std::min<size_t>(length, UINT32_MAX);
+    const Byte* const text_end = begin + length;
+    const Classifier classify = best_classifier();
     const Byte* at = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
-        at = next_piece<kRules>(at, end);
+        // ASCII goes by blocks. A block yields at most 63 pieces.
+        if (capacity - count < 63 && capacity > 63) break;
+        if (*at < 0x80 && capacity - count >= 63 && end - at > 3 && at[1] < 0x80) {
+            const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
+            Masks masks;
+            if (size == 64) {
+                classify(at, masks);
+            } else {
+                Byte block[64] = {};
+                std::memcpy(block, at, static_cast<size_t>(size));
+                classify(block, masks);
+            }
+            uint64_t starts = piece_starts<kRules>(masks, size, at, text_end);
+            if (starts) {
+                const uint32_t offset = static_cast<uint32_t>(at - begin);
+                at += highest_bit(starts);
+                for (; starts; starts &= starts - 1) ends[count++] = offset + static_cast<uint32_t>(lowest_bit(starts));
+                continue;
+            }
+        }
+        at = next_piece<kRules>(at, text_end);
         const size_t offset = static_cast<size_t>(at - begin);
         if (offset > UINT32_MAX) {
             if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");

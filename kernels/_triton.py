@@ -1,0 +1,29 @@
+"""Triton where it is installed, and else stand-ins that let the kernel files be imported.
+
+Triton has no wheels for macOS and Windows. There the ops run on their reference path, and what the kernel
+files do with Triton while they are imported (decorate functions, name types) does nothing.
+"""
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+    HAS_TRITON = False
+
+    class _Anything:
+        """Answers every attribute and call; as a decorator it gives the function back."""
+
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, *args, **options):
+            return args[0] if len(args) == 1 and callable(args[0]) and not options else self
+
+    triton = tl = _Anything()
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when it was imported)."""
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)

@@ -1,0 +1,3 @@
+"""Attention for training and decoding."""
+
+from .api import flash_attention as flash_attention

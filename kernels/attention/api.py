@@ -1,0 +1,225 @@
+"""The public attention function and what it accepts."""
+
+import math
+
+import torch
+
+from ..reference import attention as reference
+
+
+def flash_attention(
+    q,
+    k,
+    v,
+    *,
+    causal=False,
+    scale=None,
+    window=None,
+    softcap=None,
+    sinks=None,
+    dropout_p=0.0,
+    seed=None,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    return_lse=False,
+):
+    r"""Exact attention in memory proportional to S + T; gradients for q, k, v, sinks and through the lse.
+
+    .. math::
+        s_{ij} = c \tanh(\mathrm{scale} \; q_i \cdot k_j / c) \qquad
+        p_{ij} = e^{s_{ij}} / (e^{\mathrm{sink}} + \textstyle\sum_{j'} e^{s_{ij'}}) \qquad
+        o_i = \textstyle\sum_j p_{ij} v_j
+
+    over the keys j that query i sees (without ``softcap`` c, s is the plain scaled product; without ``sinks``
+    their term is absent). Method: FlashAttention-2 (Dao 2023, algorithms 1 and 2) with online softmax
+    (Milakov and Gimelshein 2018). The backward pass is deterministic: each dQ, dK and dV tile belongs to one
+    program.
+
+    Args:
+        q: (B, H, S, D), any strides, so ``x.view(B, S, H, D).transpose(1, 2)`` costs no copy; or (N, H, D)
+            with ``cu_seqlens``. D is a multiple of 8 from 8 to 256. float16, bfloat16 or float32 (and float64
+            on a CPU).
+        k, v: (B, K, T, D) or (N_k, K, D). K divides H: query heads ``h`` of group ``h // (H // K)`` share a
+            key head.
+        causal: Query i sees keys up to i + T - S: the last query stands at the last key (bottom-right
+            alignment).
+        scale: Factor on the products; 1/sqrt(D) if left out.
+        window: (left, right): a query at position p sees keys p - left ... p + right, -1 for no bound.
+            Positions are aligned as under ``causal``, which further limits ``right`` to 0.
+        softcap: Positive c as above (Gemma 2, section 2).
+        sinks: (H,), one learnable logit a head that joins the denominator and no value (gpt-oss).
+        dropout_p: Probability in [0, 1) of dropping an element of p; those kept are divided by 1 - dropout_p.
+        seed: Integer, or an int64 tensor of one element on q's device, for dropout: same seed, same mask, on
+            every device, packed or padded. Drawn from PyTorch's generator if left out.
+        cu_seqlens_q, cu_seqlens_k: (sequences + 1,) int32: where each packed sequence starts, the last entry
+            the end. ``cu_seqlens_k`` defaults to ``cu_seqlens_q``. Sequences may be empty. Tokens after the
+            end give 0.
+        max_seqlen_q, max_seqlen_k: Accepted because other libraries need them; nothing depends on them.
+        return_lse: Also return the log of the softmax denominator.
+
+    Returns:
+        ``out`` like q, or ``(out, lse)`` with lse of q's shape without D, in float32 (float64 for float64
+        inputs). A query that sees no key gives 0 and lse -inf (the sink, where there are sinks).
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or options outside the above.
+
+    >>> import torch
+    >>> class SelfAttention(torch.nn.Module):
+    ...     def __init__(self, width, heads):
+    ...         super().__init__()
+    ...         self.heads = heads
+    ...         self.qkv = torch.nn.Linear(width, 3 * width)
+    ...         self.out = torch.nn.Linear(width, width)
+    ...
+    ...     def forward(self, x):  # (B, S, E)
+    ...         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    ...         return self.out(flash_attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
+    >>> SelfAttention(64, 4)(torch.randn(2, 10, 64)).shape
+    torch.Size([2, 10, 64])
+    """
+    check_qkv(q, k, v, packed=cu_seqlens_q is not None)
+    cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
+    check_options(q, scale, softcap, sinks, dropout_p)
+    left, right = window_bounds(causal, window)
+    return attend(
+        q,
+        k,
+        v,
+        left=left,
+        right=right,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        seed=seed,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        return_lse=return_lse,
+    )
+
+
+def attend(
+    q,
+    k,
+    v,
+    *,
+    left,
+    right,
+    scale=None,
+    softcap=None,
+    sinks=None,
+    dropout_p=0.0,
+    seed=None,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    return_lse=False,
+):
+    """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if dropout_p > 0:
+        seed = seed_tensor(seed, q.device)
+    plain = softcap is None and sinks is None and dropout_p == 0 and cu_seqlens_q is None and not return_lse
+    if plain:
+        return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
+    out, lse = reference.attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        left=left,
+        right=right,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        seed=seed,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+    )
+    return (out, lse) if return_lse else out
+
+
+def seed_tensor(seed, device):
+    """The seed as an int64 tensor, drawn or filled on the device, so that nothing waits for the host."""
+    if seed is None:
+        return torch.randint(2**62, (), dtype=torch.int64, device=device)
+    if isinstance(seed, torch.Tensor):
+        return seed.reshape(())
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def window_bounds(causal, window):
+    """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
+    left, right = (None, None)
+    if window is not None:
+        if len(window) != 2 or any(not isinstance(bound, int) or bound < -1 for bound in window):
+            raise ValueError(
+                f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}"
+            )
+        left, right = (None if bound == -1 else bound for bound in window)
+    return left, 0 if causal else right
+
+
+def check_qkv(q, k, v, packed=False):
+    layout = "(tokens, heads, D)" if packed else "(batch, heads, length, D)"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != (3 if packed else 4):
+            hint = "" if packed or x.dim() != 3 else "; packed sequences need cu_seqlens_q"
+            raise ValueError(f"{name} has the shape {tuple(x.shape)}, not {layout}{hint}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}")
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {q.dtype}")
+    if k.shape != v.shape:
+        raise ValueError(f"k and v have the same shape; got {tuple(k.shape)} and {tuple(v.shape)}")
+    if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}"
+        )
+    if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
+        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {q.shape[-1]}")
+    heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"query heads are a multiple of key/value heads; got {heads} and {kv_heads}")
+
+
+def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
+    """Returns ``cu_seqlens_k``, filled in."""
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k is given without cu_seqlens_q")
+        return None
+    if cu_seqlens_k is None:
+        if q.shape[0] != k.shape[0]:
+            raise ValueError(f"cu_seqlens_k is needed: q has {q.shape[0]} tokens, k has {k.shape[0]}")
+        cu_seqlens_k = cu_seqlens_q
+    for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        if cu.dtype != torch.int32 or cu.dim() != 1 or cu.numel() < 2 or cu.device != q.device:
+            raise ValueError(
+                f"{name} is a vector of sequences + 1 int32 on {q.device};"
+                f" got {cu.dtype} of shape {tuple(cu.shape)} on {cu.device}"
+            )
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k bound equally many sequences;"
+            f" got {cu_seqlens_q.numel() - 1} and {cu_seqlens_k.numel() - 1}"
+        )
+    return cu_seqlens_k
+
+
+def check_options(q, scale, softcap, sinks, dropout_p):
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale is finite; got {scale}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap is positive (None for no cap); got {softcap}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p lies in [0, 1); got {dropout_p}")
+    if sinks is not None:
+        heads = q.shape[1]  # Both layouts, (B, H, S, D) and (N, H, D), have the heads second.
+        if sinks.shape != (heads,) or sinks.device != q.device or not sinks.is_floating_point():
+            raise ValueError(
+                f"sinks is one number a query head, ({heads},) on {q.device};"
+                f" got {sinks.dtype} of shape {tuple(sinks.shape)} on {sinks.device}"
+            )

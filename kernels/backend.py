@@ -1,0 +1,103 @@
+"""Which path an op takes: its Triton kernels, or its plain PyTorch definition."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ._triton import HAS_TRITON, interpreting
+
+CHOICES = ("auto", "triton", "reference")
+OLDEST_CAPABILITY = (8, 0)
+KERNEL_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
+
+_choice = "auto"
+_warned: set[str] = set()
+
+
+class backend:
+    """Chooses the path of every op of the process, from here on or for a ``with`` block.
+
+    - ``"auto"`` (at the start): Triton for CUDA tensors on a supported GPU, the reference for all others.
+      Where a CUDA tensor cannot take Triton, one warning says why.
+    - ``"triton"``: Triton, always. CPU tensors then need Triton's interpreter: ``TRITON_INTERPRET=1`` in the
+      environment before the first import.
+    - ``"reference"``: plain PyTorch, always.
+
+    Example::
+
+        llmfast.kernels.backend("reference")
+        with llmfast.kernels.backend("triton"):
+            y = rms_norm(x, weight)
+
+    Raises:
+        ValueError: for any other name.
+    """
+
+    def __init__(self, choice: str):
+        global _choice
+        if choice not in CHOICES:
+            raise ValueError(f"backend is one of {', '.join(CHOICES)}, got {choice!r}")
+        self._previous, _choice = _choice, choice
+
+    def __enter__(self) -> "backend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _choice
+        _choice = self._previous
+
+
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether an op on these tensors runs its Triton kernels; the first tensor says on which device."""
+    if _choice == "reference":
+        return False
+    device = tensors[0].device
+    if _choice == "triton":
+        _require_triton(device)
+        return True
+    if device.type != "cuda":
+        return False
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
+            return _refuse(f"there is no kernel for {tensor.dtype}")
+    reason = _why_unsupported(device.index)
+    return not reason or _refuse(reason)
+
+
+def _require_triton(device: torch.device) -> None:
+    if not HAS_TRITON:
+        raise ValueError('backend("triton") needs the package triton, which is not installed')
+    if device.type == "cpu" and not interpreting():
+        raise ValueError(
+            'backend("triton") got a CPU tensor: set TRITON_INTERPRET=1 in the environment to interpret the '
+            'kernels, or choose backend("auto")'
+        )
+
+
+def _why_unsupported(device_index: int | None) -> str:
+    """Why the kernels cannot run on this CUDA device; empty where they can."""
+    if not HAS_TRITON:
+        return "the package triton is not installed"
+    if torch.version.hip:
+        return "the kernels are not proven on AMD GPUs"
+    capability = torch.cuda.get_device_capability(device_index)
+    if capability < OLDEST_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
+    return ""
+
+
+# torch.compile runs the function while it traces and keeps the answer. (The public decorator,
+# torch.compiler.assume_constant_result, does only this, but imports torch._dynamo: two seconds.)
+_why_unsupported._dynamo_marked_constant = True
+
+
+def _refuse(reason: str) -> bool:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"llmfast.kernels computes in plain PyTorch: {reason} "
+            '(llmfast.kernels.backend("reference") chooses this silently, "triton" forces the kernels)',
+            stacklevel=4,
+        )
+    return False

@@ -1,0 +1,25 @@
+"""Argument checks that the public functions share: ValueErrors that name the argument and what it got."""
+
+from torch import Tensor
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def check_same_device(name: str, tensor: Tensor | None, x: Tensor) -> None:
+    if tensor is not None and tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, but the first argument is on {x.device}")
+
+
+def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other_name} {tuple(other.shape)}, got {tuple(tensor.shape)}"
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,154 @@
+"""Plain PyTorch definition of attention: the specification, the CPU path, and what tests compare with.
+
+Shape letters: B batch, S query length, T key length, H query heads, K key/value heads, D head width, N packed
+tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+
+PHILOX_ROUNDS = 7  # The fewest that pass BigCrush (Salmon et al. 2011, "Parallel random numbers", table 2).
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    scale,
+    left=None,
+    right=None,
+    softcap=None,
+    sinks=None,
+    dropout_p=0.0,
+    seed=None,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+):
+    """Returns ``(out, lse)``; see ``llmfast.kernels.flash_attention``.
+
+    A query at position p sees the keys p - left ... p + right (``None``: no bound), where p counts from the
+    end: the last query of a sequence stands at its last key. float16 and bfloat16 are computed in float32.
+    """
+    packed = cu_seqlens_q is not None
+    if packed:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (N, H, D) -> (1, H, N, D)
+        mask, rows, columns, sequence = _packed_geometry(
+            cu_seqlens_q, cu_seqlens_k, q.shape[2], k.shape[2], left, right
+        )
+    else:
+        mask = visible(q.shape[2], k.shape[2], left, right, q.device)
+        rows = torch.arange(q.shape[2], device=q.device)
+        columns = torch.arange(k.shape[2], device=q.device)
+        sequence = torch.arange(q.shape[0], device=q.device)[:, None]
+    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+    if dropout_p > 0:
+        heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
+        keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
+        probabilities = probabilities * keep / (1 - dropout_p)
+    values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
+    out = (probabilities @ values).to(q.dtype)
+    if packed:
+        return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+    return out, lse
+
+
+def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
+    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, (B, H, S, T), and its log-denominator, (B, H, S)."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    # A finite fill, and zeros afterwards: -inf would turn rows that see nothing into NaN, and their gradients
+    # too.
+    scores = scores.masked_fill(~mask, torch.finfo(compute).min)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(compute)[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+        lse = scores.logsumexp(dim=-1)
+    else:
+        sees_something = mask.any(dim=-1).expand(scores.shape[:3])
+        lse = scores.logsumexp(dim=-1) if scores.shape[-1] else scores.new_zeros(scores.shape[:3])
+        lse = lse.masked_fill(~sees_something, float("-inf"))
+    return scores.softmax(dim=-1)[..., : mask.shape[-1]] * mask, lse
+
+
+def plain_attention(q, k, v, *, scale, left=None, right=None):
+    """``attention(...)[0]`` by PyTorch's fused CPU kernel, which keeps no S × T matrix of scores."""
+    S, T = q.shape[2], k.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    bounded = left is not None or (right is not None and S > 1) or (right or 0) < 0
+    if not bounded:  # One query sees every key, causal or not.
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    if left is None and right == 0 and S == T:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    mask = visible(S, T, left, right, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def visible(S, T, left, right, device):
+    """Boolean (S, T): which keys each query sees; the last query stands at the last key."""
+    return _within(
+        torch.arange(T - S, T, device=device)[:, None], torch.arange(T, device=device), left, right
+    )
+
+
+def _within(position, key, left, right):
+    seen = torch.ones_like(position >= key)
+    if left is not None:
+        seen = seen & (key >= position - left)
+    if right is not None:
+        seen = seen & (key <= position + right)
+    return seen
+
+
+def _packed_geometry(cu_seqlens_q, cu_seqlens_k, n_q, n_k, left, right):
+    """Mask, row and column within the sequence, and sequence of each query, for sequences laid end to end.
+
+    Tokens after the last boundary belong to no sequence: they see nothing and nobody sees them.
+    """
+    sequence_q, rows = _place(cu_seqlens_q, n_q)
+    sequence_k, columns = _place(cu_seqlens_k, n_k)
+    last = cu_seqlens_q.numel() - 1
+    length_difference = F.pad(cu_seqlens_k.diff() - cu_seqlens_q.diff(), (0, 1)).long()
+    seen = _within((rows + length_difference[sequence_q])[:, None], columns, left, right)
+    same = (sequence_q[:, None] == sequence_k) & (sequence_q < last)[:, None]
+    return seen & same, rows, columns, sequence_q[None]
+
+
+def _place(cu_seqlens, n):
+    """(sequence, index within it) of n packed tokens; those after the last boundary form one more."""
+    token = torch.arange(n, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens.long(), token, right=True) - 1
+    return sequence, token - cu_seqlens.long()[sequence]
+
+
+def _per_query_head(x, n_heads):
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
+def dropout_keep(seed, dropout_p, sequence, head, row, column):
+    """True where dropout keeps a probability: Philox4x32 of the counter (column, row, head, sequence), keyed
+    by seed.
+
+    The random number depends on the place alone, not on tiles or packing, so every kernel draws the same
+    mask.
+    """
+    return philox(seed, column, row, head, sequence) >> 1 >= dropout_threshold(dropout_p)
+
+
+def dropout_threshold(dropout_p):
+    """The 31-bit integer below which a random number drops its element."""
+    return min(round(dropout_p * 2**31), 2**31 - 1)
+
+
+def philox(seed, c0, c1, c2, c3):
+    """First 32-bit word of Philox4x32 (Salmon et al. 2011, section 4.3), held in int64 tensors."""
+    mask = 0xFFFFFFFF
+    key0, key1 = (seed & mask, (seed >> 32) & mask)
+    for _ in range(PHILOX_ROUNDS):
+        product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        # Arithmetic shifts, so mask: the products are unsigned 64-bit numbers held in int64.
+        c0, c1 = ((product2 >> 32) & mask) ^ c1 ^ key0, product2 & mask
+        c2, c3 = ((product0 >> 32) & mask) ^ c3 ^ key1, product0 & mask
+        key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
+    return c0
