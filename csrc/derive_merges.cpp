@@ -13,7 +13,7 @@ Parts merge_below(const Vocabulary& vocabulary, std::string_view token, std::uin
     for (std::size_t i = 0; i < starts.size(); ++i) starts[i] = i;
 
     const auto joined_rank = [&](std::size_t i) {  // of parts i and i + 1; kNoToken is above any limit
-        return i + 2 < starts.size() ? vocabulary.find(token.data() + starts[i], starts[i + 2] - starts[i]) : kNoToken;
+        return i + 2 < starts.size() ? vocabulary.find(token.substr(starts[i], starts[i + 2] - starts[i])) : kNoToken;
     };
     std::vector<std::uint32_t> joined(token.size());
     for (std::size_t i = 0; i < joined.size(); ++i) joined[i] = joined_rank(i);
@@ -29,7 +29,7 @@ Parts merge_below(const Vocabulary& vocabulary, std::string_view token, std::uin
     }
     Parts parts;
     for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
-        parts.push_back(vocabulary.find(token.data() + starts[i], starts[i + 1] - starts[i]));
+        parts.push_back(vocabulary.find(token.substr(starts[i], starts[i + 1] - starts[i])));
     }
     return parts;
 }
