@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "key.h"
 #include "train.h"
-#include "vocabulary.h"
 
 namespace llmfast {
 
