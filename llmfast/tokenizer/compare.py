@@ -28,7 +28,7 @@ _SCRIPTS = (
     "Han",
 )
 _LETTERS = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}}+)" for script in _SCRIPTS))
-_JAPANESE = {"Hiragana", "Katakana"}
+_KANA = {"Hiragana", "Katakana"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def compare(
 
     Returns:
         Tokens and bytes per token, for each file, and for the lines of each script in all of them together. A line
-        belongs to the script that most of its letters have (Han with kana is Japanese); lines without letters
+        belongs to the script that most of its letters have (Han beside kana is Japanese); lines without letters
         count as ``no letters``.
 
     Raises:
@@ -143,9 +143,6 @@ def _script(line: str) -> str:
         letters[match.lastgroup] += len(match.group())
     if not letters:
         return "no letters"
-    if (
-        letters.keys() & _JAPANESE
-        and letters["Han"] + sum(letters[kana] for kana in _JAPANESE) > letters["Latin"]
-    ):
-        return "Japanese"
+    if letters.keys() & _KANA:
+        letters["Japanese"] = sum(letters.pop(script, 0) for script in ("Han", *_KANA))
     return max(letters, key=letters.__getitem__)

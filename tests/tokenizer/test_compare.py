@@ -59,7 +59,7 @@ def test_published_encodings(monkeypatch, files):
 def test_bad_input(files, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="at least one text"):
         compare([], [tokenizer])
-    with pytest.raises(FileNotFoundError, match="'gpt3' is neither a tokenizer's file nor one of .*gpt2"):
+    with pytest.raises(FileNotFoundError, match=r"'gpt3' is neither a tokenizer's file nor one of .*gpt2"):
         compare(files, ["gpt3"])
     with pytest.raises(FileNotFoundError):
         compare([tmp_path / "missing.txt"], [tokenizer])
