@@ -123,6 +123,11 @@ struct Pair {
 
 class PairTable {
 public:
+    struct Loss {
+        Token left, right;
+        std::uint64_t weight;
+    };
+
     PairTable() : slots_(1 << 16, kEmpty) {}
 
     Pair& operator[](std::uint32_t index) { return pairs_[index]; }
@@ -137,16 +142,25 @@ public:
         return index;
     }
 
-    // Takes `weight` off the pair's count; does nothing for a pair that was too rare to be kept.
-    void reduce(Token left, Token right, std::uint64_t weight) {
-        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
-            if (slots_[i] == kEmpty) return;
-            Pair& pair = pairs_[slots_[i]];
-            if (pair.left == left && pair.right == right) {
-                assert(pair.count >= weight);
-                pair.count -= weight;
-                return;
-            }
+    // Takes loss_of(item).weight off the count of a pair, for every item; a pair that was too rare to be kept is
+    // passed over. All are looked up at once, so that they wait for memory together.
+    template <class Items, class LossOf>
+    void reduce(const Items& items, LossOf loss_of) {
+        for (auto item : items) {
+            const Loss loss = loss_of(item);
+            __builtin_prefetch(&slots_[start(loss.left, loss.right)]);
+        }
+        for (auto item : items) {
+            const Loss loss = loss_of(item);
+            const std::uint32_t index = slots_[start(loss.left, loss.right)];
+            if (index != kEmpty) __builtin_prefetch(&pairs_[index]);
+        }
+        for (auto item : items) {
+            const Loss loss = loss_of(item);
+            const std::uint32_t index = find(loss.left, loss.right);
+            if (index == kEmpty) continue;
+            assert(pairs_[index].count >= loss.weight);
+            pairs_[index].count -= loss.weight;
         }
     }
 
@@ -155,6 +169,13 @@ private:
 
     std::size_t start(Token left, Token right) const {
         return (key_of(left, right) * 0x9E3779B97F4A7C15u >> 20) & (slots_.size() - 1);
+    }
+    std::uint32_t find(Token left, Token right) const {
+        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
+            if (slots_[i] == kEmpty) return kEmpty;
+            const Pair& pair = pairs_[slots_[i]];
+            if (pair.left == left && pair.right == right) return slots_[i];
+        }
     }
     void place(Token left, Token right, std::uint32_t index) {
         std::size_t i = start(left, right);
@@ -260,8 +281,10 @@ public:
         places_.push_back({neighbour, place});
     }
 
-    // Calls use(neighbour, weight, places, n_places) for each, then forgets all. `places` is null for a neighbour
-    // whose weight is below `min_weight`.
+    const std::vector<Token>& seen() const { return seen_; }
+    std::uint64_t weight(Token neighbour) const { return sums_[neighbour].weight; }
+
+    // Calls use(neighbour, weight, places, n_places) for each that has at least `min_weight`, then forgets all.
     template <class Use>
     void drain(std::uint64_t min_weight, Use use) {
         for (Token neighbour : seen_) {
@@ -275,8 +298,9 @@ public:
             if (sum.next) *sum.next++ = place;
         }
         for (Token neighbour : seen_) {
-            Sum sum = std::exchange(sums_[neighbour], Sum{});
-            use(neighbour, sum.weight, std::move(sum.places), sum.n_places);
+            Sum& sum = sums_[neighbour];
+            if (sum.places) use(neighbour, sum.weight, std::move(sum.places), sum.n_places);
+            sum = Sum{};
         }
         seen_.clear();
         places_.clear();
@@ -353,51 +377,56 @@ private:
     void merge(std::uint32_t index) {
         const Token left = pairs_[index].left, right = pairs_[index].right;
         const Token token = tokens_.append_joined(left, right);
-        join_places(index, token);
-        count_neighbours(left, right, token);
+        join_places(pairs_[index], token);
         update_pairs(left, right, token);
         pairs_[index].count = 0;
-    }
-
-    // Joins the pair wherever it still stands; joined_ gets those places, in ascending order like all lists of places.
-    void join_places(std::uint32_t index, Token token) {
-        const Pair& pair = pairs_[index];
-        const std::uint32_t left_length = tokens_.length(pair.left), length = tokens_.length(token);
-        constexpr std::uint32_t kAhead = 12;
-        joined_.clear();
-        for (std::uint32_t i = 0; i < pair.n_places; ++i) {
-            if (i + kAhead < pair.n_places) symbols_.prefetch(pair.places[i + kAhead]);
-            const Position p = pair.places[i], middle = p + left_length;
-            if (symbols_.at(p) != pair.left || symbols_.at(middle) != pair.right) continue;
-            symbols_.join(p, middle, p + length, token);
-            joined_.push_back(p);
-        }
         pairs_[index].places.reset();
     }
 
-    void count_neighbours(Token left, Token right, Token token) {
-        const std::uint32_t length = tokens_.length(token);
-        std::uint64_t twins = 0;  // weight of places where the new token follows itself
-        for (Position p : joined_) {
-            const std::uint32_t weight = symbols_.weight(p);
-            const Token before = symbols_.at(p - 1), after = symbols_.at(p + length);
-            if (before != kNoToken) {
-                before_.add(before, weight, p - tokens_.length(before));
-                if (before == token) twins += weight;
-            }
-            if (after != kNoToken && after != token) after_.add(after, weight, p);
+    // Joins the pair wherever it still stands, in ascending order like all lists of places, and counts what then
+    // stands beside it. A place is counted after the next one is joined, which may be its neighbour.
+    void join_places(const Pair& pair, Token token) {
+        const Token left = pair.left, right = pair.right;
+        const std::uint32_t left_length = tokens_.length(left), length = tokens_.length(token);
+        constexpr std::uint32_t kAhead = 12;
+        Position last = 0;
+        twins_ = 0;
+        for (std::uint32_t i = 0; i < pair.n_places; ++i) {
+            if (i + kAhead < pair.n_places) symbols_.prefetch(pair.places[i + kAhead]);
+            const Position p = pair.places[i], middle = p + left_length;
+            if (symbols_.at(p) != left || symbols_.at(middle) != right) continue;
+            symbols_.join(p, middle, p + length, token);
+            if (last != 0) count_neighbours(last, token, length);
+            last = p;
         }
-        if (twins > 0) pairs_.reduce(right, left, twins);  // they were ... left right | left right ...
+        if (last != 0) count_neighbours(last, token, length);
     }
 
+    void count_neighbours(Position p, Token token, std::uint32_t length) {
+        const std::uint32_t weight = symbols_.weight(p);
+        const Token before = symbols_.at(p - 1), after = symbols_.at(p + length);
+        if (before != kNoToken) {
+            before_.add(before, weight, p - tokens_.length(before));
+            if (before == token) twins_ += weight;
+        }
+        if (after != kNoToken && after != token) after_.add(after, weight, p);
+    }
+
+    // Where the token stands now, its left part stood beside what is before it, and its right part beside what is
+    // after it.
     void update_pairs(Token left, Token right, Token token) {
+        pairs_.reduce(before_.seen(), [&](Token before) {
+            return PairTable::Loss{before, left, before == token ? 0 : before_.weight(before)};
+        });
+        pairs_.reduce(after_.seen(), [&](Token after) { return PairTable::Loss{right, after, after_.weight(after)}; });
+        // A token that follows itself: they were ... left right | left right ...
+        if (twins_ > 0) pairs_.reduce(std::array{0}, [&](int) { return PairTable::Loss{right, left, twins_}; });
+
         before_.drain(options_.min_frequency, [&](Token before, std::uint64_t weight, auto places, std::uint32_t n) {
-            if (before != token) pairs_.reduce(before, left, weight);
-            if (places) queue_.push(pairs_.insert({weight, before, token, std::move(places), n}));
+            queue_.push(pairs_.insert({weight, before, token, std::move(places), n}));
         });
         after_.drain(options_.min_frequency, [&](Token after, std::uint64_t weight, auto places, std::uint32_t n) {
-            pairs_.reduce(right, after, weight);
-            if (places) queue_.push(pairs_.insert({weight, token, after, std::move(places), n}));
+            queue_.push(pairs_.insert({weight, token, after, std::move(places), n}));
         });
     }
 
@@ -406,8 +435,8 @@ private:
     Symbols symbols_;
     PairTable pairs_;
     PairQueue queue_;
-    std::vector<Position> joined_;
     Neighbours before_, after_;
+    std::uint64_t twins_ = 0;  // the weight of places where the token being made follows itself
 };
 
 }  // namespace
