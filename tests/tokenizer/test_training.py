@@ -152,6 +152,22 @@ def test_files_documents_and_threads_give_the_same(long_text, tmp_path):
     assert trained_tokens((part.encode() for part in parts), 1000) == expected
 
 
+@pytest.mark.parametrize("tie_break", BYTE_ORDERS)
+def test_threads_share_the_merging_of_pairs_in_many_words(tie_break):
+    # Thousands of different words of few letters: long lists of places, runs, and neighbours that are merged as well.
+    rng = random.Random(1)
+    words = {"".join(rng.choices("aabc", k=rng.randint(1, 14))) for _ in range(12_000)}
+    text = " ".join(sorted(words))
+    tokens = naive_tokens([text], 25, tie_break)
+    for threads in (1, 2, 3):
+        assert (
+            trained_tokens([text], len(tokens), pattern="gpt2", tie_break=tie_break, num_threads=threads)
+            == tokens
+        )
+    more = [trained_tokens([text], 650, tie_break=tie_break, num_threads=threads) for threads in (1, 2, 3)]
+    assert more[0] == more[1] == more[2]
+
+
 def test_one_file_may_be_given_as_str(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(CODE)
