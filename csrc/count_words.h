@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "key.h"
+#include "prefetch.h"
 #include "train.h"
 
 namespace llmfast {
@@ -56,7 +57,7 @@ private:
 
     void hold_back(Key key) {
         const std::uint64_t h = hash_key(key) >> shift_;
-        __builtin_prefetch(&short_[h]);
+        prefetch_line(&short_[h]);
         held_[n_held_++] = {key, h};
         if (n_held_ == kBatch) flush();
     }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "prefetch.h"
 #include "team.h"
 #include "train_pairs.h"
 
@@ -46,7 +47,7 @@ public:
     Position size() const { return static_cast<Position>(cells_.size()); }
     Token at(Position p) const { return cells_[p].token; }
     std::uint32_t weight(Position p) const { return cells_[p].weight; }
-    void prefetch(Position p) const { __builtin_prefetch(&cells_[p]); }
+    void prefetch(Position p) const { prefetch_line(&cells_[p]); }
 
     // Whether the places are in different words, as far as a short look tells.
     bool separated(Position p, Position later) const {

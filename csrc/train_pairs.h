@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefetch.h"
 #include "train.h"
 
 namespace llmfast {
@@ -90,12 +91,12 @@ public:
     void reduce(const Items& items, LossOf loss_of) {
         for (auto item : items) {
             const Loss loss = loss_of(item);
-            __builtin_prefetch(&slots_[start(loss.left, loss.right)]);
+            prefetch_line(&slots_[start(loss.left, loss.right)]);
         }
         for (auto item : items) {
             const Loss loss = loss_of(item);
             const std::uint32_t index = slots_[start(loss.left, loss.right)];
-            if (index != kEmpty) __builtin_prefetch(&pairs_[index]);
+            if (index != kEmpty) prefetch_line(&pairs_[index]);
         }
         for (auto item : items) {
             const Loss loss = loss_of(item);
