@@ -16,8 +16,7 @@ namespace llmfast {
 
 class Encoder {
   public:
-    Encoder(Vocabulary vocabulary, Pattern pattern)
-        : vocabulary_(std::move(vocabulary)), pairs_(vocabulary_), pieces_(vocabulary_), pattern_(pattern) {}
+    Encoder(Vocabulary vocabulary, Pattern pattern);
 
     const Vocabulary& vocabulary() const { return vocabulary_; }
     Pattern pattern() const { return pattern_; }
@@ -33,13 +32,14 @@ class Encoder {
   private:
     struct Batch;
 
-    size_t encode_batch(const char* text, const char* text_end, const Batch& batch, IdBuffer& ids,
-                        MergeScratch& scratch) const;
+    size_t encode_batch(const char* text, const Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
+    size_t encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const;
     size_t encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const;
 
     Vocabulary vocabulary_;
     PairTable pairs_;
-    mutable PieceTable pieces_;  // learns
+    mutable ShortPieces short_pieces_;    // up to 15 bytes and 4 ids
+    mutable MediumPieces medium_pieces_;  // up to 31 bytes and 8 ids
     Pattern pattern_;
 };
 

@@ -12,19 +12,22 @@ namespace {
 
 constexpr size_t kShort = 64;  // up to here a scan for the lowest rank beats a queue
 
-[[noreturn]] void throw_no_token(uint8_t byte) {
-    const char text = static_cast<char>(byte);
-    throw std::invalid_argument("the vocabulary has no token for the byte " + printable({&text, 1}));
+// One token a byte; false for a byte that is none.
+bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
+    bool all = true;
+    for (size_t i = 0; i < piece.size(); ++i) {
+        out[i] = pairs.byte(static_cast<uint8_t>(piece[i]));
+        all &= out[i] != kNoToken;
+    }
+    return all;
 }
 
-// One token a byte. Returns how many there are.
-size_t byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
-    for (size_t i = 0; i < piece.size(); ++i) {
-        const uint8_t byte = static_cast<uint8_t>(piece[i]);
-        out[i] = pairs.byte(byte);
-        if (out[i] == kNoToken) throw_no_token(byte);
+[[noreturn]] void throw_no_token(const PairTable& pairs, std::string_view piece) {
+    for (const char& byte : piece) {
+        if (pairs.byte(static_cast<uint8_t>(byte)) != kNoToken) continue;
+        throw std::invalid_argument("the vocabulary has no token for the byte " + printable({&byte, 1}));
     }
-    return piece.size();
+    throw std::logic_error("every byte is a token");
 }
 
 // One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
@@ -42,7 +45,9 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
         if (whole != kNoToken) {
             out[count++] = whole;
         } else {
-            count += byte_tokens(pairs, {reinterpret_cast<const char*>(at), character.size}, out + count);
+            const std::string_view bytes(reinterpret_cast<const char*>(at), character.size);
+            if (!byte_tokens(pairs, bytes, out + count)) throw_no_token(pairs, bytes);
+            count += bytes.size();
         }
         free_before = free_behind;
         at = after;
@@ -54,9 +59,8 @@ bool is_ascii(std::string_view piece) {
     return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
-size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count) {
-    uint32_t rank[kShort];  // of each part joined with the next
-    for (size_t i = 0; i + 1 < count; ++i) rank[i] = pairs.find(ids[i], ids[i + 1]);
+// `rank` has that of each part joined with the next.
+size_t merge_short(const PairTable& pairs, uint32_t* ids, uint32_t* rank, size_t count) {
     while (count > 1) {
         size_t best = 0;
         for (size_t i = 1; i + 1 < count; ++i) best = rank[i] < rank[best] ? i : best;
@@ -73,19 +77,17 @@ size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count) {
     return count;
 }
 
-// The merge loop of long pieces. Parts are a linked list of where they start; the queue holds rank and start, and
-// outdated entries are skipped when they come up: O(n log n). `joined(part, other)` is the rank of a part joined with
-// the next; `merged(part, rank)` is told when that happens.
-template <typename Joined, typename Merged>
-void merge_long(size_t length, MergeScratch& scratch, Joined joined, Merged merged) {
+// For long pieces. Parts are a linked list of where they start; the queue holds rank and start, and outdated entries
+// are skipped when they come up: O(n log n).
+size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
     auto& [next, previous, rank, queue] = scratch;
-    const uint32_t end = static_cast<uint32_t>(length);
-    next.resize(length);
-    previous.resize(length);
-    rank.resize(length);
+    const uint32_t end = static_cast<uint32_t>(count);
+    next.resize(count);
+    previous.resize(count);
+    rank.resize(count);
     queue.clear();
     const auto renew = [&](uint32_t part) {
-        rank[part] = next[part] == end ? kNoToken : joined(part, next[part]);
+        rank[part] = next[part] == end ? kNoToken : pairs.find(ids[part], ids[next[part]]);
         if (rank[part] == kNoToken) return false;
         queue.push_back(uint64_t{rank[part]} << 32 | part);
         return true;
@@ -104,47 +106,40 @@ void merge_long(size_t length, MergeScratch& scratch, Joined joined, Merged merg
         const uint32_t part = static_cast<uint32_t>(best);
         if (rank[part] != best >> 32) continue;  // merged away, or joined with something else since
         const uint32_t gone = next[part];
-        merged(part, rank[part]);
+        ids[part] = rank[part];
         rank[gone] = kNoToken;
         next[part] = next[gone];
         if (next[part] != end) previous[next[part]] = part;
         if (renew(part)) std::push_heap(queue.begin(), queue.end(), std::greater<>());
         if (part > 0 && renew(previous[part])) std::push_heap(queue.begin(), queue.end(), std::greater<>());
     }
+    size_t kept = 0;
+    for (uint32_t part = 0; part < end; part = next[part]) ids[kept++] = ids[part];
+    return kept;
 }
 
 }  // namespace
 
-size_t merge_tokens(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
-    if (count <= kShort) return merge_short(pairs, ids, count);
-    merge_long(
-        count, scratch, [&](uint32_t part, uint32_t other) { return pairs.find(ids[part], ids[other]); },
-        [&](uint32_t part, uint32_t rank) { ids[part] = rank; });
-    size_t kept = 0;
-    for (uint32_t part = 0; part < count; part = scratch.next[part]) ids[kept++] = ids[part];
-    return kept;
+size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
+    if (!byte_tokens(pairs, piece, out)) return 0;
+    if (piece.size() > kShort) return merge_queued(pairs, out, piece.size(), scratch);
+    uint32_t rank[kShort];
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(piece.data());
+    for (size_t i = 0; i + 1 < piece.size(); ++i) rank[i] = pairs.byte_pair(bytes[i], bytes[i + 1]);
+    return merge_short(pairs, out, rank, piece.size());
 }
 
-size_t merge_by_bytes(const Vocabulary& vocabulary, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
-    const auto& next = scratch.next;
-    const auto behind = [&](uint32_t part) { return next[part]; };
-    merge_long(
-        piece.size(), scratch,
-        [&](uint32_t part, uint32_t other) { return vocabulary.find(piece.substr(part, behind(other) - part)); },
-        [](uint32_t, uint32_t) {});
-    size_t count = 0;
-    for (uint32_t part = 0; part < piece.size(); part = next[part]) {
-        out[count] = vocabulary.find(piece.substr(part, next[part] - part));
-        if (out[count++] == kNoToken) throw_no_token(static_cast<uint8_t>(piece[part]));
+size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
+    if (is_ascii(piece)) {
+        const size_t count = merge_bytes(pairs, piece, out, scratch);
+        if (count == 0) throw_no_token(pairs, piece);
+        return count;
     }
-    return count;
-}
-
-size_t merge(const Vocabulary& vocabulary, const PairTable& pairs, std::string_view piece, uint32_t* out,
-             MergeScratch& scratch) {
-    if (!pairs.is_ordered()) return merge_by_bytes(vocabulary, piece, out, scratch);
-    const size_t parts = is_ascii(piece) ? byte_tokens(pairs, piece, out) : character_tokens(pairs, piece, out);
-    return merge_tokens(pairs, out, parts, scratch);
+    const size_t count = character_tokens(pairs, piece, out);
+    if (count > kShort) return merge_queued(pairs, out, count, scratch);
+    uint32_t rank[kShort];
+    for (size_t i = 0; i + 1 < count; ++i) rank[i] = pairs.find(out[i], out[i + 1]);
+    return merge_short(pairs, out, rank, count);
 }
 
 }  // namespace llmfast
