@@ -94,30 +94,48 @@ size_t Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids
     return last;
 }
 
+// Splits off the next pieces of `text`, and asks for the memory that the short ones will be looked up in.
+void Encoder::fill(Batch& batch, std::string_view text) const {
+    batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
+    uint32_t start = 0;
+    for (size_t i = 0; i < batch.count; ++i) {
+        const size_t length = batch.ends[i] - start;
+        if (length <= kLongestShortKey) {
+            const Key key = short_key(text.data() + start, length, text.size() - start >= 16);
+            batch.keys[i] = key;
+            batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
+            prefetch(short_pieces_.slot(batch.slots[i]));
+        }
+        start = batch.ends[i];
+    }
+}
+
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     MergeScratch scratch;
     Batch batch;
-    const char* at = text.data();
-    const char* const text_end = at + text.size();
     size_t last = 0;
-    ids.reserve(ids.size() + text.size() / 4 + MediumPieces::kMostIds);
-    while (at < text_end) {
-        batch.count = split(pattern_, at, static_cast<size_t>(text_end - at), batch.ends, kBatch);
-        uint32_t start = 0;
-        for (size_t i = 0; i < batch.count; ++i) {
-            const size_t length = batch.ends[i] - start;
-            if (length <= kLongestShortKey) {
-                const Key key = short_key(at + start, length, text_end - (at + start) >= 16);
-                batch.keys[i] = key;
-                batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
-                prefetch(short_pieces_.slot(batch.slots[i]));
-            }
-            start = batch.ends[i];
-        }
-        last = encode_batch(at, batch, ids, scratch);
-        at += start;
+    if (ids.size() == 0) ids.reserve(text.size() / 4 + MediumPieces::kMostIds);
+    while (!text.empty()) {
+        fill(batch, text);
+        last = encode_batch(text.data(), batch, ids, scratch);
+        text.remove_prefix(batch.ends[batch.count - 1]);
     }
     return last;
+}
+
+size_t Encoder::count(std::string_view text) const {
+    MergeScratch scratch;
+    Batch batch;
+    IdBuffer ids;
+    size_t total = 0;
+    while (!text.empty()) {
+        fill(batch, text);
+        encode_batch(text.data(), batch, ids, scratch);
+        total += ids.size();
+        ids.clear();
+        text.remove_prefix(batch.ends[batch.count - 1]);
+    }
+    return total;
 }
 
 }  // namespace llmfast

@@ -25,6 +25,9 @@ class Encoder {
     // Safe from many threads at once.
     size_t encode(std::string_view text, IdBuffer& ids) const;
 
+    // How many ids `text` has; takes memory for a few pieces only.
+    size_t count(std::string_view text) const;
+
     // Appends the ids of a piece that is not to be split. `look_up`: a piece that is a token is that token, even if
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
@@ -32,6 +35,7 @@ class Encoder {
   private:
     struct Batch;
 
+    void fill(Batch& batch, std::string_view text) const;
     size_t encode_batch(const char* text, const Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
     size_t encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const;
     size_t encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const;

@@ -21,6 +21,7 @@ class IdBuffer {
         return data_.get() + size_;
     }
     void grow(size_t count) { size_ += count; }
+    void clear() { size_ = 0; }
     void push_back(uint32_t id) {
         *room(1) = id;
         grow(1);
