@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "corpus.h"
+#include "derive_merges.h"
 #include "train.h"
 
 namespace nb = nanobind;
@@ -22,10 +23,10 @@ namespace {
 // A progress function that takes the GIL back for the call. KeyboardInterrupt and what `call` raises end the work.
 template <class Count>
 std::function<void(Count)> progress_of(const nb::object& call) {
-    if (call.is_none()) return nullptr;
-    return [call = call.ptr()](Count done) {
+    return [call = nb::handle(call)](Count done) {
         nb::gil_scoped_acquire gil;
-        nb::borrow(call)(done);
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (!call.is_none()) call(done);
     };
 }
 
@@ -93,12 +94,33 @@ nb::list words(Corpus& corpus) {
     return list;
 }
 
+// [(token, parts)] for every token of more than one byte, in the order of ranks.
+nb::list derive(const nb::dict& ranks) {
+    std::vector<std::pair<std::uint32_t, std::string_view>> by_rank;
+    for (auto [token, rank] : ranks) by_rank.emplace_back(nb::cast<std::uint32_t>(rank), bytes_of(token));
+    std::sort(by_rank.begin(), by_rank.end());
+    std::vector<std::string_view> tokens;
+    std::vector<std::uint32_t> ids;
+    for (const auto& [rank, token] : by_rank) {
+        ids.push_back(rank);
+        tokens.push_back(token);
+    }
+    nb::list list;
+    const std::vector<Parts> parts = derive_merges(tokens, ids);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        if (tokens[i].size() > 1) list.append(nb::make_tuple(ids[i], parts[i]));
+    }
+    return list;
+}
+
 }  // namespace
 
 void bind_training(nb::module_& m) {
     nb::enum_<TieBreak>(m, "TieBreak")
         .value("greatest_bytes", TieBreak::greatest_bytes)
         .value("smallest_ids", TieBreak::smallest_ids);
+
+    m.def("derive_merges", &derive, nb::arg("ranks"));
 
     nb::class_<Corpus>(m, "Corpus", "Counts the words of documents and files, and learns merges from the counts.")
         .def("__init__",

@@ -22,7 +22,10 @@ public:
 
     void add_documents(const std::vector<std::string_view>& documents);
     void add_file(const std::string& path, const Progress& progress);  // throws std::runtime_error if unreadable
-    void add_word(std::string_view word, std::uint64_t count) { counts_[0].add(word, count); }
+    void add_word(std::string_view word, std::uint64_t count) {
+        counts_[0].add(word, count);
+        bytes_read_ += word.size() * count;
+    }
 
     // The distinct words of all that was added; valid until more is added.
     std::vector<Word> words();

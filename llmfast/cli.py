@@ -1,7 +1,7 @@
 """The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
 
 Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
-is a dataclass puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
+is a dataclass (or None) puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
 a YAML file with the values to start from.
 """
 
@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> None:
 def sentence(error: BaseException) -> str | None:
     """An error as one sentence for the person at the terminal; None where it is our fault and not theirs."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, ModuleNotFoundError):
         from llmfast.doctor import optional_libraries
 
@@ -134,7 +134,6 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
             tyro.conf.PositionalRequiredArgs,
             tyro.conf.PositionalMetavarFromFieldName,
             tyro.conf.DisallowNone,
-            tyro.conf.FlagCreatePairsOff,
             tyro.conf.HelptextFromCommentsOff,
             tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
         ),
@@ -143,19 +142,25 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
 
 def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., None]:
     """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up."""
-    from tyro.conf import arg
+    from tyro.conf import FlagCreatePairsOff, arg
+
+    from llmfast.config import unfilled
 
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         hint, default = hints[parameter.name], parameter.default
-        if parameter.name == "config" and dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(default):
+            parameters.append(parameter.replace(annotation=hint, default=unfilled(default)))
+        elif parameter.name == "config" and (cls := _dataclass_in(hint)):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
+            start = _starting_values(cls, arguments)
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
-            parameters.append(
-                _option("config", Annotated[hint, arg(name="")], _starting_values(hint, arguments))
-            )
-        elif default is None or default is False or default in ("", ()):
+            parameters.append(_option("config", Annotated[cls, arg(name="")], start))
+        elif default is False:
+            flag = FlagCreatePairsOff[Annotated[hint, arg(help_behavior_hint="")]]
+            parameters.append(parameter.replace(annotation=flag))
+        elif default is None or default in ("", ()):
             parameters.append(parameter.replace(annotation=Annotated[hint, arg(help_behavior_hint="")]))
         else:
             parameters.append(parameter.replace(annotation=hint))
@@ -174,6 +179,11 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a type is, or is or None."""
+    return next(filter(dataclasses.is_dataclass, typing.get_args(hint) or [hint]), None)
+
+
 def _starting_values(cls: type, arguments: list[str]) -> Any:
     """The configuration that ``--config`` names, read first because it sets the defaults."""
     import argparse
@@ -183,7 +193,7 @@ def _starting_values(cls: type, arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     file = parser.parse_known_args(arguments)[0].config
-    return config.load(cls, file) if file else cls()
+    return config.load_unfilled(cls, file) if file else config.unfilled(cls())
 
 
 if __name__ == "__main__":

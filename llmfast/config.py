@@ -38,14 +38,13 @@ def load(cls: type[Config], path: str | Path) -> Config:
         ValueError: the file is not YAML, names an unknown setting, or a value has the wrong type.
         OSError: the file cannot be read.
     """
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-    try:
-        return from_dict(cls, {} if tree is None else tree)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return _load(cls, path)[0]
+
+
+def load_unfilled(cls: type[Config], path: str | Path) -> Config:
+    """As :func:`load`, for values to start from: what is left out is as in :func:`unfilled`."""
+    loaded, tree = _load(cls, path)
+    return _unfilled(loaded, tree)
 
 
 def save(config: Any, path: str | Path) -> None:
@@ -61,9 +60,45 @@ def from_dict(cls: type[Config], tree: Any) -> Config:
         raise ValueError("; ".join(_sentences(error, (), cls))) from None
 
 
+def unfilled(config: Config) -> Config:
+    """A default configuration as its class declares it, without what ``__post_init__`` derives.
+
+    A field that is None until it is derived from others stays None, so that it follows when those change:
+    starting from the filled-in default, a new ``width`` would keep the ``ff_width`` of the old one. A section
+    that differs from the default of its class is kept as it is.
+    """
+    needed = [field for field in dataclasses.fields(config) if field.default is field.default_factory]
+    return config if needed or config != type(config)() else _unfilled(config, {})
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass instance as nested dictionaries of plain values (what JSON and YAML can hold)."""
     return _converter.unstructure(config)
+
+
+def _load(cls: type[Config], path: str | Path) -> tuple[Config, dict]:
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    tree = {} if tree is None else tree
+    try:
+        return from_dict(cls, tree), tree
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _unfilled(config: Config, tree: dict) -> Config:
+    """Built around ``__init__``: the values ``tree`` names from ``config``, the others as declared."""
+    copy = object.__new__(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _unfilled(value, tree[field.name]) if field.name in tree else unfilled(value)
+        elif field.name not in tree and field.default is not dataclasses.MISSING:
+            value = field.default
+        object.__setattr__(copy, field.name, value)
+    return copy
 
 
 # --- types: strict, because a silent int(1.5) or str(False) is a different experiment -----------------------
@@ -187,7 +222,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that _Loader would read as a number."""
+    """Quotes text that _Loader would read as a number, and escapes what YAML would fold (tabs, line ends)."""
+
+    def represent_str(self, text):
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 for _side in (_Loader, _Dumper):
@@ -206,17 +247,16 @@ def _commented(config: Any, indent: str = "") -> list[str]:
         if dataclasses.is_dataclass(value):
             lines += [f"{indent}{field.name}:", *_commented(value, indent + "  ")]
         else:
-            lines += [indent + line for line in _dump(field.name, _converter.unstructure(value)).splitlines()]
+            lines += [indent + line for line in _dump(field.name, _converter.unstructure(value))]
     return lines
 
 
-def _dump(name: str, value: Any) -> str:
-    flow = (
-        None if isinstance(value, list | dict) else False
-    )  # None: the innermost lists and tables on one line
-    return yaml.dump(
+def _dump(name: str, value: Any) -> list[str]:
+    flow = None if isinstance(value, list | dict) else False  # None: innermost ones on one line
+    text = yaml.dump(
         {name: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=100
     )
+    return text.splitlines()
 
 
 def field_help(cls: type) -> dict[str, str]:

@@ -13,9 +13,9 @@ from json import dumps
 # What the libraries of an extra are for.
 EXTRAS = {
     "hf": "Hugging Face weights, adapters and data sets",
-    "gpu-bench": "the GPU benchmarks",
+    "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
-    "track": "tracking of experiments",
+    "track": "tracking",
 }
 
 
@@ -134,7 +134,7 @@ def _optional() -> list[Finding]:
     findings = []
     for library in optional_libraries():
         version = _version(library.module)
-        note = "" if version else f"for {EXTRAS[library.extra]}: pip install 'llmfast[{library.extra}]'"
+        note = "" if version else f"for {EXTRAS[library.extra]}, pip install 'llmfast[{library.extra}]'"
         findings.append(
             Finding("optional", library.module, version or "none", True if version else None, note)
         )
@@ -157,13 +157,12 @@ def _print_table(findings: list[Finding]) -> None:
     from rich.text import Text
 
     marks = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]-[/yellow]"}
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("", "what", "found", "what that means"):
-        table.add_column(title, overflow="fold")
+    table = Table.grid(padding=(0, 2, 0, 0))
     section = findings[0].section
     for finding in findings:
         if finding.section != section:
             table.add_row()
             section = finding.section
-        table.add_row(marks[finding.ok], finding.name, Text(finding.found), Text(finding.note))
+        value = f"{finding.found}: {finding.note}" if finding.note else finding.found
+        table.add_row(marks[finding.ok], finding.name, Text(value))
     Console(highlight=False).print(table)

@@ -94,7 +94,7 @@ def quickstart_config(preset: Preset, *, data: tuple[str, ...], vocab_size: int,
     """The configuration of a preset: model and batch sized for about two minutes on the machine it is meant for."""
     import torch
 
-    from llmfast.data.prepare import DataConfig
+    from llmfast.data.config import DataConfig
     from llmfast.models.config import DecoderConfig
     from llmfast.training.config import RunConfig, TrainingConfig
 

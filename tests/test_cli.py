@@ -18,6 +18,15 @@ from llmfast import __version__, cli
 class Model:
     width: int = 64
     """Model width E."""
+    ff_width: int | None = None
+    """Four times the width if left out."""
+    gated: bool = True
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"model.width must be at least 1, got {self.width}")
+        if self.ff_width is None:
+            object.__setattr__(self, "ff_width", 4 * self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Config:
 CALLS = []
 
 
-def configured(config: Config, *, resume: bool = False) -> None:
+def configured(*, config: Config | None = None, resume: bool = False) -> None:
     """Train by a configuration.
 
     Args:
@@ -143,6 +152,7 @@ def test_a_fault_of_ours_is_not_hidden():
         (["zzz"], "zzz is not a command; see llmfast --help"),
         (["configured", "--lerning_rate", "1"], "--learning_rate"),
         (["configured", "--model.width", "wide"], "'wide'"),
+        (["configured", "--model.width", "0"], "model.width must be at least 1, got 0"),
         (["configured", "--config"], "--config"),
         (["failing"], "KIND"),
     ],
@@ -165,6 +175,25 @@ def test_options_override_the_file_that_overrides_the_defaults(tmp_path):
     assert first == (Config(Model(32)), False)
     assert second == (Config(Model(128), 1e-2), False)
     assert third == (Config(Model(32), 1e-2), True)
+
+
+def test_derived_settings_follow_what_they_are_derived_from(tmp_path):
+    """Starting from a filled-in default, a new width would silently keep the ff_width of the old one."""
+    file = tmp_path / "run.yaml"
+    file.write_text("learning_rate: 1e-2")
+    assert exit_code("configured", "--model.width", "32") == 0
+    assert exit_code("configured", "--config", str(file), "--model.width", "32") == 0
+    file.write_text("model: {ff_width: 100}")
+    assert exit_code("configured", "--config", str(file), "--model.width", "32") == 0
+    assert [config.model.ff_width for config, _ in CALLS] == [128, 128, 100]
+
+
+def test_switches_are_spelled_the_same_whatever_the_file_says(tmp_path):
+    file = tmp_path / "run.yaml"
+    for before, option, after in [("true", "--model.no_gated", False), ("false", "--model.gated", True)]:
+        file.write_text(f"model: {{gated: {before}}}")
+        assert exit_code("configured", "--config", str(file), option) == 0
+        assert CALLS.pop()[0].model.gated is after
 
 
 def test_mistakes_in_the_configuration_file_name_the_setting(tmp_path, capsys):

@@ -18,15 +18,10 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one build serves them all
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    answer = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    """Runs a command that must succeed; returns what it printed on both streams."""
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    answer = subprocess.run(command, cwd=cwd, env=os.environ | environment, check=False, **both)
+    assert answer.returncode == 0, answer.stdout
     return answer.stdout
 
 
@@ -67,7 +62,8 @@ from setuptools import build_meta
 build_meta.build_wheel(sys.argv[1])
 """
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-c", program, out, cwd=source)
+    said = run(sys.executable, "-c", program, out, cwd=source)
+    assert "absent from the `packages`" not in said  # a new folder of kernels/ that setup.py does not know
     return next(out.iterdir())
 
 

@@ -4,7 +4,9 @@ import math
 
 import torch
 
+from ..backend import use_triton
 from ..reference import attention as reference
+from .ops import attention_op
 
 
 def flash_attention(
@@ -119,8 +121,16 @@ def attend(
 ):
     """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if dropout_p > 0:
-        seed = seed_tensor(seed, q.device)
+    seed = seed_tensor(seed, q.device) if dropout_p > 0 else None
+    if use_triton(q, k, v):
+        if scale < 0:  # The kernels take the maximum before they scale.
+            q, scale = -q, -scale
+        out, lse = attention_op(
+            q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, scale, left, right, softcap, dropout_p
+        )
+        if not return_lse:
+            return out
+        return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
     plain = softcap is None and sinks is None and dropout_p == 0 and cu_seqlens_q is None and not return_lse
     if plain:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)

@@ -152,3 +152,39 @@ def philox(seed, c0, c1, c2, c3):
         c2, c3 = ((product0 >> 32) & mask) ^ c3 ^ key1, product0 & mask
         key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
     return c0
+
+
+def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
+    """Writes k_new and v_new behind the filled rows of the caches, in place; see ``llmfast.kernels.flash_decode``."""
+    page_size = k_cache.shape[2]
+    row = cache_seqlens.long()[:, None] + torch.arange(k_new.shape[2], device=k_new.device)  # (B, S_new)
+    entry = torch.arange(k_new.shape[0], device=k_new.device)[:, None].expand_as(row)
+    capacity = page_size * (1 if page_table is None else page_table.shape[1])
+    kept = row < capacity
+    entry, row = entry[kept], row[kept]
+    page = entry if page_table is None else page_table.long()[entry, row // page_size]
+    for cache, new in ((k_cache, k_new), (v_cache, v_new)):
+        cache[page, :, row % page_size] = new.transpose(1, 2)[kept]
+
+
+def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap):
+    """Attention to the filled rows of a cache; returns (out, lse)."""
+    k, v = _entries(k_cache, page_table), _entries(v_cache, page_table)
+    S, T = q.shape[2], k.shape[2]
+    length = (cache_seqlens.long() + new).clamp(max=T)[:, None, None, None]
+    key = torch.arange(T, device=q.device)
+    filled = key < length  # (B, 1, 1, T)
+    position = torch.arange(S, device=q.device)[:, None] + length - S
+    mask = _within(position, key, left, right) & filled
+    # Rows that are not filled may hold anything, NaN included.
+    k, v = (x.masked_fill(~filled.transpose(-1, -2), 0.0) for x in (k, v))
+    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+    return (probabilities @ _per_query_head(v, q.shape[1]).to(probabilities.dtype)).to(q.dtype), lse
+
+
+def _entries(cache, page_table):
+    """(pages, K, page size, D) -> (B, K, T, D)."""
+    if page_table is None:
+        return cache
+    pages = cache[page_table.long().clamp(0, cache.shape[0] - 1)]  # (B, n, K, page size, D)
+    return pages.transpose(1, 2).flatten(2, 3)

@@ -53,3 +53,42 @@ def cross_entropy(
     if z_loss:
         loss = loss + z_loss * counted * lse.square()
     return torch.where(valid, loss, 0), torch.where(valid, lse, 0)
+
+
+def cross_entropy_gradient(
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    gradient_filter: float | None,
+) -> Tensor:
+    """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,)."""
+    z = cap(widen(logits), softcap)
+    vocabulary = z.shape[-1]
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    grad_loss = torch.where(valid, grad_loss, 0)
+    at_target = grad_loss * token_weight(target, weight, ignore_index, z.dtype)
+    along = at_target if not z_loss else at_target * (1 + 2 * z_loss * lse)
+    gradient = (z - torch.where(valid, lse, torch.inf).unsqueeze(-1)).exp_()
+    dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)
+    if label_smoothing:
+        w = gradient.new_ones(vocabulary) if weight is None else weight.to(z.dtype)
+        everywhere = label_smoothing / vocabulary * grad_loss
+        along = along - label_smoothing * at_target + everywhere * w.sum()
+        at_target = (1 - label_smoothing) * at_target
+    if grad_lse is not None:
+        along = along + grad_lse
+    gradient *= along.unsqueeze(-1)
+    if label_smoothing:
+        gradient.addr_(everywhere, w, alpha=-1)
+    gradient.scatter_add_(-1, index, -at_target.unsqueeze(-1))
+    if dropped is not None:
+        gradient.masked_fill_(dropped, 0)
+    return gradient if softcap is None else gradient * (1 - (z / softcap).square())

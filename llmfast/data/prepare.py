@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmfast.data.config import DataConfig
 from llmfast.data.corpus import Corpus, Document, batched
 from llmfast.data.shards import ShardWriter, TokenShards
 from llmfast.files import atomic_folder
@@ -20,26 +21,6 @@ ENCODE_CHARACTERS = (
     2**24
 )  # documents are encoded in groups of this size: memory stays bounded, cores stay busy
 SPLITS = ("train", "validation")
-
-
-@dataclass
-class DataConfig:
-    """What to train on."""
-
-    sources: tuple[str, ...] = ()
-    """Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out."""
-    tokenizer: str | None = None
-    """A tokenizer to use (a folder or file that Tokenizer.load reads); one is trained if left out."""
-    vocab_size: int = 4096
-    """Size of the vocabulary to train, special tokens included."""
-    validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by a hash of their content."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}"
-            )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ def train(
     *,
     data: tuple[str, ...] = (),
     vocab_size: int = 4096,
+    pattern: str = "cl100k",
     special_tokens: tuple[str, ...] = (END_OF_TEXT,),
+    min_frequency: int = 2,
 ) -> None:
     """Learn a byte-level BPE vocabulary from text and write it to a folder.
 
@@ -20,7 +22,10 @@ def train(
         out: Folder to write the tokenizer to; a tokenizer that is there is replaced.
         data: Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out.
         vocab_size: Size of the vocabulary, special tokens included; at least 256 and those.
+        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, none
+            or a regular expression.
         special_tokens: Texts that are one token each and never merged.
+        min_frequency: Learn no token from a pair that is rarer than this.
 
     Raises:
         ValueError: no readable text, or a vocabulary size that the text cannot give.
@@ -31,15 +36,24 @@ def train(
 
     corpus = Corpus(data)
     texts = (document.text for document in corpus)
-    tokenizer = Tokenizer.train(texts, vocab_size, special_tokens=special_tokens)
+    tokenizer = Tokenizer.train(
+        texts,
+        vocab_size,
+        pattern=pattern,
+        special_tokens=special_tokens,
+        min_frequency=min_frequency,
+        progress=sys.stderr.isatty(),
+    )
     tokenizer.save(out)
     print(f"{out}: {tokenizer.n_vocab:,} tokens, from {corpus.describe()}")
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped):,} files that are not UTF-8 text", file=sys.stderr)
 
 
-def encode(tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False) -> None:
-    """Turn text into token ids, printed on one line with spaces between; reads standard input if given no text.
+def encode(
+    tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False
+) -> None:
+    """Turn text into token ids, printed on one line; reads standard input if given no text.
 
     Args:
         tokenizer: A tokenizer or run folder, or a tokenizer file.
@@ -76,11 +90,13 @@ def decode(tokenizer: str, *, ids: tuple[int, ...] = (), file: Path | None = Non
     if ids and file is not None:
         raise ValueError("give ids or file, not both")
     ids = ids or _parse_ids(_decoded(_read(file), file))
+    unknown = next((each for each in ids if not 0 <= each < opened.n_vocab), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} is not a token id; they go from 0 to {opened.n_vocab - 1}")
     try:
         data = opened.decode_bytes(ids)
-    except (KeyError, OverflowError):
-        unknown = next(each for each in ids if not _is_known(opened, each))
-        raise ValueError(f"{unknown} is not a token id; they go from 0 to {opened.n_vocab - 1}") from None
+    except KeyError as error:  # a hole in the vocabulary
+        raise ValueError(error.args[0]) from None
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -104,9 +120,10 @@ def info(tokenizer: str) -> None:
     longest = sorted(ordinary, key=len, reverse=True)[:5]
     specials = {token: opened.encode_single_token(token) for token in sorted(opened.special_tokens_set)}
     table = Table.grid(padding=(0, 2))
+    named = ", ".join(f"{token} = {token_id}" for token, token_id in specials.items())
     for name, value in [
         ("vocabulary", f"{opened.n_vocab:,} tokens: {len(ordinary):,} ordinary, {len(specials):,} special"),
-        ("special tokens", ", ".join(f"{token} = {token_id}" for token, token_id in specials.items()) or "none"),
+        ("special tokens", named or "none"),
         ("longest tokens", ", ".join(repr(token.decode("utf-8", "backslashreplace")) for token in longest)),
         ("fingerprint", opened.fingerprint),
     ]:
@@ -128,7 +145,9 @@ def _decoded(data: bytes, file: Path | None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong") from None
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong"
+        ) from None
 
 
 def _parse_ids(text: str) -> tuple[int, ...]:
@@ -137,11 +156,3 @@ def _parse_ids(text: str) -> tuple[int, ...]:
     if wrong is not None:
         raise ValueError(f"{wrong!r} is not a token id")
     return tuple(map(int, words))
-
-
-def _is_known(tokenizer, token: int) -> bool:
-    try:
-        tokenizer.decode_single_token_bytes(token)
-    except (KeyError, OverflowError):
-        return False
-    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmfast.data.prepare import DataConfig
+from llmfast.data.config import DataConfig
 from llmfast.models.config import DecoderConfig
 
 

@@ -5,8 +5,9 @@ import gzip
 import pytest
 from small_run import write_corpus
 
+from llmfast.data.config import DataConfig
 from llmfast.data.corpus import Corpus
-from llmfast.data.prepare import DataConfig, compression_baselines, open_prepared, prepare
+from llmfast.data.prepare import compression_baselines, open_prepared, prepare
 
 
 def documents_of(shards, tokenizer):

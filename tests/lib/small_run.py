@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from llmfast.data.prepare import DataConfig, Prepared, prepare
+from llmfast.data.config import DataConfig
+from llmfast.data.prepare import Prepared, prepare
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import RunConfig, TrainingConfig
 from llmfast.training.run import Run

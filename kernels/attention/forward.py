@@ -1,0 +1,119 @@
+"""The forward pass: one program computes BLOCK_M rows of one head, walking over the keys (FlashAttention-2,
+Dao 2023, algorithm 1).
+
+The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The hardware hands
+the next tile to whichever multiprocessor is free, which balances the load as a persistent grid with a computed order
+would, and also where other work shares the chip.
+"""
+
+from .._triton import tl, triton
+
+from .tiles import (
+    INF,
+    LN_2,
+    LOG2_E,
+    RUNTIME_INTEGERS,
+    keep_mask,
+    key_ranges,
+    load_rows,
+    load_tile,
+    locate,
+    logits,
+    make_source,
+    matrix,
+    sees,
+    step_start,
+    steps,
+    store_tile,
+)
+
+
+@triton.jit
+def attend_keys(
+    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high, rows, S, T,
+    left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2, section 3.1."""
+    for step in tl.range(
+        0, steps(low, full_low, full_high, high, BLOCK_N, MASKED), warp_specialize=SPECIALIZE and not MASKED
+    ):
+        first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
+        keys = first + tl.arange(0, BLOCK_N)
+        k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
+        product = tl.dot(q, k.T, input_precision="ieee")
+        if MASKED or softcap is not None:
+            x = logits(product, scale, softcap)
+            if MASKED:
+                x = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), x, -INF)
+            new_maximum = tl.maximum(maximum, tl.max(x, 1))
+            base = tl.where(new_maximum == -INF, 0.0, new_maximum)  # Rows that have seen nothing yet.
+            p = tl.exp2(x - base[:, None])
+        else:
+            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an element.
+            new_maximum = tl.maximum(maximum, tl.max(product, 1) * scale)
+            base = new_maximum
+            p = tl.exp2(product * scale - base[:, None])
+        rescale = tl.exp2(maximum - base)
+        denominator = denominator * rescale + tl.sum(p, 1)
+        acc = acc * rescale[:, None]
+        if seed is not None:
+            p = tl.where(keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :]), p, 0.0)
+        v = load_rows(v_source, first, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        maximum = new_maximum
+    return acc, denominator, maximum
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
+def forward_kernel(
+    q, k, v, out, lse, sinks, seed, cu_q, cu_k,
+    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
+    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
+    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
+    out_batch: tl.int64, out_head: tl.int64, out_row: tl.int64,
+    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
+    threshold, keep_scale: tl.float32,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    head = program // tiles % heads
+    tile, sequence, q_start, k_start, S, T = locate(
+        tiles - 1 - program % tiles, program // tiles // heads, batch, cu_q, cu_k, S, T, BLOCK_M
+    )
+    first_row = tile * BLOCK_M
+    if first_row >= S:
+        return
+    entry = sequence if cu_q is None else 0
+    q = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
+    out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
+    k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
+    v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
+    lse += (entry * heads + head) * rows_in_all + q_start
+
+    k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    q_tile = load_tile(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if sinks is None:
+        maximum = tl.full([BLOCK_M], -INF, tl.float32)
+        denominator = tl.zeros([BLOCK_M], tl.float32)
+    else:  # A key that has been seen already, and whose value is 0.
+        maximum = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2_E
+        denominator = tl.full([BLOCK_M], 1.0, tl.float32)
+
+    low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
+    for phase in tl.static_range(2):  # First without masks, then the boundaries.
+        acc, denominator, maximum = attend_keys(
+            acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, SPECIALIZE, phase == 1,
+        )  # fmt: skip
+
+    empty = denominator == 0.0
+    acc = acc * (keep_scale / tl.where(empty, 1.0, denominator))[:, None]
+    tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
+    store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)

@@ -1,0 +1,224 @@
+"""The operators: allocation, launches, and the derivative of attention as PyTorch sees it.
+
+Both layouts reach the kernels as (B, H, S, D): packed tokens (N, H, D) are one batch entry with N rows, in which
+``cu_seqlens`` says where sequences start.
+"""
+
+import contextvars
+import math
+
+import torch
+
+from .._triton import triton
+from ..launch import Device, cdiv, run
+from ..operator import define
+from ..reference.attention import dropout_threshold
+from .backward import delta_kernel, keys_gradient_kernel, queries_gradient_kernel
+from .forward import forward_kernel
+from .launch import Tile, forward_tile, keys_gradient_tile, padded_width, queries_gradient_tile
+
+DELTA_ROWS = 64
+
+
+def as_heads(x):
+    """(N, H, D) -> (1, H, N, D); four dimensions stay."""
+    return x if x.dim() == 4 else x.transpose(0, 1)[None]
+
+
+def addressable(x):
+    """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits reach
+    within a tile."""
+    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
+    return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
+
+
+def empty_rows(x):
+    """Uninitialised, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
+    like = torch.empty_like(x)
+    return like if like.stride(-1) == 1 else x.new_empty(x.shape)
+
+
+def strides(name, x):
+    """Launch arguments for the strides of (B, H, S, D), in units of eight elements."""
+    kinds = ("batch", "head", "row")
+    return {f"{name}_{kind}": x.stride(i) // 8 if x.shape[i] > 1 else 0 for i, kind in enumerate(kinds)}
+
+
+def tile_count(rows, block, cu_seqlens):
+    """Tiles of a head over all its rows; for packed sequences the upper bound that ``tiles.locate`` uses."""
+    return cdiv(rows, block) if cu_seqlens is None else rows // block + cu_seqlens.numel() - 1
+
+
+def scalar_arguments(scale, left, right, softcap, dropout_p):
+    """The logits in base 2 are ``scale · product``, or with a cap ``softcap · tanh(scale · product)``."""
+    log2_e = math.log2(math.e)
+    return {
+        "scale": scale * log2_e if softcap is None else scale / softcap,
+        "softcap": None if softcap is None else softcap * log2_e,
+        "left": left,
+        "right": right,
+        "threshold": dropout_threshold(dropout_p),
+        "keep_scale": 1 / (1 - dropout_p),
+    }
+
+
+def launch(kernel, programs, like, tile, **arguments):
+    """``run``, with memory for the descriptors that TMA kernels build, set for this launch alone."""
+    options = {**arguments, "num_warps": tile.warps, "num_stages": tile.stages}
+    if not tile.tma:
+        run(kernel, (programs,), like, **options)
+        return
+
+    def allocate(size, alignment, stream):
+        return torch.empty(size, dtype=torch.int8, device=like.device)
+
+    def run_with_allocator():
+        triton.set_allocator(allocate)
+        run(kernel, (programs,), like, **options)
+
+    contextvars.copy_context().run(run_with_allocator)
+
+
+def allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
+    return empty_rows(q), q.new_empty(as_heads(q).shape[:3], dtype=torch.float32)
+
+
+def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
+    """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
+    out, lse = allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p)
+    q, k, v = addressable(q), addressable(k), addressable(v)
+    if cu_q is not None:  # Tokens after the last sequence belong to no tile.
+        out.zero_()
+        lse.fill_(float("-inf"))
+    q, k, v, out_heads = as_heads(q), as_heads(k), as_heads(v), as_heads(out)
+    B, H, S, D = q.shape
+    tile = forward_tile(Device.of(q.device), D, q.element_size())
+    tiles = tile_count(S, tile.block_m, cu_q)
+    launch(
+        forward_kernel,
+        tiles * H * (B if cu_q is None else 1),
+        q,
+        tile,
+        **{"q": q, "k": k, "v": v, "out": out_heads, "lse": lse, "sinks": sinks, "seed": seed},
+        **{"cu_q": cu_q, "cu_k": cu_k},
+        **strides("q", q),
+        **strides("k", k),
+        **strides("v", v),
+        **strides("out", out_heads),
+        **{"rows_in_all": S, "batch": B if cu_q is None else cu_q.numel() - 1, "heads": H, "tiles": tiles},
+        **{"S": S, "T": k.shape[2], "GROUP": H // k.shape[1], "D": D, "SPECIALIZE": False},
+        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": padded_width(D), "TMA": tile.tma},
+        **scalar_arguments(scale, left, right, softcap, dropout_p),
+    )
+    return out, lse
+
+
+def allocate_backward(
+    d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p
+):
+    return empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
+
+
+def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
+    """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, from which the gradient of sinks follows."""
+    gradients = [empty_rows(x) if cu_q is None else empty_rows(x).zero_() for x in (q, k, v)]
+    delta = torch.empty_like(lse)
+    q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
+    q, k, v, out, d_out, dq, dk, dv = (as_heads(x) for x in (q, k, v, out, d_out, *gradients))
+    B, H, S, D = q.shape
+    width = padded_width(D)
+    launch(
+        delta_kernel,
+        cdiv(S, DELTA_ROWS) * H * B,
+        q,
+        Tile(DELTA_ROWS, 0, 4, 1),
+        **{
+            "out": out,
+            "d_out": d_out,
+            "d_lse": d_lse if d_lse is None else d_lse.contiguous(),
+            "delta": delta,
+        },
+        **strides("out", out),
+        **strides("d_out", d_out),
+        **{"rows_in_all": S, "heads": H, "tiles": cdiv(S, DELTA_ROWS), "D": D},
+        **{"BLOCK_M": DELTA_ROWS, "BLOCK_D": width},
+    )
+    shared = {
+        **{"q": q, "k": k, "v": v, "d_out": d_out, "lse": lse, "delta": delta, "seed": seed},
+        **{"cu_q": cu_q, "cu_k": cu_k},
+        **strides("q", q),
+        **strides("k", k),
+        **strides("v", v),
+        **strides("d_out", d_out),
+        **{"rows_in_all": S, "batch": B if cu_q is None else cu_q.numel() - 1, "heads": H},
+        **{"S": S, "T": k.shape[2], "GROUP": H // k.shape[1], "D": D, "natural_scale": scale},
+        **scalar_arguments(scale, left, right, softcap, dropout_p),
+    }
+    device, size, entries = Device.of(q.device), q.element_size(), B if cu_q is None else 1
+    tile = keys_gradient_tile(device, D, size)
+    tiles = tile_count(k.shape[2], tile.block_n, cu_k)
+    launch(
+        keys_gradient_kernel,
+        tiles * k.shape[1] * entries,
+        q,
+        tile,
+        **shared,
+        **{"dk": dk, "dv": dv, "tiles": tiles},
+        **strides("dk", dk),
+        **strides("dv", dv),
+        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": width, "TMA": tile.tma},
+    )
+    tile = queries_gradient_tile(device, D, size)
+    tiles = tile_count(S, tile.block_m, cu_q)
+    launch(
+        queries_gradient_kernel,
+        tiles * H * entries,
+        q,
+        tile,
+        **shared,
+        **{"dq": dq, "tiles": tiles},
+        **strides("dq", dq),
+        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": width, "TMA": tile.tma},
+    )
+    return *gradients, delta
+
+
+ARGUMENTS = (
+    "Tensor? seed, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+    "float scale, int? left, int? right, float? softcap, float dropout_p"
+)
+
+attention_backward_op = define(
+    "attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    backward,
+    allocate_backward,
+)
+
+
+def save(ctx, inputs, output):
+    q, k, v, sinks, *tensors = inputs[:7]
+    ctx.save_for_backward(q, k, v, sinks, *tensors, *output)
+    ctx.options = inputs[7:]
+    ctx.set_materialize_grads(False)
+
+
+def differentiate(ctx, d_out, d_lse):
+    q, k, v, sinks, seed, cu_q, cu_k, out, lse = ctx.saved_tensors
+    d_out = torch.zeros_like(out) if d_out is None else d_out
+    dq, dk, dv, delta = attention_backward_op(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, *ctx.options)
+    d_sinks = None
+    if sinks is not None:
+        weight = torch.exp(sinks.float()[:, None] - lse)  # What the sink takes of each row's softmax.
+        d_sinks = -(weight * delta).nan_to_num(0.0).sum((0, 2)).to(sinks.dtype)
+    return dq, dk, dv, d_sinks, *(None,) * 8
+
+
+attention_op = define(
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {ARGUMENTS}) -> (Tensor, Tensor)",
+    forward,
+    allocate_forward,
+    backward=differentiate,
+    save=save,
+)

@@ -1,0 +1,245 @@
+"""What every attention kernel shares: where a tile lies, which elements it sees, how it is loaded and scored.
+
+Positions: row i of a sequence with S queries and T keys stands at position i + T - S; it sees the keys j with
+position - left <= j <= position + right, and a bound that is ``None`` does not exist, at compile time.
+
+Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned, without a
+specialisation on the stride's value that would recompile when a length changes.
+"""
+
+from .._triton import tl, triton
+
+from ..reference.attention import PHILOX_ROUNDS
+
+ROUNDS = tl.constexpr(PHILOX_ROUNDS)
+INF = tl.constexpr(float("inf"))
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+# No kernel is compiled anew when these change.
+RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", "right", "threshold"] + [
+    f"{name}_{stride}"
+    for name in ("q", "k", "v", "out", "d_out", "dq", "dk", "dv")
+    for stride in ("batch", "head", "row")
+]
+
+
+@triton.jit
+def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCES: tl.constexpr = 128):
+    """(tile within its sequence, sequence, first query, first key, queries, keys) of a tile over the queries.
+
+    Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the grid
+    depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
+    """
+    q_start = 0
+    k_start = 0
+    if cu_q is not None:
+        entry = -1
+        for first in range(0, batch, SEQUENCES):  # ``batch`` is the number of sequences here.
+            index = first + tl.arange(0, SEQUENCES)
+            starts = tl.load(cu_q + index, mask=index < batch, other=0) // BLOCK_M + index
+            entry += tl.sum(((starts <= tile) & (index < batch)).to(tl.int32))
+        q_start = tl.load(cu_q + entry)
+        k_start = tl.load(cu_k + entry)
+        S = tl.load(cu_q + entry + 1) - q_start
+        T = tl.load(cu_k + entry + 1) - k_start
+        tile -= q_start // BLOCK_M + entry
+    return tile, entry, q_start, k_start, S, T
+
+
+@triton.jit
+def key_ranges(first_row, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(low, full_low, full_high, high): the keys that the rows of a tile may see, and between the inner two, in
+    multiples of BLOCK_N, the keys that all of its rows see, where no mask is needed."""
+    first = first_row + T - S
+    last = min(first_row + BLOCK_M, S) - 1 + T - S
+    low = 0
+    full_low = 0
+    high = T
+    full_high = T // BLOCK_N * BLOCK_N
+    if right is not None:
+        high = min(high, max(last + right + 1, 0))
+        full_high = min(full_high, max(first + right + 1, 0) // BLOCK_N * BLOCK_N)
+    if left is not None:
+        low = max(first - left, 0) // BLOCK_N * BLOCK_N
+        full_low = min(tl.cdiv(max(last - left, 0), BLOCK_N) * BLOCK_N, tl.cdiv(high, BLOCK_N) * BLOCK_N)
+    return low, full_low, max(full_low, full_high), high
+
+
+@triton.jit
+def row_ranges(first_key, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(low, full_low, full_high, high): the rows that may see keys of a tile; see ``key_ranges``."""
+    shift = T - S
+    last_key = min(first_key + BLOCK_N, T) - 1
+    low = 0
+    full_low = 0
+    high = S
+    full_high = S // BLOCK_M * BLOCK_M
+    if left is not None:
+        high = min(high, max(last_key + left - shift + 1, 0))
+        full_high = min(full_high, max(first_key + left - shift + 1, 0) // BLOCK_M * BLOCK_M)
+    if right is not None:
+        low = max(first_key - right - shift, 0) // BLOCK_M * BLOCK_M
+        full_low = min(
+            tl.cdiv(max(last_key - right - shift, 0), BLOCK_M) * BLOCK_M, tl.cdiv(high, BLOCK_M) * BLOCK_M
+        )
+    return low, full_low, max(full_low, full_high), high
+
+
+@triton.jit
+def steps(low, full_low, full_high, high, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """How many tiles the masked loop or the unmasked one walks over. Tiles are masked on both sides of the full
+    ones; one loop takes both sides, so that its code is there once."""
+    if MASKED:
+        return max(full_low - low, 0) // BLOCK + tl.cdiv(max(high - full_high, 0), BLOCK)
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return (full_high - full_low) // BLOCK
+
+
+@triton.jit
+def step_start(step, low, full_low, full_high, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Where the tile of a step begins."""
+    if MASKED:
+        start = low + step * BLOCK
+        return tl.where(start < full_low, start, start - full_low + full_high)
+    else:  # noqa: RET505
+        return full_low + step * BLOCK
+
+
+@triton.jit
+def sees(rows, keys, S, T, left, right):
+    """Which of the keys the rows see; rows and keys broadcast."""
+    seen = (keys < T) & (rows < S)
+    if left is not None:
+        seen &= keys >= rows + (T - S) - left
+    if right is not None:
+        seen &= keys <= rows + (T - S) + right
+    return seen
+
+
+@triton.jit
+def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
+    """Pointer to the first row of one head of one sequence; the strides are 64-bit, and so is the offset."""
+    return base + (entry * batch_stride + head * head_stride + first_row * row_stride) * 8
+
+
+@triton.jit
+def make_source(
+    base, stride, length, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr
+):
+    """What ``load_rows`` reads from: a tensor descriptor (by TMA; zeros outside) or the pointer itself."""
+    if TMA:
+        return tl.make_tensor_descriptor(base, [length, D], [stride * 8, 1], [BLOCK, BLOCK_D])
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return base
+
+
+@triton.jit
+def tile_pointers(base, first, stride, row, column):
+    """The tile's start in 64 bits, once for all elements; inside a tile 32 bits reach."""
+    return base + first * stride * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
+
+
+@triton.jit
+def load_rows(
+    source,
+    first,
+    stride,
+    length,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TMA: tl.constexpr,
+    CHECK: tl.constexpr,
+):
+    """Rows first ... first + BLOCK of a (length, D) matrix, zeros outside; without CHECK they lie inside."""
+    if TMA:
+        return source.load([first, 0])
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        row = tl.arange(0, BLOCK)
+        column = tl.arange(0, BLOCK_D)
+        inside = (column < D)[None, :]
+        if CHECK:
+            inside &= (first + row < length)[:, None]
+        if CHECK or BLOCK_D != D:
+            return tl.load(tile_pointers(source, first, stride, row, column), mask=inside, other=0.0)
+        else:  # noqa: RET505
+            return tl.load(tile_pointers(source, first, stride, row, column))
+
+
+@triton.jit
+def load_tile(
+    base,
+    first,
+    stride,
+    length,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """A tile that is loaded once."""
+    return load_rows(
+        make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA),
+        first,
+        stride,
+        length,
+        D,
+        BLOCK,
+        BLOCK_D,
+        TMA,
+        True,
+    )
+
+
+@triton.jit
+def store_tile(
+    base,
+    first,
+    stride,
+    length,
+    value,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of one
+    pointer a row, which the compiler would compute before the loop and keep."""
+    value = value.to(base.dtype.element_ty)
+    if TMA:
+        make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA).store([first, 0], value)
+    else:
+        row = tl.arange(0, BLOCK)
+        column = tl.arange(0, BLOCK_D)
+        inside = (first + row < length)[:, None] & (column < D)[None, :]
+        tl.store(tile_pointers(base, first, stride, row, column), value, mask=inside)
+
+
+@triton.jit
+def tanh(x):
+    # No cancellation for large |x|; near 0 the error is one rounding of 1, which softcap scales.
+    t = tl.exp2(tl.abs(x) * (-2 * LOG2_E))
+    y = (1 - t) / (1 + t)
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def logits(product, scale, softcap):
+    """Logits times log2(e), for exp2: scale · product, or softcap · tanh(scale · product) with the cap folded into
+    both factors on the host."""
+    x = product * scale
+    if softcap is not None:
+        x = softcap * tanh(x)
+    return x
+
+
+@triton.jit
+def keep_mask(seed, threshold, sequence, head, rows, columns):
+    """Which probabilities dropout keeps; as ``reference.attention.dropout_keep``."""
+    zero = rows * 0 + columns * 0
+    random, _, _, _ = tl.philox(
+        tl.load(seed), columns + zero, rows + zero, head + zero, sequence + zero, ROUNDS
+    )
+    return (random >> 1).to(tl.int32) >= threshold
