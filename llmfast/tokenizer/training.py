@@ -15,7 +15,7 @@ from typing import Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import _without_surrogates
+from llmfast.tokenizer.patterns import joined_surrogates
 
 Documents = Iterable[str | bytes]
 Source = Documents | str | os.PathLike | Sequence[os.PathLike]
@@ -173,7 +173,7 @@ class _RegexCounter:
                 text = document.decode(errors="replace") if isinstance(document, bytes) else document
                 for part in self._split(text):
                     words.update(match.group() for match in self._find_words(part))
-            self.corpus.add_words({_without_surrogates(word).encode(): n for word, n in words.items()})
+            self.corpus.add_words({joined_surrogates(word).encode(): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)
 
