@@ -283,15 +283,16 @@ class Core {
     void check_disallowed(std::string_view text, nb::handle allowed, nb::handle disallowed,
                           const Specials::Enabled& enabled) const {
         if (!is_all(disallowed) && is_empty(disallowed)) return;
-        const nb::module_ encoding = nb::module_::import_("llmfast.tokenizer.encoding");
+        const char* const module = "llmfast.tokenizer.encoding";
         if (!is_all(disallowed)) {
-            encoding.attr("check_disallowed")(nb::str(text.data(), text.size()), disallowed);
+            nb::module_::import_(module).attr("check_disallowed")(nb::str(text.data(), text.size()), disallowed);
             return;
         }
         Specials::Enabled rest = specials_.every();
         Specials::subtract(rest, enabled);
         const Specials::Match match = specials_.find(text, 0, rest);
-        if (match.special) encoding.attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
+        if (!match.special) return;
+        nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
     }
 
     std::string decode(nb::handle tokens) const {

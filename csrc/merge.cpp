@@ -1,6 +1,7 @@
 #include "merge.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -10,7 +11,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kShort = 64;  // up to here a scan for the lowest rank beats a queue
+constexpr size_t kShort = 64;  // parts whose state fits in a few registers and the nearest memory
 
 // One token a byte; false for a byte that is none.
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
@@ -59,27 +60,76 @@ bool is_ascii(std::string_view piece) {
     return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
-// `rank` has that of each part joined with the next.
-size_t merge_short(const PairTable& pairs, uint32_t* ids, uint32_t* rank, size_t count) {
-    while (count > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < count; ++i) best = rank[i] < rank[best] ? i : best;
-        if (rank[best] == kNoToken) break;
-        ids[best] = rank[best];
-        --count;
-        for (size_t i = best + 1; i < count; ++i) {
-            ids[i] = ids[i + 1];
-            rank[i - 1] = rank[i];
-        }
-        if (best + 1 < count) rank[best] = pairs.find(ids[best], ids[best + 1]);
-        if (best > 0) rank[best - 1] = pairs.find(ids[best - 1], ids[best]);
+// Up to 64 parts: which are left is one word, and a pair is a number whose smallest is the next to merge, rank in the
+// upper bits and place in the lower.
+class ShortMerge {
+  public:
+    explicit ShortMerge(uint32_t* ids, size_t count) : ids_(ids), left_(~0ull >> (64 - count)), count_(count) {
+        for (size_t i = count - 1; i < (count + 15) / 16 * 16; ++i) pairs_[i] = kNone;
     }
-    return count;
+
+    void set(size_t place, uint32_t merged) {
+        pairs_[place] = merged == kNoToken ? kNone : static_cast<int32_t>(merged << 6 | place);
+    }
+
+    // Merges in place, packs the ids and, if asked, where their parts start; returns how many are left.
+    size_t run(const PairTable& pairs, uint32_t* starts) {
+        for (int32_t best = smallest(); best != kNone; best = smallest()) {
+            const size_t place = static_cast<size_t>(best) & 63;
+            const size_t gone = next(place);
+            ids_[place] = static_cast<uint32_t>(best) >> 6;
+            left_ &= ~(1ull << gone);
+            pairs_[gone] = kNone;
+            const size_t behind = next(place);
+            if (behind < 64) {
+                set(place, pairs.find(ids_[place], ids_[behind]));
+            } else {
+                pairs_[place] = kNone;
+            }
+            const uint64_t before = left_ & ((1ull << place) - 1);
+            if (before) {
+                const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
+                set(previous, pairs.find(ids_[previous], ids_[place]));
+            }
+        }
+        size_t kept = 0;
+        for (uint64_t rest = left_; rest; rest &= rest - 1) {
+            const size_t place = static_cast<size_t>(std::countr_zero(rest));
+            if (starts) starts[kept] = static_cast<uint32_t>(place);
+            ids_[kept++] = ids_[place];
+        }
+        return kept;
+    }
+
+  private:
+    static constexpr int32_t kNone = INT32_MAX;  // above every pair: ids have 24 bits
+
+    size_t next(size_t place) const {
+        return static_cast<size_t>(std::countr_zero(left_ & (~1ull << place)));  // 64 where there is none
+    }
+    int32_t smallest() const {
+        int32_t best = kNone;
+        for (size_t at = 0; at < count_; at += 16) {
+            for (size_t i = 0; i < 16; ++i) best = std::min(best, pairs_[at + i]);
+        }
+        return best;
+    }
+
+    uint32_t* ids_;
+    uint64_t left_;
+    size_t count_;
+    int32_t pairs_[64];
+};
+
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
+    ShortMerge merge(ids, count);
+    for (size_t i = 0; i + 1 < count; ++i) merge.set(i, pairs.find(ids[i], ids[i + 1]));
+    return merge.run(pairs, starts);
 }
 
-// For long pieces. Parts are a linked list of where they start; the queue holds rank and start, and outdated entries
-// are skipped when they come up: O(n log n).
-size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+// Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
+// entries are skipped when they come up: O(n log n).
+size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeQueue& scratch) {
     auto& [next, previous, rank, queue] = scratch;
     const uint32_t end = static_cast<uint32_t>(count);
     next.resize(count);
@@ -114,19 +164,63 @@ size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, MergeSc
         if (part > 0 && renew(previous[part])) std::push_heap(queue.begin(), queue.end(), std::greater<>());
     }
     size_t kept = 0;
-    for (uint32_t part = 0; part < end; part = next[part]) ids[kept++] = ids[part];
+    for (uint32_t part = 0; part < end; part = next[part]) {
+        starts[kept] = part;
+        ids[kept++] = ids[part];
+    }
     return kept;
+}
+
+// A long piece goes window by window, so that the work stays in the nearest memory and is linear in its length.
+//
+// A sequence of tokens is the result of merging if each two neighbours are the result of merging their bytes alone:
+// the first merge across the end of a token would depend on nothing but that token and its neighbour. So two windows
+// may overlap in one token: if both find it, what the first has up to it and the second has from it is the result.
+// If they do not, the second window starts a token earlier and is made wider.
+size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    auto& [source, window, starts, done_starts, queue] = scratch;
+    source.assign(ids, ids + count);
+    done_starts.clear();  // of the tokens in ids[0, done); ids[done] is what the window before found at `at`
+    size_t done = 0, at = 0, usual_width = kShort, width = kShort;
+    while (true) {
+        const size_t size = std::min(width, count - at);
+        window.assign(source.data() + at, source.data() + at + size);
+        starts.resize(size);
+        const size_t found = size <= kShort ? merge_short(pairs, window.data(), size, starts.data())
+                                            : merge_queued(pairs, window.data(), size, starts.data(), queue);
+        if (at > 0 && window[0] != ids[done]) {
+            at = done_starts[--done];
+            done_starts.pop_back();
+            width *= 2;
+            continue;
+        }
+        if (at + size == count) {
+            std::copy_n(window.data(), found, ids + done);
+            return done + found;
+        }
+        size_t shared = found - 1;  // the last token that ends well before the window does
+        while (shared > 0 && (shared + 1 == found || starts[shared + 1] > size / 4 * 3)) --shared;
+        if (shared == 0) {  // long tokens
+            usual_width = width *= 4;
+            continue;
+        }
+        for (size_t i = 0; i < shared; ++i) done_starts.push_back(static_cast<uint32_t>(at) + starts[i]);
+        std::copy_n(window.data(), shared + 1, ids + done);
+        done += shared;
+        at += starts[shared];
+        width = std::max(usual_width, width / 2);
+    }
 }
 
 }  // namespace
 
 size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
     if (!byte_tokens(pairs, piece, out)) return 0;
-    if (piece.size() > kShort) return merge_queued(pairs, out, piece.size(), scratch);
-    uint32_t rank[kShort];
+    if (piece.size() > kShort) return merge_by_windows(pairs, out, piece.size(), scratch);
+    ShortMerge merge(out, piece.size());
     const uint8_t* bytes = reinterpret_cast<const uint8_t*>(piece.data());
-    for (size_t i = 0; i + 1 < piece.size(); ++i) rank[i] = pairs.byte_pair(bytes[i], bytes[i + 1]);
-    return merge_short(pairs, out, rank, piece.size());
+    for (size_t i = 0; i + 1 < piece.size(); ++i) merge.set(i, pairs.byte_pair(bytes[i], bytes[i + 1]));
+    return merge.run(pairs, nullptr);
 }
 
 size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
@@ -136,10 +230,7 @@ size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, Merg
         return count;
     }
     const size_t count = character_tokens(pairs, piece, out);
-    if (count > kShort) return merge_queued(pairs, out, count, scratch);
-    uint32_t rank[kShort];
-    for (size_t i = 0; i + 1 < count; ++i) rank[i] = pairs.find(out[i], out[i + 1]);
-    return merge_short(pairs, out, rank, count);
+    return count > kShort ? merge_by_windows(pairs, out, count, scratch) : merge_short(pairs, out, count, nullptr);
 }
 
 }  // namespace llmfast

@@ -11,9 +11,14 @@
 namespace llmfast {
 
 // Arrays that merging long pieces reuses.
-struct MergeScratch {
+struct MergeQueue {
     std::vector<uint32_t> next, previous, rank;
     std::vector<uint64_t> queue;
+};
+
+struct MergeScratch {
+    std::vector<uint32_t> source, window, starts, done_starts;
+    MergeQueue queue;
 };
 
 // Writes the ids of a piece to `out`, which has room for one a byte, and returns how many. Throws
