@@ -32,7 +32,8 @@ bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) 
 }
 
 // One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
-// either end of the character: then nothing outside of it can merge with a part of it.
+// either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece that is
+// not UTF-8, where characters could end anywhere.
 size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = at + piece.size();
@@ -40,6 +41,7 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
     bool free_before = true;
     while (at < end) {
         const Character character = character_at(at, end);
+        if (character.size == 1 && *at >= 0x80) return 0;
         const uint8_t* const after = at + character.size;
         const bool free_behind = after == end || !pairs.straddles(after[-1], *after);
         const uint32_t whole = character.size > 1 && free_before && free_behind ? pairs.character(character.point) : kNoToken;
@@ -224,13 +226,14 @@ size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out
 }
 
 size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
-    if (is_ascii(piece)) {
-        const size_t count = merge_bytes(pairs, piece, out, scratch);
-        if (count == 0) throw_no_token(pairs, piece);
-        return count;
+    if (!is_ascii(piece)) {
+        const size_t count = character_tokens(pairs, piece, out);
+        if (count > kShort) return merge_by_windows(pairs, out, count, scratch);
+        if (count > 0) return merge_short(pairs, out, count, nullptr);
     }
-    const size_t count = character_tokens(pairs, piece, out);
-    return count > kShort ? merge_by_windows(pairs, out, count, scratch) : merge_short(pairs, out, count, nullptr);
+    const size_t count = merge_bytes(pairs, piece, out, scratch);
+    if (count == 0) throw_no_token(pairs, piece);
+    return count;
 }
 
 }  // namespace llmfast
