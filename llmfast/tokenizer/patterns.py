@@ -33,8 +33,11 @@ O200K = "|".join(
     ]
 )
 
+WHOLE = r"[\s\S]+"  # no splitting at all: the text is one piece
+
 # Regular expression -> the engine's name for it.
 NATIVE = {
+    WHOLE: "none",
     GPT2: "gpt2",
     GPT2_AS_PUBLISHED: "gpt2",
     GPT2_AS_PUBLISHED.replace(r" ?\p{L}+", r" ?[\p{L}]+").replace(r" ?\p{N}+", r" ?[\p{N}]+"): "gpt2",
@@ -61,7 +64,7 @@ def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> E
 
 def last_certain_boundary(pat_str: str, text: str) -> int:
     """The last place > 0 where `text`, of which more may follow, can be cut between its pieces, or 0."""
-    if pat_str not in NATIVE:
+    if NATIVE.get(pat_str, "none") == "none":
         return 0
     for at in range(len(text) - 1, 0, -1):
         before = text[at - 1]
@@ -77,7 +80,15 @@ class RegexCore:
         self._core = _bpe.Core(ranks, specials, "none")
         self._pattern = compiled(pat_str)
         self._specials = specials
-        for shared in ("find", "find_special", "token_bytes", "decode", "decode_bytes", "encode_piece", "merge_piece"):
+        for shared in (
+            "find",
+            "find_special",
+            "token_bytes",
+            "decode",
+            "decode_bytes",
+            "encode_piece",
+            "merge_piece",
+        ):
             setattr(self, shared, getattr(self._core, shared))
 
     def _pieces(self, text: str) -> list[list[int]]:

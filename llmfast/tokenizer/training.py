@@ -32,8 +32,7 @@ _TIE_BREAKS = {
     "smallest_ids": (_bpe.TieBreak.smallest_ids, bytes(range(256))),
 }
 # The pattern of no splitting: a document is one word. The engine has no use for the expression itself.
-WHOLE = r"[\s\S]+"
-_NATIVE = patterns.NATIVE | {WHOLE: "none"}
+WHOLE = patterns.WHOLE
 
 _BATCH_CHARACTERS = 16 << 20  # of documents handed to the threads at a time
 
@@ -179,8 +178,8 @@ class _RegexCounter:
 
 
 def _counter(pat_str: str, separators: Sequence[str], num_threads: int) -> _NativeCounter | _RegexCounter:
-    if pat_str in _NATIVE:
-        return _NativeCounter(_NATIVE[pat_str], separators, num_threads)
+    if pat_str in patterns.NATIVE:
+        return _NativeCounter(patterns.NATIVE[pat_str], separators, num_threads)
     return _RegexCounter(pat_str, separators)
 
 
