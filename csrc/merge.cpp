@@ -132,7 +132,8 @@ size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t
 // Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
 // entries are skipped when they come up: O(n log n).
 size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeQueue& scratch) {
-    auto& [next, previous, rank, queue] = scratch;
+    std::vector<uint32_t>&next = scratch.next, &previous = scratch.previous, &rank = scratch.rank;
+    std::vector<uint64_t>& queue = scratch.queue;
     const uint32_t end = static_cast<uint32_t>(count);
     next.resize(count);
     previous.resize(count);

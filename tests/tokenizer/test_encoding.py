@@ -45,9 +45,7 @@ def merge_by_definition(ranks: dict[bytes, int], piece: bytes) -> list[int]:
     """Join the adjacent parts whose bytes have the lowest rank, the leftmost first, until none has a rank."""
     parts = [bytes([byte]) for byte in piece]
     while len(parts) > 1:
-        rank, i = min(
-            (ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
-        )
+        rank, i = min((ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(pairwise(parts)))
         if rank == 1 << 30:
             break
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
