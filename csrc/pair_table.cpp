@@ -9,8 +9,6 @@
 namespace llmfast {
 namespace {
 
-size_t entries_for(size_t tokens) { return std::bit_ceil(tokens * 3 / 2 + 64); }
-
 uint8_t byte_at(std::string_view token, size_t at) { return static_cast<uint8_t>(token[at]); }
 
 // The ids of tokens of two bytes and more.
@@ -40,37 +38,49 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : entries_(entries_for(vocabulary.size()), Entry{kNoToken, kNoToken, kNoToken}),
-      mask_(entries_.size() - 1),
-      filter_(entries_.size() / 8),
-      filter_shift_(64 - std::countr_zero(entries_.size() * 8)),
-      byte_pairs_(65536, kNoToken),
-      characters_(65536, kNoToken) {
+    : byte_pairs_(65536, kNoToken), characters_(65536, kNoToken) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
     }
-    // From short to long: all that a token's bytes can merge into on the way to it is shorter.
+    const std::vector<uint32_t> ids = by_length(vocabulary);
+    int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 3 / 2)));
+    while (!fill(vocabulary, ids, bits)) ++bits;
+}
+
+// From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
+// of two to the `bits` places, is too crowded.
+bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits) {
+    shift_ = 48 - bits;
+    entries_ = std::make_unique<Pages>(((size_t{1} << bits) + kFurthest + 1) * sizeof(uint64_t));
+    filter_ = std::make_unique<Pages>(size_t{1} << bits);
     bool ordered = true;
     MergeScratch scratch;
     std::vector<uint32_t> parts(vocabulary.longest());
-    for (const uint32_t id : by_length(vocabulary)) {
+    for (const uint32_t id : ids) {
         const std::string_view token = vocabulary.bytes(id);
         if (merge_bytes(*this, token, parts.data(), scratch) != 2) continue;
-        insert(parts[0], parts[1], id);
+        if (!insert(parts[0], parts[1], id)) return false;
         ordered = ordered && parts[0] < id && parts[1] < id;
         if (token.size() == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = id;
         if (byte_at(token, 0) >= 0x80 || byte_at(token, token.size() - 1) >= 0x80) add_character(token, id);
     }
     if (!ordered) std::fill(characters_.begin(), characters_.end(), kNoToken);
+    return true;
 }
 
-void PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
-    const uint64_t hash = hash_pair(left, right);
-    filter_[hash >> filter_shift_ >> 6] |= 1ull << (hash >> filter_shift_ & 63);
-    size_t at = hash & mask_;
-    while (entries_[at].merged != kNoToken) at = (at + 1) & mask_;
-    entries_[at] = {left, right, merged};
+// False if there is no empty place near where the pair belongs.
+bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
+    const uint64_t pair = scramble(left, right);
+    const size_t home = pair >> shift_;
+    size_t at = home;
+    while (entries()[at] != 0) {
+        if (++at > home + kFurthest) return false;
+    }
+    entries()[at] = pair << 24 | merged;
+    const uint64_t bit = pair >> (shift_ - 3);
+    filter()[bit >> 6] |= 1ull << (bit & 63);
+    return true;
 }
 
 void PairTable::add_character(std::string_view token, uint32_t id) {

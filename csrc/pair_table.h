@@ -9,10 +9,11 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
-#include "hash.h"
+#include "pages.h"
 #include "vocabulary.h"
 
 namespace llmfast {
@@ -23,13 +24,15 @@ class PairTable {
 
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
-        const uint64_t hash = hash_pair(left, right);
-        if (!(filter_[hash >> filter_shift_ >> 6] >> (hash >> filter_shift_ & 63) & 1)) return kNoToken;
-        for (size_t at = hash & mask_;; at = (at + 1) & mask_) {
-            const Entry& entry = entries_[at];
-            if (entry.left == left && entry.right == right) return entry.merged;
-            if (entry.merged == kNoToken) return kNoToken;
+        const uint64_t pair = scramble(left, right);
+        const uint64_t bit = pair >> (shift_ - 3);
+        if (!(filter()[bit >> 6] >> (bit & 63) & 1)) return kNoToken;
+        const uint64_t tag = pair << 24;
+        const uint64_t* const home = entries() + (pair >> shift_);
+        for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
+            if ((*entry ^ tag) < (1u << 24)) return static_cast<uint32_t>(*entry & 0xFFFFFF);
         }
+        return kNoToken;
     }
 
     // The token of a byte, or kNoToken; the token of two bytes, or kNoToken.
@@ -44,16 +47,22 @@ class PairTable {
     bool straddles(uint8_t before, uint8_t behind) const { return straddles_[size_t{before} << 8 | behind]; }
 
   private:
-    struct Entry { uint32_t left, right, merged; };
+    // A pair as 48 bits, mixed so that nothing is lost. The upper ones say where it belongs; the lower 40 are kept
+    // beside the 24 bits of the token, and tell pairs apart that are not further than kFurthest from there.
+    static constexpr size_t kFurthest = 255;
+    static uint64_t scramble(uint32_t left, uint32_t right) {
+        return ((uint64_t{left} << 24 | right) * 0x9E3779B97F4B) & ((1ull << 48) - 1);
+    }
+    uint64_t* entries() const { return static_cast<uint64_t*>(entries_->data()); }
+    uint64_t* filter() const { return static_cast<uint64_t*>(filter_->data()); }
 
-    static uint64_t hash_pair(uint32_t left, uint32_t right) { return hash_words(uint64_t{left} << 32 | right, 0); }
-    void insert(uint32_t left, uint32_t right, uint32_t merged);
+    bool fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits);
+    bool insert(uint32_t left, uint32_t right, uint32_t merged);
     void add_character(std::string_view token, uint32_t id);
 
-    std::vector<Entry> entries_;
-    size_t mask_;
-    std::vector<uint64_t> filter_;  // a bit for each hash that an entry has: most lookups end here, in nearer memory
-    int filter_shift_;
+    int shift_;                        // from a scrambled pair to its place
+    std::unique_ptr<Pages> entries_;   // 0: empty
+    std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
     std::array<uint32_t, 256> bytes_;
     std::vector<uint32_t> byte_pairs_, characters_;
     std::bitset<65536> straddles_;
