@@ -17,6 +17,7 @@
 #include "documents.h"
 #include "encoder.h"
 #include "python_ids.h"
+#include "rank_file.h"
 #include "specials.h"
 
 namespace nb = nanobind;
@@ -144,12 +145,12 @@ class Core {
     }
 
     nb::object decode_bytes(nb::handle tokens) const {
-        const std::string text = decode(tokens);
+        const ByteBuffer text = decode(tokens);
         return nb::bytes(text.data(), text.size());
     }
 
     nb::object decode_text(nb::handle tokens, const char* errors) const {
-        const std::string text = decode(tokens);
+        const ByteBuffer text = decode(tokens);
         nb::object result =
             nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), errors));
         if (!result.is_valid()) throw nb::python_error();
@@ -295,8 +296,8 @@ class Core {
         nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
     }
 
-    std::string decode(nb::handle tokens) const {
-        std::string text;
+    ByteBuffer decode(nb::handle tokens) const {
+        ByteBuffer text;
         for_each_id(tokens, [&](uint32_t id) {
             if (!decoder_.append(id, text)) {
                 throw nb::key_error(("Invalid token for decoding: " + std::to_string(id)).c_str());
@@ -310,6 +311,17 @@ class Core {
     Decoder decoder_;
     PythonInts ints_;
 };
+
+// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not.
+nb::dict parse_ranks(nb::bytes contents) {
+    nb::dict ranks;
+    for_each_rank(bytes_of(contents), [&](std::string_view token, uint32_t rank) {
+        const nb::bytes key(token.data(), token.size());
+        const nb::int_ value(rank);
+        if (PyDict_SetItem(ranks.ptr(), key.ptr(), value.ptr()) < 0) throw nb::python_error();
+    });
+    return ranks;
+}
 
 nb::list split_text(nb::handle text, std::string_view pattern) {
     nb::object owner;
@@ -355,5 +367,6 @@ void bind_encoding(nb::module_& module) {
         .def("token_bytes", &Core::token_bytes)
         .def("decode", &Core::decode_text)
         .def("decode_bytes", &Core::decode_bytes);
+    module.def("parse_ranks", &parse_ranks, "The dict of bytes to int of a tiktoken rank file.");
     module.def("split", &split_text, "text"_a, "pattern"_a, "The pieces of a str or bytes under a named pattern.");
 }

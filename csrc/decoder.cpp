@@ -15,6 +15,7 @@ Decoder::Decoder(const Vocabulary& vocabulary, const Specials& specials) {
     };
     for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) add(id, vocabulary.bytes(id));
     for (const Special& special : specials.all()) add(special.id, special.bytes);
+    text_.append(kStep, '\0');
 }
 
 }  // namespace llmfast

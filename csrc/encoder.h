@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "id_buffer.h"
+#include "growing.h"
 #include "merge.h"
 #include "pair_table.h"
 #include "piece_table.h"

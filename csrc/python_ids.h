@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "id_buffer.h"
+#include "growing.h"
 
 namespace llmfast {
 
