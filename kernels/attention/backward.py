@@ -1,6 +1,7 @@
-"""The backward pass (FlashAttention-2, Dao 2023, algorithm 2) without atomic additions: one kernel owns tiles of
-dK and dV and walks over the queries, another owns tiles of dQ and walks over the keys. Probabilities are computed
-again from the saved log-sum-exp; that costs 7 products of a tile instead of 5, and makes every run give equal bits.
+"""The backward pass (FlashAttention-2, Dao 2023, algorithm 2) without atomic additions: one kernel owns tiles
+of dK and dV and walks over the queries, another owns tiles of dQ and walks over the keys. Probabilities are
+computed again from the saved log-sum-exp; that costs 7 products of a tile instead of 5, and makes every run
+give equal bits.
 """
 
 from .._triton import tl, triton
@@ -32,7 +33,7 @@ def delta_kernel(
     rows_in_all: tl.int64, heads, tiles,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(O ∘ dO) - dLSE: what is subtracted from dP, since dS = P ∘ (dP - rowsum(O ∘ dO) + dLSE)."""
+    """delta = rowsum(O ∘ dO) - dLSE, which is subtracted from dP: dS = P ∘ (dP - rowsum(O ∘ dO) + dLSE)."""
     program = tl.program_id(0)
     first_row = program % tiles * BLOCK_M
     head = program // tiles % heads
@@ -51,7 +52,8 @@ def delta_kernel(
 
 @triton.jit
 def load_lse(lse, rows, length):
-    """Base-2 log-sum-exp; +inf where a row sees nothing or does not exist, which makes its probabilities 0."""
+    """Base-2 log-sum-exp; +inf where a row sees nothing or does not exist, which makes its probabilities
+    0."""
     value = tl.load(lse + rows, mask=rows < length, other=INF) * LOG2_E
     return tl.where(value == -INF, INF, value)
 
@@ -71,12 +73,13 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 
 @triton.jit
 def gather_keys_gradient(
-    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left,
+    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys,
+    S, T, left,
     right, scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores stand transposed, so
-    that P and dS enter their products from registers."""
+    """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores
+    stand transposed, so that P and dS enter their products from registers."""
     for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_M, MASKED)):
         first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
         rows = first + tl.arange(0, BLOCK_M)
@@ -139,9 +142,9 @@ def keys_gradient_kernel(
         row_offset = (entry * heads + head) * rows_in_all + q_start
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
-                dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
-                q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale, softcap,
-                seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
+                dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta +
+                row_offset, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale,
+                softcap, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
             )  # fmt: skip
     store_tile(dk, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
     store_tile(dv, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D, TMA)
@@ -149,7 +152,8 @@ def keys_gradient_kernel(
 
 @triton.jit
 def gather_queries_gradient(
-    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T, left, right,
+    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T,
+    left, right,
     scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip

@@ -1,13 +1,25 @@
-"""Decoding against a cache of keys and values, in three kernels: append the new keys, attend in parallel over parts
-of the cache (Flash-Decoding, Dao et al. 2023), and combine the parts in a fixed order.
+"""Decoding against a cache of keys and values, in three kernels: append the new keys, attend in parallel over
+parts of the cache (Flash-Decoding, Dao et al. 2023), and combine the parts in a fixed order.
 
-The query heads that share a key head stand in one tile: row r is query r // GROUP of head r % GROUP of the group.
+The query heads that share a key head stand in one tile: row r is query r // GROUP of head r % GROUP of the
+group.
 """
 
 from .._triton import tl, triton
 from .tiles import INF, LN_2, LOG2_E, logits
 
-DECODE_INTEGERS = ["pages_per_entry", "PAGE", "heads", "S", "T", "new", "splits", "left", "right", "rows_in_all"] + [
+DECODE_INTEGERS = [
+    "pages_per_entry",
+    "PAGE",
+    "heads",
+    "S",
+    "T",
+    "new",
+    "splits",
+    "left",
+    "right",
+    "rows_in_all",
+] + [
     f"{name}_{stride}"
     for name in ("q", "k", "v", "out", "part", "k_new", "v_new")
     for stride in ("batch", "head", "row")
@@ -26,7 +38,7 @@ def cache_rows(cache, page_table, entry, row, inside, PAGE, page_stride, row_str
 
 @triton.jit(do_not_specialize=DECODE_INTEGERS)
 def append_kernel(
-    k_cache, v_cache, k_new, v_new, lengths, page_table,
+    k, v, k_new, v_new, lengths, page_table,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
     k_new_batch: tl.int64, k_new_head: tl.int64, k_new_row: tl.int64,
@@ -43,8 +55,8 @@ def append_kernel(
     mask = inside[:, None] & (column < D)
     if page_table is not None:
         page_table += entry * pages_per_entry
-    k_to = cache_rows(k_cache + head * k_head * 8, page_table, entry, row, inside, PAGE, k_batch, k_row)
-    v_to = cache_rows(v_cache + head * v_head * 8, page_table, entry, row, inside, PAGE, v_batch, v_row)
+    k_to = cache_rows(k + head * k_head * 8, page_table, entry, row, inside, PAGE, k_batch, k_row)
+    v_to = cache_rows(v + head * v_head * 8, page_table, entry, row, inside, PAGE, v_batch, v_row)
     k_from = k_new + (entry * k_new_batch + head * k_new_head + i * k_new_row) * 8
     v_from = v_new + (entry * v_new_batch + head * v_new_head + i * v_new_row) * 8
     tl.store(k_to[:, None] + column, tl.load(k_from[:, None] + column, mask=mask), mask=mask)
@@ -53,7 +65,7 @@ def append_kernel(
 
 @triton.jit(do_not_specialize=DECODE_INTEGERS)
 def decode_kernel(
-    q, k_cache, v_cache, part, part_lse, lengths, page_table, sinks,
+    q, k, v, part, part_lse, lengths, page_table, sinks,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -62,8 +74,9 @@ def decode_kernel(
     scale: tl.float32, softcap,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One part of the cache of one key head, for BLOCK_M of the rows that read it. ``part`` is out itself, or with
-    several splits (splits, B, H, S, D) float32, of which split s starts s · rows_in_all rows of D after the first."""
+    """One part of the cache of one key head, for BLOCK_M of the rows that read it. ``part`` is out itself, or
+    with several splits (splits, B, H, S, D) float32, of which split s starts s · rows_in_all rows of D after
+    the first."""
     split = tl.program_id(0) % splits
     tile = tl.program_id(0) // splits
     kv_head = tl.program_id(1)
@@ -98,16 +111,16 @@ def decode_kernel(
     maximum = tl.full([BLOCK_M], -INF, tl.float32)
     denominator = tl.zeros([BLOCK_M], tl.float32)
     if sinks is not None:  # Counted once, by the first split.
-        if split == 0:
-            maximum = tl.load(sinks + head, mask=query < S, other=0.0).to(tl.float32) * LOG2_E
-            denominator += 1.0
+        counts = (query < S) & (split == 0)
+        maximum = tl.load(sinks + head, mask=counts, other=-INF).to(tl.float32) * LOG2_E
+        denominator += tl.where(counts, 1.0, 0.0)
     for block in tl.range(low, high):
         key = block * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = key < T
         kv_mask = inside[:, None] & (column < D)
-        k_rows = cache_rows(k_cache + kv_head * k_head * 8, page_table, entry, key, inside, PAGE, k_batch, k_row)
-        k = tl.load(k_rows[:, None] + column, mask=kv_mask, other=0.0)
-        x = logits(tl.dot(q_tile, k.T, input_precision="ieee"), scale, softcap)
+        k_rows = cache_rows(k + kv_head * k_head * 8, page_table, entry, key, inside, PAGE, k_batch, k_row)
+        k_tile = tl.load(k_rows[:, None] + column, mask=kv_mask, other=0.0)
+        x = logits(tl.dot(q_tile, k_tile.T, input_precision="ieee"), scale, softcap)
         seen = inside[None, :]
         if left is not None:
             seen &= key[None, :] >= position[:, None] - left
@@ -119,9 +132,9 @@ def decode_kernel(
         p = tl.exp2(x - base[:, None])
         rescale = tl.exp2(maximum - base)
         denominator = denominator * rescale + tl.sum(p, 1)
-        v_rows = cache_rows(v_cache + kv_head * v_head * 8, page_table, entry, key, inside, PAGE, v_batch, v_row)
-        v = tl.load(v_rows[:, None] + column, mask=kv_mask, other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+        v_rows = cache_rows(v + kv_head * v_head * 8, page_table, entry, key, inside, PAGE, v_batch, v_row)
+        v_tile = tl.load(v_rows[:, None] + column, mask=kv_mask, other=0.0)
+        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision="ieee")
         maximum = new_maximum
 
     empty = denominator == 0.0
@@ -140,7 +153,7 @@ def combine_kernel(
     rows_in_all: tl.int64, heads, S, splits,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row of one head: out = Σ exp(lse_s - lse) out_s over the splits, BLOCK_N of them at a time, in order."""
+    """One row of one head: out = Σ exp(lse_s - lse) out_s over the splits s, BLOCK_N at a time, in order."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_D], tl.float32)

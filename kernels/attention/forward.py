@@ -1,13 +1,12 @@
 """The forward pass: one program computes BLOCK_M rows of one head, walking over the keys (FlashAttention-2,
 Dao 2023, algorithm 1).
 
-The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The hardware hands
-the next tile to whichever multiprocessor is free, which balances the load as a persistent grid with a computed order
-would, and also where other work shares the chip.
+The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The
+hardware hands the next tile to whichever multiprocessor is free, which balances the load as a persistent grid
+with a computed order would, and also where other work shares the chip.
 """
 
 from .._triton import tl, triton
-
 from .tiles import (
     INF,
     LN_2,
@@ -30,12 +29,14 @@ from .tiles import (
 
 @triton.jit
 def attend_keys(
-    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high, rows, S, T,
+    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high,
+    rows, S, T,
     left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2, section 3.1."""
+    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2,
+    section 3.1."""
     for step in tl.range(
         0, steps(low, full_low, full_high, high, BLOCK_N, MASKED), warp_specialize=SPECIALIZE and not MASKED
     ):
@@ -51,7 +52,8 @@ def attend_keys(
             base = tl.where(new_maximum == -INF, 0.0, new_maximum)  # Rows that have seen nothing yet.
             p = tl.exp2(x - base[:, None])
         else:
-            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an element.
+            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an
+            # element.
             new_maximum = tl.maximum(maximum, tl.max(product, 1) * scale)
             base = new_maximum
             p = tl.exp2(product * scale - base[:, None])

@@ -3,12 +3,11 @@
 Positions: row i of a sequence with S queries and T keys stands at position i + T - S; it sees the keys j with
 position - left <= j <= position + right, and a bound that is ``None`` does not exist, at compile time.
 
-Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned, without a
-specialisation on the stride's value that would recompile when a length changes.
+Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned,
+without a specialisation on the stride's value that would recompile when a length changes.
 """
 
 from .._triton import tl, triton
-
 from ..reference.attention import PHILOX_ROUNDS
 
 ROUNDS = tl.constexpr(PHILOX_ROUNDS)
@@ -29,8 +28,8 @@ RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", 
 def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCES: tl.constexpr = 128):
     """(tile within its sequence, sequence, first query, first key, queries, keys) of a tile over the queries.
 
-    Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the grid
-    depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
+    Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the
+    grid depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
     """
     q_start = 0
     k_start = 0
@@ -50,8 +49,8 @@ def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCE
 
 @triton.jit
 def key_ranges(first_row, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(low, full_low, full_high, high): the keys that the rows of a tile may see, and between the inner two, in
-    multiples of BLOCK_N, the keys that all of its rows see, where no mask is needed."""
+    """(low, full_low, full_high, high): the keys that the rows of a tile may see, and between the inner two,
+    in multiples of BLOCK_N, the keys that all of its rows see, where no mask is needed."""
     first = first_row + T - S
     last = min(first_row + BLOCK_M, S) - 1 + T - S
     low = 0
@@ -89,8 +88,8 @@ def row_ranges(first_key, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 
 @triton.jit
 def steps(low, full_low, full_high, high, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """How many tiles the masked loop or the unmasked one walks over. Tiles are masked on both sides of the full
-    ones; one loop takes both sides, so that its code is there once."""
+    """How many tiles the masked loop or the unmasked one walks over. Tiles are masked on both sides of the
+    full ones; one loop takes both sides, so that its code is there once."""
     if MASKED:
         return max(full_low - low, 0) // BLOCK + tl.cdiv(max(high - full_high, 0), BLOCK)
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
@@ -205,8 +204,8 @@ def store_tile(
     BLOCK_D: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of one
-    pointer a row, which the compiler would compute before the loop and keep."""
+    """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of
+    one pointer a row, which the compiler would compute before the loop and keep."""
     value = value.to(base.dtype.element_ty)
     if TMA:
         make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA).store([first, 0], value)
@@ -227,8 +226,8 @@ def tanh(x):
 
 @triton.jit
 def logits(product, scale, softcap):
-    """Logits times log2(e), for exp2: scale · product, or softcap · tanh(scale · product) with the cap folded into
-    both factors on the host."""
+    """Logits times log2(e), for exp2: scale · product, or softcap · tanh(scale · product) with the cap folded
+    into both factors on the host."""
     x = product * scale
     if softcap is not None:
         x = softcap * tanh(x)
