@@ -43,12 +43,11 @@ engine = Extension(
     language="c++",
 )
 
+# kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
+kernels = ["llmfast.kernels", *(f"llmfast.kernels.{package}" for package in find_packages("kernels"))]
+
 setup(
-    # kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
-    packages=[
-        *find_packages(include=["llmfast", "llmfast.*"]),
-        *("llmfast.kernels", "llmfast.kernels.reference"),
-    ],
+    packages=[*find_packages(include=["llmfast", "llmfast.*"]), *kernels],
     package_dir={"llmfast": "llmfast", "llmfast.kernels": "kernels"},
     ext_modules=[engine],
     cmdclass={"build_ext": ParallelBuild},

@@ -1,3 +1,7 @@
-#include <nanobind/nanobind.h>
+#include "bindings.h"
 
-NB_MODULE(_bpe, m) { m.doc() = "llmfast's byte-pair-encoding engine"; }
+NB_MODULE(_bpe, module) {
+    module.doc() = "llmfast's byte-pair-encoding engine";
+    bind_encoding(module);
+    bind_training(module);
+}

@@ -13,12 +13,15 @@ from .attention import (
     sdpa,
 )
 from .backend import backend
+from .cross_entropy import cross_entropy
+from .linear_cross_entropy import linear_cross_entropy
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
     "attention_weights",
     "backend",
+    "cross_entropy",
     "flash_attention",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -29,6 +32,7 @@ __all__ = [
     "geglu",
     "gelu",
     "layer_norm",
+    "linear_cross_entropy",
     "rms_norm",
     "rope",
     "sdpa",

@@ -16,13 +16,16 @@ With x̂ = (h − μ)/σ and g = grad_y · (weight + weight_offset), the gradien
 The sums over rows: each program adds up its rows in float32, and ``sum_partials`` adds up the programs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .backend import use_triton
 from .checks import check_floating, check_same_device, check_same_shape
+from .gate import GateCase
 from .launch import Device, cdiv, next_power_of_2, row_count, rows_of, run
 from .norm_kernels import (
     norm_backward,
@@ -39,7 +42,8 @@ from .reference import norm as definition
 
 TILE = 2048  # elements a program takes at least: eight 16-byte reads a thread would leave too few programs
 LONGEST_FORWARD = 16384  # a row that one program holds in registers, 32 elements a thread
-LONGEST_BACKWARD = 8192  # x, grad_y and the weight's gradient at once: longer rows spill on every chip
+LONGEST_BACKWARD = 8192  # x, grad_y and the weight's gradient at once: longer rows spill
+LONGEST_UNALIGNED = 4096  # the same where rows do not start on 16 bytes, and each element has its own address
 WIDE_BLOCK = 4096  # columns a step, for longer rows
 
 
@@ -62,12 +66,14 @@ def launch(width: int, longest: int, elements_per_thread: int) -> NormLaunch:
     return NormLaunch(rows, block, warps, wide=False)
 
 
+@lru_cache
 def forward_launch(width: int) -> NormLaunch:
     return launch(width, LONGEST_FORWARD, elements_per_thread=16)
 
 
+@lru_cache
 def backward_launch(width: int) -> NormLaunch:
-    return launch(width, LONGEST_BACKWARD, elements_per_thread=8)
+    return launch(width, LONGEST_UNALIGNED if width % 16 else LONGEST_BACKWARD, elements_per_thread=8)
 
 
 def backward_programs(chosen: NormLaunch, rows: int, groups: int, device: Device) -> int:
@@ -350,3 +356,35 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
     if residual is not None:
         check_same_shape("residual", residual, "x", x)
         check_same_device("residual", residual, x)
+
+
+# ----------------------------------------------------------------------------------------------- compile gate
+
+
+def gate_cases(device: Device) -> Iterator[GateCase]:
+    """Every launch choice with all options on, and rms_norm as models call it; float32 and odd widths, which
+    take more registers, where rows are long."""
+    seen = set()
+    for exponent in range(6, 19):
+        width = 2**exponent
+        choice = (forward_launch(width), backward_launch(width))
+        if choice in seen:
+            continue
+        seen.add(choice)
+        yield _gate_case("rms_norm", width, torch.bfloat16)
+        yield _gate_case("layer_norm", width, torch.bfloat16)
+        if width >= 2048:
+            yield _gate_case("layer_norm", width, torch.float32)
+            yield _gate_case("layer_norm", width - 1, torch.bfloat16)
+
+
+def _gate_case(op: str, width: int, dtype: torch.dtype) -> GateCase:
+    def forward_and_backward() -> None:
+        x = torch.empty(64, width, dtype=dtype, device="meta")
+        parameter = x[0]
+        everything = op == "layer_norm"
+        bias, residual = (parameter, x) if everything else (None, None)
+        y, _, stats = _run(x, parameter, bias, residual, 1e-6, 0.0, everything)
+        _run_backward(y, residual, x, parameter, bias, stats, 0.0, everything, True)
+
+    return GateCase(op, f"{width} {str(dtype).removeprefix('torch.')}", forward_and_backward)

@@ -1,1 +1,15 @@
-"""Byte-level BPE tokenizers on the C++ engine."""
+"""Tokenizers on the C++ engine; ``import llmfast.tokenizer as tiktoken`` is a drop-in replacement."""
+
+from llmfast.tokenizer.encoding import Encoding
+from llmfast.tokenizer.model import encoding_for_model, encoding_name_for_model
+from llmfast.tokenizer.registry import get_encoding, list_encoding_names
+from llmfast.tokenizer.tokenizer import Tokenizer
+
+__all__ = [
+    "Encoding",
+    "Tokenizer",
+    "encoding_for_model",
+    "encoding_name_for_model",
+    "get_encoding",
+    "list_encoding_names",
+]

@@ -1,0 +1,51 @@
+// Reads a corpus that may be larger than memory and counts its words on several threads.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "count_words.h"
+#include "pretokenize.h"
+
+namespace llmfast {
+
+class Corpus {
+public:
+    // `separators`, such as the text of special tokens, end a document and are not counted themselves.
+    Corpus(Pattern pattern, std::vector<std::string> separators, unsigned threads);
+
+    using Progress = std::function<void(std::uint64_t bytes_read)>;  // on the calling thread; may throw to stop
+
+    void add_documents(const std::vector<std::string_view>& documents);
+    void add_file(const std::string& path, const Progress& progress);  // throws std::runtime_error if unreadable
+    void add_word(std::string_view word, std::uint64_t count) {
+        counts_[0].add(word, count);
+        bytes_read_ += word.size() * count;
+    }
+
+    // The distinct words of all that was added; valid until more is added.
+    std::vector<Word> words();
+    std::uint64_t bytes_read() const { return bytes_read_; }
+
+private:
+    class Source;
+    class DocumentSource;
+    class FileSource;
+
+    void count(Source& source, const Progress& progress);
+    void count_text(std::string_view text, WordCounts& counts) const;
+    std::size_t find_separator(std::string_view text, std::size_t from, std::size_t& length) const;
+    bool inside_separator(std::string_view text, std::size_t cut) const;
+    std::size_t find_cut(std::string_view text) const;
+
+    Pattern pattern_;
+    std::vector<std::string> separators_;
+    std::vector<WordCounts> counts_;  // one for each thread
+    std::uint64_t bytes_read_ = 0;
+};
+
+}  // namespace llmfast

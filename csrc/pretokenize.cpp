@@ -1,0 +1,286 @@
+#include "pretokenize.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "classify.h"
+#include "piece_starts.h"
+#include "rules.h"
+#include "unicode.h"
+
+namespace llmfast {
+namespace {
+
+inline const Byte* skip(const Byte* at, const Byte* end, uint8_t classes) {
+    while (at < end) {
+        const Character character = character_at(at, end);
+        if (!(character.classes & classes)) break;
+        at += character.size;
+    }
+    return at;
+}
+
+// The end of a run of [^\s\p{L}\p{N}].
+inline const Byte* skip_other(const Byte* at, const Byte* end) {
+    while (at < end) {
+        const Character character = character_at(at, end);
+        if (character.classes & (kLetter | kNumber | kSpace)) break;
+        at += character.size;
+    }
+    return at;
+}
+
+// The end of o200k's [upper]*[lower]+ from `at`, or nullptr. Marks and letters without case are in both classes, so
+// the greedy [upper]* may have to give some back.
+inline const Byte* lower_word(const Byte* at, const Byte* end) {
+    const Byte* last_lower_end = nullptr;
+    while (at < end) {
+        const Character character = character_at(at, end);
+        if (!(character.classes & kUpper)) break;
+        at += character.size;
+        if (character.classes & kLower) last_lower_end = at;
+    }
+    const Byte* stop = skip(at, end, kLower);
+    return stop > at ? stop : last_lower_end;
+}
+
+// The end of o200k's [upper]+[lower]* from `at`, or nullptr.
+inline const Byte* upper_word(const Byte* at, const Byte* end) {
+    const Byte* stop = skip(at, end, kUpper);
+    return stop > at ? skip(stop, end, kLower) : nullptr;
+}
+
+// The end of the o200k word at `at`, or nullptr; `after` is behind the character that may be a prefix.
+inline const Byte* cased_word(const Byte* at, const Byte* after, const Byte* end, bool prefix_allowed) {
+    const Byte* stop = nullptr;
+    if (prefix_allowed) stop = lower_word(after, end);
+    if (!stop) stop = lower_word(at, end);
+    if (!stop && prefix_allowed) stop = upper_word(after, end);
+    if (!stop) stop = upper_word(at, end);
+    return stop ? stop + contraction_length<true>(stop, end) : nullptr;
+}
+
+template <Rules kRules>
+inline const Byte* space_piece(const Byte* at, const Byte* end) {
+    const Byte* last = at;           // the last character of the run
+    const Byte* newline_end = at;    // behind its last newline
+    const Byte* stop = at;
+    while (stop < end) {
+        const Character character = character_at(stop, end);
+        if (!(character.classes & kSpace)) break;
+        last = stop;
+        stop += character.size;
+        if (character.classes & kNewline) newline_end = stop;
+    }
+    if (stop == end && kRules.trailing_space_whole) return stop;
+    if (kRules.letters_take_any_prefix && newline_end > at) return newline_end;
+    return stop == end || last == at ? stop : last;
+}
+
+template <Rules kRules>
+inline const Byte* number_piece(const Byte* at, const Byte* end) {
+    if (kRules.longest_number == 0) return skip(at, end, kNumber);
+    for (int digits = 0; digits < kRules.longest_number && at < end; ++digits) {
+        const Character character = character_at(at, end);
+        if (!(character.classes & kNumber)) break;
+        at += character.size;
+    }
+    return at;
+}
+
+// The end of the piece that starts at `at` < end: the alternatives of the regular expression, in its order.
+template <Rules kRules>
+inline const Byte* next_piece(const Byte* at, const Byte* end) {
+    const Character first = character_at(at, end);
+    const Byte* after = at + first.size;
+
+    if constexpr (!kRules.case_splits) {
+        if (*at == '\'') {
+            if (const size_t length = contraction_length<kRules.letters_take_any_prefix>(at, end)) return at + length;
+        }
+    }
+    const bool prefix_allowed = kRules.letters_take_any_prefix
+                                    ? !(first.classes & (kLetter | kNumber | kNewline))
+                                    : *at == ' ';
+    if constexpr (kRules.case_splits) {
+        if (!(first.classes & (kNumber | kNewline))) {
+            if (const Byte* stop = cased_word(at, after, end, prefix_allowed)) return stop;
+        }
+    } else {
+        const Byte* letters = prefix_allowed ? after : at;
+        const Byte* stop = skip(letters, end, kLetter);
+        if (stop > letters) return stop;
+    }
+
+    if (first.classes & kNumber) return number_piece<kRules>(at, end);
+    const Byte* body = *at == ' ' ? after : at;
+    if constexpr (kRules.longest_number == 0) {
+        const Byte* stop = skip(body, end, kNumber);
+        if (stop > body) return stop;
+    }
+    const Byte* stop = skip_other(body, end);
+    if (stop > body) {
+        if constexpr (kRules.letters_take_any_prefix) {
+            while (stop < end && (*stop == '\r' || *stop == '\n' || (kRules.case_splits && *stop == '/'))) ++stop;
+        }
+        return stop;
+    }
+    return space_piece<kRules>(at, end);
+}
+
+template <Rules kRules>
+size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    const Byte* const begin = reinterpret_cast<const Byte*>(text);
+    const Byte* const end = begin + std::min<size_t>(length, UINT32_MAX);
+    const Byte* const text_end = begin + length;
+    const Classifier classify = best_classifier();
+    const Byte* at = begin;
+    size_t count = 0;
+    while (at < end && count < capacity) {
+        // ASCII goes by blocks. A block yields at most 63 pieces.
+        if (capacity - count < 63 && capacity > 63) break;
+        if (*at < 0x80 && capacity - count >= 63 && end - at > 3 && at[1] < 0x80) {
+            const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
+            Masks masks;
+            if (size == 64) {
+                classify(at, masks);
+            } else {
+                Byte block[64] = {};
+                std::memcpy(block, at, static_cast<size_t>(size));
+                classify(block, masks);
+            }
+            uint64_t starts = piece_starts<kRules>(masks, size, at, text_end);
+            if (starts) {
+                const uint32_t offset = static_cast<uint32_t>(at - begin);
+                at += highest_bit(starts);
+                for (; starts; starts &= starts - 1) ends[count++] = offset + static_cast<uint32_t>(lowest_bit(starts));
+                continue;
+            }
+        }
+        at = next_piece<kRules>(at, text_end);
+        const size_t offset = static_cast<size_t>(at - begin);
+        if (offset > UINT32_MAX) {
+            if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+            break;
+        }
+        ends[count++] = static_cast<uint32_t>(offset);
+    }
+    return count;
+}
+
+size_t split_none(size_t length, uint32_t* ends) {
+    if (length > UINT32_MAX) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+    ends[0] = static_cast<uint32_t>(length);
+    return length > 0;
+}
+
+// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; the rest is split by itself.
+
+inline bool is_kanji_or_kana(uint32_t point) {
+    return (point >= 0x4E00 && point <= 0x9FA5) || (point >= 0x3040 && point <= 0x30FF);
+}
+
+inline bool is_ascii_letter(Byte byte) { return static_cast<Byte>((byte | 0x20) - 'a') < 26; }
+
+inline bool is_ascii_punctuation(Byte byte) {
+    return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation);
+}
+
+const Byte* skip_kanji_and_kana(const Byte* at, const Byte* end) {
+    while (at < end) {
+        const Character character = character_at(at, end);
+        if (!is_kanji_or_kana(character.point)) break;
+        at += character.size;
+    }
+    return at;
+}
+
+// The end of the stretch without numbers, kanji and kana.
+const Byte* deepseek_segment(const Byte* at, const Byte* end) {
+    while (at < end) {
+        const Character character = character_at(at, end);
+        if ((character.classes & kNumber) || is_kanji_or_kana(character.point)) break;
+        at += character.size;
+    }
+    return at;
+}
+
+// The end of the match of the third expression at `at`, or `at` where it has none. `end` ends the segment.
+const Byte* deepseek_match(const Byte* at, const Byte* end) {
+    const Character first = character_at(at, end);
+    const Byte* after = at + first.size;
+    if (is_ascii_punctuation(*at) && after < end && is_ascii_letter(*after)) {
+        while (after < end && is_ascii_letter(*after)) ++after;
+        return after;
+    }
+    if (!(first.classes & (kNewline | kLetter | kPunctuation))) {
+        const Byte* stop = skip(after, end, kLetter | kMark);
+        if (stop > after) return stop;
+    }
+    if (first.classes & (kLetter | kMark)) return skip(at, end, kLetter | kMark);
+    const Byte* body = *at == ' ' ? after : at;
+    const Byte* stop = skip(body, end, kPunctuation);
+    if (stop > body) {
+        while (stop < end && (*stop == '\r' || *stop == '\n')) ++stop;
+        return stop;
+    }
+    return first.classes & kSpace ? space_piece<kLlama3>(at, end) : at;
+}
+
+size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    const Byte* const begin = reinterpret_cast<const Byte*>(text);
+    const Byte* const end = begin + length;
+    const Byte* at = begin;
+    const Byte* segment = begin;
+    size_t count = 0;
+    while (at < end && count < capacity) {
+        if (at == segment) segment = deepseek_segment(at, end);
+        if (at == segment) {  // a number, kanji or kana
+            const Byte* stop = number_piece<kLlama3>(at, end);
+            at = segment = stop > at ? stop : skip_kanji_and_kana(at, end);
+        } else {
+            const Byte* stop = deepseek_match(at, segment);
+            if (stop == at) {  // what the expression does not match, up to its next match, is a piece too
+                do stop += character_at(stop, segment).size;
+                while (stop < segment && deepseek_match(stop, segment) == stop);
+            }
+            at = stop;
+        }
+        const size_t offset = static_cast<size_t>(at - begin);
+        if (offset > UINT32_MAX) {
+            if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+            break;
+        }
+        ends[count++] = static_cast<uint32_t>(offset);
+    }
+    return count;
+}
+
+}  // namespace
+
+size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    switch (pattern) {
+        case Pattern::none: return split_none(length, ends);
+        case Pattern::gpt2: return split_by<kGpt2>(text, length, ends, capacity);
+        case Pattern::cl100k: return split_by<kCl100k>(text, length, ends, capacity);
+        case Pattern::llama3: return split_by<kLlama3>(text, length, ends, capacity);
+        case Pattern::qwen2: return split_by<kQwen2>(text, length, ends, capacity);
+        case Pattern::o200k: return split_by<kO200k>(text, length, ends, capacity);
+        case Pattern::deepseek: return split_deepseek(text, length, ends, capacity);
+    }
+    return 0;
+}
+
+size_t certain_boundary(Pattern pattern, const char* text, size_t length, size_t from) {
+    if (pattern == Pattern::none) return length;
+    // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
+    for (size_t at = from > 0 ? from : 1; at < length; ++at) {
+        const Byte here = static_cast<Byte>(text[at]);
+        const Byte before = static_cast<Byte>(text[at - 1]);
+        if ((here == ' ' || here == '\n') && static_cast<Byte>((before | 0x20) - 'a') < 26) return at;
+    }
+    return length;
+}
+
+}  // namespace llmfast

@@ -1,0 +1,70 @@
+#include "vocabulary.h"
+
+#include <algorithm>
+#include <bit>
+#include <stdexcept>
+
+#include "hash.h"
+
+namespace llmfast {
+
+std::string printable(std::string_view bytes) {
+    static constexpr char kDigits[] = "0123456789abcdef";
+    std::string text = "b'";
+    for (const unsigned char byte : bytes) {
+        if (byte >= 0x20 && byte < 0x7F && byte != '\'' && byte != '\\') {
+            text += static_cast<char>(byte);
+        } else {
+            text += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+        }
+    }
+    return text + "'";
+}
+
+Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<uint32_t>& ids)
+    : count_(tokens.size()) {
+    if (tokens.empty()) throw std::invalid_argument("a vocabulary needs tokens; it got none");
+    size_t total = 0;
+    uint32_t largest = 0;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        if (tokens[i].empty()) throw std::invalid_argument("token " + std::to_string(ids[i]) + " has no bytes");
+        if (ids[i] > kLargestId) {
+            throw std::invalid_argument("id " + std::to_string(ids[i]) + " of " + printable(tokens[i]) +
+                                        " is above the largest, " + std::to_string(kLargestId));
+        }
+        total += tokens[i].size();
+        longest_ = std::max(longest_, tokens[i].size());
+        largest = std::max(largest, ids[i]);
+    }
+    if (total > UINT32_MAX) throw std::invalid_argument("the tokens together have 4 GiB or more");
+    bytes_.reserve(total);
+    spans_.assign(size_t{largest} + 1, Span{0, 0});
+    slots_.assign(std::bit_ceil(tokens.size() * 2), kNoToken);
+    for (size_t i = 0; i < tokens.size(); ++i) insert(tokens[i], ids[i]);
+}
+
+void Vocabulary::insert(std::string_view token, uint32_t id) {
+    if (spans_[id].length > 0) {
+        throw std::invalid_argument("two tokens have the id " + std::to_string(id) + ": " + printable(bytes(id)) +
+                                    " and " + printable(token));
+    }
+    spans_[id] = {static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(token.size())};
+    bytes_ += token;
+    const size_t mask = slots_.size() - 1;
+    size_t at = hash_bytes(token) & mask;
+    for (; slots_[at] != kNoToken; at = (at + 1) & mask) {
+        if (bytes(slots_[at]) == token) throw std::invalid_argument("token " + printable(token) + " stands twice");
+    }
+    slots_[at] = id;
+}
+
+uint32_t Vocabulary::find(std::string_view token) const {
+    if (token.empty() || token.size() > longest_) return kNoToken;
+    const size_t mask = slots_.size() - 1;
+    for (size_t at = hash_bytes(token) & mask;; at = (at + 1) & mask) {
+        const uint32_t id = slots_[at];
+        if (id == kNoToken || bytes(id) == token) return id;
+    }
+}
+
+}  // namespace llmfast

@@ -1,0 +1,110 @@
+"""The Triton kernels of ``cross_entropy``: what they compute is written there and in ``loss_math``."""
+
+from ._triton import tl, triton
+from .loss_math import cap, gradient_factors, logit_gradient, token_loss
+from .norm_kernels import _row_offset
+
+
+@triton.jit
+def shift_of(top):
+    """What to subtract before exp: the maximum, but 0 where all logits so far are −inf."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+def cross_entropy_forward(
+    logits, target, weight, weight_sum, loss, lse, partials,
+    rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap,
+    STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    label = tl.load(target + row, row < rows, other=0).to(tl.int64)
+    valid = (row < rows) & (label != ignore_index)
+    logits += _row_offset(row, n1, n2, s0, s1, s2, vocabulary, STRIDED)
+
+    # One pass: the running maximum of each row, and each lane's sum of exponentials below it.
+    top = tl.full((ROWS, 1), float("-inf"), tl.float32)
+    lanes = tl.zeros((ROWS, BLOCK), tl.float32)
+    weighted = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        mask = valid & (column < vocabulary)
+        z = cap(tl.load(logits + column, mask, other=0.0).to(tl.float32), softcap)
+        if label_smoothing is not None:
+            if weight is None:
+                weighted += tl.where(mask, z, 0.0)
+            else:
+                weighted += tl.where(mask, z, 0.0) * tl.load(weight + column, column < vocabulary, other=0.0)
+        z = tl.where(mask, z, float("-inf"))
+        higher = tl.maximum(top, tl.max(z, 1, keep_dims=True))
+        shift = shift_of(higher)
+        lanes = lanes * tl.exp(top - shift) + tl.exp(z - shift)
+        top = higher
+    total = tl.where(valid, tl.sum(lanes, 1, keep_dims=True), 1.0)
+    top = shift_of(top)
+    log_sum = top + tl.log(total)  # 0 where ignored
+    tl.store(lse + row, log_sum, row < rows)
+
+    known = valid & (label >= 0) & (label < vocabulary)
+    target_logit = cap(tl.load(logits + label, known, other=0.0).to(tl.float32), softcap)
+    value, counted = token_loss(
+        top, total, target_logit, tl.sum(weighted, 1, keep_dims=True), log_sum, label, valid, vocabulary,
+        weight, weight_sum, label_smoothing, z_loss,
+    )  # fmt: skip
+    if loss is not None:
+        tl.store(loss + row, value, row < rows)
+    if partials is not None:
+        tl.store(partials + tl.program_id(0), tl.sum(value))
+        tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(counted))
+
+
+@triton.jit(do_not_specialize=["programs"])
+def reduce_loss(partials, loss, scale, programs, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum or mean over all tokens, and 1 / (what it was divided by): one program, one order."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    counted = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, programs, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        total += tl.load(partials + i, i < programs, other=0.0)
+        counted += tl.load(partials + programs + i, i < programs, other=0.0)
+    factor = 1.0
+    if MEAN:
+        divisor = tl.sum(counted)
+        factor = tl.where(divisor == 0.0, 0.0, 1.0 / divisor)
+    tl.store(loss, tl.sum(total) * factor)
+    tl.store(scale, factor)
+
+
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+def cross_entropy_backward(
+    grad_loss, grad_lse, scale, logits, target, weight, weight_sum, lse, grad_logits,
+    rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap, gradient_filter,
+    STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < vocabulary)
+    label = tl.load(target + row, row < rows, other=0).to(tl.int64)
+    valid = (row < rows) & (label != ignore_index)
+
+    # An ignored row is not read: its gradient is 0 whatever its logits are.
+    logits += _row_offset(row, n1, n2, s0, s1, s2, vocabulary, STRIDED)
+    z = cap(tl.load(logits + column, valid & inside, other=0.0).to(tl.float32), softcap)
+    log_sum = tl.load(lse + row, row < rows, other=0.0)
+    if scale is None:
+        upstream = tl.load(grad_loss + row, row < rows, other=0.0)
+    else:
+        upstream = tl.load(grad_loss) * tl.load(scale)
+    upstream_lse = 0.0
+    if grad_lse is not None:
+        upstream_lse = tl.load(grad_lse + row, row < rows, other=0.0)
+    a, b, c = gradient_factors(
+        upstream, upstream_lse, log_sum, label, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss
+    )
+    gradient = logit_gradient(
+        z, log_sum, a, b, c, column, label, vocabulary, weight, label_smoothing, softcap, gradient_filter
+    )
+    gradient = tl.where(valid, gradient, 0.0)
+    tl.store(grad_logits + row * vocabulary + column, gradient.to(grad_logits.dtype.element_ty), inside)

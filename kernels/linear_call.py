@@ -1,0 +1,32 @@
+"""What the operators of ``linear_cross_entropy`` are called with."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+MIB = 2**20
+
+
+class Call(NamedTuple):
+    hidden: Tensor  # (N, E)
+    weight: Tensor  # (V, E)
+    bias: Tensor | None  # (V,)
+    target: Tensor  # (N,)
+    class_weight: Tensor | None  # (V,)
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    gradient_filter: float | None
+    how: str  # "reference", "chunks" or "tiles"
+
+    @property
+    def objective(self) -> tuple:
+        """The arguments from class_weight to softcap."""
+        return self[4:9]
+
+
+SCHEMA = (
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, int ignore_index, "
+    "float label_smoothing, float z_loss, float? softcap, float? gradient_filter, str how"
+)

@@ -1,0 +1,181 @@
+"""``linear_cross_entropy`` by tiles: matrix products whose logits stay in registers.
+
+Forward, each program computes tiles of ``hidden @ weightᵀ`` and keeps of each token the running log-sum-exp
+only (the scheme of cut cross-entropy: Wijmans et al. 2024, arXiv:2411.09009). Backward goes through the
+vocabulary in chunks: the logits of one chunk are computed again, their gradient D (N, C) is written in the
+dtype of ``hidden`` to a workspace, and ``D @ weight`` and ``Dᵀ @ hidden`` are one matrix product each. The
+gradient of the weight is thereby a single float32 sum over all tokens, rounded once, and every number has one
+program that writes it: two runs agree bit by bit. The gradient of ``hidden`` is summed over the chunks in
+float32.
+
+Four matrix products in all, 8·N·V·E operations. The tokens that count are moved to the front first, and how
+many these are stays on the device: programs of the others return at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cross_entropy import objective
+from .launch import Device, cdiv, run
+from .linear_call import MIB, Call
+from .linear_tile_kernels import (
+    bias_gradient,
+    combine_statistics,
+    hidden_gradient,
+    tile_gradients,
+    tile_statistics,
+    weight_gradient,
+)
+
+# -------------------------------------------------------------------------------------------- launch choices
+
+GROUP = 8  # rows of tiles that go through the columns together
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """A program computes ``rows`` × ``columns`` of a product, ``depth`` of the summed dimension a step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict:
+        """As the kernels take it."""
+        tile = {"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth, "GROUP": GROUP}
+        return {**tile, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def launch(device: Device) -> TileLaunch:
+    """The tile of every product.
+
+    128 × 256 does 85 operations for each byte it brings from L2, 128 × 128 does 64; its three stages take
+    144 KiB, which the data-centre chips have. The others have 99 KiB: three stages of 128 × 128 take 96.
+    """
+    if device.shared_memory >= 160 * 1024:
+        return TileLaunch(128, 256, 64, warps=8, stages=3)
+    return TileLaunch(128, 128, 64, warps=8, stages=3)
+
+
+def splits_of(tokens: int, vocabulary: int, tile: TileLaunch, device: Device) -> int:
+    """In how many parts the vocabulary is cut in the forward pass: sixteen programs a multiprocessor, so that
+    the last round, partly idle, is a sixteenth of the work; at most 128 partial results of a token."""
+    wanted = cdiv(16 * device.multiprocessors, cdiv(tokens, tile.rows))
+    return max(1, min(wanted, 128, cdiv(vocabulary, tile.columns)))
+
+
+def chunk_columns(tokens: int, vocabulary: int, width: int, itemsize: int, tile: TileLaunch) -> int:
+    """How many classes share a chunk of the backward pass.
+
+    Each chunk reads and writes the float32 sums of the gradient of ``hidden``, 8·N·E bytes, against the
+    6·N·C·E operations it does: 4096 columns make 3000 operations a byte, ten times what a chip does in that
+    time. The workspace is 256 MiB, or a quarter of the hidden states and the weight where that is more.
+    """
+    workspace = max(256 * MIB, (tokens + vocabulary) * width * itemsize // 4)
+    columns = workspace // (tokens * itemsize)
+    return min(max(1, columns // tile.columns), cdiv(vocabulary, tile.columns)) * tile.columns
+
+
+# ------------------------------------------------------------------------------------------------ the passes
+
+
+class Compacted(NamedTuple):
+    """The tokens, those that count first."""
+
+    hidden: Tensor  # (N, E)
+    target: Tensor  # (N,)
+    order: Tensor  # (N,) where each came from
+    count: Tensor  # (1,) how many count
+
+
+def compact(hidden: Tensor, target: Tensor, ignore_index: int) -> Compacted:
+    ignored = target == ignore_index
+    order = torch.argsort(ignored.to(torch.uint8), stable=True)
+    count = (~ignored).sum(dtype=torch.int32).reshape(1)
+    return Compacted(hidden.index_select(0, order), target.index_select(0, order), order, count)
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Each token's loss and log-sum-exp (N,), float32."""
+    (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
+    loss, lse, target_logit = call.hidden.new_empty((3, tokens), dtype=torch.float32)
+    if not tokens:
+        return loss, lse
+    device = Device.of(call.hidden.device)
+    tile = launch(device)
+    chosen = objective(*call.objective)
+    smooth = chosen.label_smoothing is not None
+    few = compact(call.hidden, call.target, call.ignore_index)
+    splits = splits_of(tokens, vocabulary, tile, device)
+    statistics = loss.new_empty((3 if smooth else 2, splits, tokens))
+    run(
+        tile_statistics,
+        (cdiv(tokens, tile.rows) * splits,),
+        call.hidden,
+        *(few.hidden, call.weight.contiguous(), call.bias, few.target, chosen.weight, few.count),
+        *(statistics, target_logit, tokens, vocabulary, width),
+        *(splits, cdiv(cdiv(vocabulary, tile.columns), splits), chosen.softcap),
+        **{"SMOOTH": smooth, "EVEN": width % tile.depth == 0, **tile.options()},
+    )
+    run(
+        combine_statistics,
+        (cdiv(tokens, 128),),
+        call.hidden,
+        *(statistics, target_logit, few.target, few.order, chosen.weight, chosen.weight_sum, loss, lse),
+        *(tokens, vocabulary, splits, chosen.ignore_index, chosen.label_smoothing, chosen.z_loss),
+        BLOCK=128,
+        num_warps=4,
+    )
+    return loss, lse
+
+
+def backward(
+    call: Call, lse: Tensor, grad_loss: Tensor, grad_lse: Tensor | None, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of hidden, weight and bias, each where it is wanted."""
+    (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
+    grad_hidden, grad_weight, grad_bias = (
+        torch.zeros_like(p, memory_format=torch.contiguous_format) if want else None
+        for p, want in zip(call[:3], wanted, strict=True)
+    )
+    if not tokens:
+        return [grad_hidden, grad_weight, grad_bias]
+    weight, like = call.weight.contiguous(), call.hidden
+    tile = launch(Device.of(like.device))
+    chosen = objective(*call.objective)
+    few = compact(call.hidden, call.target, call.ignore_index)
+    lse, grad_loss, grad_lse = (
+        None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse)
+    )
+    columns = chunk_columns(tokens, vocabulary, width, like.itemsize, tile)
+    blocks, across = cdiv(tokens, tile.rows), cdiv(width, tile.columns)
+    gradients = like.new_empty((blocks * tile.rows, columns))
+    sums = like.new_empty((tokens, width), dtype=torch.float32) if columns < vocabulary else None
+    for start in range(0, vocabulary, columns):
+        part = (vocabulary, width, start, columns)
+        run(
+            tile_gradients,
+            (blocks * (columns // tile.columns),),
+            like,
+            *(grad_loss, grad_lse, few.hidden, weight, call.bias, few.target, chosen.weight),
+            *(chosen.weight_sum, lse, few.count, gradients, tokens, *part, chosen.ignore_index),
+            *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, call.gradient_filter),
+            **{"EVEN": width % tile.depth == 0, **tile.options()},
+        )
+        if grad_hidden is not None:
+            ends = {"FIRST": start == 0, "LAST": start + columns >= vocabulary}
+            inputs = (gradients, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
+            run(hidden_gradient, (blocks * across,), like, *inputs, **ends, **tile.options())
+        if grad_weight is not None:
+            inputs = (gradients, few.hidden, few.count, grad_weight, *part)
+            run(weight_gradient, (cdiv(columns, tile.rows) * across,), like, *inputs, **tile.options())
+        if grad_bias is not None:
+            inputs = (gradients, few.count, grad_bias, vocabulary, start, columns)
+            run(bias_gradient, (cdiv(columns, 64),), like, *inputs, ROWS=64, COLUMNS=64, num_warps=4)
+    return [grad_hidden, grad_weight, grad_bias]

@@ -1,0 +1,94 @@
+"""Cross entropy and distillation losses, token by token; ``reduce`` makes one number of them."""
+
+import torch
+from torch import Tensor
+
+from .dtypes import widen
+
+
+def cap(z: Tensor, softcap: float | None) -> Tensor:
+    """``softcap · tanh(z / softcap)``, which keeps every logit inside ±softcap."""
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def token_weight(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """What each token counts in a mean: its class's weight (1 without weights), and 0 where it is ignored."""
+    valid = target != ignore_index
+    if weight is None:
+        return valid.to(dtype)
+    return torch.where(valid, weight.to(dtype)[torch.where(valid, target, 0)], 0)
+
+
+def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    """The loss of all tokens from each token's; ``mean`` divides by the sum of ``counted``, 0 / 0 being 0."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = counted.sum()
+    return loss.sum() / torch.where(total == 0, 1, total)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored."""
+    z = cap(widen(logits), softcap)
+    log_p = z.log_softmax(-1)
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    target_log_p = log_p.gather(-1, index).squeeze(-1)
+    lse = z.gather(-1, index).squeeze(-1) - target_log_p
+    w = None if weight is None else weight.to(z.dtype)
+    counted = token_weight(target, w, ignore_index, z.dtype)
+    loss = (label_smoothing - 1) * counted * target_log_p
+    if label_smoothing:
+        loss = loss - label_smoothing / z.shape[-1] * (log_p.sum(-1) if w is None else log_p @ w)
+    if z_loss:
+        loss = loss + z_loss * counted * lse.square()
+    return torch.where(valid, loss, 0), torch.where(valid, lse, 0)
+
+
+def cross_entropy_gradient(
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    gradient_filter: float | None,
+) -> Tensor:
+    """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,)."""
+    z = cap(widen(logits), softcap)
+    vocabulary = z.shape[-1]
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    grad_loss = torch.where(valid, grad_loss, 0)
+    at_target = grad_loss * token_weight(target, weight, ignore_index, z.dtype)
+    along = at_target if not z_loss else at_target * (1 + 2 * z_loss * lse)
+    gradient = (z - torch.where(valid, lse, torch.inf).unsqueeze(-1)).exp_()
+    dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)
+    if label_smoothing:
+        w = gradient.new_ones(vocabulary) if weight is None else weight.to(z.dtype)
+        everywhere = label_smoothing / vocabulary * grad_loss
+        along = along - label_smoothing * at_target + everywhere * w.sum()
+        at_target = (1 - label_smoothing) * at_target
+    if grad_lse is not None:
+        along = along + grad_lse
+    gradient *= along.unsqueeze(-1)
+    if label_smoothing:
+        gradient.addr_(everywhere, w, alpha=-1)
+    gradient.scatter_add_(-1, index, -at_target.unsqueeze(-1))
+    if dropped is not None:
+        gradient.masked_fill_(dropped, 0)
+    return gradient if softcap is None else gradient * (1 - (z / softcap).square())

@@ -1,0 +1,200 @@
+"""The ``llmfast`` command. Each command is one function, importable and callable with the same arguments.
+
+Required parameters are positional, the others are options spelled as in Python. A parameter ``config`` that
+is a dataclass (or None) puts its sections at the top level (``--training.learning_rate 3e-4``) and adds ``--config``,
+a YAML file with the values to start from.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from llmfast import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    target: str  # "module:function", imported only when the command is called
+    help: str
+
+    def function(self) -> Callable[..., None]:
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "llmfast.quickstart:quickstart", "Train a small model on real text, now, and sample it."
+    ),
+    "tokenizer train": Command(
+        "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
+    ),
+    "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
+    "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
+    "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
+    "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
+    "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code: 0, 2 for a bad input, 130 for an interrupt."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        run([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever reads our output has enough, as in `llmfast ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+        if not debug and (said := sentence(error)) is None:
+            raise
+        traceback.print_exc() if debug else print(f"llmfast: {said}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+
+
+def run(arguments: list[str]) -> None:
+    """Finds the command that the first words name, imports it alone, and calls it with the rest."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name in COMMANDS:
+        _call(COMMANDS[name].function(), f"llmfast {name}", rest)
+    elif name in ("-V", "--version"):
+        print(f"llmfast {__version__}")
+    elif name in ("", "-h", "--help"):
+        _list_commands("")
+    elif in_group := [command for command in COMMANDS if command.startswith(f"{name} ")]:
+        if rest and rest[0] not in ("-h", "--help"):
+            raise ValueError(_not_a_command(" ".join(arguments[:2]), in_group))
+        _list_commands(name)
+    else:
+        raise ValueError(_not_a_command(name, list(COMMANDS)))
+
+
+def sentence(error: BaseException) -> str | None:
+    """An error as one sentence for the person at the terminal; None where it is our fault and not theirs."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if isinstance(error, ModuleNotFoundError):
+        from llmfast.doctor import optional_libraries
+
+        extra = next((each.extra for each in optional_libraries() if each.module == error.name), None)
+        return extra and f"this needs {error.name}, which is not installed: pip install 'llmfast[{extra}]'"
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return f"{error.filename}: {reason}" if error.filename is not None else reason
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _not_a_command(name: str, commands: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, commands, n=1)
+    return f"{name} is not a command; " + (f"did you mean {nearest[0]}?" if nearest else "see llmfast --help")
+
+
+def _list_commands(group: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 3))
+    for name, command in COMMANDS.items():
+        if name.startswith(group):
+            table.add_row(Text(f"  {name}", "bold cyan"), command.help)
+    console = Console(highlight=False, soft_wrap=False)
+    if not group:
+        console.print("[bold]llmfast[/bold] trains, studies and runs language models: one command a step.\n")
+    console.print(f"usage: llmfast {group or 'COMMAND'} {'COMMAND ' if group else ''}[dim]...[/dim]\n")
+    console.print(table)
+    console.print(
+        "\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback."
+    )
+
+
+def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
+    import tyro
+
+    tyro.cli(
+        _command_line_face(function, arguments),
+        prog=prog,
+        args=arguments,
+        use_underscores=True,  # options are spelled as the Python arguments and the YAML settings are
+        config=(
+            tyro.conf.PositionalRequiredArgs,
+            tyro.conf.PositionalMetavarFromFieldName,
+            tyro.conf.DisallowNone,
+            tyro.conf.HelptextFromCommentsOff,
+            tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
+        ),
+    )
+
+
+def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., None]:
+    """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up."""
+    from tyro.conf import FlagCreatePairsOff, arg
+
+    from llmfast.config import unfilled
+
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        hint, default = hints[parameter.name], parameter.default
+        if dataclasses.is_dataclass(default):
+            parameters.append(parameter.replace(annotation=hint, default=unfilled(default)))
+        elif parameter.name == "config" and (cls := _dataclass_in(hint)):
+            file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
+            start = _starting_values(cls, arguments)
+            parameters.append(_option("config_file", Annotated[Path | None, file], None))
+            parameters.append(_option("config", Annotated[cls, arg(name="")], start))
+        elif default is False:
+            flag = FlagCreatePairsOff[Annotated[hint, arg(help_behavior_hint="")]]
+            parameters.append(parameter.replace(annotation=flag))
+        elif default is None or default in ("", ()):
+            parameters.append(parameter.replace(annotation=Annotated[hint, arg(help_behavior_hint="")]))
+        else:
+            parameters.append(parameter.replace(annotation=hint))
+
+    @functools.wraps(function)
+    def face(*positional: Any, config_file: Path | None = None, **named: Any) -> None:
+        function(*positional, **named)
+
+    del face.__wrapped__
+    face.__signature__ = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
+    face.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return face
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a type is, or is or None."""
+    return next(filter(dataclasses.is_dataclass, typing.get_args(hint) or [hint]), None)
+
+
+def _starting_values(cls: type, arguments: list[str]) -> Any:
+    """The configuration that ``--config`` names, read first because it sets the defaults."""
+    import argparse
+
+    from llmfast import config
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    file = parser.parse_known_args(arguments)[0].config
+    return config.load_unfilled(cls, file) if file else config.unfilled(cls())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

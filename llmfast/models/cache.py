@@ -1,0 +1,34 @@
+"""Keys and values of the tokens already seen, so that generating one more costs one position, not all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmfast.models.config import DecoderConfig
+
+
+class LayerCache:
+    """One block's keys and values, (B, context, K, D) each, filled from the left."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store ``k`` and ``v`` (B, S, K, D) behind what is held; return views of all so far (B, T, K, D)."""
+        end = self.length + k.shape[1]
+        self.keys[:, self.length : end] = k
+        self.values[:, self.length : end] = v
+        self.length = end
+        return self.keys[:, :end], self.values[:, :end]
+
+
+class KVCache:
+    """The caches of all blocks of a decoder for a batch of sequences of equal length."""
+
+    def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device):
+        shape = (batch, config.context, config.kv_heads, config.head_width)
+        self.layers = [LayerCache(shape, dtype, device) for _ in range(config.layers)]
+        self.length = 0

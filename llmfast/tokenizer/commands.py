@@ -1,0 +1,158 @@
+"""``llmfast tokenizer train|encode|decode|info``."""
+
+import re
+import sys
+from pathlib import Path
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train(
+    out: Path,
+    *,
+    data: tuple[str, ...] = (),
+    vocab_size: int = 4096,
+    pattern: str = "cl100k",
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,),
+    min_frequency: int = 2,
+) -> None:
+    """Learn a byte-level BPE vocabulary from text and write it to a folder.
+
+    Args:
+        out: Folder to write the tokenizer to; a tokenizer that is there is replaced.
+        data: Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out.
+        vocab_size: Size of the vocabulary, special tokens included; at least 256 and those.
+        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, none
+            or a regular expression.
+        special_tokens: Texts that are one token each and never merged.
+        min_frequency: Learn no token from a pair that is rarer than this.
+
+    Raises:
+        ValueError: no readable text, or a vocabulary size that the text cannot give.
+        OSError: a file that cannot be read, or a full disk.
+    """
+    from llmfast.data.corpus import Corpus
+    from llmfast.tokenizer import Tokenizer
+
+    corpus = Corpus(data)
+    texts = (document.text for document in corpus)
+    tokenizer = Tokenizer.train(
+        texts,
+        vocab_size,
+        pattern=pattern,
+        special_tokens=special_tokens,
+        min_frequency=min_frequency,
+        progress=sys.stderr.isatty(),
+    )
+    tokenizer.save(out)
+    print(f"{out}: {tokenizer.n_vocab:,} tokens, from {corpus.describe()}")
+    if corpus.skipped:
+        print(f"skipped {len(corpus.skipped):,} files that are not UTF-8 text", file=sys.stderr)
+
+
+def encode(
+    tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False
+) -> None:
+    """Turn text into token ids, printed on one line; reads standard input if given no text.
+
+    Args:
+        tokenizer: A tokenizer or run folder, or a tokenizer file.
+        text: Text to encode.
+        file: UTF-8 file to encode.
+        special: Encode special tokens that the text spells out as such, and not as ordinary text.
+
+    Raises:
+        ValueError: both text and file are given, the text is not UTF-8, or there is no such tokenizer.
+        OSError: the file cannot be read.
+    """
+    opened = _open(tokenizer)
+    if text is not None and file is not None:
+        raise ValueError("give text or file, not both")
+    if text is None:
+        text = _decoded(_read(file), file)
+    ids = opened.encode(text, allowed_special="all") if special else opened.encode_ordinary(text)
+    print(*ids)
+
+
+def decode(tokenizer: str, *, ids: tuple[int, ...] = (), file: Path | None = None) -> None:
+    """Turn token ids into text; reads them from standard input if given none. No line end is added.
+
+    Args:
+        tokenizer: A tokenizer or run folder, or a tokenizer file.
+        ids: Token ids.
+        file: File of ids, with spaces, commas or line ends between.
+
+    Raises:
+        ValueError: both ids and file are given, something is not an id, or there is no such tokenizer.
+        OSError: the file cannot be read.
+    """
+    opened = _open(tokenizer)
+    if ids and file is not None:
+        raise ValueError("give ids or file, not both")
+    ids = ids or _parse_ids(_decoded(_read(file), file))
+    unknown = next((each for each in ids if not 0 <= each < opened.n_vocab), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} is not a token id; they go from 0 to {opened.n_vocab - 1}")
+    try:
+        data = opened.decode_bytes(ids)
+    except KeyError as error:  # a hole in the vocabulary
+        raise ValueError(error.args[0]) from None
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def info(tokenizer: str) -> None:
+    """Show what a tokenizer is made of: vocabulary, special tokens, longest tokens, and a fingerprint.
+
+    Args:
+        tokenizer: A tokenizer or run folder, or a tokenizer file.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it is damaged.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    opened = _open(tokenizer)
+    ordinary = opened.token_byte_values()
+    longest = sorted(ordinary, key=len, reverse=True)[:5]
+    specials = {token: opened.encode_single_token(token) for token in sorted(opened.special_tokens_set)}
+    table = Table.grid(padding=(0, 2))
+    named = ", ".join(f"{token} = {token_id}" for token, token_id in specials.items())
+    for name, value in [
+        ("vocabulary", f"{opened.n_vocab:,} tokens: {len(ordinary):,} ordinary, {len(specials):,} special"),
+        ("special tokens", named or "none"),
+        ("longest tokens", ", ".join(repr(token.decode("utf-8", "backslashreplace")) for token in longest)),
+        ("fingerprint", opened.fingerprint),
+    ]:
+        table.add_row(Text(name, "bold"), Text(value))
+    Console(highlight=False).print(table)
+
+
+def _open(tokenizer: str):
+    from llmfast.tokenizer import Tokenizer
+
+    return Tokenizer.load(tokenizer)
+
+
+def _read(file: Path | None) -> bytes:
+    return sys.stdin.buffer.read() if file is None else file.read_bytes()
+
+
+def _decoded(data: bytes, file: Path | None) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong"
+        ) from None
+
+
+def _parse_ids(text: str) -> tuple[int, ...]:
+    words = [word for word in re.split(r"[\s,\[\]]+", text) if word]
+    wrong = next((word for word in words if not word.isascii() or not word.isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not a token id")
+    return tuple(map(int, words))

@@ -1,0 +1,49 @@
+"""tiktoken's rank files: one line a token, its bytes in base64 and its rank."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+# What the files do not say: the pattern and the special tokens that the published ones were made for.
+_END = "<|endoftext|>"
+_MIDDLE = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
+    "r50k_base": ("gpt2", {_END: 50256}),
+    "p50k_base": ("gpt2", {_END: 50256}),
+    "cl100k_base": (
+        "cl100k",
+        {_END: 100257} | {text: 100258 + i for i, text in enumerate(_MIDDLE)} | {"<|endofprompt|>": 100276},
+    ),
+    "o200k_base": ("o200k", {_END: 199999, "<|endofprompt|>": 200018}),
+}
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """The tokens of a rank file; ValueError, naming the file and the line, where it is damaged."""
+    ranks: dict[bytes, int] = {}
+    for i, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line:
+            continue
+        try:
+            encoded, number = line.split()
+            token, rank = b64decode(encoded, validate=True), int(number)
+        except (ValueError, binascii.Error):
+            fault = f"line {i} is {line[:80]!r}, not a token and its rank"
+            raise ValueError(f"{path} is damaged: {fault}") from None
+        if token in ranks:
+            raise ValueError(f"{path} is damaged: line {i} repeats token {token!r}")
+        ranks[token] = rank
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(
+            f"{path} is damaged: it lacks {len(missing)} of the 256 bytes, such as {missing[0]:#04x}"
+        )
+    return ranks
+
+
+def format_ranks(ranks: dict[bytes, int]) -> bytes:
+    """The content of a rank file."""
+    by_rank = sorted(ranks.items(), key=lambda item: item[1])
+    return b"".join(b64encode(token) + b" %d\n" % rank for token, rank in by_rank)

@@ -1,0 +1,283 @@
+"""An `Encoding` that can be trained, saved and loaded."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmfast.tokenizer import huggingface, patterns, rank_files, training
+from llmfast.tokenizer.encoding import Encoding
+from llmfast.tokenizer.training import Progress, Source, TieBreak
+
+if TYPE_CHECKING:
+    import tiktoken
+    import transformers
+
+PATTERNS = {
+    "gpt2": patterns.GPT2,
+    "cl100k": patterns.CL100K,
+    "llama3": patterns.LLAMA3,
+    "qwen2": patterns.QWEN2,
+    "o200k": patterns.O200K,
+    "none": training.WHOLE,
+}
+
+# How tokenizer families call the token between documents, ours first.
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>")
+
+
+class Tokenizer(Encoding):
+    """Byte-level BPE with a vocabulary of your own: train it, save it, load it, encode as with any `Encoding`.
+
+    >>> tokenizer = Tokenizer.train(["low low low lower lower newest newest"], vocab_size=259)
+    >>> tokenizer.encode("lower")
+    [257, 101, 114]
+    >>> tokenizer.n_vocab, tokenizer.eot_token
+    (259, 258)
+    """
+
+    @classmethod
+    def train(
+        cls,
+        source: Source,
+        vocab_size: int,
+        *,
+        pattern: str = "cl100k",
+        special_tokens: Sequence[str] = ("<|endoftext|>",),
+        min_frequency: int = 2,
+        tie_break: TieBreak = "bytes",
+        num_threads: int | None = None,
+        progress: bool | Progress | None = None,
+    ) -> Tokenizer:
+        """Learns a vocabulary: again and again, the most frequent pair of adjacent tokens becomes a token.
+
+        The result depends on nothing but the text and the arguments; on threads least of all.
+
+        Args:
+            source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``), or
+                the path of a UTF-8 file, or a list of ``pathlib.Path``. Text is streamed: memory grows with
+                the number of distinct words, not with the length of the text.
+            vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
+            pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
+                ``llama3``, ``qwen2``, ``o200k``; ``none`` to cut nowhere) or a regular expression for the
+                `regex` library, which is slower and reads each file whole.
+            special_tokens: their ids follow those of the merges. In the text they end a document and are not
+                learned from.
+            min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
+                nothing about other text, and letting it go saves much memory.
+            tie_break: which of equally frequent pairs is merged first: ``bytes``, the lexicographically
+                greatest (left bytes, right bytes); ``smallest_ids``, the smallest (left id, right id);
+                ``huggingface``, the same with bytes numbered as GPT-2 does, which gives the merges of Hugging
+                Face's ``BpeTrainer`` with the byte-level alphabet.
+            num_threads: all cores if None.
+            progress: True draws a bar; a function is called with ("reading", bytes done, bytes of the files
+                or None) and ("merging", merges done, merges in all).
+
+        Raises:
+            ValueError: a vocabulary smaller than 256 and the special tokens, or larger than the text can give
+                (the message says how many merges were possible); no text; special tokens that repeat, are
+                empty, or are tokens in their own right.
+            FileNotFoundError: a path that does not exist.
+        """
+        specials = list(special_tokens)
+        _check_specials(specials)
+        n_ordinary = vocab_size - len(specials)
+        if n_ordinary < 256:
+            raise ValueError(
+                f"vocab_size must be at least {256 + len(specials)}, for 256 bytes and {len(specials)} "
+                f"special tokens; got {vocab_size}"
+            )
+        pat_str = _pattern(pattern)
+        ranks = training.learn_ranks(
+            source,
+            n_ordinary,
+            pat_str=pat_str,
+            separators=specials,
+            min_frequency=min_frequency,
+            tie_break=tie_break,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        for special in specials:
+            if special.encode() in ranks:
+                raise ValueError(
+                    f"special token {special!r} is also a token of ordinary text; choose another name"
+                )
+        ids = {special: n_ordinary + i for i, special in enumerate(specials)}
+        return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is made if need be.
+
+        Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
+        ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
+        the old one whole. A pattern of your own is written as it stands, though Hugging Face's expressions
+        are not quite Python's.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if (end := self._end_of_text) is not None:
+            config |= {"eos_token": end}
+        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        _write(folder / "tokenizer.json", self._to_json().encode())
+
+    def save_ranks(self, path: str | os.PathLike) -> None:
+        """Writes a tiktoken rank file, which has neither pattern nor special tokens."""
+        _write(Path(path), rank_files.format_ranks(self._mergeable_ranks))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        pattern: str | None = None,
+        special_tokens: dict[str, int] | None = None,
+    ) -> Tokenizer:
+        """Reads a tokenizer from a folder or a file, whichever format it is in.
+
+        Args:
+            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), ``vocab.json`` with
+                ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What
+                Hugging Face adds around a text (post-processors) is not applied.
+            pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
+                for those that OpenAI published.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: a damaged file, or a kind of tokenizer that this is not; names the file and the fault.
+        """
+        from llmfast.tokenizer.normalizing import NormalizingTokenizer
+
+        path = _tokenizer_file(Path(path))
+        if path.name in ("vocab.json", "merges.txt"):
+            contents = huggingface.read_vocab_and_merges(path.parent)
+        elif path.suffix == ".json":
+            contents = huggingface.read_tokenizer_json(path)
+        else:
+            contents = _read_rank_file(path, pattern, special_tokens)
+        kind = NormalizingTokenizer if contents.normalization else cls
+        try:
+            return kind(
+                path.stem if path.suffix != ".json" else path.resolve().parent.name,
+                pat_str=contents.pat_str if pattern is None else _pattern(pattern),
+                mergeable_ranks=contents.mergeable_ranks,
+                special_tokens=contents.special_tokens if special_tokens is None else special_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be loaded: {error}") from None
+
+    def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
+        """The same tokenizer for transformers; special tokens in text are always encoded as such."""
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=HuggingFaceTokenizer.from_str(self._to_json()),
+            eos_token=self._end_of_text,
+            clean_up_tokenization_spaces=False,
+        )
+
+    def to_tiktoken(self) -> tiktoken.Encoding:
+        """The same tokenizer as an object of tiktoken."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            self.name,
+            pat_str=self._pat_str,
+            mergeable_ranks=self._mergeable_ranks,
+            special_tokens=self._special_tokens,
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of all that decides ids: pattern, normalization, tokens, specials."""
+        digest = hashlib.sha256()
+        specials = {text.encode(): number for text, number in self._special_tokens.items()}
+        for ids in (self._mergeable_ranks, specials):
+            digest.update(b"%d;" % len(ids))
+            for token, number in sorted(ids.items(), key=lambda item: item[1]):
+                digest.update(b"%d:%d:" % (number, len(token)) + token)
+        for text in (self._pat_str, self._normalization or ""):
+            digest.update(b"%d:" % len(text.encode()) + text.encode())
+        return digest.hexdigest()
+
+    @property
+    def eot_token(self) -> int:
+        """The id of the special token between documents; KeyError if there is none."""
+        if self._end_of_text is None:
+            raise KeyError(f"{self!r} has none of {', '.join(_END_OF_TEXT)}")
+        return self._special_tokens[self._end_of_text]
+
+    @property
+    def _end_of_text(self) -> str | None:
+        return next((text for text in _END_OF_TEXT if text in self._special_tokens), None)
+
+    _normalization: str | None = None
+
+    def _to_json(self) -> str:
+        contents = huggingface.Contents(
+            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization
+        )
+        return json.dumps(huggingface.to_json(contents), ensure_ascii=False, indent=1)
+
+
+def _check_specials(specials: list[str]) -> None:
+    for special in specials:
+        if not isinstance(special, str) or not special:
+            raise ValueError(f"special tokens must be non-empty strings, got {special!r}")
+    if len(set(specials)) < len(specials):
+        raise ValueError(f"special_tokens has duplicates: {specials}")
+
+
+def _pattern(pattern: str) -> str:
+    if pattern in PATTERNS:
+        return PATTERNS[pattern]
+    if pattern.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
+    return pattern
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no tokenizer at {str(path)!r}")
+    rank_files_there = sorted(path.glob("*.tiktoken"))
+    for candidate in (path / "tokenizer.json", path / "vocab.json", *rank_files_there):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"folder {str(path)!r} has no tokenizer.json, vocab.json or .tiktoken file")
+
+
+def _read_rank_file(
+    path: Path, pattern: str | None, special_tokens: dict[str, int] | None
+) -> huggingface.Contents:
+    if pattern is None and path.stem not in rank_files.PUBLISHED:
+        raise ValueError(
+            f"{path} does not say how text is split: give pattern=, and special_tokens= if it has any"
+        )
+    known_pattern, known_specials = rank_files.PUBLISHED.get(path.stem, (pattern, {}))
+    specials = known_specials if special_tokens is None else special_tokens
+    return huggingface.Contents(_pattern(pattern or known_pattern), rank_files.read_ranks(path), specials)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces the file at once."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,210 @@
+"""Learning a byte-pair vocabulary from text: words are counted in C++ on all cores, then merged exactly.
+
+The result is that of the naive definition (`llmfast.tokenizer.teaching.learn_merges`), found without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from llmfast import _bpe
+from llmfast.tokenizer import patterns
+from llmfast.tokenizer.encoding import _without_surrogates
+
+Documents = Iterable[str | bytes]
+Source = Documents | str | os.PathLike | Sequence[os.PathLike]
+TieBreak = Literal["bytes", "huggingface", "smallest_ids"]
+Progress = Callable[[str, int, int | None], None]
+
+# The order in which GPT-2, and Hugging Face after it, number the bytes: those that print first.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+GPT2_BYTE_ORDER = bytes(_PRINTABLE + [byte for byte in range(256) if byte not in _PRINTABLE])
+
+_TIE_BREAKS = {
+    "bytes": (_bpe.TieBreak.greatest_bytes, bytes(range(256))),
+    "huggingface": (_bpe.TieBreak.smallest_ids, GPT2_BYTE_ORDER),
+    "smallest_ids": (_bpe.TieBreak.smallest_ids, bytes(range(256))),
+}
+# The pattern of no splitting: a document is one word. The engine has no use for the expression itself.
+WHOLE = r"[\s\S]+"
+_NATIVE = patterns.NATIVE | {WHOLE: "none"}
+
+_BATCH_CHARACTERS = 16 << 20  # of documents handed to the threads at a time
+
+
+def learn_ranks(
+    source: Source,
+    n_tokens: int,
+    *,
+    pat_str: str,
+    separators: Sequence[str],
+    min_frequency: int,
+    tie_break: TieBreak,
+    num_threads: int | None,
+    progress: bool | Progress | None,
+) -> dict[bytes, int]:
+    """`n_tokens` tokens, the 256 bytes among them, with their merge ranks; see `Tokenizer.train`."""
+    if tie_break not in _TIE_BREAKS:
+        raise ValueError(f"tie_break must be one of {', '.join(map(repr, _TIE_BREAKS))}, got {tie_break!r}")
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    files, documents = _files_and_documents(source)
+    order, byte_order = _TIE_BREAKS[tie_break]
+
+    with _reporter(progress) as report:
+        counter = _counter(pat_str, separators, num_threads or available_cores())
+        for file in files:
+            counter.add_file(file, _stage(report, "reading", sum(file.stat().st_size for file in files)))
+        counter.add_documents(documents, _stage(report, "reading", None))
+        n_merges = n_tokens - 256
+        merging = _stage(report, "merging", n_merges)
+        merges = counter.corpus.learn_merges(n_merges, min_frequency, order, byte_order, merging)
+
+    if counter.corpus.bytes_read == 0:
+        raise ValueError("there is no text to train on: all documents are empty")
+    if len(merges) < n_merges:
+        raise ValueError(
+            f"the text is too small for this vocabulary: {n_merges} merges are needed, but only "
+            f"{len(merges)} were possible with pairs that occur at least {min_frequency} times; "
+            f"ask for {n_merges - len(merges)} tokens fewer, or give more text"
+        )
+    tokens = [bytes([byte]) for byte in byte_order]
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# ---- Where the text comes from
+
+
+def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
+    """Splits what the caller gave into files to read and documents at hand."""
+    if isinstance(source, bytes):
+        raise ValueError("source is one bytes object; to train on its text, pass it in a list: [text]")
+    if isinstance(source, str | os.PathLike):
+        return [_existing_file(source)], ()
+    items = iter(source)
+    first = next(items, None)
+    if first is None:
+        raise ValueError("there is no text to train on: source is empty")
+    if isinstance(first, os.PathLike):
+        return [_existing_file(item) for item in chain([first], items)], ()
+    if isinstance(first, str) and len(first) < 1024 and "\n" not in first and os.path.isfile(first):
+        raise ValueError(
+            f"source has the string {first!r}, the name of a file; wrap it: pathlib.Path({first!r})"
+        )
+    return [], chain([first], items)
+
+
+def _existing_file(path: str | os.PathLike) -> Path:
+    if not os.path.exists(path):
+        shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
+        raise FileNotFoundError(
+            f"no file {shown!r} to train on; to train on text itself, pass a list: [text]"
+        )
+    if not os.path.isfile(path):
+        raise ValueError(f"{os.fspath(path)!r} is not a file; pass the files to train on")
+    return Path(path)
+
+
+def _batches(documents: Documents) -> Iterator[list[str | bytes]]:
+    batch, size = [], 0
+    for document in documents:
+        if not isinstance(document, str | bytes):
+            raise TypeError(f"documents must be str or bytes, got {type(document).__name__}")
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _NativeCounter:
+    """Counts words by a pattern that the engine knows: streamed, on several threads."""
+
+    def __init__(self, pattern: str, separators: Sequence[str], num_threads: int):
+        self.corpus = _bpe.Corpus(pattern, [separator.encode() for separator in separators], num_threads)
+
+    def add_file(self, file: Path, progress: Callable[[int], None] | None) -> None:
+        self.corpus.add_file(os.fspath(file), progress)
+
+    def add_documents(self, documents: Documents, progress: Callable[[int], None] | None) -> None:
+        for batch in _batches(documents):
+            self.corpus.add_documents(batch)
+            if progress:
+                progress(self.corpus.bytes_read)
+
+
+class _RegexCounter:
+    """Counts words by any other pattern, with the `regex` library: one thread, files read whole."""
+
+    def __init__(self, pat_str: str, separators: Sequence[str]):
+        import regex
+
+        self.corpus = _bpe.Corpus("none", [], 1)
+        self._find_words = patterns.compiled(pat_str).finditer
+        by_length = sorted(separators, key=len, reverse=True)
+        self._split = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)").split
+
+    def add_file(self, file: Path, progress: Callable[[int], None] | None) -> None:
+        self.add_documents([file.read_bytes()], progress)
+
+    def add_documents(self, documents: Documents, progress: Callable[[int], None] | None) -> None:
+        for batch in _batches(documents):
+            words: Counter[str] = Counter()
+            for document in batch:
+                text = document.decode(errors="replace") if isinstance(document, bytes) else document
+                for part in self._split(text):
+                    words.update(match.group() for match in self._find_words(part))
+            self.corpus.add_words({_without_surrogates(word).encode(): n for word, n in words.items()})
+            if progress:
+                progress(self.corpus.bytes_read)
+
+
+def _counter(pat_str: str, separators: Sequence[str], num_threads: int) -> _NativeCounter | _RegexCounter:
+    if pat_str in _NATIVE:
+        return _NativeCounter(_NATIVE[pat_str], separators, num_threads)
+    return _RegexCounter(pat_str, separators)
+
+
+# ---- Progress
+
+
+def _stage(report: Progress | None, stage: str, total: int | None) -> Callable[[int], None] | None:
+    return None if report is None else lambda done: report(stage, done, total)
+
+
+@contextmanager
+def _reporter(progress: bool | Progress | None) -> Iterator[Progress | None]:
+    """The function to report to: the caller's, one that draws a bar, or none."""
+    if progress is not True:
+        yield progress or None
+        return
+    from rich.progress import Progress as Bars
+
+    with Bars(transient=True) as bars:
+        tasks = {}
+
+        def draw(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield draw

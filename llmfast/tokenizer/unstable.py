@@ -1,0 +1,87 @@
+"""Encoding text that is not finished: what may still change when more follows (tiktoken's `encode_with_unstable`)."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Set
+
+from llmfast import _bpe
+
+
+def encode_bytes(core: _bpe.Core, text: bytes) -> list[int]:
+    """The ids of bytes that need not be UTF-8: the last piece before the fault and all behind it are one piece."""
+    try:
+        return core.encode_ordinary(text.decode("utf-8"))
+    except UnicodeDecodeError as fault:
+        valid = fault.start
+    ids, last = core.encode(text[:valid].decode("utf-8"), frozenset())
+    last = _with_spaces_before(core, ids, last)
+    stable, unstable = ids[: len(ids) - last], ids[len(ids) - last :]
+    return stable + core.encode_piece(core.decode(unstable) + text[valid:])
+
+
+def encode_with_unstable(
+    core: _bpe.Core, sorted_tokens: list[bytes], text: str, allowed: Set[str]
+) -> tuple[list[int], list[list[int]]]:
+    """The ids that stay, and the sequences that may follow them, given that text goes on behind `text`."""
+    ids, last = core.encode(text, allowed)
+    if last == 0:
+        return ids, []
+    last = _with_spaces_before(core, ids, last)
+    stable, unstable = ids[: len(ids) - last], core.decode(ids[len(ids) - last :])
+
+    completions = {(core.find(token),) for token in _starting_with(sorted_tokens, unstable)}
+    # A token may straddle the end of the text: try each that starts with a suffix of it.
+    for cut in range(1, len(unstable)):
+        for token in _starting_with(sorted_tokens, unstable[cut:]):
+            completions.add(_covering(core, unstable[:cut] + token, len(unstable)))
+    # White space at the end may be split off by what follows.
+    last_character = _last_character(unstable)
+    if 0 < len(last_character) < len(unstable) and last_character.decode("utf-8").isspace():
+        cut = len(unstable) - len(last_character)
+        completions.add((*core.merge_piece(unstable[:cut]), *core.merge_piece(unstable[cut:])))
+    return stable, [list(completion) for completion in completions]
+
+
+def _with_spaces_before(core: _bpe.Core, ids: list[int], last: int) -> int:
+    """`last` tokens at the end of `ids` are unstable; where they begin with white space, so is all before it."""
+
+    def is_space(token: int) -> bool:
+        return not (core.token_bytes(token) or b"").strip(b" \n\t")
+
+    if last > 0 and is_space(ids[-last]):
+        while last < len(ids) and is_space(ids[-last - 1]):
+            last += 1
+    return last
+
+
+def _starting_with(sorted_tokens: list[bytes], prefix: bytes) -> Iterator[bytes]:
+    for at in range(bisect.bisect_left(sorted_tokens, prefix), len(sorted_tokens)):
+        if not sorted_tokens[at].startswith(prefix):
+            return
+        yield sorted_tokens[at]
+
+
+def _covering(core: _bpe.Core, text: bytes, length: int) -> tuple[int, ...]:
+    """The first tokens of `text` that together have `length` bytes."""
+    try:
+        ids = core.encode_ordinary(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        ids = core.merge_piece(text)
+    covered = 0
+    for count, token in enumerate(ids, 1):
+        covered += len(core.token_bytes(token))
+        if covered >= length:
+            return tuple(ids[:count])
+    return tuple(ids)
+
+
+def _last_character(text: bytes) -> bytes:
+    """The bytes of the last character, or none where the end is not UTF-8."""
+    for size in range(1, min(4, len(text)) + 1):
+        try:
+            text[-size:].decode("utf-8")
+            return text[-size:]
+        except UnicodeDecodeError:
+            continue
+    return b""

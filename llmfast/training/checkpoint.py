@@ -1,0 +1,152 @@
+"""Checkpoints: folders of safetensors and JSON, written whole or not at all, checked when read.
+
+``RUN/checkpoints/step-000500/`` holds ``model.safetensors``, ``config.json`` (the model's shape) and
+``tokenizer.json``, which is all that generation needs, and ``optimizer.safetensors`` and ``state.json``, which
+resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmfast.config import from_dict, to_dict
+from llmfast.files import atomic_folder
+from llmfast.models.config import DecoderConfig
+from llmfast.models.decoder import Decoder
+from llmfast.tokenizer import Tokenizer
+
+KEPT = 2
+TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: everything that resuming needs."""
+
+    folder: Path
+    step: int
+    position: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def save_checkpoint(
+    run: Path, *, step: int, position: int, model: Decoder, optimizer: dict[str, Tensor], tokenizer: Tokenizer
+) -> Path:
+    """Write the checkpoint of ``step`` (optimizer steps done, training windows read), then drop all but the last two.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    with atomic_folder(folder) as partial:
+        for name, tensors in zip(TENSOR_FILES, (model_tensors(model), optimizer), strict=True):
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial / name)
+        state = {
+            "step": step,
+            "position": position,
+            "sha256": {name: _sha256(partial / name) for name in TENSOR_FILES},
+        }
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
+        tokenizer.save(partial)
+    for old in checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint folders, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint whole, to resume from.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not the one that was saved.
+    """
+    state = _read_json(folder / "state.json")
+    tensors = [_read_tensors(folder / name, state["sha256"][name]) for name in TENSOR_FILES]
+    return Checkpoint(folder, state["step"], state["position"], *tensors)
+
+
+def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
+    """The model and tokenizer of a checkpoint folder, or of the newest checkpoint of a run folder.
+
+    Raises:
+        ValueError: nothing to load there, or a damaged file.
+    """
+    path = Path(path)
+    folder = path
+    if not (path / "model.safetensors").exists():
+        found = checkpoints(path)
+        if not found:
+            raise ValueError(
+                f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)"
+            )
+        folder = found[-1]
+    sha256 = _read_json(folder / "state.json")["sha256"]
+    model = Decoder(from_dict(DecoderConfig, _read_json(folder / "config.json")))
+    load_model_tensors(model, _read_tensors(folder / "model.safetensors", sha256["model.safetensors"]))
+    return model.eval(), Tokenizer.load(folder)
+
+
+def model_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The parameters by name; a tied output head is left out, since it is the embedding table."""
+    tied = {"head.weight"} if model.config.tie_embeddings else set()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def load_model_tensors(model: Decoder, tensors: dict[str, Tensor]) -> None:
+    """Copy ``tensors`` into the model's parameters.
+
+    Raises:
+        ValueError: names or shapes that are not the model's.
+    """
+    own = model_tensors(model)
+    odd = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
+    if odd:
+        raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint file {path} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        intact = _sha256(path) == sha256
+        tensors = load_file(path) if intact else {}
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint file {path} is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+    if not intact:
+        raise ValueError(
+            f"checkpoint file {path} is damaged: its SHA-256 is not the one in state.json; "
+            f"remove the folder {path.parent} to go on from the checkpoint before it"
+        )
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+PLAIN_SECONDS = 10  # between plain lines: often enough to see it learn, rarely enough for a log file
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands."""
+
+    step: int
+    loss: float
+    """Smoothed training loss, nats per token."""
+    bits_per_byte: float
+    tokens_per_second: float
+    seconds_left: float
+    utilisation: float | None = None
+    """Share of the device's datasheet peak, where that is known (model-FLOP utilisation)."""
+
+    def __str__(self) -> str:
+        parts = [
+            f"loss {self.loss:.3f}",
+            f"{self.bits_per_byte:.3f} bits/byte",
+            f"{_count(self.tokens_per_second)} tokens/s",
+        ]
+        if self.utilisation is not None:
+            parts.append(f"MFU {self.utilisation:.0%}")
+        return "  ".join([*parts, f"{_clock(self.seconds_left)} left"])
+
+
+class Display:
+    """Shows a run; use as a context manager around the loop."""
+
+    def __init__(self, steps: int, *, console: Console | None = None):
+        self.steps = steps
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._live = self.console.is_terminal
+        self._last_line = 0.0
+        if self._live:
+            self._progress = Progress(
+                TextColumn("step {task.completed:,}/{task.total:,}"),
+                BarColumn(bar_width=20),
+                _StatusColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("train", total=steps, status="")
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def update(self, status: Status) -> None:
+        """Show the newest status."""
+        if self._live:
+            self._progress.update(self._task, completed=status.step, status=str(status))
+        elif time.monotonic() - self._last_line > PLAIN_SECONDS or status.step == self.steps:
+            self._last_line = time.monotonic()
+            self.say(f"step {status.step:,}/{self.steps:,}  {status}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the live one."""
+        self.console.print(line, markup=False)
+
+    def sample(self, step: int, prompt: str, continuation: str) -> None:
+        """Show what the model writes at this point."""
+        shown = Text(f"  {step:>6,} │ ", style="dim")
+        shown.append(_one_line(prompt), style="bold")
+        shown.append(_one_line(continuation), style="cyan")
+        shown.truncate(max(40, self.console.width), overflow="ellipsis")
+        self.console.print(shown)
+
+
+class _StatusColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["status"])
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "⏎").replace("\t", " ")
+
+
+def _count(number: float) -> str:
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

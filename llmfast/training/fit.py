@@ -1,0 +1,160 @@
+"""The training loop: steps, with evaluation, samples, checkpoints and the log at their intervals."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from llmfast.data.prepare import Prepared
+from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
+from llmfast.inference.sampling import Sampling
+from llmfast.training.checkpoint import checkpoints, read_checkpoint, save_checkpoint
+from llmfast.training.display import Display, Status
+from llmfast.training.run import Run
+from llmfast.training.trainer import Trainer
+
+SMOOTHING = 0.95
+PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
+SAMPLE_TOKENS = 40
+
+
+def fit(trainer: Trainer, prepared: Prepared, run: Run, *, console: Console | None = None) -> None:
+    """Train until ``config.training.steps`` are done, saving on the way and at the end.
+
+    SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt.
+
+    Raises:
+        KeyboardInterrupt: stopped by a signal; the run can be resumed.
+        ValueError: the loss is no longer a finite number.
+    """
+    training = trainer.config.training
+    run.rewind_log(trainer.steps_done)
+    pace = _Pace(trainer)
+    with _stop_requests() as stop, Display(training.steps, console=console) as display:
+        while trainer.steps_done < training.steps and not stop:
+            result = trainer.step()
+            step, loss = trainer.steps_done, result.loss.item()
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} at step {step}: a lower training.learning_rate may help; "
+                    "the last checkpoint is untouched"
+                )
+            run.log(
+                step=step,
+                loss=loss,
+                gradient_norm=result.gradient_norm.item(),
+                learning_rate_factor=result.learning_rate_factor,
+            )
+            display.update(pace.status(loss, prepared))
+            if _due(training.evaluate_every, step):
+                part = trainer.evaluate(prepared.validation, max_tokens=PART_TOKENS)
+                run.log(step=step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
+            if _due(training.sample_every, step):
+                display.sample(step, *_sample(trainer, prepared))
+            if _due(training.checkpoint_every, step) and step < training.steps:
+                save(trainer, prepared, run)
+            pace.resume_clock()
+    # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
+    if not any(path.name == f"step-{trainer.steps_done:06d}" for path in checkpoints(run.folder)):
+        save(trainer, prepared, run)
+    if stop:
+        raise KeyboardInterrupt
+
+
+def save(trainer: Trainer, prepared: Prepared, run: Run) -> None:
+    """Write a checkpoint of where the trainer is."""
+    save_checkpoint(
+        run.folder,
+        step=trainer.steps_done,
+        position=trainer.batches.position,
+        model=trainer.model,
+        optimizer=trainer.optimizer_tensors(),
+        tokenizer=prepared.tokenizer,
+    )
+
+
+def restore_newest(trainer: Trainer, run: Run) -> None:
+    """Put the trainer where the run's newest checkpoint is; a run without one begins at its first step."""
+    if found := checkpoints(run.folder):
+        trainer.restore(read_checkpoint(found[-1]))
+
+
+def _due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _sample(trainer: Trainer, prepared: Prepared) -> tuple[str, str]:
+    """A prompt (the first words of a held-out document) and the model's continuation, the same prompt each time."""
+    tokenizer = prepared.tokenizer
+    prompt = tokenizer.decode(prepared.validation.read(1, min(6, len(prepared.validation) - 1)).tolist())
+    tokens = generate_tokens(
+        trainer.model,
+        encode_prompt(tokenizer, prompt)[: trainer.config.model.context],
+        SAMPLE_TOKENS,
+        sampling=Sampling(temperature=0.7, top_p=0.95),
+        stop=tokenizer.eot_token,
+    )
+    return prompt, "".join(
+        stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
+    )
+
+
+class _Pace:
+    """Smooths the loss and measures the speed of training itself, without evaluations, samples and saving."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.loss: float | None = None
+        self.seconds = 0.0
+        self.steps = 0
+        self.started = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """What happened since the last status was not training."""
+        self.started = time.perf_counter()
+
+    def status(self, loss: float, prepared: Prepared) -> Status:
+        trainer = self.trainer
+        now = time.perf_counter()
+        # The first step of a process compiles: it says nothing of the speed to expect.
+        if self.loss is not None:
+            self.seconds, self.steps = self.seconds + now - self.started, self.steps + 1
+        self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
+        per_step = self.seconds / self.steps if self.steps else now - self.started
+        speed = trainer.tokens_per_step / per_step
+        return Status(
+            step=trainer.steps_done,
+            loss=self.loss,
+            bits_per_byte=self.loss / math.log(2) * len(prepared.train) / prepared.train.text_bytes,
+            tokens_per_second=speed,
+            seconds_left=(trainer.config.training.steps - trainer.steps_done) * per_step,
+            utilisation=trainer.utilisation(speed),
+        )
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM fills, so that a step is never torn; a second signal acts at once."""
+    received: list[int] = []
+    previous = {}
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            previous[each] = signal.signal(each, remember)
+    except ValueError:  # not the main thread: signals are the caller's business
+        pass
+    try:
+        yield received
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -1,0 +1,28 @@
+"""What holds for every test: one thread a worker, no network, nothing shadowed; no GPU, no GPU tests."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Set before torch is imported. xdist runs a worker a core: more threads than that only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# `python -m pytest` puts the repository root first on the path, where ./kernels hides Hugging Face's package
+# of that name, which transformers imports.
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _ROOT]
+
+
+def pytest_collection_modifyitems(items):
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_tests:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch finds none here"))

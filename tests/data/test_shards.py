@@ -1,0 +1,87 @@
+"""Token shards: what is written is read, and damage is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llmfast.data import shards as shards_module
+from llmfast.data.shards import ShardWriter, TokenShards
+
+EOT = 0
+
+
+def write(folder, documents, *, vocab_size=1000):
+    folder.mkdir(exist_ok=True)
+    writer = ShardWriter(folder, vocab_size=vocab_size, eot_token=EOT, fingerprint="abc")
+    for document in documents:
+        writer.add(np.array([*document, EOT]), 1, len(document))
+    writer.finish()
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1000, np.uint16), (65536, np.uint16), (65537, np.uint32)])
+def test_round_trip(tmp_path, vocab_size, dtype):
+    write(tmp_path / "s", [[1, 2], [3], [vocab_size - 1]], vocab_size=vocab_size)
+    shards = TokenShards(tmp_path / "s")
+    assert shards.read(0, len(shards)).tolist() == [EOT, 1, 2, EOT, 3, EOT, vocab_size - 1, EOT]
+    assert shards.dtype == dtype
+    assert (shards.documents, shards.text_bytes) == (3, 4)
+
+
+def test_reads_cross_shard_borders(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 8)
+    write(tmp_path / "s", [[n, n, n] for n in range(1, 12)])
+    shards = TokenShards(tmp_path / "s")
+    assert len(shards.shards) > 2
+    whole = shards.read(0, len(shards)).tolist()
+    for start in range(len(whole)):
+        for count in (1, 5, 20):
+            assert shards.read(start, min(count, len(whole) - start)).tolist() == whole[start : start + count]
+
+
+def truncate(folder):
+    path = folder / "00000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def alter(folder):
+    path = folder / "00000.bin"
+    data = bytearray(path.read_bytes())
+    data[2] ^= 1
+    path.write_bytes(data)
+
+
+def remove(folder):
+    (folder / "00000.bin").unlink()
+
+
+def damage_index(folder):
+    (folder / "index.json").write_text("{")
+
+
+def strange_index(folder):
+    index = json.loads((folder / "index.json").read_text())
+    del index["shards"][0]["tokens"]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"00000.bin is truncated or altered: 6 bytes, expected 8"),
+        (alter, r"00000.bin is altered"),
+        (remove, r"00000.bin is missing"),
+        (damage_index, r"index.json is damaged"),
+        (strange_index, r"index.json is damaged"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    write(tmp_path / "s", [[1, 2]])
+    damage(tmp_path / "s")
+    with pytest.raises(ValueError, match=message):
+        TokenShards(tmp_path / "s")
+
+
+def test_a_folder_without_shards_says_so(tmp_path):
+    with pytest.raises(ValueError, match="holds no token shards"):
+        TokenShards(tmp_path)
