@@ -8,6 +8,7 @@ from .._triton import tl, triton
 from .tiles import (
     INF,
     LOG2_E,
+    PRECISION,
     RUNTIME_INTEGERS,
     keep_mask,
     key_ranges,
@@ -43,7 +44,7 @@ def delta_kernel(
     o = load_tile(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
     g = load_tile(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
     rows = first_row + tl.arange(0, BLOCK_M)
-    offset = (entry * heads + head) * rows_in_all + rows
+    offset = (entry * heads + head) * rows_in_all.to(tl.int64) + rows
     value = tl.sum(o * g, 1)
     if d_lse is not None:
         value -= tl.load(d_lse + offset, mask=rows < rows_in_all, other=0.0)
@@ -84,19 +85,19 @@ def gather_keys_gradient(
         first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
         rows = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_source, first, q_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(k, q.T, input_precision="ieee"), scale, softcap)
+        x = logits(tl.dot(k, q.T, input_precision=PRECISION), scale, softcap)
         p = tl.exp2(x - load_lse(lse, rows, S)[None, :])
         if MASKED:
             p = tl.where(sees(rows[None, :], keys[:, None], S, T, left, right), p, 0.0)
         d_out = load_rows(d_out_source, first, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(v, d_out.T, input_precision="ieee")
+        dp = tl.dot(v, d_out.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[None, :], keys[:, None])
         row_delta = tl.load(delta + rows, mask=rows < S, other=0.0)
         dropped, ds = score_gradient(p, dp, x, row_delta[None, :], softcap, keep, keep_scale)
-        dv = tl.dot(dropped.to(d_out.dtype), d_out, dv, input_precision="ieee")
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        dv = tl.dot(dropped.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
@@ -139,7 +140,7 @@ def keys_gradient_kernel(
         q_source = make_source(q_source, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
         d_out_source = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
         d_out_source = make_source(d_out_source, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
-        row_offset = (entry * heads + head) * rows_in_all + q_start
+        row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
                 dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta +
@@ -162,17 +163,17 @@ def gather_queries_gradient(
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(q, k.T, input_precision="ieee"), scale, softcap)
+        x = logits(tl.dot(q, k.T, input_precision=PRECISION), scale, softcap)
         p = tl.exp2(x - lse[:, None])
         if MASKED:
             p = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), p, 0.0)
         v = load_rows(v_source, first, v_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(d_out, v.T, input_precision="ieee")
+        dp = tl.dot(d_out, v.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :])
         _, ds = score_gradient(p, dp, x, delta[:, None], softcap, keep, keep_scale)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
 
@@ -203,7 +204,7 @@ def queries_gradient_kernel(
     dq = matrix(dq, entry, head, q_start, dq_batch, dq_head, dq_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    row_offset = (entry * heads + head) * rows_in_all + q_start
+    row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)

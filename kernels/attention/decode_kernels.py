@@ -6,7 +6,7 @@ group.
 """
 
 from .._triton import tl, triton
-from .tiles import INF, LN_2, LOG2_E, logits
+from .tiles import INF, LN_2, LOG2_E, PRECISION, logits
 
 DECODE_INTEGERS = [
     "pages_per_entry",
@@ -33,7 +33,7 @@ def cache_rows(cache, page_table, entry, row, inside, PAGE, page_stride, row_str
     if page_table is not None:
         page = tl.load(page_table + row // PAGE, mask=inside, other=0)
         row = row % PAGE
-    return cache + (page.to(tl.int64) * page_stride + row * row_stride) * 8
+    return cache + (page.to(tl.int64) * page_stride + row * row_stride.to(tl.int64)) * 8
 
 
 @triton.jit(do_not_specialize=DECODE_INTEGERS)
@@ -54,11 +54,21 @@ def append_kernel(
     column = tl.arange(0, BLOCK_D)[None, :]
     mask = inside[:, None] & (column < D)
     if page_table is not None:
-        page_table += entry * pages_per_entry
-    k_to = cache_rows(k + head * k_head * 8, page_table, entry, row, inside, PAGE, k_batch, k_row)
-    v_to = cache_rows(v + head * v_head * 8, page_table, entry, row, inside, PAGE, v_batch, v_row)
-    k_from = k_new + (entry * k_new_batch + head * k_new_head + i * k_new_row) * 8
-    v_from = v_new + (entry * v_new_batch + head * v_new_head + i * v_new_row) * 8
+        page_table += entry * pages_per_entry.to(tl.int64)
+    k_to = cache_rows(
+        k + head * k_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, k_batch, k_row
+    )
+    v_to = cache_rows(
+        v + head * v_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, v_batch, v_row
+    )
+    k_from = (
+        k_new
+        + (entry * k_new_batch.to(tl.int64) + head * k_new_head.to(tl.int64) + i * k_new_row.to(tl.int64)) * 8
+    )
+    v_from = (
+        v_new
+        + (entry * v_new_batch.to(tl.int64) + head * v_new_head.to(tl.int64) + i * v_new_row.to(tl.int64)) * 8
+    )
     tl.store(k_to[:, None] + column, tl.load(k_from[:, None] + column, mask=mask), mask=mask)
     tl.store(v_to[:, None] + column, tl.load(v_from[:, None] + column, mask=mask), mask=mask)
 
@@ -84,14 +94,14 @@ def decode_kernel(
     if lengths is not None:
         T = min(tl.load(lengths + entry) + new, T)
     if page_table is not None:
-        page_table += entry * pages_per_entry
+        page_table += entry * pages_per_entry.to(tl.int64)
 
     r = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = r // GROUP
     head = kv_head * GROUP + r % GROUP
     column = tl.arange(0, BLOCK_D)[None, :]
     q_mask = (query < S)[:, None] & (column < D)
-    q_offset = (entry * q_batch + head * q_head + query * q_row) * 8
+    q_offset = (entry * q_batch.to(tl.int64) + head * q_head.to(tl.int64) + query * q_row.to(tl.int64)) * 8
     q_tile = tl.load(q + q_offset[:, None] + column, mask=q_mask, other=0.0)
     position = query + T - S
 
@@ -118,9 +128,11 @@ def decode_kernel(
         key = block * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = key < T
         kv_mask = inside[:, None] & (column < D)
-        k_rows = cache_rows(k + kv_head * k_head * 8, page_table, entry, key, inside, PAGE, k_batch, k_row)
+        k_rows = cache_rows(
+            k + kv_head * k_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, k_batch, k_row
+        )
         k_tile = tl.load(k_rows[:, None] + column, mask=kv_mask, other=0.0)
-        x = logits(tl.dot(q_tile, k_tile.T, input_precision="ieee"), scale, softcap)
+        x = logits(tl.dot(q_tile, k_tile.T, input_precision=PRECISION), scale, softcap)
         seen = inside[None, :]
         if left is not None:
             seen &= key[None, :] >= position[:, None] - left
@@ -132,17 +144,24 @@ def decode_kernel(
         p = tl.exp2(x - base[:, None])
         rescale = tl.exp2(maximum - base)
         denominator = denominator * rescale + tl.sum(p, 1)
-        v_rows = cache_rows(v + kv_head * v_head * 8, page_table, entry, key, inside, PAGE, v_batch, v_row)
+        v_rows = cache_rows(
+            v + kv_head * v_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, v_batch, v_row
+        )
         v_tile = tl.load(v_rows[:, None] + column, mask=kv_mask, other=0.0)
-        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision="ieee")
+        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision=PRECISION)
         maximum = new_maximum
 
     empty = denominator == 0.0
-    acc = acc / tl.where(empty, 1.0, denominator)[:, None]
+    denominator = tl.where(empty, 1.0, denominator)
+    acc = acc / denominator[:, None]
     lse = tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2)
-    lse_offset = split * rows_in_all + (entry.to(tl.int64) * heads + head) * S + query
+    lse_offset = split * rows_in_all.to(tl.int64) + (entry.to(tl.int64) * heads + head) * S + query
     tl.store(part_lse + lse_offset, lse, mask=query < S)
-    part_offset = split * rows_in_all * D + (entry * part_batch + head * part_head + query * part_row) * 8
+    part_offset = (
+        split * rows_in_all.to(tl.int64) * D
+        + (entry * part_batch.to(tl.int64) + head * part_head.to(tl.int64) + query * part_row.to(tl.int64))
+        * 8
+    )
     tl.store(part + part_offset[:, None] + column, acc.to(part.dtype.element_ty), mask=q_mask)
 
 
@@ -162,22 +181,26 @@ def combine_kernel(
     for first in range(0, splits, BLOCK_N):
         split = first + tl.arange(0, BLOCK_N)
         inside = split < splits
-        x = tl.load(part_lse + split * rows_in_all + row, mask=inside, other=-INF)
+        x = tl.load(part_lse + split * rows_in_all.to(tl.int64) + row, mask=inside, other=-INF)
         new_maximum = max(maximum, tl.max(x, 0))
         base = tl.where(new_maximum == -INF, 0.0, new_maximum)
         weight = tl.exp2((x - base) * LOG2_E)
         rescale = tl.exp2((maximum - base) * LOG2_E)
         mask = inside[:, None] & (column < D)[None, :]
-        offset = (split * rows_in_all + row) * D
+        offset = (split * rows_in_all.to(tl.int64) + row) * D
         values = tl.load(part + offset[:, None] + column[None, :], mask=mask, other=0.0)
         acc = acc * rescale + tl.sum(values * weight[:, None], 0)
         denominator = denominator * rescale + tl.sum(weight, 0)
         maximum = new_maximum
     empty = denominator == 0.0
+    denominator = tl.where(empty, 1.0, denominator)
     tl.store(lse + row, tl.where(empty, -INF, maximum + tl.log2(denominator) * LN_2))
-    acc = acc / tl.where(empty, 1.0, denominator)
+    acc = acc / denominator
     query = row % S
     head = row // S % heads
     entry = row // S // heads
-    to = out + (entry * out_batch + head * out_head + query * out_row) * 8
+    to = (
+        out
+        + (entry * out_batch.to(tl.int64) + head * out_head.to(tl.int64) + query * out_row.to(tl.int64)) * 8
+    )
     tl.store(to + column, acc.to(out.dtype.element_ty), mask=column < D)

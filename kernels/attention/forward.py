@@ -11,6 +11,7 @@ from .tiles import (
     INF,
     LN_2,
     LOG2_E,
+    PRECISION,
     RUNTIME_INTEGERS,
     keep_mask,
     key_ranges,
@@ -43,7 +44,7 @@ def attend_keys(
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        product = tl.dot(q, k.T, input_precision="ieee")
+        product = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED or softcap is not None:
             x = logits(product, scale, softcap)
             if MASKED:
@@ -63,7 +64,7 @@ def attend_keys(
         if seed is not None:
             p = tl.where(keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :]), p, 0.0)
         v = load_rows(v_source, first, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         maximum = new_maximum
     return acc, denominator, maximum
 
@@ -93,7 +94,7 @@ def forward_kernel(
     out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    lse += (entry * heads + head) * rows_in_all + q_start
+    lse += (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
@@ -116,6 +117,7 @@ def forward_kernel(
         )  # fmt: skip
 
     empty = denominator == 0.0
-    acc = acc * (keep_scale / tl.where(empty, 1.0, denominator))[:, None]
+    denominator = tl.where(empty, 1.0, denominator)
+    acc = acc * (keep_scale / denominator)[:, None]
     tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
     store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)

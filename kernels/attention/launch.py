@@ -39,14 +39,14 @@ def is_datacentre(device):
 
 def forward_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
-    if itemsize == 4:  # Products without tensor cores: both operands stand in registers.
-        return Tile(32, 32, 4, 2) if width <= 128 else Tile(16, 16, 4, 2)
+    if itemsize == 4:
+        return Tile(64, 32, 8, 2) if width <= 128 else Tile(32, 16, 4, 1)
     if is_datacentre(device):
         if width <= 64:
-            return Tile(128, 64 if heavy else 128, 8, 3, tma=True)
+            return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
         if width == 128:
-            return Tile(128, 32 if heavy else 128, 8, 2, tma=True)
-        return Tile(64 if heavy else 128, 32 if heavy else 64, 8, 2, tma=True)
+            return Tile(128, 32, 8, 2, tma=True) if heavy else Tile(128, 128, 8, 2, tma=True)
+        return Tile(64, 32, 8, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     if width <= 64:
         return Tile(128, 64, 8, 3)
     if width == 128:
@@ -55,18 +55,23 @@ def forward_tile(device, head_dim, itemsize, heavy):
 
 
 def keys_gradient_tile(device, head_dim, itemsize, heavy):
+    """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
+    if width == 256 and heavy:
+        return Tile(16, 32, 8, 2)
     if is_datacentre(device):
-        if width <= 64:
-            return Tile(64, 64, 8, 2, tma=True)
-        if width == 128:
-            return Tile(32 if heavy or device.capability >= 100 else 64, 64, 8, 2, tma=True)
-        return Tile(32, 64, 8, 2, tma=True)
-    if width <= 128:
-        return Tile(32, 32, 8, 2) if heavy else Tile(32, 64, 8, 2)
-    return Tile(32, 32, 8, 2)
+        if device.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
+            if heavy or width == 256:
+                return Tile(32, 32, 8, 2)
+            return Tile(64 if width <= 64 else 32, 64, 8, 2, tma=True)
+        if width == 256:
+            return Tile(16, 64, 8, 2, tma=True)
+        return Tile(32 if heavy and width == 128 else 64, 64, 8, 2, tma=True)
+    if width == 256 or (width == 128 and heavy):
+        return Tile(32, 32, 8, 2)
+    return Tile(32, 64, 8, 2)
 
 
 def queries_gradient_tile(device, head_dim, itemsize, heavy):
@@ -74,12 +79,10 @@ def queries_gradient_tile(device, head_dim, itemsize, heavy):
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
     if is_datacentre(device):
-        if width <= 128:
-            return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
-        return Tile(64, 32, 8, 2, tma=True)
-    if width <= 128:
-        return Tile(64, 64, 8, 2)
-    return Tile(64, 16, 8, 2)
+        if width == 256:
+            return Tile(64, 32, 8 if device.capability == 90 else 4, 2, tma=True)
+        return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
+    return Tile(64, 64 if width <= 128 else 16, 8, 2)
 
 
 def decode_tile(device, head_dim, itemsize, rows):

@@ -14,6 +14,9 @@ ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 INF = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# Of float32 products, and without effect on others: three tensor-core products of tf32 parts, which keep 22 bits.
+# IEEE products would hold both operands in registers, and spill from D = 64 on.
+PRECISION = tl.constexpr("tf32x3")
 
 
 # No kernel is compiled anew when these change.
@@ -119,8 +122,9 @@ def sees(rows, keys, S, T, left, right):
 
 @triton.jit
 def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
-    """Pointer to the first row of one head of one sequence; the strides are 64-bit, and so is the offset."""
-    return base + (entry * batch_stride + head * head_stride + first_row * row_stride) * 8
+    """Pointer to the first row of one head of one sequence; the offset has 64 bits."""
+    in_head = head * head_stride.to(tl.int64) + first_row * row_stride.to(tl.int64)
+    return base + (entry * batch_stride.to(tl.int64) + in_head) * 8
 
 
 @triton.jit
@@ -137,7 +141,7 @@ def make_source(
 @triton.jit
 def tile_pointers(base, first, stride, row, column):
     """The tile's start in 64 bits, once for all elements; inside a tile 32 bits reach."""
-    return base + first * stride * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
+    return base + first * stride.to(tl.int64) * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
 
 
 @triton.jit
