@@ -123,5 +123,14 @@ def rows_of(x: Tensor) -> tuple[Tensor, Rows]:
     return x, Rows(count, width, (n1, n2, s0, s1, s2), True)
 
 
+def evenly_spaced_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` and the one distance between its rows, in elements; copied where there is no such distance."""
+    x, rows = rows_of(x)
+    if not rows.strided:
+        return x, rows.width
+    _, n2, _, _, s2 = rows.strides
+    return (x, s2) if n2 == rows.count else (x.contiguous(), rows.width)
+
+
 def row_count(x: Tensor) -> int:
     return math.prod(x.shape[:-1])

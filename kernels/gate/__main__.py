@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from .. import launch
-from .._triton import HAS_TRITON, interpreting
+from .._triton import HAS_TRITON, INTERPRETING
 
 PROCESSES = 2
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if not HAS_TRITON:
         sys.exit("the compile gate needs the package triton, which is not installed")
-    if interpreting():
+    if INTERPRETING:
         sys.exit("the compile gate compiles: unset TRITON_INTERPRET")
     import triton
 
