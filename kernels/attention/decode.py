@@ -8,10 +8,10 @@ from ..backend import use_triton
 from ..launch import Device, cdiv, run
 from ..operator import define
 from ..reference import attention as reference
-from .api import check_options, window_bounds
+from .arguments import addressable, empty_rows, matrices, scalar_arguments
+from .checks import check_cache, check_new, check_options, window_bounds
 from .decode_kernels import append_kernel, combine_kernel, decode_kernel
 from .launch import decode_splits, decode_tile, padded_width
-from .ops import addressable, empty_rows, matrices, scalar_arguments
 
 
 def flash_decode(
@@ -87,57 +87,6 @@ def flash_decode(
     arguments = (q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap)
     out, lse = decode_op(*arguments) if triton else reference.decode(*arguments)
     return (out, lse) if return_lse else out
-
-
-def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
-    for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():
-            raise ValueError(
-                f"{name} has four dimensions and q's floating dtype and device, {q.dtype} on {q.device};"
-                f" got {tuple(x.shape)} {x.dtype} on {x.device}"
-            )
-    B, H, _, D = q.shape
-    if k_cache.shape != v_cache.shape or k_cache.shape[-1] != D or H % max(k_cache.shape[1], 1):
-        raise ValueError(
-            "caches are (entries or pages, K, rows, D) with q's D and K dividing its heads;"
-            f" got q {tuple(q.shape)}, k_cache {tuple(k_cache.shape)}, v_cache {tuple(v_cache.shape)}"
-        )
-    if not 8 <= D <= 256 or D % 8:
-        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {D}")
-    if page_table is None and k_cache.shape[0] != B:
-        raise ValueError(f"q has the batch {B}, the cache {k_cache.shape[0]}; pages need a page_table")
-    for name, x, shape in (("cache_seqlens", cache_seqlens, (B,)), ("page_table", page_table, None)):
-        if x is None and name == "page_table":
-            continue
-        fits = x.shape == shape if shape else x.dim() == 2 and x.shape[0] == B
-        if x.dtype != torch.int32 or x.device != q.device or not fits:
-            raise ValueError(
-                f"{name} is int32 of shape {shape or (B, 'pages of an entry')} on {q.device};"
-                f" got {x.dtype} {tuple(x.shape)} on {x.device}"
-            )
-
-
-def check_new(q, k_cache, k_new, v_new):
-    """How many rows are appended to each entry."""
-    if k_new is None and v_new is None:
-        return 0
-    expected = (q.shape[0], k_cache.shape[1], q.shape[-1])
-    for name, x in (("k_new", k_new), ("v_new", v_new)):
-        if (
-            x is None
-            or x.dim() != 4
-            or (x.shape[0], x.shape[1], x.shape[3]) != expected
-            or x.dtype != q.dtype
-        ):
-            raise ValueError(
-                f"{name} is (B, K, new rows, D) = {(*expected[:2], 'new rows', expected[2])} of {q.dtype};"
-                f" got {None if x is None else (tuple(x.shape), x.dtype)}"
-            )
-    if k_new.shape != v_new.shape:
-        raise ValueError(
-            f"k_new and v_new have the same shape; got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
-        )
-    return k_new.shape[2]
 
 
 def check_addressable(name, cache):

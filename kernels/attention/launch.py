@@ -40,7 +40,7 @@ def is_datacentre(device):
 def forward_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
     if itemsize == 4:
-        return Tile(64, 32, 8, 2) if width <= 128 else Tile(32, 16, 4, 1)
+        return Tile(32 if width <= 64 else 16, 32 if width <= 128 else 16, 4, 1)
     if is_datacentre(device):
         if width <= 64:
             return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
@@ -58,7 +58,7 @@ def keys_gradient_tile(device, head_dim, itemsize, heavy):
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
     if itemsize == 4:
-        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
+        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)
     if width == 256 and heavy:
         return Tile(16, 32, 8, 2)
     if is_datacentre(device):
@@ -83,6 +83,12 @@ def queries_gradient_tile(device, head_dim, itemsize, heavy):
             return Tile(64, 32, 8 if device.capability == 90 else 4, 2, tma=True)
         return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     return Tile(64, 64 if width <= 128 else 16, 8, 2)
+
+
+def splits_keys(rows, keys):
+    """Whether attention goes to the decoding kernels: its rows, the heads of a group together, are one tile, and
+    keys enough to split. There are too few programs otherwise, and each head of a group would read the keys."""
+    return 0 < rows <= 64 and keys >= 512
 
 
 def decode_tile(device, head_dim, itemsize, rows):

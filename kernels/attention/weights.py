@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..reference import attention as reference
-from .api import check_options, check_qkv, window_bounds
+from .checks import check_options, check_qkv, window_bounds
 
 
 def attention_weights(

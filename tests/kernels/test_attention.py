@@ -3,9 +3,8 @@
 import pytest
 import torch
 from attention_cases import FEW, OPTIONS, Case, eager_attention, pairwise
-from kernel_testing import assert_compiles, assert_keeps_inputs, assert_same_bits, random_tensor, results
 from kernel_testing import assert_as_exact_as as as_exact_as
-
+from kernel_testing import assert_compiles, assert_keeps_inputs, assert_same_bits, random_tensor, results
 from llmfast.kernels import backend, flash_attention
 from llmfast.kernels.reference.attention import dropout_keep
 
@@ -274,7 +273,7 @@ def test_autograd_of_the_reference():
     assert torch.autograd.gradcheck(function, tuple(inputs.values()))
 
 
-@pytest.mark.parametrize("S,T", [(9, 9), (1, 9), (4, 9), (9, 4)])
+@pytest.mark.parametrize(("S", "T"), [(9, 9), (1, 9), (4, 9), (9, 4)])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (2, -1)}], ids=str)
 def test_fused_cpu_path_is_the_definition(S, T, options):
     q, k = torch.randn(2, 6, S, 16).double(), torch.randn(2, 2, T, 16).double()
