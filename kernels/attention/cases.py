@@ -7,38 +7,37 @@ import torch
 
 from ..gate import GateCase
 from .decode import run_append, run_decode
-from .launch import WIDTHS
 from .ops import backward, forward
 
-# Head widths 16 and 32 launch the tiles of 64 with less in them: one chip of each kind shows that they compile.
-NARROW_ON = (86, 90)
-FLOAT32_ON = (80, 90, 100)
 PLAIN = {"causal": True}
 DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
 CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
 
+# What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
+# with less in them; float32 has the same tiles on all chips, so one shows that they hold.
+ALL = {"causal": (64, 128, 256), "dropout packed": (128, 256), "window softcap sinks": (128,)}
+COVERED = {
+    80: ALL | {"dropout packed": (128,)},
+    86: {"causal": (64, 128, 256)},
+    89: {"causal": (128,)},
+    90: ALL | {"causal": (16, 32, 64, 128, 256), "dropout packed": (64, 128, 256), "fp32": (64, 128)},
+    100: ALL | {"dropout packed": (64, 128)},
+    120: ALL,
+}
+OPTIONS = {"causal": PLAIN, "dropout packed": DROPOUT, "window softcap sinks": CAPPED, "fp32": PLAIN}
+
 
 def gate_cases(device):
     """Every tile of the launch functions for this chip, under the options that change what it holds."""
-    instructions = products(device)
-    for width in WIDTHS:
-        if width < 64 and device.capability not in NARROW_ON:
-            continue
-        yield training_case(f"{width} bf16 causal", torch.bfloat16, width, PLAIN, instructions)
-        if width == 128:
-            yield training_case("128 bf16", torch.bfloat16, width, {}, instructions)
-        if width >= 64:
-            yield training_case(f"{width} bf16 dropout packed", torch.bfloat16, width, DROPOUT, instructions)
-            yield training_case(
-                f"{width} bf16 window softcap sinks", torch.bfloat16, width, CAPPED, instructions
-            )
-    if device.capability in FLOAT32_ON:
-        for width in (64, 128, 256):
-            yield training_case(f"{width} fp32 causal", torch.float32, width, PLAIN, None)
-    for width in (64, 128, 256):
-        yield decode_case(f"{width} bf16", torch.bfloat16, width, queries=1, paged=False)
+    for name, widths in COVERED[device.capability].items():
+        dtype = torch.float32 if name == "fp32" else torch.bfloat16
+        for width in widths:
+            expected = None if name == "fp32" or width < 64 else products(device)
+            yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
     yield decode_case("128 bf16 paged, 8 queries", torch.bfloat16, 128, queries=8, paged=True)
-    yield decode_case("128 fp32", torch.float32, 128, queries=1, paged=False)
+    if device.capability in (80, 90):
+        yield decode_case("256 bf16", torch.bfloat16, 256, queries=1, paged=False)
+        yield decode_case("128 fp32", torch.float32, 128, queries=1, paged=False)
 
 
 def products(device):
