@@ -121,12 +121,12 @@ def test_rows_that_see_nothing(device):
     assert all(x.grad.isfinite().all() for x in inputs.values())
 
 
-@pytest.mark.parametrize("shape", [(0, 1, 5, 5), (1, 1, 0, 5), (1, 1, 5, 0), (1, 0, 5, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 5), (1, 0, 5), (1, 5, 0)], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_nothing_to_attend(device, shape, causal):
-    B, K, S, T = shape
+    B, S, T = shape
     q = torch.randn(B, 2, S, 16, device=device, requires_grad=True)
-    k, v = (torch.randn(B, max(K, 1), T, 16, device=device, requires_grad=True) for _ in range(2))
+    k, v = (torch.randn(B, 1, T, 16, device=device, requires_grad=True) for _ in range(2))
     for choice in ("triton", "reference"):
         with backend(choice):
             out, lse = flash_attention(q, k, v, causal=causal, return_lse=True)

@@ -14,20 +14,7 @@ SENTENCES = [
     "Every morning a {} walks past the old {} and counts the stones.",
     "It was the {} that taught the {} how to read the weather.",
 ]
-NOUNS = [
-    "fox",
-    "heron",
-    "miller",
-    "lamp",
-    "clock",
-    "painter",
-    "well",
-    "bridge",
-    "naïve poet",
-    "雪",
-    "otter",
-    "wheel",
-]
+NOUNS = ["fox", "heron", "miller", "lamp", "clock", "painter", "well", "bridge", "naïve poet", "雪", "otter", "wheel"]
 
 
 def write_corpus(folder: Path, documents: int = 60) -> Path:
@@ -35,9 +22,7 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
         lines = [
-            SENTENCES[(index + line) % 3].format(
-                NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12]
-            )
+            SENTENCES[(index + line) % 3].format(NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12])
             for line in range(12)
         ]
         (folder / f"{index:03d}.txt").write_text(f"Page {index}\n" + "\n".join(lines), encoding="utf-8")
@@ -46,13 +31,7 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
 
 def small_config(corpus: Path, **training: object) -> RunConfig:
     """A one-layer model on ``corpus``; ``training`` overrides settings of TrainingConfig."""
-    settings = {
-        "steps": 6,
-        "batch_size": 4,
-        "compile": False,
-        "precision": "float32",
-        "evaluate_every": 3,
-    } | training
+    settings = {"steps": 6, "batch_size": 4, "compile": False, "precision": "float32", "evaluate_every": 3} | training
     return RunConfig(
         data=DataConfig(sources=(str(corpus),), vocab_size=300, validation_fraction=0.2),
         model=DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, kv_heads=1, context=16),
