@@ -133,7 +133,8 @@ def make_source(
 ):
     """What ``load_rows`` reads from: a tensor descriptor (by TMA; zeros outside) or the pointer itself."""
     if TMA:
-        return tl.make_tensor_descriptor(base, [length, D], [stride * 8, 1], [BLOCK, BLOCK_D])
+        # An empty side is never read, but a descriptor of no rows is invalid.
+        return tl.make_tensor_descriptor(base, [max(length, 1), D], [stride * 8, 1], [BLOCK, BLOCK_D])
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
         return base
 

@@ -6,6 +6,7 @@ from attention_cases import FEW, OPTIONS, Case, eager_attention, pairwise
 from kernel_testing import assert_as_exact_as as as_exact_as
 from kernel_testing import assert_compiles, assert_keeps_inputs, assert_same_bits, random_tensor, results
 from llmfast.kernels import backend, flash_attention
+from llmfast.kernels.launch import CHIPS, Device, set_device
 from llmfast.kernels.reference.attention import dropout_keep
 
 # The interpreter multiplies bfloat16 wrongly.
@@ -89,6 +90,21 @@ def test_eight_heads_on_one_key_head(device):
 def test_every_pair_of_options_at_length(case):
     with backend("triton"):
         assert_exact(case, "cuda", batch=2, kv_heads=2)
+
+
+@pytest.mark.parametrize("capability", [90, 100, 120])
+@pytest.mark.parametrize("case", [PLAIN, EVERYTHING], ids=str)
+def test_the_tiles_of_other_chips(device, capability, case):
+    """Tensor descriptors on 9.0 and 10.0; the interpreter takes the tiles of 8.0 elsewhere."""
+    if device != "cpu":
+        pytest.skip("a GPU takes its own tiles")
+    here = torch.device("cpu")
+    before = Device.of(here)
+    set_device(here, CHIPS[capability])
+    try:
+        assert_exact(Case(**vars(case) | {"dtype": torch.float16}), device)
+    finally:
+        set_device(here, before)
 
 
 def test_equal_bits_in_every_run(device):
