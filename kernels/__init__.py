@@ -1,7 +1,17 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
 from .activation import geglu, gelu, swiglu
-from .attention import flash_attention
+from .attention import (
+    attention_weights,
+    flash_attention,
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    flash_decode,
+    sdpa,
+)
 from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
@@ -10,9 +20,16 @@ from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
+    "attention_weights",
     "backend",
     "cross_entropy",
     "flash_attention",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
+    "flash_decode",
     "geglu",
     "gelu",
     "layer_norm",
@@ -20,5 +37,6 @@ __all__ = [
     "linear_kl_divergence",
     "rms_norm",
     "rope",
+    "sdpa",
     "swiglu",
 ]

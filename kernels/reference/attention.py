@@ -56,22 +56,26 @@ def attention(
 
 
 def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
-    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, (B, H, S, T), and its log-denominator, (B, H, S)."""
-    compute = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    # A finite fill, and zeros afterwards: -inf would turn rows that see nothing into NaN, and their gradients
-    # too.
-    scores = scores.masked_fill(~mask, torch.finfo(compute).min)
+    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, and its log-denominator: (B, H, S, T), (B, H, S)."""
+    scores = attention_scores(q, k, scale=scale, softcap=softcap)
+    # A finite fill, and zeros afterwards: -inf would turn rows that see nothing, and their gradients, into NaN.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(compute)[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
         lse = scores.logsumexp(dim=-1)
     else:
         sees_something = mask.any(dim=-1).expand(scores.shape[:3])
         lse = scores.logsumexp(dim=-1) if scores.shape[-1] else scores.new_zeros(scores.shape[:3])
         lse = lse.masked_fill(~sees_something, float("-inf"))
     return scores.softmax(dim=-1)[..., : mask.shape[-1]] * mask, lse
+
+
+def attention_scores(q, k, *, scale, softcap=None):
+    """cap(q kᵀ · scale): (B, H, S, T), in float32 at least."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 def plain_attention(q, k, v, *, scale, left=None, right=None):
@@ -95,12 +99,11 @@ def plain_attention(q, k, v, *, scale, left=None, right=None):
 
 def visible(S, T, left, right, device):
     """Boolean (S, T): which keys each query sees; the last query stands at the last key."""
-    return _within(
-        torch.arange(T - S, T, device=device)[:, None], torch.arange(T, device=device), left, right
-    )
+    return within(torch.arange(T - S, T, device=device)[:, None], torch.arange(T, device=device), left, right)
 
 
-def _within(position, key, left, right):
+def within(position, key, left, right):
+    """Where position - left <= key <= position + right; a bound that is ``None`` does not exist."""
     seen = torch.ones_like(position >= key)
     if left is not None:
         seen = seen & (key >= position - left)
@@ -118,7 +121,7 @@ def _packed_geometry(cu_seqlens_q, cu_seqlens_k, n_q, n_k, left, right):
     sequence_k, columns = _place(cu_seqlens_k, n_k)
     last = cu_seqlens_q.numel() - 1
     length_difference = F.pad(cu_seqlens_k.diff() - cu_seqlens_q.diff(), (0, 1)).long()
-    seen = _within((rows + length_difference[sequence_q])[:, None], columns, left, right)
+    seen = within((rows + length_difference[sequence_q])[:, None], columns, left, right)
     same = (sequence_q[:, None] == sequence_k) & (sequence_q < last)[:, None]
     return seen & same, rows, columns, sequence_q[None]
 
@@ -163,7 +166,8 @@ def philox(seed, c0, c1, c2, c3):
 
 
 def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
-    """Writes k_new and v_new behind the filled rows of the caches, in place; see ``llmfast.kernels.flash_decode``."""
+    """Writes k_new and v_new behind the filled rows of the caches, in place; see
+    ``llmfast.kernels.flash_decode``."""
     page_size = k_cache.shape[2]
     row = cache_seqlens.long()[:, None] + torch.arange(k_new.shape[2], device=k_new.device)  # (B, S_new)
     entry = torch.arange(k_new.shape[0], device=k_new.device)[:, None].expand_as(row)
@@ -183,7 +187,7 @@ def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, le
     key = torch.arange(T, device=q.device)
     filled = key < length  # (B, 1, 1, T)
     position = torch.arange(S, device=q.device)[:, None] + length - S
-    mask = _within(position, key, left, right) & filled
+    mask = within(position, key, left, right) & filled
     # Rows that are not filled may hold anything, NaN included.
     k, v = (x.masked_fill(~filled.transpose(-1, -2), 0.0) for x in (k, v))
     probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
