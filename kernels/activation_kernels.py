@@ -38,7 +38,9 @@ def _slope(x, KIND: tl.constexpr):
         slope = 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * DENSITY * tl.exp(-0.5 * x * x)
     else:
         gate = _tanh_gate(x)
-        near = tl.minimum(tl.maximum(x, -30.0), 30.0)  # beyond, gate · (1 − gate) is 0, and x² may be infinite
+        near = tl.minimum(
+            tl.maximum(x, -30.0), 30.0
+        )  # beyond, gate · (1 − gate) is 0, and x² may be infinite
         steepness = (1.0 + near * near * (3.0 * TANH_CUBIC)) * (2.0 * TANH_SCALE)
         slope = gate + near * gate * (1.0 - gate) * steepness
     return slope
