@@ -27,22 +27,32 @@ from .operator import define
 
 FEW_LOGITS = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
 
+DATA_CENTRE_BLACKWELL = (100, 103)
 
-def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, device: Device | None) -> str:
-    """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``device`` None) ``"reference"`` chunks.
+
+def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capability: int | None) -> str:
+    """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``capability`` None) ``"reference"`` chunks.
 
     Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
-    logit, which at E = 1024 is half the time of a product on an H100), hold no float32 copy of the weight's
-    gradient, and skip ignored tokens. They need tensor cores that Triton drives near their peak, so chunks
-    remain for float32, and for capability 10.0, where its products reach about half of the BLAS library's.
-    They also need a width in whole steps of 64.
+    logit, which at E = 1024 takes an H100 as long as a product), hold no float32 copy of the weight's
+    gradient, and skip ignored tokens. That pays where Triton drives the tensor cores near their peak. It does
+    not for float32, nor, by its published matrix products, on capability 10.0, which is still to be measured:
+    chunks there. Tiles also need a width in whole steps of 64.
     """
     if tokens * vocabulary * dtype.itemsize <= FEW_LOGITS:
         return "plain"
-    if device is None:
+    if capability is None:
         return "reference"
-    by_chunks = dtype == torch.float32 or device.capability in (100, 103) or width % 64
+    by_chunks = dtype == torch.float32 or capability in DATA_CENTRE_BLACKWELL or width % 64
     return "chunks" if by_chunks else "tiles"
+
+
+def _capability(device_type: str, index: int | None) -> int:
+    return Device.of(torch.device(device_type, index)).capability
+
+
+# torch.compile asks once, while it traces: see ``backend``.
+_capability._dynamo_marked_constant = True
 
 
 # -------------------------------------------------------------------------------------------------- operators
@@ -231,8 +241,8 @@ def linear_cross_entropy(
     hidden, weight, bias = autocast(hidden, weight, bias)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
-    device = Device.of(hidden.device) if use_triton(hidden) else None
-    how = strategy(tokens, *weight.shape, hidden.dtype, device)
+    capability = _capability(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
+    how = strategy(tokens, *weight.shape, hidden.dtype, capability)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
@@ -246,7 +256,7 @@ def linear_cross_entropy(
             return_lse=return_lse,
         )
     if how == "plain":
-        how = "reference" if device is None else "chunks"
+        how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
     call = Call(rows, weight, bias, flat_target, class_weight, *options, gradient_filter, how)
@@ -285,7 +295,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     kernels = ("tile_statistics", "tile_gradients", "hidden_gradient", "weight_gradient")
     expect = dict.fromkeys(kernels, (product, "cp.async"))
     for width, dtype, everything in ((4096, torch.bfloat16, False), (960, torch.float16, True)):
-        if strategy(8192, 128256, width, dtype, device) != "tiles":
+        if strategy(8192, 128256, width, dtype, device.capability) != "tiles":
             continue
         name = f"{width} {str(dtype)[6:]}{', all options' if everything else ''}"
         run = partial(_gate_run, width, dtype, everything)

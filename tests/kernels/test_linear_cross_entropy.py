@@ -33,6 +33,8 @@ WAYS = {
 def way(request, device, monkeypatch):
     """(device, dtype) at which this strategy is taken even for few logits, in several chunks."""
     path, dtype = WAYS[request.param]
+    if device == "cuda" and request.param == "tiles" and torch.cuda.get_device_capability()[0] == 10:
+        pytest.skip("capability 10.0 takes chunks in every dtype")
     monkeypatch.setattr(MODULE, "FEW_LOGITS", -1)
     monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
     monkeypatch.setattr(TILES, "chunk_columns", lambda *sizes: 128)
