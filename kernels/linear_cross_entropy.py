@@ -222,7 +222,8 @@ def linear_cross_entropy(
         target: (...), integers in [0, V), or ``ignore_index``.
         bias: (V,), in hidden's dtype.
         gradient_filter: treat the gradient of every logit whose probability is below this (and whose class is
-            not the target) as 0. An approximation, which raises the loss of pretraining; None for exact.
+            not the target) as 0; tiles left empty then skip two of the backward pass's three products. An
+            approximation, which raises the loss of pretraining; None for exact.
 
     Raises:
         ValueError: for a shape, dtype, device or option that does not fit.
@@ -290,29 +291,38 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter:
 
 
 def gate_cases(device: Device) -> Iterator[GateCase]:
-    """The tiles, without options and with all of them; the chunks launch what ``cross_entropy`` does."""
+    """The tiles, plain, with all options, and filtered; the chunks launch what ``cross_entropy`` does."""
     product = "wgmma" if device.capability == 90 else "mma"
-    kernels = ("tile_statistics", "tile_gradients", "hidden_gradient", "weight_gradient")
-    expect = dict.fromkeys(kernels, (product, "cp.async"))
-    for width, dtype, everything in ((4096, torch.bfloat16, False), (960, torch.float16, True)):
-        if strategy(8192, 128256, width, dtype, device.capability) != "tiles":
-            continue
-        name = f"{width} {str(dtype)[6:]}{', all options' if everything else ''}"
-        run = partial(_gate_run, width, dtype, everything)
-        yield GateCase("linear_cross_entropy", name, run, expect)
+    logits = dict.fromkeys(("tile_statistics", "tile_gradients"), (product, "cp.async"))
+    gradients = ("hidden_gradient", "weight_gradient")
+    exact = logits | dict.fromkeys(gradients, (product, "cp.async"))
+    filtered = logits | dict.fromkeys(
+        gradients, (product,)
+    )  # a tile that may be skipped is not fetched ahead
+    for width, dtype, options, expect in (
+        (4096, torch.bfloat16, "", exact),
+        (960, torch.float16, "all options", exact),
+        (4096, torch.bfloat16, "filtered", filtered),
+    ):
+        if strategy(8192, 128256, width, dtype, device.capability) == "tiles":
+            name = ", ".join(filter(None, (f"{width} {str(dtype)[6:]}", options)))
+            run = partial(_gate_run, width, dtype, options)
+            yield GateCase("linear_cross_entropy", name, run, expect)
 
 
-def _gate_run(width: int, dtype: torch.dtype, everything: bool) -> None:
+def _gate_run(width: int, dtype: torch.dtype, options: str) -> None:
     tokens, vocabulary = 8192, 128256
     hidden, weight, bias = (
         torch.empty(shape, dtype=dtype, device="meta")
         for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
     )
     target = torch.empty(tokens, dtype=torch.int64, device="meta")
-    options = (-100, 0.0, 0.0, None, None, "tiles")
-    inputs = (hidden, weight, None, target, None, *options)
+    everything = options == "all options"
     if everything:
         class_weight = torch.empty(vocabulary, device="meta")
-        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, 1e-4, "tiles")
+        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, None, "tiles")
+    else:
+        threshold = 1e-4 if options == "filtered" else None
+        inputs = (hidden, weight, None, target, None, -100, 0.0, 0.0, None, threshold, "tiles")
     loss, lse = _run(*inputs)
     _run_backward(lse, loss, lse if everything else None, [True, True, everything], *inputs)

@@ -194,7 +194,11 @@ def test_frozen_head_gets_no_gradient(way):
 
 
 def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
+    """Classes 128 to 255, a whole tile, are improbable for every token."""
     inputs, target = problem(way)
+    inputs["bias"] = torch.zeros(300, device=way[0], dtype=way[1])
+    inputs["bias"][128:256] = -20.0
+    target = torch.where((target >= 128) & (target < 256), 3, target)
     threshold = 1e-3
 
     def run(**options):
@@ -203,7 +207,7 @@ def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
         )
         return found["gradient of weight"].double()
 
-    logits = inputs["hidden"].double() @ inputs["weight"].double().T
+    logits = inputs["hidden"].double() @ inputs["weight"].double().T + inputs["bias"].double()
     p = logits.softmax(-1)
     one_hot = F.one_hot(torch.where(target == -100, 0, target), 300)
     upstream = random_tensor((), device=way[0], seed=100).double()
