@@ -71,7 +71,7 @@ def tile_statistics(
             else:
                 w = tl.load(class_weight + column, column < vocabulary, other=0.0)
                 weighted += tl.sum(tl.where(inside, z, 0.0) * w[None, :], 1)
-        at_target = column[None, :] == label[:, None]
+        at_target = column[None, :] == label.to(tl.int32)[:, None]  # int64 would double the registers
         here = (label // COLUMNS == tile) & (row < tokens)  # one program in all sees a token's target
         tl.store(target_logit + row, tl.sum(tl.where(at_target, z, 0.0), 1), here)
         z = tl.where(inside, z, float("-inf"))
@@ -153,7 +153,7 @@ def tile_gradients(
         class_weight, weight_sum, label_smoothing, z_loss,
     )  # fmt: skip
     gradient = logit_gradient(
-        z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label[:, None],
+        z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label.to(tl.int32)[:, None],
         vocabulary, class_weight, label_smoothing, softcap, gradient_filter,
     )  # fmt: skip
     gradient = tl.where(valid[:, None] & (column < vocabulary)[None, :], gradient, 0.0)
