@@ -23,7 +23,5 @@ except ImportError:
 
     triton = tl = _Anything()
 
-
-def interpreting() -> bool:
-    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when it was imported)."""
-    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+# Whether Triton interprets its kernels, on CPU tensors: fixed when the kernel files are imported.
+INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)

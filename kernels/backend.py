@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ._triton import HAS_TRITON, interpreting
+from ._triton import HAS_TRITON, INTERPRETING
 
 CHOICES = ("auto", "triton", "reference")
 OLDEST_CAPABILITY = (8, 0)
@@ -68,7 +68,7 @@ def use_triton(*tensors: Tensor | None) -> bool:
 def _require_triton(device: torch.device) -> None:
     if not HAS_TRITON:
         raise ValueError('backend("triton") needs the package triton, which is not installed')
-    if device.type == "cpu" and not interpreting():
+    if device.type == "cpu" and not INTERPRETING:
         raise ValueError(
             'backend("triton") got a CPU tensor: set TRITON_INTERPRET=1 in the environment to interpret the '
             'kernels, or choose backend("auto")'

@@ -46,6 +46,11 @@ INTERPRETER = Device(80, 163 * KIB, 2)
 _devices: dict[torch.device, Device] = {torch.device("cpu"): INTERPRETER}
 
 
+def set_device(device: torch.device, facts: Device) -> None:
+    """Makes launch choices on a torch device those of another chip: the compile gate's meta tensors."""
+    _devices[device] = facts
+
+
 def _ask(device: torch.device) -> Device:
     properties = torch.cuda.get_device_properties(device)
     return Device(
@@ -62,6 +67,8 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
     """
     if 0 in grid:
         return
+    if torch.version.hip:
+        options.pop("maxnreg", None)  # NVIDIA's alone
     device = like.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -116,6 +123,15 @@ def rows_of(x: Tensor) -> tuple[Tensor, Rows]:
         return rows_of(x.contiguous())
     (_, s0), (n1, s1), (n2, s2) = [(1, 0)] * (3 - len(levels)) + levels
     return x, Rows(count, width, (n1, n2, s0, s1, s2), True)
+
+
+def evenly_spaced_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` and the one distance between its rows, in elements; copied where there is no such distance."""
+    x, rows = rows_of(x)
+    if not rows.strided:
+        return x, rows.width
+    _, n2, _, _, s2 = rows.strides
+    return (x, s2) if n2 == rows.count else (x.contiguous(), rows.width)
 
 
 def row_count(x: Tensor) -> int:

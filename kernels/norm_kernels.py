@@ -17,8 +17,8 @@ def _row_offset(row, n1, n2, s0, s1, s2, width, STRIDED: tl.constexpr):
 
 
 @triton.jit
-def _tile_mean(values, width):
-    return tl.sum(values, 1, keep_dims=True) / width
+def _row_mean(values, width):
+    return tl.sum(values, 1) / width
 
 
 @triton.jit
@@ -38,10 +38,11 @@ def norm_forward(
     CENTRE: tl.constexpr, STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(1)
-    in_group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    row = in_group * groups + group
+    in_group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    stat = stats + in_group * groups + group
+    row = (in_group * groups + group)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    mask = (in_group < rows) & (column < width)
+    mask = (in_group < rows)[:, None] & (column < width)
     parameter = group * width + column
     scale = _scale(weight, weight_offset, parameter, column < width)
 
@@ -54,14 +55,13 @@ def norm_forward(
         tl.store(h + row * width + column, value, mask)
     value = value.to(tl.float32)
     if CENTRE:
-        mean = _tile_mean(value, width)
-        value = tl.where(mask, value - mean, 0.0)
-    inverse = tl.rsqrt(_tile_mean(value * value, width) + eps)
-    tl.store(stats + row, inverse, in_group < rows)
-    if CENTRE:
-        tl.store(stats + rows * groups + row, mean, in_group < rows)
+        mean = _row_mean(value, width)
+        value = tl.where(mask, value - mean[:, None], 0.0)
+        tl.store(stat + rows * groups, mean, in_group < rows)
+    inverse = tl.rsqrt(_row_mean(value * value, width) + eps)
+    tl.store(stat, inverse, in_group < rows)
 
-    out = value * inverse * scale
+    out = value * inverse[:, None] * scale
     if bias is not None:
         out += tl.load(bias + parameter, column < width, other=0.0).to(tl.float32)
     tl.store(y + row * width + column, out.to(y.dtype.element_ty), mask)
@@ -136,26 +136,26 @@ def norm_backward(
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in range(first, rows, tl.num_programs(0) * ROWS):
-        in_group = start + tl.arange(0, ROWS)[:, None]
-        row = in_group * groups + group
-        row_mask = in_group < rows
-        mask = row_mask & (column < width)
+        in_group = start + tl.arange(0, ROWS)
+        stat = stats + in_group * groups + group
+        row = (in_group * groups + group)[:, None]
+        mask = (in_group < rows)[:, None] & (column < width)
         value = tl.load(h + _row_offset(row, n1, n2, s0, s1, s2, width, STRIDED) + column, mask, other=0.0)
         grad = tl.load(grad_y + row * width + column, mask, other=0.0).to(tl.float32)
-        inverse = tl.load(stats + row, row_mask, other=0.0)
+        inverse = tl.load(stat, in_group < rows, other=0.0)[:, None]
         normal = value.to(tl.float32)
         if CENTRE:
-            normal -= tl.load(stats + rows * groups + row, row_mask, other=0.0)
+            normal -= tl.load(stat + rows * groups, in_group < rows, other=0.0)[:, None]
         normal *= inverse
         if weight_partials is not None:
             weight_sum += grad * normal
         if bias_partials is not None:
             bias_sum += grad
         grad *= scale
-        along = _tile_mean(grad * normal, width)
+        along = _row_mean(grad * normal, width)
         if CENTRE:
-            grad -= _tile_mean(grad, width)
-        grad = (grad - normal * along) * inverse
+            grad -= _row_mean(grad, width)[:, None]
+        grad = (grad - normal * along[:, None]) * inverse
         if grad_h is not None:
             grad += tl.load(grad_h + row * width + column, mask, other=0.0).to(tl.float32)
         tl.store(grad_x + row * width + column, grad.to(grad_x.dtype.element_ty), mask)

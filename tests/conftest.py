@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Without a GPU, Triton's kernels run in its interpreter, which must be chosen before Triton is imported. It
+# changes nothing for other tests: CPU tensors take plain PyTorch unless a test asks for the kernels.
+if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # `python -m pytest` puts the repository root first on the path, where ./kernels hides Hugging Face's package
 # of that name, which transformers imports.
 _ROOT = Path(__file__).resolve().parent.parent

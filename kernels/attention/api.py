@@ -6,6 +6,7 @@ import torch
 
 from ..backend import use_triton
 from ..reference import attention as reference
+from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
 from .ops import attention_op
 
 
@@ -158,78 +159,3 @@ def seed_tensor(seed, device):
     if isinstance(seed, torch.Tensor):
         return seed.reshape(())
     return torch.full((), seed, dtype=torch.int64, device=device)
-
-
-def window_bounds(causal, window):
-    """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
-    left, right = (None, None)
-    if window is not None:
-        if len(window) != 2 or any(not isinstance(bound, int) or bound < -1 for bound in window):
-            raise ValueError(
-                f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}"
-            )
-        left, right = (None if bound == -1 else bound for bound in window)
-    return left, 0 if causal else right
-
-
-def check_qkv(q, k, v, packed=False):
-    layout = "(tokens, heads, D)" if packed else "(batch, heads, length, D)"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != (3 if packed else 4):
-            hint = "" if packed or x.dim() != 3 else "; packed sequences need cu_seqlens_q"
-            raise ValueError(f"{name} has the shape {tuple(x.shape)}, not {layout}{hint}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}")
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {q.dtype}")
-    if k.shape != v.shape:
-        raise ValueError(f"k and v have the same shape; got {tuple(k.shape)} and {tuple(v.shape)}")
-    if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
-        raise ValueError(
-            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}"
-        )
-    if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
-        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {q.shape[-1]}")
-    heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"query heads are a multiple of key/value heads; got {heads} and {kv_heads}")
-
-
-def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
-    """Returns ``cu_seqlens_k``, filled in."""
-    if cu_seqlens_q is None:
-        if cu_seqlens_k is not None:
-            raise ValueError("cu_seqlens_k is given without cu_seqlens_q")
-        return None
-    if cu_seqlens_k is None:
-        if q.shape[0] != k.shape[0]:
-            raise ValueError(f"cu_seqlens_k is needed: q has {q.shape[0]} tokens, k has {k.shape[0]}")
-        cu_seqlens_k = cu_seqlens_q
-    for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        if cu.dtype != torch.int32 or cu.dim() != 1 or cu.numel() < 2 or cu.device != q.device:
-            raise ValueError(
-                f"{name} is a vector of sequences + 1 int32 on {q.device};"
-                f" got {cu.dtype} of shape {tuple(cu.shape)} on {cu.device}"
-            )
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            "cu_seqlens_q and cu_seqlens_k bound equally many sequences;"
-            f" got {cu_seqlens_q.numel() - 1} and {cu_seqlens_k.numel() - 1}"
-        )
-    return cu_seqlens_k
-
-
-def check_options(q, scale, softcap, sinks, dropout_p):
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale is finite; got {scale}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap is positive (None for no cap); got {softcap}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p lies in [0, 1); got {dropout_p}")
-    if sinks is not None:
-        heads = q.shape[1]  # Both layouts, (B, H, S, D) and (N, H, D), have the heads second.
-        if sinks.shape != (heads,) or sinks.device != q.device or not sinks.is_floating_point():
-            raise ValueError(
-                f"sinks is one number a query head, ({heads},) on {q.device};"
-                f" got {sinks.dtype} of shape {tuple(sinks.shape)} on {sinks.device}"
-            )

@@ -1,12 +1,14 @@
-"""The backward pass (FlashAttention-2, Dao 2023, algorithm 2) without atomic additions: one kernel owns tiles of
-dK and dV and walks over the queries, another owns tiles of dQ and walks over the keys. Probabilities are computed
-again from the saved log-sum-exp; that costs 7 products of a tile instead of 5, and makes every run give equal bits.
+"""The backward pass (FlashAttention-2, Dao 2023, algorithm 2) without atomic additions: one kernel owns tiles
+of dK and dV and walks over the queries, another owns tiles of dQ and walks over the keys. Probabilities are
+computed again from the saved log-sum-exp; that costs 7 products of a tile instead of 5, and makes every run
+give equal bits.
 """
 
 from .._triton import tl, triton
 from .tiles import (
     INF,
     LOG2_E,
+    PRECISION,
     RUNTIME_INTEGERS,
     keep_mask,
     key_ranges,
@@ -32,7 +34,7 @@ def delta_kernel(
     rows_in_all: tl.int64, heads, tiles,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(O ∘ dO) - dLSE: what is subtracted from dP, since dS = P ∘ (dP - rowsum(O ∘ dO) + dLSE)."""
+    """delta = rowsum(O ∘ dO) - dLSE, which is subtracted from dP: dS = P ∘ (dP - rowsum(O ∘ dO) + dLSE)."""
     program = tl.program_id(0)
     first_row = program % tiles * BLOCK_M
     head = program // tiles % heads
@@ -42,7 +44,7 @@ def delta_kernel(
     o = load_tile(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
     g = load_tile(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
     rows = first_row + tl.arange(0, BLOCK_M)
-    offset = (entry * heads + head) * rows_in_all + rows
+    offset = (entry * heads + head) * rows_in_all.to(tl.int64) + rows
     value = tl.sum(o * g, 1)
     if d_lse is not None:
         value -= tl.load(d_lse + offset, mask=rows < rows_in_all, other=0.0)
@@ -51,7 +53,8 @@ def delta_kernel(
 
 @triton.jit
 def load_lse(lse, rows, length):
-    """Base-2 log-sum-exp; +inf where a row sees nothing or does not exist, which makes its probabilities 0."""
+    """Base-2 log-sum-exp; +inf where a row sees nothing or does not exist, which makes its probabilities
+    0."""
     value = tl.load(lse + rows, mask=rows < length, other=INF) * LOG2_E
     return tl.where(value == -INF, INF, value)
 
@@ -71,29 +74,30 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 
 @triton.jit
 def gather_keys_gradient(
-    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left,
+    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys,
+    S, T, left,
     right, scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores stand transposed, so
-    that P and dS enter their products from registers."""
+    """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores
+    stand transposed, so that P and dS enter their products from registers."""
     for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_M, MASKED)):
         first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
         rows = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_source, first, q_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(k, q.T, input_precision="ieee"), scale, softcap)
+        x = logits(tl.dot(k, q.T, input_precision=PRECISION), scale, softcap)
         p = tl.exp2(x - load_lse(lse, rows, S)[None, :])
         if MASKED:
             p = tl.where(sees(rows[None, :], keys[:, None], S, T, left, right), p, 0.0)
         d_out = load_rows(d_out_source, first, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(v, d_out.T, input_precision="ieee")
+        dp = tl.dot(v, d_out.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[None, :], keys[:, None])
         row_delta = tl.load(delta + rows, mask=rows < S, other=0.0)
         dropped, ds = score_gradient(p, dp, x, row_delta[None, :], softcap, keep, keep_scale)
-        dv = tl.dot(dropped.to(d_out.dtype), d_out, dv, input_precision="ieee")
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        dv = tl.dot(dropped.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
@@ -136,12 +140,12 @@ def keys_gradient_kernel(
         q_source = make_source(q_source, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
         d_out_source = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
         d_out_source = make_source(d_out_source, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
-        row_offset = (entry * heads + head) * rows_in_all + q_start
+        row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
-                dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta + row_offset,
-                q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale, softcap,
-                seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
+                dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta +
+                row_offset, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale,
+                softcap, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
             )  # fmt: skip
     store_tile(dk, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
     store_tile(dv, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D, TMA)
@@ -149,7 +153,8 @@ def keys_gradient_kernel(
 
 @triton.jit
 def gather_queries_gradient(
-    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T, left, right,
+    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T,
+    left, right,
     scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -158,17 +163,17 @@ def gather_queries_gradient(
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(q, k.T, input_precision="ieee"), scale, softcap)
+        x = logits(tl.dot(q, k.T, input_precision=PRECISION), scale, softcap)
         p = tl.exp2(x - lse[:, None])
         if MASKED:
             p = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), p, 0.0)
         v = load_rows(v_source, first, v_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(d_out, v.T, input_precision="ieee")
+        dp = tl.dot(d_out, v.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :])
         _, ds = score_gradient(p, dp, x, delta[:, None], softcap, keep, keep_scale)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
 
@@ -199,7 +204,7 @@ def queries_gradient_kernel(
     dq = matrix(dq, entry, head, q_start, dq_batch, dq_head, dq_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    row_offset = (entry * heads + head) * rows_in_all + q_start
+    row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)

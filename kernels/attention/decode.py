@@ -8,10 +8,10 @@ from ..backend import use_triton
 from ..launch import Device, cdiv, run
 from ..operator import define
 from ..reference import attention as reference
-from .api import check_options, window_bounds
+from .arguments import addressable, empty_rows, matrices, scalar_arguments
+from .checks import check_cache, check_new, check_options, window_bounds
 from .decode_kernels import append_kernel, combine_kernel, decode_kernel
 from .launch import decode_splits, decode_tile, padded_width
-from .ops import addressable, empty_rows, scalar_arguments, strides
 
 
 def flash_decode(
@@ -30,19 +30,24 @@ def flash_decode(
     sinks=None,
     return_lse=False,
 ):
-    """``flash_attention(q, k, v, causal=True)`` against the first ``cache_seqlens[b]`` rows of each cache entry.
+    """``flash_attention(q, k, v, causal=True)`` against the first ``cache_seqlens[b]`` rows of each cache
+    entry.
 
-    The cache is split over T, so that a single query fills the chip (Flash-Decoding, Dao et al. 2023); the parts are
-    combined in a fixed order, so that equal inputs give equal bits. Nothing waits for the host, and nothing is
+    The cache is split over T, so that a single query fills the chip (Flash-Decoding, Dao et al. 2023); the
+    parts are combined in a fixed order, so that equal inputs give equal bits. Nothing waits for the host, and
+    nothing is
     compiled anew as the cache fills: the call can be captured in a CUDA graph and replayed.
 
     Args:
         q: (B, H, S, D): the newest S queries of each entry, S usually 1.
-        k_cache, v_cache: (B, K, T, D), or with ``page_table`` (pages, K, page size, D); any strides with D innermost.
+        k_cache, v_cache: (B, K, T, D), or with ``page_table`` (pages, K, page size, D); any strides with D
+            innermost.
         cache_seqlens: (B,) int32: filled rows of each entry, without the new ones.
-        k_new, v_new: (B, K, S_new, D), written into the cache behind the filled rows first (in place), and attended
-            to. ``cache_seqlens`` itself is left to the caller to advance. Rows past the cache's end are dropped.
-        page_table: (B, pages of an entry) int32: which pages hold an entry's rows, in order. Pages may be shared.
+        k_new, v_new: (B, K, S_new, D), written into the cache behind the filled rows first (in place), and
+            attended to. ``cache_seqlens`` itself is left to the caller to advance. Rows past the cache's end
+            are dropped.
+        page_table: (B, pages of an entry) int32: which pages hold an entry's rows, in order. Pages may be
+            shared.
         causal: The last query stands at the last key; False lets every query see every row.
         scale, window, softcap, sinks, return_lse: as for ``flash_attention``.
 
@@ -68,7 +73,9 @@ def flash_decode(
     new = check_new(q, k_cache, k_new, v_new)
     tensors = (q, k_cache, v_cache, k_new, v_new, sinks)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise ValueError("flash_decode has no gradient: call it under torch.no_grad(), or use flash_attention")
+        raise ValueError(
+            "flash_decode has no gradient: call it under torch.no_grad(), or use flash_attention"
+        )
     left, right = window_bounds(causal, window)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if scale < 0:
@@ -80,50 +87,6 @@ def flash_decode(
     arguments = (q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap)
     out, lse = decode_op(*arguments) if triton else reference.decode(*arguments)
     return (out, lse) if return_lse else out
-
-
-def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
-    for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():
-            raise ValueError(
-                f"{name} has four dimensions and q's floating dtype and device, {q.dtype} on {q.device};"
-                f" got {tuple(x.shape)} {x.dtype} on {x.device}"
-            )
-    B, H, _, D = q.shape
-    if k_cache.shape != v_cache.shape or k_cache.shape[-1] != D or H % max(k_cache.shape[1], 1):
-        raise ValueError(
-            f"caches are (entries or pages, K, rows, D) with q's D and K dividing its heads; got q {tuple(q.shape)},"
-            f" k_cache {tuple(k_cache.shape)}, v_cache {tuple(v_cache.shape)}"
-        )
-    if not 8 <= D <= 256 or D % 8:
-        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {D}")
-    if page_table is None and k_cache.shape[0] != B:
-        raise ValueError(f"q has the batch {B}, the cache {k_cache.shape[0]}; pages need a page_table")
-    for name, x, shape in (("cache_seqlens", cache_seqlens, (B,)), ("page_table", page_table, None)):
-        if x is None and name == "page_table":
-            continue
-        fits = x.shape == shape if shape else x.dim() == 2 and x.shape[0] == B
-        if x.dtype != torch.int32 or x.device != q.device or not fits:
-            raise ValueError(
-                f"{name} is int32 of shape {shape or (B, 'pages of an entry')} on {q.device};"
-                f" got {x.dtype} {tuple(x.shape)} on {x.device}"
-            )
-
-
-def check_new(q, k_cache, k_new, v_new):
-    """How many rows are appended to each entry."""
-    if k_new is None and v_new is None:
-        return 0
-    expected = (q.shape[0], k_cache.shape[1], q.shape[-1])
-    for name, x in (("k_new", k_new), ("v_new", v_new)):
-        if x is None or x.dim() != 4 or (x.shape[0], x.shape[1], x.shape[3]) != expected or x.dtype != q.dtype:
-            raise ValueError(
-                f"{name} is (B, K, new rows, D) = {(*expected[:2], 'new rows', expected[2])} of {q.dtype};"
-                f" got {None if x is None else (tuple(x.shape), x.dtype)}"
-            )
-    if k_new.shape != v_new.shape:
-        raise ValueError(f"k_new and v_new have the same shape; got {tuple(k_new.shape)} and {tuple(v_new.shape)}")
-    return k_new.shape[2]
 
 
 def check_addressable(name, cache):
@@ -152,13 +115,14 @@ def run_append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
         append_kernel,
         (cdiv(new, block), K, B),
         k_new,
-        **{"k_cache": k_cache, "v_cache": v_cache, "k_new": k_new, "v_new": v_new, "lengths": cache_seqlens},
-        **strides("k", k_cache),
-        **strides("v", v_cache),
-        **strides("k_new", k_new),
-        **strides("v_new", v_new),
+        **matrices(k=k_cache, v=v_cache, k_new=k_new, v_new=v_new),
         **page_arguments(k_cache, page_table),
-        **{"new": new, "D": D, "BLOCK_M": block, "BLOCK_D": padded_width(D), "num_warps": 4},
+        lengths=cache_seqlens,
+        new=new,
+        D=D,
+        BLOCK_M=block,
+        BLOCK_D=padded_width(D),
+        num_warps=4,
     )
 
 
@@ -170,7 +134,9 @@ def run_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale
     """``cache_seqlens`` may be None: every entry is full."""
     check_addressable("k_cache", k_cache)
     check_addressable("v_cache", v_cache)
-    out, lse = allocate_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap)
+    out, lse = allocate_decode(
+        q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap
+    )
     q = addressable(q)
     B, H, S, D = q.shape
     K = k_cache.shape[1]
@@ -183,32 +149,46 @@ def run_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale
     if splits > 1:
         part = q.new_empty((splits, B, H, S, D), dtype=torch.float32)
         part_lse = lse.new_empty((splits, B, H, S))
-    numbers = scalar_arguments(scale, left, right, softcap, 0.0)
     run(
         decode_kernel,
         (cdiv(rows, tile.block_m) * splits, K, B),
         q,
-        **{"q": q, "k_cache": k_cache, "v_cache": v_cache, "part": part, "part_lse": part_lse},
-        **{"lengths": cache_seqlens, "sinks": sinks},
-        **strides("q", q),
-        **strides("k", k_cache),
-        **strides("v", v_cache),
-        **strides("part", part if splits == 1 else part[0]),
+        **matrices(q=q, k=k_cache, v=v_cache, part=part if splits == 1 else part[0]),
         **pages,
-        **{"rows_in_all": B * H * S, "heads": H, "S": S, "new": new, "splits": splits, "GROUP": H // K, "D": D},
-        **{name: numbers[name] for name in ("scale", "left", "right", "softcap")},
-        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": padded_width(D)},
-        **{"num_warps": tile.warps, "num_stages": tile.stages},
+        **scalar_arguments(scale, left, right, softcap),
+        part_lse=part_lse,
+        lengths=cache_seqlens,
+        sinks=sinks,
+        rows_in_all=B * H * S,
+        heads=H,
+        S=S,
+        new=new,
+        splits=splits,
+        GROUP=H // K,
+        D=D,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_D=padded_width(D),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     if splits > 1:
         run(
             combine_kernel,
             (B * H * S,),
             q,
-            **{"part": part, "part_lse": part_lse, "out": out, "lse": lse},
-            **strides("out", out),
-            **{"rows_in_all": B * H * S, "heads": H, "S": S, "splits": splits},
-            **{"D": D, "BLOCK_N": 16, "BLOCK_D": padded_width(D), "num_warps": 2},
+            **matrices(out=out),
+            part=part,
+            part_lse=part_lse,
+            lse=lse,
+            rows_in_all=B * H * S,
+            heads=H,
+            S=S,
+            splits=splits,
+            D=D,
+            BLOCK_N=16,
+            BLOCK_D=padded_width(D),
+            num_warps=2,
         )
     return out, lse
 

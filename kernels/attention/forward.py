@@ -1,17 +1,17 @@
 """The forward pass: one program computes BLOCK_M rows of one head, walking over the keys (FlashAttention-2,
 Dao 2023, algorithm 1).
 
-The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The hardware hands
-the next tile to whichever multiprocessor is free, which balances the load as a persistent grid with a computed order
-would, and also where other work shares the chip.
+The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The
+hardware hands the next tile to whichever multiprocessor is free, which balances the load as a persistent grid
+with a computed order would, and also where other work shares the chip.
 """
 
 from .._triton import tl, triton
-
 from .tiles import (
     INF,
     LN_2,
     LOG2_E,
+    PRECISION,
     RUNTIME_INTEGERS,
     keep_mask,
     key_ranges,
@@ -30,19 +30,21 @@ from .tiles import (
 
 @triton.jit
 def attend_keys(
-    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high, rows, S, T,
+    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high,
+    rows, S, T,
     left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2, section 3.1."""
+    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2,
+    section 3.1."""
     for step in tl.range(
         0, steps(low, full_low, full_high, high, BLOCK_N, MASKED), warp_specialize=SPECIALIZE and not MASKED
     ):
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        product = tl.dot(q, k.T, input_precision="ieee")
+        product = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED or softcap is not None:
             x = logits(product, scale, softcap)
             if MASKED:
@@ -51,7 +53,8 @@ def attend_keys(
             base = tl.where(new_maximum == -INF, 0.0, new_maximum)  # Rows that have seen nothing yet.
             p = tl.exp2(x - base[:, None])
         else:
-            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an element.
+            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an
+            # element.
             new_maximum = tl.maximum(maximum, tl.max(product, 1) * scale)
             base = new_maximum
             p = tl.exp2(product * scale - base[:, None])
@@ -61,7 +64,7 @@ def attend_keys(
         if seed is not None:
             p = tl.where(keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :]), p, 0.0)
         v = load_rows(v_source, first, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         maximum = new_maximum
     return acc, denominator, maximum
 
@@ -91,7 +94,7 @@ def forward_kernel(
     out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
     v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
-    lse += (entry * heads + head) * rows_in_all + q_start
+    lse += (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
     k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
@@ -114,6 +117,7 @@ def forward_kernel(
         )  # fmt: skip
 
     empty = denominator == 0.0
-    acc = acc * (keep_scale / tl.where(empty, 1.0, denominator))[:, None]
+    denominator = tl.where(empty, 1.0, denominator)
+    acc = acc * (keep_scale / denominator)[:, None]
     tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
     store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)

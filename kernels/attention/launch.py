@@ -1,90 +1,104 @@
 """Launch choices of the attention kernels: tile sizes, warps and pipeline stages by chip, width and dtype.
 
-The chips fall in three classes by the shared memory of one block: 99 KB (compute capability 8.6, 8.9, 12.0), 163 KB
-(8.0) and 227 KB (9.0, 10.0). Every choice below compiles on its chips without spills and fits; the compile gate
-holds them to it.
+What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
+compile gate holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
+fewer times. Where a measurement on a chip decides otherwise, its comment says so.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-CAPABILITIES = (80, 86, 89, 90, 100, 120)  # Those whose choices the compile gate proves.
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 
 
 @dataclass(frozen=True)
 class Tile:
-    """BLOCK_M queries by BLOCK_N keys. ``tma``: the walked-over side arrives by tensor descriptor, which is TMA on
-    9.0, 10.0 and 12.0; on older chips descriptors would lose the cp.async pipeline."""
+    """BLOCK_M queries by BLOCK_N keys. ``tma``: tiles arrive by tensor descriptor, which is TMA on 9.0 and 10.0; on
+    8.x descriptors would lose the cp.async pipeline, and on 12.0, which multiplies from registers, they spill."""
 
     block_m: int
     block_n: int
     warps: int
     stages: int
     tma: bool = False
+    specialize: bool = False  # Separate warps for loads, products and softmax: on 10.0 alone.
 
 
 def padded_width(head_dim):
     return next(width for width in WIDTHS if width >= head_dim)
 
 
-def known_capability(device):
-    """The capability whose choices serve this chip: the newest that is not newer, and that asks for no more shared
-    memory than the chip has (8.7 has 163 KB like 8.0; 10.3 and 11.0 are like 10.0; 12.1 like 12.0)."""
-    return max(c for c in CAPABILITIES if c <= device.capability)
+def heavy(softcap, dropout_p):
+    """Whether tanh or random numbers take the registers that a larger tile would need."""
+    return softcap is not None or dropout_p > 0
 
 
-def forward_tile(device, head_dim, itemsize):
-    chip = known_capability(device)
+def is_datacentre(device):
+    """9.0 and 10.x: 227 KB of shared memory, products of whole warp groups (wgmma, tcgen05), TMA."""
+    return device.capability >= 90 and device.shared_memory >= 200 * 1024
+
+
+def forward_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
-    tma = chip >= 90
     if itemsize == 4:
-        return Tile(64, 32, 4, 2, tma)
-    if chip in (90, 100):
-        # wgmma and tcgen05 take 64 rows a warp group and want both operands of P V in flight.
+        return Tile(32 if width <= 64 else 16, 32 if width <= 128 else 16, 4, 1)
+    if is_datacentre(device):
         if width <= 64:
-            return Tile(128, 128, 4 if chip == 100 else 8, 3, tma)
+            return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
         if width == 128:
-            return Tile(128, 128, 8, 2, tma)
-        return Tile(128, 64, 8, 2, tma)
+            return Tile(128, 32, 8, 2, tma=True) if heavy else Tile(128, 128, 8, 2, tma=True)
+        return Tile(64, 32, 8, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     if width <= 64:
-        return Tile(128, 64, 4, 3, tma)
+        return Tile(128, 64, 8, 3)
     if width == 128:
-        return Tile(128, 64 if chip == 80 else 32, 8 if chip == 80 else 4, 3, tma)
-    return Tile(128 if chip == 80 else 64, 32, 8 if chip == 80 else 4, 2, tma)
+        return Tile(128, 64, 8, 3 if device.shared_memory > 128 * 1024 else 2)
+    return Tile(64, 32, 8, 2)
 
 
-def keys_gradient_tile(device, head_dim, itemsize):
-    chip = known_capability(device)
+def keys_gradient_tile(device, head_dim, itemsize, heavy):
+    """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
-    tma = chip >= 90
     if itemsize == 4:
-        return Tile(32, 32, 4, 1, tma)
-    if chip in (90, 100):
-        if width <= 64:
-            return Tile(64, 128, 8, 3, tma)
-        if width == 128:
-            return Tile(64, 128, 8, 2, tma)
-        return Tile(32, 64, 8, 2, tma)
-    if width <= 64:
-        return Tile(64, 64, 4, 2, tma)
-    if width == 128:
-        return Tile(32 if chip != 80 else 64, 64, 4 if chip != 80 else 8, 2, tma)
-    return Tile(32, 32, 4, 2, tma)
+        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)
+    if width == 256 and heavy:
+        return Tile(16, 32, 8, 2)
+    if is_datacentre(device):
+        if device.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
+            if heavy or width == 256:
+                return Tile(32, 32, 8, 2)
+            return Tile(64 if width <= 64 else 32, 64, 8, 2, tma=True)
+        if width == 256:
+            return Tile(16, 64, 8, 2, tma=True)
+        return Tile(32 if heavy and width == 128 else 64, 64, 8, 2, tma=True)
+    if width == 256 or (width == 128 and heavy):
+        return Tile(32, 32, 8, 2)
+    return Tile(32, 64, 8, 2)
 
 
-def queries_gradient_tile(device, head_dim, itemsize):
-    tile = keys_gradient_tile(device, head_dim, itemsize)
-    return replace(tile, block_m=tile.block_n, block_n=tile.block_m)
+def queries_gradient_tile(device, head_dim, itemsize, heavy):
+    width = padded_width(head_dim)
+    if itemsize == 4:
+        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
+    if is_datacentre(device):
+        if width == 256:
+            return Tile(64, 32, 8 if device.capability == 90 else 4, 2, tma=True)
+        return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
+    return Tile(64, 64 if width <= 128 else 16, 8, 2)
+
+
+def splits_keys(rows, keys):
+    """Whether attention goes to the decoding kernels: its rows, the heads of a group together, are one tile, and
+    keys enough to split. There are too few programs otherwise, and each head of a group would read the keys."""
+    return 0 < rows <= 64 and keys >= 512
 
 
 def decode_tile(device, head_dim, itemsize, rows):
     """Rows are few, and reading the cache is all the time: small tiles, many of them in flight."""
     wide = padded_width(head_dim) * itemsize > 256
-    block_m = min(max(16, 1 << (rows - 1).bit_length()), 64 if not wide else 32)
+    block_m = min(max(16, 1 << (rows - 1).bit_length()), 32 if wide else 64)
     return Tile(block_m, 32 if wide else 64, 4, 2 if device.shared_memory < 128 * 1024 else 3)
 
 
 def decode_splits(device, programs, rows):
-    """Parts of the cache, so that two programs wait for memory on each multiprocessor; each has 256 rows or more, or
-    combining would cost more than it gains. Rows are the cache's capacity: its filling is known on the chip alone."""
+    """Parts of the cache, so that two programs wait for memory on each multiprocessor; each has 256 rows or more,
+    or combining would cost more than it gains. Rows are the cache's capacity: only the chip knows its filling."""
     return max(1, min(-(-2 * device.multiprocessors // programs), rows // 256, 128))

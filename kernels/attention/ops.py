@@ -1,7 +1,7 @@
 """The operators: allocation, launches, and the derivative of attention as PyTorch sees it.
 
-Both layouts reach the kernels as (B, H, S, D): packed tokens (N, H, D) are one batch entry with N rows, in which
-``cu_seqlens`` says where sequences start.
+Both layouts reach the kernels as (B, H, S, D): packed tokens (N, H, D) are one batch entry with N rows, in
+which ``cu_seqlens`` says where sequences start.
 """
 
 import contextvars
@@ -12,62 +12,38 @@ import torch
 from .._triton import triton
 from ..launch import Device, cdiv, run
 from ..operator import define
-from ..reference.attention import dropout_threshold
+from .arguments import (
+    addressable,
+    as_heads,
+    dropout_arguments,
+    empty_rows,
+    matrices,
+    scalar_arguments,
+    size_arguments,
+    tile_arguments,
+    tile_count,
+)
 from .backward import delta_kernel, keys_gradient_kernel, queries_gradient_kernel
+from .decode import run_decode
 from .forward import forward_kernel
-from .launch import Tile, forward_tile, keys_gradient_tile, padded_width, queries_gradient_tile
+from .launch import (
+    Tile,
+    forward_tile,
+    heavy,
+    keys_gradient_tile,
+    padded_width,
+    queries_gradient_tile,
+    splits_keys,
+)
 
-DELTA_ROWS = 64
-
-
-def as_heads(x):
-    """(N, H, D) -> (1, H, N, D); four dimensions stay."""
-    return x if x.dim() == 4 else x.transpose(0, 1)[None]
-
-
-def addressable(x):
-    """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits reach
-    within a tile."""
-    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
-    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
-    return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
-
-
-def empty_rows(x):
-    """Uninitialised, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
-    like = torch.empty_like(x)
-    return like if like.stride(-1) == 1 else x.new_empty(x.shape)
-
-
-def strides(name, x):
-    """Launch arguments for the strides of (B, H, S, D), in units of eight elements."""
-    kinds = ("batch", "head", "row")
-    return {f"{name}_{kind}": x.stride(i) // 8 if x.shape[i] > 1 else 0 for i, kind in enumerate(kinds)}
-
-
-def tile_count(rows, block, cu_seqlens):
-    """Tiles of a head over all its rows; for packed sequences the upper bound that ``tiles.locate`` uses."""
-    return cdiv(rows, block) if cu_seqlens is None else rows // block + cu_seqlens.numel() - 1
-
-
-def scalar_arguments(scale, left, right, softcap, dropout_p):
-    """The logits in base 2 are ``scale · product``, or with a cap ``softcap · tanh(scale · product)``."""
-    log2_e = math.log2(math.e)
-    return {
-        "scale": scale * log2_e if softcap is None else scale / softcap,
-        "softcap": None if softcap is None else softcap * log2_e,
-        "left": left,
-        "right": right,
-        "threshold": dropout_threshold(dropout_p),
-        "keep_scale": 1 / (1 - dropout_p),
-    }
+DELTA_TILE = Tile(64, 0, 4, 1)  # One pass over out and its gradient: memory-bound.
 
 
 def launch(kernel, programs, like, tile, **arguments):
     """``run``, with memory for the descriptors that TMA kernels build, set for this launch alone."""
-    options = {**arguments, "num_warps": tile.warps, "num_stages": tile.stages}
+    arguments |= {"num_warps": tile.warps, "num_stages": tile.stages}
     if not tile.tma:
-        run(kernel, (programs,), like, **options)
+        run(kernel, (programs,), like, **arguments)
         return
 
     def allocate(size, alignment, stream):
@@ -75,7 +51,7 @@ def launch(kernel, programs, like, tile, **arguments):
 
     def run_with_allocator():
         triton.set_allocator(allocate)
-        run(kernel, (programs,), like, **options)
+        run(kernel, (programs,), like, **arguments)
 
     contextvars.copy_context().run(run_with_allocator)
 
@@ -86,30 +62,32 @@ def allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softc
 
 def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
     """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
+    if cu_q is None and seed is None and splits_keys(q.shape[2] * (q.shape[1] // k.shape[1]), k.shape[2]):
+        return run_decode(
+            q, addressable(k), addressable(v), None, None, sinks, 0, scale, left, right, softcap
+        )
     out, lse = allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p)
-    q, k, v = addressable(q), addressable(k), addressable(v)
     if cu_q is not None:  # Tokens after the last sequence belong to no tile.
         out.zero_()
-        lse.fill_(float("-inf"))
-    q, k, v, out_heads = as_heads(q), as_heads(k), as_heads(v), as_heads(out)
+        lse.fill_(-math.inf)
+    q, k, v, out_heads = (as_heads(x) for x in (addressable(q), addressable(k), addressable(v), out))
     B, H, S, D = q.shape
-    tile = forward_tile(Device.of(q.device), D, q.element_size())
+    tile = forward_tile(Device.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
     tiles = tile_count(S, tile.block_m, cu_q)
     launch(
         forward_kernel,
-        tiles * H * (B if cu_q is None else 1),
+        tiles * H * B,
         q,
         tile,
-        **{"q": q, "k": k, "v": v, "out": out_heads, "lse": lse, "sinks": sinks, "seed": seed},
-        **{"cu_q": cu_q, "cu_k": cu_k},
-        **strides("q", q),
-        **strides("k", k),
-        **strides("v", v),
-        **strides("out", out_heads),
-        **{"rows_in_all": S, "batch": B if cu_q is None else cu_q.numel() - 1, "heads": H, "tiles": tiles},
-        **{"S": S, "T": k.shape[2], "GROUP": H // k.shape[1], "D": D, "SPECIALIZE": False},
-        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": padded_width(D), "TMA": tile.tma},
-        **scalar_arguments(scale, left, right, softcap, dropout_p),
+        **matrices(q=q, k=k, v=v, out=out_heads),
+        **size_arguments(q, k, cu_q, cu_k),
+        **scalar_arguments(scale, left, right, softcap),
+        **dropout_arguments(seed, dropout_p),
+        **tile_arguments(tile, D),
+        lse=lse,
+        sinks=sinks,
+        tiles=tiles,
+        SPECIALIZE=tile.specialize,
     )
     return out, lse
 
@@ -121,66 +99,47 @@ def allocate_backward(
 
 
 def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
-    """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, from which the gradient of sinks follows."""
+    """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
     gradients = [empty_rows(x) if cu_q is None else empty_rows(x).zero_() for x in (q, k, v)]
     delta = torch.empty_like(lse)
     q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
     q, k, v, out, d_out, dq, dk, dv = (as_heads(x) for x in (q, k, v, out, d_out, *gradients))
     B, H, S, D = q.shape
-    width = padded_width(D)
     launch(
         delta_kernel,
-        cdiv(S, DELTA_ROWS) * H * B,
+        cdiv(S, DELTA_TILE.block_m) * H * B,
         q,
-        Tile(DELTA_ROWS, 0, 4, 1),
-        **{
-            "out": out,
-            "d_out": d_out,
-            "d_lse": d_lse if d_lse is None else d_lse.contiguous(),
-            "delta": delta,
-        },
-        **strides("out", out),
-        **strides("d_out", d_out),
-        **{"rows_in_all": S, "heads": H, "tiles": cdiv(S, DELTA_ROWS), "D": D},
-        **{"BLOCK_M": DELTA_ROWS, "BLOCK_D": width},
+        DELTA_TILE,
+        **matrices(out=out, d_out=d_out),
+        d_lse=None if d_lse is None else d_lse.contiguous(),
+        delta=delta,
+        rows_in_all=S,
+        heads=H,
+        tiles=cdiv(S, DELTA_TILE.block_m),
+        D=D,
+        BLOCK_M=DELTA_TILE.block_m,
+        BLOCK_D=padded_width(D),
     )
     shared = {
-        **{"q": q, "k": k, "v": v, "d_out": d_out, "lse": lse, "delta": delta, "seed": seed},
-        **{"cu_q": cu_q, "cu_k": cu_k},
-        **strides("q", q),
-        **strides("k", k),
-        **strides("v", v),
-        **strides("d_out", d_out),
-        **{"rows_in_all": S, "batch": B if cu_q is None else cu_q.numel() - 1, "heads": H},
-        **{"S": S, "T": k.shape[2], "GROUP": H // k.shape[1], "D": D, "natural_scale": scale},
-        **scalar_arguments(scale, left, right, softcap, dropout_p),
+        **matrices(q=q, k=k, v=v, d_out=d_out),
+        **size_arguments(q, k, cu_q, cu_k),
+        **scalar_arguments(scale, left, right, softcap),
+        **dropout_arguments(seed, dropout_p),
+        "natural_scale": scale,
+        "lse": lse,
+        "delta": delta,
     }
-    device, size, entries = Device.of(q.device), q.element_size(), B if cu_q is None else 1
-    tile = keys_gradient_tile(device, D, size)
+    choice = (Device.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
+    tile = keys_gradient_tile(*choice)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
-    launch(
-        keys_gradient_kernel,
-        tiles * k.shape[1] * entries,
-        q,
-        tile,
-        **shared,
-        **{"dk": dk, "dv": dv, "tiles": tiles},
-        **strides("dk", dk),
-        **strides("dv", dv),
-        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": width, "TMA": tile.tma},
-    )
-    tile = queries_gradient_tile(device, D, size)
+    grads = matrices(dk=dk, dv=dv)
+    fixed = tile_arguments(tile, D)
+    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **grads, **fixed, tiles=tiles)
+    tile = queries_gradient_tile(*choice)
     tiles = tile_count(S, tile.block_m, cu_q)
-    launch(
-        queries_gradient_kernel,
-        tiles * H * entries,
-        q,
-        tile,
-        **shared,
-        **{"dq": dq, "tiles": tiles},
-        **strides("dq", dq),
-        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": width, "TMA": tile.tma},
-    )
+    grads = matrices(dq=dq)
+    fixed = tile_arguments(tile, D)
+    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **grads, **fixed, tiles=tiles)
     return *gradients, delta
 
 

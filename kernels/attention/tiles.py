@@ -3,18 +3,20 @@
 Positions: row i of a sequence with S queries and T keys stands at position i + T - S; it sees the keys j with
 position - left <= j <= position + right, and a bound that is ``None`` does not exist, at compile time.
 
-Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned, without a
-specialisation on the stride's value that would recompile when a length changes.
+Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned,
+without a specialisation on the stride's value that would recompile when a length changes.
 """
 
 from .._triton import tl, triton
-
 from ..reference.attention import PHILOX_ROUNDS
 
 ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 INF = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# Of float32 products, and without effect on others: three tensor-core products of tf32 parts, which keep 22 bits.
+# IEEE products would hold both operands in registers, and spill from D = 64 on.
+PRECISION = tl.constexpr("tf32x3")
 
 
 # No kernel is compiled anew when these change.
@@ -29,8 +31,8 @@ RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", 
 def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCES: tl.constexpr = 128):
     """(tile within its sequence, sequence, first query, first key, queries, keys) of a tile over the queries.
 
-    Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the grid
-    depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
+    Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the
+    grid depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
     """
     q_start = 0
     k_start = 0
@@ -50,8 +52,8 @@ def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCE
 
 @triton.jit
 def key_ranges(first_row, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(low, full_low, full_high, high): the keys that the rows of a tile may see, and between the inner two, in
-    multiples of BLOCK_N, the keys that all of its rows see, where no mask is needed."""
+    """(low, full_low, full_high, high): the keys that the rows of a tile may see, and between the inner two,
+    in multiples of BLOCK_N, the keys that all of its rows see, where no mask is needed."""
     first = first_row + T - S
     last = min(first_row + BLOCK_M, S) - 1 + T - S
     low = 0
@@ -89,8 +91,8 @@ def row_ranges(first_key, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 
 @triton.jit
 def steps(low, full_low, full_high, high, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """How many tiles the masked loop or the unmasked one walks over. Tiles are masked on both sides of the full
-    ones; one loop takes both sides, so that its code is there once."""
+    """How many tiles the masked loop or the unmasked one walks over. Tiles are masked on both sides of the
+    full ones; one loop takes both sides, so that its code is there once."""
     if MASKED:
         return max(full_low - low, 0) // BLOCK + tl.cdiv(max(high - full_high, 0), BLOCK)
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
@@ -120,8 +122,9 @@ def sees(rows, keys, S, T, left, right):
 
 @triton.jit
 def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
-    """Pointer to the first row of one head of one sequence; the strides are 64-bit, and so is the offset."""
-    return base + (entry * batch_stride + head * head_stride + first_row * row_stride) * 8
+    """Pointer to the first row of one head of one sequence; the offset has 64 bits."""
+    in_head = head * head_stride.to(tl.int64) + first_row * row_stride.to(tl.int64)
+    return base + (entry * batch_stride.to(tl.int64) + in_head) * 8
 
 
 @triton.jit
@@ -130,7 +133,8 @@ def make_source(
 ):
     """What ``load_rows`` reads from: a tensor descriptor (by TMA; zeros outside) or the pointer itself."""
     if TMA:
-        return tl.make_tensor_descriptor(base, [length, D], [stride * 8, 1], [BLOCK, BLOCK_D])
+        # An empty side is never read, but a descriptor of no rows is invalid.
+        return tl.make_tensor_descriptor(base, [max(length, 1), D], [stride * 8, 1], [BLOCK, BLOCK_D])
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
         return base
 
@@ -138,7 +142,7 @@ def make_source(
 @triton.jit
 def tile_pointers(base, first, stride, row, column):
     """The tile's start in 64 bits, once for all elements; inside a tile 32 bits reach."""
-    return base + first * stride * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
+    return base + first * stride.to(tl.int64) * 8 + (row[:, None] * stride.to(tl.int32) * 8 + column[None, :])
 
 
 @triton.jit
@@ -205,8 +209,8 @@ def store_tile(
     BLOCK_D: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of one
-    pointer a row, which the compiler would compute before the loop and keep."""
+    """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of
+    one pointer a row, which the compiler would compute before the loop and keep."""
     value = value.to(base.dtype.element_ty)
     if TMA:
         make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA).store([first, 0], value)
@@ -227,8 +231,8 @@ def tanh(x):
 
 @triton.jit
 def logits(product, scale, softcap):
-    """Logits times log2(e), for exp2: scale · product, or softcap · tanh(scale · product) with the cap folded into
-    both factors on the host."""
+    """Logits times log2(e), for exp2: scale · product, or softcap · tanh(scale · product) with the cap folded
+    into both factors on the host."""
     x = product * scale
     if softcap is not None:
         x = softcap * tanh(x)

@@ -7,6 +7,7 @@ tokens.
 import torch
 import torch.nn.functional as F
 
+SHORT = 256  # S and T up to which scores are stored: at most 256 kB a head
 PHILOX_ROUNDS = 7  # The fewest that pass BigCrush (Salmon et al. 2011, "Parallel random numbers", table 2).
 
 
@@ -41,29 +42,27 @@ def attention(
         rows = torch.arange(q.shape[2], device=q.device)
         columns = torch.arange(k.shape[2], device=q.device)
         sequence = torch.arange(q.shape[0], device=q.device)[:, None]
-    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
-    if dropout_p > 0:
-        heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
-        keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
-        probabilities = probabilities * keep / (1 - dropout_p)
-    values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
-    out = (probabilities @ values).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # the products too are in float32
+        probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+        if dropout_p > 0:
+            heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
+            keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
+            probabilities = probabilities * keep / (1 - dropout_p)
+        values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
+        out = (probabilities @ values).to(q.dtype)
     if packed:
         return out[0].transpose(0, 1), lse[0].transpose(0, 1)
     return out, lse
 
 
 def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
-    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, (B, H, S, T), and its log-denominator, (B, H, S)."""
-    compute = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    # A finite fill, and zeros afterwards: -inf would turn rows that see nothing into NaN, and their gradients
-    # too.
-    scores = scores.masked_fill(~mask, torch.finfo(compute).min)
+    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, and its log-denominator: (B, H, S, T), (B, H, S)."""
+    scores = attention_scores(q, k, scale=scale, softcap=softcap)
+    # A finite fill, and zeros afterwards: -inf would turn rows that see nothing, and their gradients, into NaN.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(compute)[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
         lse = scores.logsumexp(dim=-1)
     else:
         sees_something = mask.any(dim=-1).expand(scores.shape[:3])
@@ -72,9 +71,22 @@ def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
     return scores.softmax(dim=-1)[..., : mask.shape[-1]] * mask, lse
 
 
+def attention_scores(q, k, *, scale, softcap=None):
+    """cap(q kᵀ · scale): (B, H, S, T), in float32 at least."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
 def plain_attention(q, k, v, *, scale, left=None, right=None):
-    """``attention(...)[0]`` by PyTorch's fused CPU kernel, which keeps no S × T matrix of scores."""
+    """``attention(...)[0]``, for long sequences by PyTorch's fused CPU kernel, which keeps no S × T matrix of scores.
+
+    For short ones that kernel's backward is the slower way: it took 30 % of a training step with S = 128, where the
+    plain products, fused by the compiler, take 5 %.
+    """
     S, T = q.shape[2], k.shape[2]
+    if S > 1 and max(S, T) <= SHORT:
+        return attention(q, k, v, scale=scale, left=left, right=right)[0]
     grouped = q.shape[1] != k.shape[1]
     bounded = left is not None or (right is not None and S > 1) or (right or 0) < 0
     if not bounded:  # One query sees every key, causal or not.
@@ -87,12 +99,11 @@ def plain_attention(q, k, v, *, scale, left=None, right=None):
 
 def visible(S, T, left, right, device):
     """Boolean (S, T): which keys each query sees; the last query stands at the last key."""
-    return _within(
-        torch.arange(T - S, T, device=device)[:, None], torch.arange(T, device=device), left, right
-    )
+    return within(torch.arange(T - S, T, device=device)[:, None], torch.arange(T, device=device), left, right)
 
 
-def _within(position, key, left, right):
+def within(position, key, left, right):
+    """Where position - left <= key <= position + right; a bound that is ``None`` does not exist."""
     seen = torch.ones_like(position >= key)
     if left is not None:
         seen = seen & (key >= position - left)
@@ -110,7 +121,7 @@ def _packed_geometry(cu_seqlens_q, cu_seqlens_k, n_q, n_k, left, right):
     sequence_k, columns = _place(cu_seqlens_k, n_k)
     last = cu_seqlens_q.numel() - 1
     length_difference = F.pad(cu_seqlens_k.diff() - cu_seqlens_q.diff(), (0, 1)).long()
-    seen = _within((rows + length_difference[sequence_q])[:, None], columns, left, right)
+    seen = within((rows + length_difference[sequence_q])[:, None], columns, left, right)
     same = (sequence_q[:, None] == sequence_k) & (sequence_q < last)[:, None]
     return seen & same, rows, columns, sequence_q[None]
 
@@ -155,7 +166,8 @@ def philox(seed, c0, c1, c2, c3):
 
 
 def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
-    """Writes k_new and v_new behind the filled rows of the caches, in place; see ``llmfast.kernels.flash_decode``."""
+    """Writes k_new and v_new behind the filled rows of the caches, in place; see
+    ``llmfast.kernels.flash_decode``."""
     page_size = k_cache.shape[2]
     row = cache_seqlens.long()[:, None] + torch.arange(k_new.shape[2], device=k_new.device)  # (B, S_new)
     entry = torch.arange(k_new.shape[0], device=k_new.device)[:, None].expand_as(row)
@@ -175,7 +187,7 @@ def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, le
     key = torch.arange(T, device=q.device)
     filled = key < length  # (B, 1, 1, T)
     position = torch.arange(S, device=q.device)[:, None] + length - S
-    mask = _within(position, key, left, right) & filled
+    mask = within(position, key, left, right) & filled
     # Rows that are not filled may hold anything, NaN included.
     k, v = (x.masked_fill(~filled.transpose(-1, -2), 0.0) for x in (k, v))
     probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)

@@ -104,9 +104,7 @@ def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
     if isinstance(first, os.PathLike):
         return [_existing_file(item) for item in chain([first], items)], ()
     if isinstance(first, str) and len(first) < 1024 and "\n" not in first and os.path.isfile(first):
-        raise ValueError(
-            f"source has the string {first!r}, the name of a file; wrap it: pathlib.Path({first!r})"
-        )
+        raise ValueError(f"{first!r} is the name of a file, but a str is text; wrap it: Path({first!r})")
     return [], chain([first], items)
 
 

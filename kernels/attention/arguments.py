@@ -1,0 +1,76 @@
+"""Tensors and options as the kernels take them."""
+
+import math
+
+import torch
+
+from ..launch import cdiv
+from ..reference.attention import dropout_threshold
+from .launch import padded_width
+
+
+def as_heads(x):
+    """(N, H, D) -> (1, H, N, D); four dimensions stay."""
+    return x if x.dim() == 4 else x.transpose(0, 1)[None]
+
+
+def addressable(x):
+    """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits
+    reach within a tile."""
+    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
+    return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
+
+
+def empty_rows(x):
+    """Uninitialised, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
+    like = torch.empty_like(x)
+    return like if like.stride(-1) == 1 else x.new_empty(x.shape)
+
+
+def matrices(**named):
+    """Launch arguments for tensors (B, H, S, D): the tensor, and its strides in units of eight elements."""
+    arguments = dict(named)
+    for name, x in named.items():
+        for i, kind in enumerate(("batch", "head", "row")):
+            arguments[f"{name}_{kind}"] = x.stride(i) // 8 if x.shape[i] > 1 else 0
+    return arguments
+
+
+def tile_count(rows, block, cu_seqlens):
+    """Tiles of a head over all its rows; for packed sequences the upper bound that ``tiles.locate`` uses."""
+    return cdiv(rows, block) if cu_seqlens is None else rows // block + cu_seqlens.numel() - 1
+
+
+def tile_arguments(tile, head_dim):
+    width = padded_width(head_dim)
+    return {
+        "D": head_dim,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_D": width,
+        "TMA": tile.tma,
+    }
+
+
+def scalar_arguments(scale, left, right, softcap):
+    """The logits in base 2 are ``scale · product``, or with a cap ``softcap · tanh(scale · product)``."""
+    log2_e = math.log2(math.e)
+    return {
+        "scale": scale * log2_e if softcap is None else scale / softcap,
+        "softcap": None if softcap is None else softcap * log2_e,
+        "left": left,
+        "right": right,
+    }
+
+
+def dropout_arguments(seed, dropout_p):
+    return {"seed": seed, "threshold": dropout_threshold(dropout_p), "keep_scale": 1 / (1 - dropout_p)}
+
+
+def size_arguments(q, k, cu_q, cu_k):
+    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch."""
+    B, H, S, _ = q.shape
+    batch = B if cu_q is None else cu_q.numel() - 1
+    sizes = {"rows_in_all": S, "batch": batch, "heads": H, "S": S, "T": k.shape[2], "GROUP": H // k.shape[1]}
+    return {**sizes, "cu_q": cu_q, "cu_k": cu_k}

@@ -1,0 +1,100 @@
+"""What the compile gate compiles of attention: each launch choice on each chip, and each option that adds code.
+
+A choice is compiled at the widest head width of its class. Options that only add a mask or a load are taken together.
+"""
+
+import torch
+
+from ..gate import GateCase
+from .decode import run_append, run_decode
+from .ops import backward, forward
+
+PLAIN = {"causal": True}
+DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
+CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
+
+# What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
+# with less in them; float32 has the same tiles on all chips, so one shows that they hold.
+ALL = {"causal": (64, 128, 256), "dropout packed": (128, 256), "window softcap sinks": (128,)}
+COVERED = {
+    80: ALL | {"dropout packed": (128,)},
+    86: {"causal": (64, 128, 256)},
+    89: {"causal": (128,)},
+    90: ALL | {"causal": (16, 32, 64, 128, 256), "dropout packed": (64, 128, 256), "fp32": (64, 128)},
+    100: ALL | {"dropout packed": (64, 128)},
+    120: ALL,
+}
+OPTIONS = {"causal": PLAIN, "dropout packed": DROPOUT, "window softcap sinks": CAPPED, "fp32": PLAIN}
+
+
+def gate_cases(device):
+    """Every tile of the launch functions for this chip, under the options that change what it holds."""
+    for name, widths in COVERED[device.capability].items():
+        dtype = torch.float32 if name == "fp32" else torch.bfloat16
+        for width in widths:
+            expected = None if name == "fp32" or width < 64 else products(device)
+            yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
+    yield decode_case("128 bf16 paged, 8 queries", torch.bfloat16, 128, queries=8, paged=True)
+    if device.capability in (80, 90):
+        yield decode_case("256 bf16", torch.bfloat16, 256, queries=1, paged=False)
+        yield decode_case("128 fp32", torch.float32, 128, queries=1, paged=False)
+
+
+def products(device):
+    """The instructions that the products of a chip are meant to be, and how tiles arrive."""
+    if device.capability == 90:
+        return ("wgmma", "tma")
+    return ("tcgen05", "tma") if device.capability == 100 else ("mma", "cp.async")
+
+
+def training_case(name, dtype, width, options, instructions):
+    """Forward and backward of 8 query heads on 2 key heads."""
+    packed = options.get("packed", False)
+    float_options = (width**-0.5, options.get("window"), 0 if options.get("causal") else None)
+    arguments = (*float_options, options.get("softcap"), options.get("dropout_p", 0.0))
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def run():
+        q, k = (meta(2, 512, heads, width).transpose(1, 2) for heads in (8, 2))
+        cu = meta(3, dtype=torch.int32) if packed else None
+        if packed:
+            q, k = (x[0].transpose(0, 1) for x in (q, k))
+        sinks = meta(8) if options.get("sinks") else None
+        seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
+        out, lse = forward(q, k, k, sinks, seed, cu, cu, *arguments)
+        backward(out, None, q, k, k, out, lse, seed, cu, cu, *arguments)
+
+    return GateCase("flash_attention", name, run, instructions and expectations(instructions))
+
+
+def expectations(instructions):
+    return dict.fromkeys(("forward_kernel", "queries_gradient_kernel"), instructions)
+
+
+def decode_case(name, dtype, width, queries, paged):
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def run():
+        pages = meta(2, 64, dtype=torch.int32) if paged else None
+        cache = meta(128, 64, 2, width).transpose(1, 2) if paged else meta(2, 2, 4096, width)
+        lengths = meta(2, dtype=torch.int32)
+        new = meta(2, 2, queries, width)
+        run_append(cache, cache, new, new, lengths, pages)
+        run_decode(
+            meta(2, 8, queries, width),
+            cache,
+            cache,
+            lengths,
+            pages,
+            None,
+            queries,
+            1.0,
+            1024 if paged else None,
+            0,
+            None,
+        )
+
+    return GateCase("flash_decode", name, run, {"decode_kernel": ("mma",)})

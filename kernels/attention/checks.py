@@ -1,0 +1,131 @@
+"""What the attention functions accept: a ValueError names the argument, what it got, and what is wanted."""
+
+import math
+
+import torch
+
+
+def window_bounds(causal, window):
+    """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
+    left, right = (None, None)
+    if window is not None:
+        if len(window) != 2 or any(not isinstance(bound, int) or bound < -1 for bound in window):
+            raise ValueError(
+                f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}"
+            )
+        left, right = (None if bound == -1 else bound for bound in window)
+    return left, 0 if causal else right
+
+
+def check_qkv(q, k, v, packed=False):
+    layout = "(tokens, heads, D)" if packed else "(batch, heads, length, D)"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != (3 if packed else 4):
+            hint = "" if packed or x.dim() != 3 else "; packed sequences need cu_seqlens_q"
+            raise ValueError(f"{name} has the shape {tuple(x.shape)}, not {layout}{hint}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}")
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {q.dtype}")
+    if k.shape != v.shape:
+        raise ValueError(f"k and v have the same shape; got {tuple(k.shape)} and {tuple(v.shape)}")
+    if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}"
+        )
+    if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
+        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {q.shape[-1]}")
+    heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"query heads are a multiple of key/value heads; got {heads} and {kv_heads}")
+
+
+def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
+    """Returns ``cu_seqlens_k``, filled in."""
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k is given without cu_seqlens_q")
+        return None
+    if cu_seqlens_k is None:
+        if q.shape[0] != k.shape[0]:
+            raise ValueError(f"cu_seqlens_k is needed: q has {q.shape[0]} tokens, k has {k.shape[0]}")
+        cu_seqlens_k = cu_seqlens_q
+    for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        if cu.dtype != torch.int32 or cu.dim() != 1 or cu.numel() < 2 or cu.device != q.device:
+            raise ValueError(
+                f"{name} is a vector of sequences + 1 int32 on {q.device};"
+                f" got {cu.dtype} of shape {tuple(cu.shape)} on {cu.device}"
+            )
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k bound equally many sequences;"
+            f" got {cu_seqlens_q.numel() - 1} and {cu_seqlens_k.numel() - 1}"
+        )
+    return cu_seqlens_k
+
+
+def check_options(q, scale, softcap, sinks, dropout_p):
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale is finite; got {scale}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap is positive (None for no cap); got {softcap}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p lies in [0, 1); got {dropout_p}")
+    if sinks is not None:
+        heads = q.shape[1]  # Both layouts, (B, H, S, D) and (N, H, D), have the heads second.
+        if sinks.shape != (heads,) or sinks.device != q.device or not sinks.is_floating_point():
+            raise ValueError(
+                f"sinks is one number a query head, ({heads},) on {q.device};"
+                f" got {sinks.dtype} of shape {tuple(sinks.shape)} on {sinks.device}"
+            )
+
+
+def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
+    for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
+        if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():
+            raise ValueError(
+                f"{name} has four dimensions and q's floating dtype and device, {q.dtype} on {q.device};"
+                f" got {tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+    B, H, _, D = q.shape
+    if k_cache.shape != v_cache.shape or k_cache.shape[-1] != D or H % max(k_cache.shape[1], 1):
+        raise ValueError(
+            "caches are (entries or pages, K, rows, D) with q's D and K dividing its heads;"
+            f" got q {tuple(q.shape)}, k_cache {tuple(k_cache.shape)}, v_cache {tuple(v_cache.shape)}"
+        )
+    if not 8 <= D <= 256 or D % 8:
+        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {D}")
+    if page_table is None and k_cache.shape[0] != B:
+        raise ValueError(f"q has the batch {B}, the cache {k_cache.shape[0]}; pages need a page_table")
+    for name, x, shape in (("cache_seqlens", cache_seqlens, (B,)), ("page_table", page_table, None)):
+        if x is None and name == "page_table":
+            continue
+        fits = x.shape == shape if shape else x.dim() == 2 and x.shape[0] == B
+        if x.dtype != torch.int32 or x.device != q.device or not fits:
+            raise ValueError(
+                f"{name} is int32 of shape {shape or (B, 'pages of an entry')} on {q.device};"
+                f" got {x.dtype} {tuple(x.shape)} on {x.device}"
+            )
+
+
+def check_new(q, k_cache, k_new, v_new):
+    """How many rows are appended to each entry."""
+    if k_new is None and v_new is None:
+        return 0
+    expected = (q.shape[0], k_cache.shape[1], q.shape[-1])
+    for name, x in (("k_new", k_new), ("v_new", v_new)):
+        if (
+            x is None
+            or x.dim() != 4
+            or (x.shape[0], x.shape[1], x.shape[3]) != expected
+            or x.dtype != q.dtype
+        ):
+            raise ValueError(
+                f"{name} is (B, K, new rows, D) = {(*expected[:2], 'new rows', expected[2])} of {q.dtype};"
+                f" got {None if x is None else (tuple(x.shape), x.dtype)}"
+            )
+    if k_new.shape != v_new.shape:
+        raise ValueError(
+            f"k_new and v_new have the same shape; got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
+        )
+    return k_new.shape[2]

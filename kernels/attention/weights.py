@@ -1,0 +1,86 @@
+"""The attention probabilities of chosen heads and rows, for looking at."""
+
+import math
+
+import torch
+
+from ..reference import attention as reference
+from .checks import check_options, check_qkv, window_bounds
+
+
+def attention_weights(
+    q,
+    k,
+    *,
+    lse=None,
+    heads=None,
+    rows=None,
+    causal=False,
+    scale=None,
+    window=None,
+    softcap=None,
+    sinks=None,
+):
+    """Probabilities p[i, j] of ``flash_attention``, without computing those of other heads and rows.
+
+    Args:
+        q: (B, H, S, D); k: (B, K, T, D), as for ``flash_attention``.
+        lse: (B, H, S), what ``flash_attention(..., return_lse=True)`` returned: p = exp(s - lse) then. Without
+            it the chosen rows are normalised here; the result is the same but for rounding.
+        heads, rows: Sequences or tensors of indices into H and S, negative ones from the end; all if left
+            out.
+        causal, scale, window, softcap, sinks: as for ``flash_attention``. Rows sum to 1 less what the sink
+            takes.
+
+    Returns:
+        (B, heads, rows, T) float32 (float64 for float64 inputs), before dropout, differentiable. Memory is
+        proportional to the result.
+
+    Raises:
+        ValueError: for shapes, dtypes or options that ``flash_attention`` refuses, or an index out of range.
+
+    >>> import torch
+    >>> q, k = torch.randn(1, 8, 100, 64), torch.randn(1, 2, 100, 64)
+    >>> attention_weights(q, k, heads=[0, 7], rows=[-1], causal=True).shape
+    torch.Size([1, 2, 1, 100])
+    """
+    check_qkv(q, k, k)
+    check_options(q, scale, softcap, sinks, 0.0)
+    B, H, S, D = q.shape
+    if lse is not None and lse.shape != (B, H, S):
+        raise ValueError(f"lse has q's batch, heads and length {(B, H, S)}; got {tuple(lse.shape)}")
+    heads, rows = indices("heads", heads, H, q.device), indices("rows", rows, S, q.device)
+    scale = 1 / math.sqrt(D) if scale is None else float(scale)
+    chosen = q[:, heads][:, :, rows]
+    keys = k[:, heads // (H // k.shape[1])]
+    position = rows[:, None] + k.shape[2] - S
+    mask = reference.within(
+        position, torch.arange(k.shape[2], device=q.device), *window_bounds(causal, window)
+    )
+    if lse is None:
+        sinks = None if sinks is None else sinks[heads]
+        return reference.attention_probabilities(
+            chosen, keys, mask, scale=scale, softcap=softcap, sinks=sinks
+        )[0]
+    scores = reference.attention_scores(chosen, keys, scale=scale, softcap=softcap)
+    chosen_lse = lse[:, heads][:, :, rows].to(scores.dtype)
+    # Rows that see nothing have lse -inf; where the mask hides a key, s - lse may overflow before it is
+    # dropped.
+    difference = torch.where(mask, scores - chosen_lse[..., None], float("-inf"))
+    return torch.exp(difference)
+
+
+def indices(name, chosen, count, device):
+    """Non-negative indices on the device."""
+    if chosen is None:
+        return torch.arange(count, device=device)
+    if (
+        isinstance(chosen, torch.Tensor) and chosen.device.type != "cpu"
+    ):  # Not read: that would wait for the device.
+        return chosen.long() % count
+    chosen = torch.as_tensor(chosen, dtype=torch.long)
+    if chosen.dim() != 1 or not ((chosen >= -count) & (chosen < count)).all():
+        raise ValueError(
+            f"{name} is a sequence of indices from {-count} to {count - 1}; got {chosen.tolist()}"
+        )
+    return (chosen % count).to(device)

@@ -1,0 +1,128 @@
+"""Attention written out in plain PyTorch, as user code would, and the option combinations its tests meet."""
+
+import itertools
+import random
+from dataclasses import dataclass
+
+import torch
+
+# What the interpreter takes; a GPU meets all of it.
+FEW = {"D": (16, 40, 80, 128, 192, 256), "S": (1, 7, 65, 127), "T": (1, 63, 64, 127), "ratio": (1, 3)}
+OPTIONS = {
+    "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
+    "S": (1, 7, 63, 64, 65, 127, 500, 1000),
+    "T": (1, 7, 63, 64, 65, 127, 500, 1000),
+    "ratio": (1, 3, 8),
+    "causal": (False, True),
+    "window": (None, (20, -1), (5, 9)),
+    "softcap": (None, 3.0),
+    "sinks": (False, True),
+    "dropout_p": (0.0, 0.3),
+    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+    "heads_last": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    D: int
+    S: int
+    T: int
+    ratio: int
+    causal: bool
+    window: tuple | None
+    softcap: float | None
+    sinks: bool
+    dropout_p: float
+    dtype: torch.dtype
+    heads_last: bool
+
+    def __str__(self):
+        flags = [
+            name for name in ("causal", "window", "softcap", "sinks", "dropout_p") if getattr(self, name)
+        ]
+        return f"D{self.D} S{self.S} T{self.T} H/K{self.ratio} {str(self.dtype)[6:]} {'+'.join(flags) or 'plain'}"
+
+    def inputs(self, device, batch=1, kv_heads=1):
+        """q, k, v and sinks, and the output's gradients."""
+        generator = torch.Generator().manual_seed(hash((self.D, self.S, self.T)))
+
+        def rows(heads, length):
+            shape = (batch, length, heads, self.D) if self.heads_last else (batch, heads, length, self.D)
+            x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, self.dtype)
+            return x.transpose(1, 2) if self.heads_last else x
+
+        H = kv_heads * self.ratio
+        made = {"q": rows(H, self.S), "k": rows(kv_heads, self.T), "v": rows(kv_heads, self.T)}
+        if self.sinks:
+            made["sinks"] = torch.randn(H, generator=generator, dtype=torch.float64).to(device, self.dtype)
+        return made
+
+    def options(self):
+        names = ("causal", "window", "softcap", "dropout_p")
+        return {name: getattr(self, name) for name in names} | {"seed": 7 if self.dropout_p else None}
+
+
+def pairwise(options, seed=0):
+    """Cases among which every pair of values of two options occurs: greedily, the best of random candidates."""
+    draw = random.Random(seed)
+    names = list(options)
+    missing = {
+        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]
+    }
+    cases = []
+    while missing:
+        candidates = []
+        for _ in range(30):
+            values = {name: draw.choice(options[name]) for name in names}
+            a, x, b, y = draw.choice(sorted(missing, key=repr))
+            values |= {a: x, b: y}
+            covered = {(a, values[a], b, values[b]) for a, b in itertools.combinations(names, 2)} & missing
+            candidates.append((len(covered), len(candidates), values, covered))
+        *_, values, covered = max(candidates, key=lambda candidate: candidate[:2])
+        missing -= covered
+        cases.append(Case(**values))
+    return cases
+
+
+def eager_attention(
+    q,
+    k,
+    v,
+    sinks=None,
+    *,
+    causal=False,
+    window=None,
+    softcap=None,
+    dropout_p=0.0,
+    seed=None,
+    scale=None,
+    keep=None,
+):
+    """softmax(q kᵀ) v in the dtype of q, one PyTorch op after another; returns (out, lse)."""
+    S, T = q.shape[2], k.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    position = torch.arange(S, device=q.device)[:, None] + T - S
+    key = torch.arange(T, device=q.device)
+    left, right = window or (-1, -1)
+    hidden = torch.zeros((S, T), dtype=torch.bool, device=q.device)
+    if causal:
+        hidden |= key > position
+    if left >= 0:
+        hidden |= key < position - left
+    if right >= 0:
+        hidden |= key > position + right
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        column = sinks[:, None, None].expand(*scores.shape[:3], 1).to(scores.dtype)
+        scores = torch.cat([scores, column], dim=-1)
+    blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    scores = torch.where(blind, 0.0, scores)
+    p = torch.where(blind, 0.0, scores.softmax(dim=-1))[..., :T]
+    lse = torch.where(blind, float("-inf"), scores.logsumexp(dim=-1, keepdim=True)).squeeze(-1)
+    if dropout_p:
+        p = p * keep / (1 - dropout_p)
+    return p @ v, lse.float() if q.dtype != torch.float64 else lse

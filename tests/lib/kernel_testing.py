@@ -1,0 +1,141 @@
+"""What the tests of kernels share: where they run, how exact they must be, and which tensors they meet.
+
+On a machine without a GPU the Triton kernels run in Triton's interpreter on CPU tensors; with one, the same tests
+run on CUDA, under the marker ``gpu``. ``tests/conftest.py`` turns the interpreter on for the whole process, before
+Triton is imported. That changes no other test: CPU tensors take the reference path unless ``backend("triton")``
+asks for the kernels, as the fixture ``device`` does.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = ["contiguous", "transposed", "sliced", "offset", "expanded", "every_second"]
+
+dtypes = st.sampled_from(DTYPES)
+layouts = st.sampled_from(LAYOUTS)
+widths = st.one_of(st.integers(1, 70), st.sampled_from([128, 255, 256]))
+lengths = st.sampled_from([0, 1, 2, 3, 5])
+
+
+def require_interpreter() -> None:
+    """Skips a test of kernels on the CPU where the interpreter is off, as on a machine with a GPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernels run on the GPU here; TRITON_INTERPRET=1 interprets them on the CPU")
+
+
+def random_tensor(
+    shape: Iterable[int],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    layout: str = "contiguous",
+    seed: int = 0,
+) -> Tensor:
+    """Normally distributed numbers, the same ones for each layout, device and dtype (but for rounding)."""
+    shape = tuple(shape)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+    if layout == "contiguous" or not shape:
+        return values
+    if layout == "expanded":
+        return values[:1].expand(shape) if shape[0] else values
+    if layout == "transposed" and len(shape) > 1:
+        holder = values.transpose(0, -2 if len(shape) > 2 else -1).contiguous()
+        return holder.transpose(0, -2 if len(shape) > 2 else -1)
+    wider = torch.zeros((*shape[:-1], 2 * shape[-1] + 3), dtype=dtype, device=device)
+    if layout == "every_second":
+        view = wider[..., : 2 * shape[-1] : 2]
+    elif layout == "offset":
+        flat = torch.zeros(values.numel() + 1, dtype=dtype, device=device)
+        view = flat[1:].view(shape)
+    else:
+        view = wider[..., 2 : 2 + shape[-1]]
+    view.copy_(values)
+    return view
+
+
+def assert_as_exact_as(name: str, ours: Tensor, peer: Tensor, exact: Tensor) -> None:
+    """The error of ``ours`` against the float64 ``exact`` is at most twice that of PyTorch's own op in the same
+    dtype, plus one rounding (the dtype's epsilon) at the size of the largest number."""
+    assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, not {tuple(exact.shape)}"
+    assert ours.dtype == peer.dtype, f"{name}: {ours.dtype}, PyTorch's own op gives {peer.dtype}"
+    if exact.numel() == 0:
+        return
+    exact = exact.double()
+    error = (ours.double() - exact).abs().max().item()
+    allowed = 2 * (peer.double() - exact).abs().max().item()
+    allowed += torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def results(
+    function: Callable, inputs: dict[str, Tensor], grad_layout: str = "contiguous"
+) -> dict[str, Tensor]:
+    """Outputs of ``function(**inputs)``, and the gradients of the floating-point inputs for random output
+    gradients."""
+    inputs = {
+        name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = [
+        random_tensor(output.shape, output.dtype, output.device.type, grad_layout, seed=100 + index)
+        for index, output in enumerate(outputs)
+    ]
+    wanted = [tensor for tensor in inputs.values() if tensor.requires_grad]
+    found = torch.autograd.grad(outputs, wanted, grads)
+    names = [name for name, tensor in inputs.items() if tensor.requires_grad]
+    named = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
+    return named | {f"gradient of {name}": grad for name, grad in zip(names, found, strict=True)}
+
+
+def assert_matches(
+    ours: Callable, peer: Callable, inputs: dict[str, Tensor], grad_layout: str = "contiguous"
+) -> None:
+    """Outputs and gradients of ``ours`` are as exact as those of ``peer``, which defines them in float64."""
+    exact_inputs = {
+        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+    }
+    found, expected = results(ours, inputs, grad_layout), results(peer, inputs, grad_layout)
+    exact = results(peer, exact_inputs, grad_layout)
+    for name, value in found.items():
+        assert_as_exact_as(name, value, expected[name], exact[name])
+
+
+def assert_same_bits(function: Callable, inputs: dict[str, Tensor]) -> None:
+    """Two runs of ``function``, forward and backward, agree in every bit."""
+    first, second = results(function, inputs), results(function, inputs)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), f"{name} differs between two runs"
+
+
+def assert_keeps_inputs(function: Callable, inputs: dict[str, Tensor]) -> None:
+    """Neither pass writes to an input: autograd would not see it, and gradients would be silently wrong."""
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    results(function, inputs)
+    for name, tensor in inputs.items():
+        assert torch.equal(tensor, before[name]), f"{name} was overwritten"
+
+
+def assert_compiles(function: Callable, inputs: dict[str, Tensor]) -> None:
+    """Under ``torch.compile(fullgraph=True)`` the bits of outputs and gradients stay the same."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    eager = results(function, inputs)
+    for name, value in results(compiled, inputs).items():
+        assert torch.equal(value, eager[name]), f"{name} differs when compiled"
+
+
+def far_apart(rows: Tensor) -> Tensor:
+    """The two ``rows`` (2, width), 2³¹ elements apart in a storage of which only the touched pages exist."""
+    distance = 2**31
+    storage = torch.empty(distance + rows.shape[1], dtype=rows.dtype, device=rows.device)
+    apart = storage.as_strided(rows.shape, (distance, 1))
+    return apart.copy_(rows)
