@@ -95,7 +95,7 @@ class Core {
 
     IdBuffer encode_ordinary(nb::handle text) const {
         nb::object owner;
-        const std::string_view utf8 = text_of(text, owner);
+        const std::string_view utf8 = utf8_of(text, owner);
         IdBuffer ids;
         const ReleaseGil release(utf8.size());
         encoder_.encode(utf8, ids);

@@ -6,6 +6,7 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 namespace llmfast {
@@ -75,7 +76,11 @@ void run_parallel(size_t count, size_t threads, const std::function<void(size_t)
     };
     // Threads live as long as the call: starting one takes tens of microseconds, and nothing is left behind a fork.
     std::vector<std::thread> helpers;
-    for (size_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(loop);
+    try {
+        for (size_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(loop);
+    } catch (const std::system_error&) {
+        // The system gives no more threads: those there are do the work.
+    }
     loop();
     for (std::thread& helper : helpers) helper.join();
     if (failure) std::rethrow_exception(failure);
