@@ -16,6 +16,7 @@
 #include "decoder.h"
 #include "documents.h"
 #include "encoder.h"
+#include "parallel.h"
 #include "python_ids.h"
 #include "rank_file.h"
 #include "specials.h"
