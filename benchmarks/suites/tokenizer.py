@@ -61,7 +61,9 @@ def encoders(name: str) -> dict[str, tuple[Encode, Encode]]:
             lambda documents: [ours.encode_ordinary(document) for document in documents],
         ),
         "tiktoken": (
-            lambda documents: np.concatenate([theirs.encode_to_numpy(d, disallowed_special=()) for d in documents]),
+            lambda documents: np.concatenate(
+                [theirs.encode_to_numpy(d, disallowed_special=()) for d in documents]
+            ),
             lambda documents: [theirs.encode_ordinary(document) for document in documents],
         ),
     }
@@ -141,7 +143,9 @@ def run(quick: bool = False) -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one megabyte of each text")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     options = parser.parse_args()
