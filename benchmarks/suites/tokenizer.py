@@ -2,9 +2,9 @@
 
     python -m benchmarks.suites.tokenizer [--quick]
 
-A peer takes part only where it gives tiktoken's ids on the very text that is timed. Rates are megabytes of UTF-8 a second of
-processor time, which threads add to: the median of the rounds, and the first round, which finds caches empty.
-Rank files and texts come from LLMFAST_TEST_DATA.
+A peer takes part only where it gives tiktoken's ids on the very text that is timed. Rates are megabytes of UTF-8
+a second of processor time, which threads add to: the first round, which finds caches empty, and the median of the
+rounds. Rank files and texts come from LLMFAST_TEST_DATA.
 """
 
 from __future__ import annotations
