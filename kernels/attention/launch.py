@@ -20,7 +20,6 @@ class Tile:
     warps: int
     stages: int
     tma: bool = False
-    specialize: bool = False  # Separate warps for loads, products and softmax: on 10.0 alone.
 
 
 def padded_width(head_dim):
