@@ -1,22 +1,23 @@
-// The Python face of Encoder and Specials: `llmfast._bpe.Core`. Text comes in as UTF-8, the GIL is let go for the work.
+// The Python face of Encoder and Specials: `llmfast._bpe.Core`. Text comes in as UTF-8; the GIL is let go for long work.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <exception>
-#include <memory>
-#include <mutex>
+#include <new>
+#include <optional>
 #include <string_view>
-#include <thread>
+#include <vector>
 
 #include "bindings.h"
+#include "decoder.h"
+#include "documents.h"
 #include "encoder.h"
+#include "python_ids.h"
+#include "rank_file.h"
 #include "specials.h"
 
 namespace nb = nanobind;
@@ -37,11 +38,20 @@ Pattern pattern_named(std::string_view name) {
 
 namespace {
 
-// The UTF-8 of a str (cached in the object where it is not ASCII); UnicodeEncodeError for lone surrogates.
-std::string_view utf8_of(nb::handle text) {
+constexpr size_t kWorthReleasing = 2048;  // bytes from which the GIL is let go: below, that costs more than it gives
+
+// The UTF-8 of a str. It is cached in the object unless that is ASCII. A str with surrogates has none: pairs are
+// joined and lone ones replaced, as tiktoken does, and `owner` keeps the result.
+std::string_view utf8_of(nb::handle text, nb::object& owner) {
     Py_ssize_t length = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &length);
-    if (!data) throw nb::python_error();
+    if (!data) {
+        if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) throw nb::python_error();
+        PyErr_Clear();
+        owner = text.attr("encode")("utf-16", "surrogatepass").attr("decode")("utf-16", "replace");
+        data = PyUnicode_AsUTF8AndSize(owner.ptr(), &length);
+        if (!data) throw nb::python_error();
+    }
     return {data, static_cast<size_t>(length)};
 }
 
@@ -52,7 +62,9 @@ std::string_view bytes_of(nb::handle value) {
     return {data, static_cast<size_t>(length)};
 }
 
-std::string_view text_of(nb::handle value) { return PyBytes_Check(value.ptr()) ? bytes_of(value) : utf8_of(value); }
+std::string_view text_of(nb::handle value, nb::object& owner) {
+    return PyBytes_Check(value.ptr()) ? bytes_of(value) : utf8_of(value, owner);
+}
 
 // An array that owns memory from malloc.
 template <typename T>
@@ -66,57 +78,49 @@ nb::object to_numpy(IdBuffer ids) {
     return to_numpy(ids.release(), size);
 }
 
-template <typename T>
-T* allocate(size_t count) {
-    T* memory = static_cast<T*>(std::malloc(std::max<size_t>(count, 1) * sizeof(T)));
-    if (!memory) throw std::bad_alloc();
-    return memory;
-}
-
-nb::list to_list(const IdBuffer& ids) {
-    nb::list list = nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(ids.size())));
-    if (!list.ptr()) throw nb::python_error();
-    for (size_t i = 0; i < ids.size(); ++i) {
-        PyObject* id = PyLong_FromUnsignedLong(ids.data()[i]);
-        if (!id) throw nb::python_error();
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), id);
+struct ReleaseGil {
+    explicit ReleaseGil(size_t bytes) {
+        if (bytes >= kWorthReleasing) released.emplace();
     }
-    return list;
-}
+    std::optional<nb::gil_scoped_release> released;
+};
 
 class Core {
   public:
     Core(nb::dict ranks, nb::dict specials, std::string_view pattern)
-        : encoder_(vocabulary_from(ranks), pattern_named(pattern)), specials_(specials_from(specials)) {}
+        : encoder_(vocabulary_from(ranks), pattern_named(pattern)),
+          specials_(specials_from(specials)),
+          decoder_(encoder_.vocabulary(), specials_),
+          ints_(decoder_.largest_id()) {}
 
     IdBuffer encode_ordinary(nb::handle text) const {
-        const std::string_view utf8 = text_of(text);
+        nb::object owner;
+        const std::string_view utf8 = text_of(text, owner);
         IdBuffer ids;
-        nb::gil_scoped_release release;
+        const ReleaseGil release(utf8.size());
         encoder_.encode(utf8, ids);
         return ids;
     }
 
-    // Ids of `text`, in which the special tokens of the set `allowed` count, and how many the last piece has.
-    std::pair<IdBuffer, size_t> encode(nb::handle text, nb::handle allowed) const {
-        const std::vector<bool> enabled = enabled_by(allowed);
-        const std::string_view utf8 = utf8_of(text);
+    // Ids of `text`, in which the special tokens of `allowed` count; ValueError for one of `disallowed`.
+    IdBuffer encode(nb::handle text, nb::handle allowed, nb::handle disallowed, size_t* last = nullptr) const {
+        nb::object owner;
+        if (!PyUnicode_Check(text.ptr())) throw nb::type_error("text must be a str");
+        const std::string_view utf8 = utf8_of(text, owner);
+        const Specials::Enabled enabled = allowed_by(allowed);
+        check_disallowed(utf8, allowed, disallowed, enabled);
         IdBuffer ids;
-        size_t last = 0, start = 0;
-        nb::gil_scoped_release release;
-        while (true) {
-            const auto [end, special] = specials_.find(utf8, start, enabled);
-            const size_t pieces = encoder_.encode(utf8.substr(start, end - start), ids);
-            if (!special) return {std::move(ids), end > start ? pieces : last};
-            ids.push_back(special->id);
-            last = 0;
-            start = end + special->bytes.size();
-        }
+        const ReleaseGil release(utf8.size());
+        const size_t tokens = encode_with_specials(encoder_, specials_, enabled, utf8, ids);
+        if (last) *last = tokens;
+        return ids;
     }
 
-    nb::object find_special(nb::handle text, nb::handle wanted) const {
-        const Specials::Match match = specials_.find(utf8_of(text), 0, enabled_by(wanted));
-        return match.special ? nb::cast(match.special->bytes) : nb::none();
+    size_t count(nb::handle text) const {
+        nb::object owner;
+        const std::string_view utf8 = text_of(text, owner);
+        const ReleaseGil release(utf8.size());
+        return encoder_.count(utf8);
     }
 
     IdBuffer encode_piece(nb::bytes piece, bool look_up) const {
@@ -125,26 +129,32 @@ class Core {
         return ids;
     }
 
+    nb::list to_list(const IdBuffer& ids) const { return ints_.list(ids.data(), ids.size()); }
+
+    // The special token, a str, that is found first in `text` of those in `wanted`, or None.
+    nb::object find_special(nb::handle text, nb::handle wanted) const {
+        nb::object owner;
+        const Specials::Match match = specials_.find(utf8_of(text, owner), 0, enabled_by(wanted));
+        return match.special ? nb::cast(match.special->bytes) : nb::none();
+    }
+
     nb::object token_bytes(uint32_t id) const {
-        std::string_view bytes = bytes_by_id(id);
+        const std::string_view bytes = decoder_.bytes(id);
         if (bytes.empty()) return nb::none();
         return nb::bytes(bytes.data(), bytes.size());
     }
 
-    nb::bytes decode(nb::handle ids) const {
-        nb::object fast = nb::steal(PySequence_Fast(ids.ptr(), "tokens must be a sequence of ints"));
-        if (!fast.is_valid()) throw nb::python_error();
-        std::string text;
-        const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
-        for (Py_ssize_t i = 0; i < count; ++i) {
-            const uint32_t id = nb::cast<uint32_t>(nb::handle(PySequence_Fast_GET_ITEM(fast.ptr(), i)));
-            const std::string_view bytes = bytes_by_id(id);
-            if (bytes.empty()) {
-                throw nb::key_error(("Invalid token for decoding: " + std::to_string(id)).c_str());
-            }
-            text += bytes;
-        }
+    nb::object decode_bytes(nb::handle tokens) const {
+        const ByteBuffer text = decode(tokens);
         return nb::bytes(text.data(), text.size());
+    }
+
+    nb::object decode_text(nb::handle tokens, const char* errors) const {
+        const ByteBuffer text = decode(tokens);
+        nb::object result =
+            nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), errors));
+        if (!result.is_valid()) throw nb::python_error();
+        return result;
     }
 
     nb::object find(nb::bytes token) const {
@@ -152,27 +162,46 @@ class Core {
         for (const Special& special : specials_.all()) {
             if (special.bytes == bytes) return nb::int_(special.id);
         }
-        const uint32_t id = bytes.empty() ? kNoToken : encoder_.vocabulary().find(bytes);
+        const uint32_t id = encoder_.vocabulary().find(bytes);
         return id == kNoToken ? nb::none() : nb::object(nb::int_(id));
     }
 
-    nb::tuple encode_documents(nb::sequence documents, std::optional<uint32_t> separator, size_t threads,
+    nb::tuple encode_documents(nb::handle documents, std::optional<uint32_t> separator, size_t threads,
                                bool narrow) const {
-        nb::object fast = nb::steal(PySequence_Fast(documents.ptr(), "documents must be a sequence of str or bytes"));
-        if (!fast.is_valid()) throw nb::python_error();
-        const size_t count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
-        std::vector<std::string_view> texts(count);
-        for (size_t i = 0; i < count; ++i) {
-            texts[i] = text_of(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)));
+        std::vector<nb::object> owners;
+        const std::vector<std::string_view> texts = texts_of(documents, owners);
+        int64_t* offsets = static_cast<int64_t*>(std::malloc((texts.size() + 1) * sizeof(int64_t)));
+        if (!offsets) throw std::bad_alloc();
+        const nb::object offsets_array = to_numpy(offsets, texts.size() + 1);
+        void* ids = nullptr;
+        {
+            const nb::gil_scoped_release release;
+            ids = llmfast::encode_documents(encoder_, texts, separator, threads, narrow, offsets);
         }
-        int64_t* offsets = allocate<int64_t>(count + 1);
-        const nb::object offsets_array = to_numpy(offsets, count + 1);
-        if (narrow) {
-            uint16_t* ids = encode_all<uint16_t>(texts, separator, threads, offsets);
-            return nb::make_tuple(to_numpy(ids, static_cast<size_t>(offsets[count])), offsets_array);
+        const size_t count = static_cast<size_t>(offsets[texts.size()]);
+        return nb::make_tuple(narrow ? to_numpy(static_cast<uint16_t*>(ids), count)
+                                     : to_numpy(static_cast<uint32_t*>(ids), count),
+                              offsets_array);
+    }
+
+    nb::list encode_batch(nb::handle texts, nb::handle allowed, nb::handle disallowed, size_t threads) const {
+        std::vector<nb::object> owners;
+        const std::vector<std::string_view> all = texts_of(texts, owners);
+        const Specials::Enabled enabled = allowed_by(allowed);
+        for (const std::string_view text : all) check_disallowed(text, allowed, disallowed, enabled);
+        std::vector<IdBuffer> results(all.size());
+        {
+            const nb::gil_scoped_release release;
+            run_parallel(all.size(), threads, [&](size_t i) {
+                encode_with_specials(encoder_, specials_, enabled, all[i], results[i]);
+            });
         }
-        uint32_t* ids = encode_all<uint32_t>(texts, separator, threads, offsets);
-        return nb::make_tuple(to_numpy(ids, static_cast<size_t>(offsets[count])), offsets_array);
+        nb::list lists;
+        for (IdBuffer& ids : results) {
+            lists.append(to_list(ids));
+            ids = IdBuffer();
+        }
+        return lists;
     }
 
   private:
@@ -184,105 +213,160 @@ class Core {
         PyObject *token = nullptr, *id = nullptr;
         for (Py_ssize_t at = 0; PyDict_Next(ranks.ptr(), &at, &token, &id);) {
             tokens.push_back(bytes_of(token));
-            ids.push_back(nb::cast<uint32_t>(nb::handle(id)));
+            ids.push_back(id_from(id));
         }
         return Vocabulary(tokens, ids);
     }
 
     static Specials specials_from(nb::dict specials) {
         std::vector<Special> all;
-        for (const auto& [text, id] : specials) all.push_back({std::string(utf8_of(text)), nb::cast<uint32_t>(id)});
+        nb::object owner;
+        for (const auto& [text, id] : specials) all.push_back({std::string(utf8_of(text, owner)), id_from(id)});
         return Specials(std::move(all));
     }
 
-    std::vector<bool> enabled_by(nb::handle set) const {
-        std::vector<bool> enabled(specials_.all().size());
-        for (size_t i = 0; i < enabled.size(); ++i) {
+    static uint32_t id_from(nb::handle value) {
+        const unsigned long long id = PyLong_AsUnsignedLongLong(value.ptr());
+        if (PyErr_Occurred()) {
+            if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw nb::python_error();
+            PyErr_Clear();
+        } else if (id <= kLargestId) {
+            return static_cast<uint32_t>(id);
+        }
+        throw nb::value_error(("the id " + std::string(nb::str(value).c_str()) + " is not in 0.." +
+                               std::to_string(kLargestId)).c_str());
+    }
+
+    std::vector<std::string_view> texts_of(nb::handle documents, std::vector<nb::object>& owners) const {
+        if (PyUnicode_Check(documents.ptr()) || PyBytes_Check(documents.ptr())) {
+            throw nb::type_error("expected a sequence of texts, got one text: put it in a list");
+        }
+        nb::object fast = nb::steal(PySequence_Fast(documents.ptr(), "expected a sequence of str or bytes"));
+        if (!fast.is_valid()) throw nb::python_error();
+        owners.push_back(fast);
+        std::vector<std::string_view> texts(static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
+        for (size_t i = 0; i < texts.size(); ++i) {
+            nb::object owner;
+            texts[i] = text_of(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)), owner);
+            if (owner.is_valid()) owners.push_back(owner);
+        }
+        return texts;
+    }
+
+    static bool is_all(nb::handle which) {
+        return PyUnicode_Check(which.ptr()) && PyUnicode_CompareWithASCIIString(which.ptr(), "all") == 0;
+    }
+
+    Specials::Enabled enabled_by(nb::handle set) const {
+        Specials::Enabled enabled = specials_.none();
+        for (size_t i = 0; i < specials_.all().size(); ++i) {
             const std::string& bytes = specials_.all()[i].bytes;
             const int found = PySequence_Contains(set.ptr(), nb::str(bytes.data(), bytes.size()).ptr());
             if (found < 0) throw nb::python_error();
-            enabled[i] = found;
+            if (found) Specials::enable(enabled, i);
         }
         return enabled;
     }
 
-    std::string_view bytes_by_id(uint32_t id) const {
-        const std::string_view bytes = encoder_.vocabulary().bytes(id);
-        if (!bytes.empty()) return bytes;
-        for (const Special& special : specials_.all()) {
-            if (special.id == id) return special.bytes;
-        }
-        return {};
+    static bool is_empty(nb::handle set) {
+        const Py_ssize_t size = PyObject_Size(set.ptr());
+        if (size < 0) throw nb::python_error();
+        return size == 0;
     }
 
-    template <typename Id>
-    Id* encode_all(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator, size_t threads,
-                   int64_t* offsets) const {
-        nb::gil_scoped_release release;
-        std::vector<IdBuffer> parts(texts.size());
-        std::atomic<size_t> next{0};
-        std::exception_ptr failure;
-        std::mutex failure_guard;
-        const auto work = [&] {
-            try {
-                for (size_t i = next++; i < texts.size(); i = next++) {
-                    encoder_.encode(texts[i], parts[i]);
-                    if (separator) parts[i].push_back(*separator);
-                }
-            } catch (...) {
-                const std::lock_guard guard(failure_guard);
-                failure = std::current_exception();
-            }
-        };
-        std::vector<std::thread> pool;
-        for (size_t i = 1; i < std::min(threads, texts.size()); ++i) pool.emplace_back(work);
-        work();
-        for (std::thread& thread : pool) thread.join();
-        if (failure) std::rethrow_exception(failure);
+    Specials::Enabled allowed_by(nb::handle allowed) const {
+        if (is_all(allowed)) return specials_.every();
+        return is_empty(allowed) ? specials_.none() : enabled_by(allowed);
+    }
 
-        offsets[0] = 0;
-        for (size_t i = 0; i < texts.size(); ++i) offsets[i + 1] = offsets[i] + static_cast<int64_t>(parts[i].size());
-        Id* ids = allocate<Id>(static_cast<size_t>(offsets[texts.size()]));
-        for (size_t i = 0; i < texts.size(); ++i) {
-            std::copy_n(parts[i].data(), parts[i].size(), ids + offsets[i]);
+    // Raises tiktoken's error for the first disallowed special token in `text`. tiktoken looks for any text that is
+    // disallowed, special token or not, so that the general case is left to Python.
+    void check_disallowed(std::string_view text, nb::handle allowed, nb::handle disallowed,
+                          const Specials::Enabled& enabled) const {
+        if (!is_all(disallowed) && is_empty(disallowed)) return;
+        const char* const module = "llmfast.tokenizer.encoding";
+        if (!is_all(disallowed)) {
+            nb::module_::import_(module).attr("check_disallowed")(nb::str(text.data(), text.size()), disallowed);
+            return;
         }
-        return ids;
+        Specials::Enabled rest = specials_.every();
+        Specials::subtract(rest, enabled);
+        const Specials::Match match = specials_.find(text, 0, rest);
+        if (!match.special) return;
+        nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
+    }
+
+    ByteBuffer decode(nb::handle tokens) const {
+        ByteBuffer text;
+        for_each_id(tokens, [&](uint32_t id) {
+            if (!decoder_.append(id, text)) {
+                throw nb::key_error(("Invalid token for decoding: " + std::to_string(id)).c_str());
+            }
+        });
+        return text;
     }
 
     Encoder encoder_;
     Specials specials_;
+    Decoder decoder_;
+    PythonInts ints_;
 };
+
+// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not.
+nb::dict parse_ranks(nb::bytes contents) {
+    nb::dict ranks;
+    for_each_rank(bytes_of(contents), [&](std::string_view token, uint32_t rank) {
+        const nb::bytes key(token.data(), token.size());
+        const nb::int_ value(rank);
+        if (PyDict_SetItem(ranks.ptr(), key.ptr(), value.ptr()) < 0) throw nb::python_error();
+    });
+    return ranks;
+}
+
+nb::list split_text(nb::handle text, std::string_view pattern) {
+    nb::object owner;
+    const std::string_view all = text_of(text, owner);
+    nb::list pieces;
+    uint32_t ends[256];
+    for (size_t at = 0; at < all.size();) {
+        const size_t count = split(pattern_named(pattern), all.data() + at, all.size() - at, ends, 256);
+        uint32_t start = 0;
+        for (size_t i = 0; i < count; ++i) {
+            pieces.append(nb::bytes(all.data() + at + start, ends[i] - start));
+            start = ends[i];
+        }
+        at += start;
+    }
+    return pieces;
+}
 
 }  // namespace
 
 void bind_encoding(nb::module_& module) {
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
         .def(nb::init<nb::dict, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
-        .def("encode_ordinary", [](const Core& core, nb::handle text) { return to_list(core.encode_ordinary(text)); })
+        .def("encode_ordinary", [](const Core& core, nb::handle text) { return core.to_list(core.encode_ordinary(text)); })
         .def("encode_ordinary_to_numpy",
              [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); })
-        .def("encode", [](const Core& core, nb::handle text, nb::handle allowed) {
-            auto [ids, last] = core.encode(text, allowed);
-            return nb::make_tuple(to_list(ids), last);
-        })
-        .def("encode_to_numpy", [](const Core& core, nb::handle text,
-                                   nb::handle allowed) { return to_numpy(core.encode(text, allowed).first); })
-        .def("encode_piece", [](const Core& core, nb::bytes piece) { return to_list(core.encode_piece(piece, true)); })
-        .def("merge_piece", [](const Core& core, nb::bytes piece) { return to_list(core.encode_piece(piece, false)); })
+        .def("encode", [](const Core& core, nb::handle text, nb::handle allowed,
+                          nb::handle disallowed) { return core.to_list(core.encode(text, allowed, disallowed)); })
+        .def("encode_to_numpy", [](const Core& core, nb::handle text, nb::handle allowed,
+                                   nb::handle disallowed) { return to_numpy(core.encode(text, allowed, disallowed)); })
+        .def("encode_with_last", [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
+            size_t last = 0;
+            const IdBuffer ids = core.encode(text, allowed, disallowed, &last);
+            return nb::make_tuple(core.to_list(ids), last);
+        }, "The ids, and how many of them the last piece has.")
+        .def("encode_batch", &Core::encode_batch)
+        .def("encode_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, true)); })
+        .def("merge_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, false)); })
         .def("encode_documents", &Core::encode_documents, "documents"_a, "separator"_a.none(), "threads"_a, "narrow"_a)
+        .def("count", &Core::count)
         .def("find_special", &Core::find_special)
         .def("find", &Core::find)
         .def("token_bytes", &Core::token_bytes)
-        .def("decode", &Core::decode);
-    module.def("split", [](nb::handle text, std::string_view pattern) {
-        const std::string_view all = text_of(text);
-        nb::list pieces;
-        for (size_t at = 0; at < all.size();) {
-            uint32_t end = 0;
-            split(pattern_named(pattern), all.data() + at, all.size() - at, &end, 1);
-            pieces.append(nb::bytes(all.data() + at, end));
-            at += end;
-        }
-        return pieces;
-    }, "text"_a, "pattern"_a, "The pieces of a str or bytes under a named pattern.");
+        .def("decode", &Core::decode_text)
+        .def("decode_bytes", &Core::decode_bytes);
+    module.def("parse_ranks", &parse_ranks, "The dict of bytes to int of a tiktoken rank file.");
+    module.def("split", &split_text, "text"_a, "pattern"_a, "The pieces of a str or bytes under a named pattern.");
 }

@@ -76,6 +76,7 @@ std::vector<std::pair<std::uint32_t, std::uint32_t>> learn(Corpus& corpus, std::
     options.merges = merges;
     options.min_frequency = std::max<std::uint64_t>(min_frequency, 1);
     options.tie_break = tie_break;
+    options.threads = corpus.threads();
     if (byte_order.size() != 256) throw std::invalid_argument("byte_order must have 256 bytes");
     std::copy_n(static_cast<const std::uint8_t*>(byte_order.data()), 256, options.byte_order.begin());
     options.progress = progress_of<std::size_t>(progress);

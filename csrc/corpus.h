@@ -29,6 +29,7 @@ public:
 
     // The distinct words of all that was added; valid until more is added.
     std::vector<Word> words();
+    unsigned threads() const { return static_cast<unsigned>(counts_.size()); }
     std::uint64_t bytes_read() const { return bytes_read_; }
 
 private:

@@ -8,8 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "key.h"
+#include "prefetch.h"
 #include "train.h"
-#include "vocabulary.h"
 
 namespace llmfast {
 
@@ -56,7 +57,7 @@ private:
 
     void hold_back(Key key) {
         const std::uint64_t h = hash_key(key) >> shift_;
-        __builtin_prefetch(&short_[h]);
+        prefetch_line(&short_[h]);
         held_[n_held_++] = {key, h};
         if (n_held_ == kBatch) flush();
     }

@@ -1,11 +1,14 @@
 #include "encoder.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace llmfast {
 namespace {
 
-constexpr size_t kBatch = 256;  // pieces between asking for a slot's memory and reading it
+constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
+constexpr size_t kRoomToLearn = 1 << 16;    // short pieces beside the vocabulary's
+constexpr size_t kMediumSlots = 1 << 17;    // 8 MB, of which only what is used is ever touched
 
 inline void prefetch(const void* at) {
 #if defined(__GNUC__)
@@ -22,13 +25,41 @@ struct Encoder::Batch {
     Key keys[kBatch];
 };
 
-// The ids of a piece that the table does not hold.
+Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
+    : vocabulary_(std::move(vocabulary)),
+      pairs_(vocabulary_),
+      short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
+      medium_pieces_(kMediumSlots),
+      pattern_(pattern) {
+    for (uint32_t id = 0; id <= vocabulary_.largest_id(); ++id) {
+        const std::string_view token = vocabulary_.bytes(id);
+        if (token.empty() || token.size() > kLongestShortKey) continue;
+        short_pieces_.learn(short_key(token.data(), token.size(), false), &id, 1);
+    }
+}
+
+// The ids of a piece of up to 31 bytes that the table of short pieces does not hold.
+size_t Encoder::encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const {
+    const MediumKey key = medium_key(piece.data(), piece.size());
+    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, medium_pieces_.index(key))) {
+        return MediumPieces::copy(*slot, out);
+    }
+    const size_t count = encode_unknown(piece, out, piece.size() > kLongestShortKey, scratch);
+    if (count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
+        short_pieces_.learn(short_key(piece.data(), piece.size(), false), out, count);
+    } else if (count <= MediumPieces::kMostIds) {
+        medium_pieces_.learn(key, out, count);
+    }
+    return count;
+}
+
+// The ids of a piece that no table holds.
 size_t Encoder::encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const {
     if (look_up) {
         out[0] = vocabulary_.find(piece);
         if (out[0] != kNoToken) return 1;
     }
-    return merge(vocabulary_, pairs_, piece, out, scratch);
+    return merge(pairs_, piece, out, scratch);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
@@ -39,22 +70,23 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
     return count;
 }
 
-size_t Encoder::encode_batch(const char* text, const char* text_end, const Batch& batch, IdBuffer& ids,
+size_t Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids,
                              MergeScratch& scratch) const {
-    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + kMostIds);
+    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + MediumPieces::kMostIds);
     uint32_t* out = begin;
     uint32_t start = 0;
     size_t last = 0;
     for (size_t i = 0; i < batch.count; ++i) {
         const std::string_view piece(text + start, batch.ends[i] - start);
         start = batch.ends[i];
-        if (piece.size() > kLongestShortKey) {
-            last = encode_unknown(piece, out, true, scratch);
-        } else if (const PieceTable::Slot* slot = pieces_.find(batch.keys[i], batch.slots[i])) {
-            last = PieceTable::copy(*slot, out);
+        const ShortPieces::Slot* slot = nullptr;
+        if (piece.size() <= kLongestShortKey) slot = short_pieces_.find(batch.keys[i], batch.slots[i]);
+        if (slot) {
+            last = ShortPieces::copy(*slot, out);
+        } else if (piece.size() <= kLongestMediumKey) {
+            last = encode_medium(piece, out, scratch);
         } else {
-            last = merge(vocabulary_, pairs_, piece, out, scratch);
-            if (last <= kMostIds) pieces_.learn(batch.keys[i], out, last);
+            last = encode_unknown(piece, out, true, scratch);
         }
         out += last;
     }
@@ -62,30 +94,48 @@ size_t Encoder::encode_batch(const char* text, const char* text_end, const Batch
     return last;
 }
 
+// Splits off the next pieces of `text`, and asks for the memory that the short ones will be looked up in.
+void Encoder::fill(Batch& batch, std::string_view text) const {
+    batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
+    uint32_t start = 0;
+    for (size_t i = 0; i < batch.count; ++i) {
+        const size_t length = batch.ends[i] - start;
+        if (length <= kLongestShortKey) {
+            const Key key = short_key(text.data() + start, length, text.size() - start >= 16);
+            batch.keys[i] = key;
+            batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
+            prefetch(short_pieces_.slot(batch.slots[i]));
+        }
+        start = batch.ends[i];
+    }
+}
+
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     MergeScratch scratch;
     Batch batch;
-    const char* at = text.data();
-    const char* const text_end = at + text.size();
     size_t last = 0;
-    ids.reserve(ids.size() + text.size() / 4 + kMostIds);
-    while (at < text_end) {
-        batch.count = split(pattern_, at, static_cast<size_t>(text_end - at), batch.ends, kBatch);
-        uint32_t start = 0;
-        for (size_t i = 0; i < batch.count; ++i) {
-            const size_t length = batch.ends[i] - start;
-            if (length <= kLongestShortKey) {
-                const Key key = short_key(at + start, length, text_end - (at + start) >= 16);
-                batch.keys[i] = key;
-                batch.slots[i] = static_cast<uint32_t>(pieces_.index(key));
-                prefetch(pieces_.slot(batch.slots[i]));
-            }
-            start = batch.ends[i];
-        }
-        last = encode_batch(at, text_end, batch, ids, scratch);
-        at += start;
+    if (ids.size() == 0) ids.reserve(text.size() / 4 + MediumPieces::kMostIds);
+    while (!text.empty()) {
+        fill(batch, text);
+        last = encode_batch(text.data(), batch, ids, scratch);
+        text.remove_prefix(batch.ends[batch.count - 1]);
     }
     return last;
+}
+
+size_t Encoder::count(std::string_view text) const {
+    MergeScratch scratch;
+    Batch batch;
+    IdBuffer ids;
+    size_t total = 0;
+    while (!text.empty()) {
+        fill(batch, text);
+        encode_batch(text.data(), batch, ids, scratch);
+        total += ids.size();
+        ids.clear();
+        text.remove_prefix(batch.ends[batch.count - 1]);
+    }
+    return total;
 }
 
 }  // namespace llmfast

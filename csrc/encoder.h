@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "id_buffer.h"
+#include "growing.h"
 #include "merge.h"
 #include "pair_table.h"
 #include "piece_table.h"
@@ -16,8 +16,7 @@ namespace llmfast {
 
 class Encoder {
   public:
-    Encoder(Vocabulary vocabulary, Pattern pattern)
-        : vocabulary_(std::move(vocabulary)), pairs_(vocabulary_), pieces_(vocabulary_), pattern_(pattern) {}
+    Encoder(Vocabulary vocabulary, Pattern pattern);
 
     const Vocabulary& vocabulary() const { return vocabulary_; }
     Pattern pattern() const { return pattern_; }
@@ -26,6 +25,9 @@ class Encoder {
     // Safe from many threads at once.
     size_t encode(std::string_view text, IdBuffer& ids) const;
 
+    // How many ids `text` has; takes memory for a few pieces only.
+    size_t count(std::string_view text) const;
+
     // Appends the ids of a piece that is not to be split. `look_up`: a piece that is a token is that token, even if
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
@@ -33,13 +35,15 @@ class Encoder {
   private:
     struct Batch;
 
-    size_t encode_batch(const char* text, const char* text_end, const Batch& batch, IdBuffer& ids,
-                        MergeScratch& scratch) const;
+    void fill(Batch& batch, std::string_view text) const;
+    size_t encode_batch(const char* text, const Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
+    size_t encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const;
     size_t encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const;
 
     Vocabulary vocabulary_;
     PairTable pairs_;
-    mutable PieceTable pieces_;  // learns
+    mutable ShortPieces short_pieces_;    // up to 15 bytes and 4 ids
+    mutable MediumPieces medium_pieces_;  // up to 31 bytes and 8 ids
     Pattern pattern_;
 };
 

@@ -35,4 +35,22 @@ inline Key short_key(const char* at, size_t length, bool readable) {
 
 inline uint64_t hash_key(Key key) { return hash_words(key.low, key.high); }
 
+constexpr size_t kLongestMediumKey = 31;
+
+// Up to 31 bytes in the same manner.
+struct MediumKey {
+    uint64_t words[4];
+};
+
+inline MediumKey medium_key(const char* at, size_t length) {
+    MediumKey key = {};
+    std::memcpy(key.words, at, length);
+    key.words[3] |= uint64_t{length} << 56;
+    return key;
+}
+
+inline uint64_t hash_key(const MediumKey& key) {
+    return hash_words(hash_words(key.words[0], key.words[1]) ^ key.words[2], key.words[3]);
+}
+
 }  // namespace llmfast

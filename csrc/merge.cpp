@@ -1,6 +1,7 @@
 #include "merge.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -10,25 +11,29 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kShort = 64;  // up to here a scan for the lowest rank beats a queue
+constexpr size_t kShort = 64;  // parts whose state fits in a few registers and the nearest memory
 
-[[noreturn]] void throw_no_token(uint8_t byte) {
-    const char text = static_cast<char>(byte);
-    throw std::invalid_argument("the vocabulary has no token for the byte " + printable({&text, 1}));
+// One token a byte; false for a byte that is none.
+bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
+    bool all = true;
+    for (size_t i = 0; i < piece.size(); ++i) {
+        out[i] = pairs.byte(static_cast<uint8_t>(piece[i]));
+        all &= out[i] != kNoToken;
+    }
+    return all;
 }
 
-// One token a byte. Returns how many there are.
-size_t byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
-    for (size_t i = 0; i < piece.size(); ++i) {
-        const uint8_t byte = static_cast<uint8_t>(piece[i]);
-        out[i] = pairs.byte(byte);
-        if (out[i] == kNoToken) throw_no_token(byte);
+[[noreturn]] void throw_no_token(const PairTable& pairs, std::string_view piece) {
+    for (const char& byte : piece) {
+        if (pairs.byte(static_cast<uint8_t>(byte)) != kNoToken) continue;
+        throw std::invalid_argument("the vocabulary has no token for the byte " + printable({&byte, 1}));
     }
-    return piece.size();
+    throw std::logic_error("every byte is a token");
 }
 
 // One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
-// either end of the character: then nothing outside of it can merge with a part of it.
+// either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece that is
+// not UTF-8, where characters could end anywhere.
 size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = at + piece.size();
@@ -36,13 +41,16 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
     bool free_before = true;
     while (at < end) {
         const Character character = character_at(at, end);
+        if (character.size == 1 && *at >= 0x80) return 0;
         const uint8_t* const after = at + character.size;
         const bool free_behind = after == end || !pairs.straddles(after[-1], *after);
         const uint32_t whole = character.size > 1 && free_before && free_behind ? pairs.character(character.point) : kNoToken;
         if (whole != kNoToken) {
             out[count++] = whole;
         } else {
-            count += byte_tokens(pairs, {reinterpret_cast<const char*>(at), character.size}, out + count);
+            const std::string_view bytes(reinterpret_cast<const char*>(at), character.size);
+            if (!byte_tokens(pairs, bytes, out + count)) throw_no_token(pairs, bytes);
+            count += bytes.size();
         }
         free_before = free_behind;
         at = after;
@@ -54,38 +62,85 @@ bool is_ascii(std::string_view piece) {
     return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
-size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count) {
-    uint32_t rank[kShort];  // of each part joined with the next
-    for (size_t i = 0; i + 1 < count; ++i) rank[i] = pairs.find(ids[i], ids[i + 1]);
-    while (count > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < count; ++i) best = rank[i] < rank[best] ? i : best;
-        if (rank[best] == kNoToken) break;
-        ids[best] = rank[best];
-        --count;
-        for (size_t i = best + 1; i < count; ++i) {
-            ids[i] = ids[i + 1];
-            rank[i - 1] = rank[i];
-        }
-        if (best + 1 < count) rank[best] = pairs.find(ids[best], ids[best + 1]);
-        if (best > 0) rank[best - 1] = pairs.find(ids[best - 1], ids[best]);
+// Up to 64 parts: which are left is one word, and a pair is a number whose smallest is the next to merge, rank in the
+// upper bits and place in the lower.
+class ShortMerge {
+  public:
+    explicit ShortMerge(uint32_t* ids, size_t count) : ids_(ids), left_(~0ull >> (64 - count)), count_(count) {
+        for (size_t i = count - 1; i < (count + 15) / 16 * 16; ++i) pairs_[i] = kNone;
     }
-    return count;
+
+    void set(size_t place, uint32_t merged) {
+        pairs_[place] = merged == kNoToken ? kNone : static_cast<int32_t>(merged << 6 | place);
+    }
+
+    // Merges in place, packs the ids and, if asked, where their parts start; returns how many are left.
+    size_t run(const PairTable& pairs, uint32_t* starts) {
+        for (int32_t best = smallest(); best != kNone; best = smallest()) {
+            const size_t place = static_cast<size_t>(best) & 63;
+            const size_t gone = next(place);
+            ids_[place] = static_cast<uint32_t>(best) >> 6;
+            left_ &= ~(1ull << gone);
+            pairs_[gone] = kNone;
+            const size_t behind = next(place);
+            if (behind < 64) {
+                set(place, pairs.find(ids_[place], ids_[behind]));
+            } else {
+                pairs_[place] = kNone;
+            }
+            const uint64_t before = left_ & ((1ull << place) - 1);
+            if (before) {
+                const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
+                set(previous, pairs.find(ids_[previous], ids_[place]));
+            }
+        }
+        size_t kept = 0;
+        for (uint64_t rest = left_; rest; rest &= rest - 1) {
+            const size_t place = static_cast<size_t>(std::countr_zero(rest));
+            if (starts) starts[kept] = static_cast<uint32_t>(place);
+            ids_[kept++] = ids_[place];
+        }
+        return kept;
+    }
+
+  private:
+    static constexpr int32_t kNone = INT32_MAX;  // above every pair: ids have 24 bits
+
+    size_t next(size_t place) const {
+        return static_cast<size_t>(std::countr_zero(left_ & (~1ull << place)));  // 64 where there is none
+    }
+    int32_t smallest() const {
+        int32_t best = kNone;
+        for (size_t at = 0; at < count_; at += 16) {
+            for (size_t i = 0; i < 16; ++i) best = std::min(best, pairs_[at + i]);
+        }
+        return best;
+    }
+
+    uint32_t* ids_;
+    uint64_t left_;
+    size_t count_;
+    int32_t pairs_[64];
+};
+
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
+    ShortMerge merge(ids, count);
+    for (size_t i = 0; i + 1 < count; ++i) merge.set(i, pairs.find(ids[i], ids[i + 1]));
+    return merge.run(pairs, starts);
 }
 
-// The merge loop of long pieces. Parts are a linked list of where they start; the queue holds rank and start, and
-// outdated entries are skipped when they come up: O(n log n). `joined(part, other)` is the rank of a part joined with
-// the next; `merged(part, rank)` is told when that happens.
-template <typename Joined, typename Merged>
-void merge_long(size_t length, MergeScratch& scratch, Joined joined, Merged merged) {
-    auto& [next, previous, rank, queue] = scratch;
-    const uint32_t end = static_cast<uint32_t>(length);
-    next.resize(length);
-    previous.resize(length);
-    rank.resize(length);
+// Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
+// entries are skipped when they come up: O(n log n).
+size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeQueue& scratch) {
+    std::vector<uint32_t>&next = scratch.next, &previous = scratch.previous, &rank = scratch.rank;
+    std::vector<uint64_t>& queue = scratch.queue;
+    const uint32_t end = static_cast<uint32_t>(count);
+    next.resize(count);
+    previous.resize(count);
+    rank.resize(count);
     queue.clear();
     const auto renew = [&](uint32_t part) {
-        rank[part] = next[part] == end ? kNoToken : joined(part, next[part]);
+        rank[part] = next[part] == end ? kNoToken : pairs.find(ids[part], ids[next[part]]);
         if (rank[part] == kNoToken) return false;
         queue.push_back(uint64_t{rank[part]} << 32 | part);
         return true;
@@ -104,47 +159,82 @@ void merge_long(size_t length, MergeScratch& scratch, Joined joined, Merged merg
         const uint32_t part = static_cast<uint32_t>(best);
         if (rank[part] != best >> 32) continue;  // merged away, or joined with something else since
         const uint32_t gone = next[part];
-        merged(part, rank[part]);
+        ids[part] = rank[part];
         rank[gone] = kNoToken;
         next[part] = next[gone];
         if (next[part] != end) previous[next[part]] = part;
         if (renew(part)) std::push_heap(queue.begin(), queue.end(), std::greater<>());
         if (part > 0 && renew(previous[part])) std::push_heap(queue.begin(), queue.end(), std::greater<>());
     }
+    size_t kept = 0;
+    for (uint32_t part = 0; part < end; part = next[part]) {
+        starts[kept] = part;
+        ids[kept++] = ids[part];
+    }
+    return kept;
+}
+
+// A long piece goes window by window, so that the work stays in the nearest memory and is linear in its length.
+//
+// A sequence of tokens is the result of merging if each two neighbours are the result of merging their bytes alone:
+// the first merge across the end of a token would depend on nothing but that token and its neighbour. So two windows
+// may overlap in one token: if both find it, what the first has up to it and the second has from it is the result.
+// If they do not, the second window starts a token earlier and is made wider.
+size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    auto& [source, window, starts, done_starts, queue] = scratch;
+    source.assign(ids, ids + count);
+    done_starts.clear();  // of the tokens in ids[0, done); ids[done] is what the window before found at `at`
+    size_t done = 0, at = 0, usual_width = kShort, width = kShort;
+    while (true) {
+        const size_t size = std::min(width, count - at);
+        window.assign(source.data() + at, source.data() + at + size);
+        starts.resize(size);
+        const size_t found = size <= kShort ? merge_short(pairs, window.data(), size, starts.data())
+                                            : merge_queued(pairs, window.data(), size, starts.data(), queue);
+        if (at > 0 && window[0] != ids[done]) {
+            at = done_starts[--done];
+            done_starts.pop_back();
+            width *= 2;
+            continue;
+        }
+        if (at + size == count) {
+            std::copy_n(window.data(), found, ids + done);
+            return done + found;
+        }
+        size_t shared = found - 1;  // the last token that ends well before the window does
+        while (shared > 0 && (shared + 1 == found || starts[shared + 1] > size / 4 * 3)) --shared;
+        if (shared == 0) {  // long tokens
+            usual_width = width *= 4;
+            continue;
+        }
+        for (size_t i = 0; i < shared; ++i) done_starts.push_back(static_cast<uint32_t>(at) + starts[i]);
+        std::copy_n(window.data(), shared + 1, ids + done);
+        done += shared;
+        at += starts[shared];
+        width = std::max(usual_width, width / 2);
+    }
 }
 
 }  // namespace
 
-size_t merge_tokens(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
-    if (count <= kShort) return merge_short(pairs, ids, count);
-    merge_long(
-        count, scratch, [&](uint32_t part, uint32_t other) { return pairs.find(ids[part], ids[other]); },
-        [&](uint32_t part, uint32_t rank) { ids[part] = rank; });
-    size_t kept = 0;
-    for (uint32_t part = 0; part < count; part = scratch.next[part]) ids[kept++] = ids[part];
-    return kept;
+size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
+    if (!byte_tokens(pairs, piece, out)) return 0;
+    if (piece.size() > kShort) return merge_by_windows(pairs, out, piece.size(), scratch);
+    ShortMerge merge(out, piece.size());
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(piece.data());
+    for (size_t i = 0; i + 1 < piece.size(); ++i) merge.set(i, pairs.byte_pair(bytes[i], bytes[i + 1]));
+    return merge.run(pairs, nullptr);
 }
 
-size_t merge_by_bytes(const Vocabulary& vocabulary, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
-    const auto& next = scratch.next;
-    const auto behind = [&](uint32_t part) { return next[part]; };
-    merge_long(
-        piece.size(), scratch,
-        [&](uint32_t part, uint32_t other) { return vocabulary.find(piece.substr(part, behind(other) - part)); },
-        [](uint32_t, uint32_t) {});
-    size_t count = 0;
-    for (uint32_t part = 0; part < piece.size(); part = next[part]) {
-        out[count] = vocabulary.find(piece.substr(part, next[part] - part));
-        if (out[count++] == kNoToken) throw_no_token(static_cast<uint8_t>(piece[part]));
+size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
+    if (!is_ascii(piece)) {
+        const size_t count = character_tokens(pairs, piece, out);
+        if (count > kShort) return merge_by_windows(pairs, out, count, scratch);
+        if (count > 0) return merge_short(pairs, out, count, nullptr);
     }
+    const size_t count = merge_bytes(pairs, piece, out, scratch);
+    if (count == 0) throw_no_token(pairs, piece);
     return count;
-}
-
-size_t merge(const Vocabulary& vocabulary, const PairTable& pairs, std::string_view piece, uint32_t* out,
-             MergeScratch& scratch) {
-    if (!pairs.is_ordered()) return merge_by_bytes(vocabulary, piece, out, scratch);
-    const size_t parts = is_ascii(piece) ? byte_tokens(pairs, piece, out) : character_tokens(pairs, piece, out);
-    return merge_tokens(pairs, out, parts, scratch);
 }
 
 }  // namespace llmfast

@@ -9,10 +9,22 @@
 namespace llmfast {
 namespace {
 
-// At most 3/8 full: most lookups find nothing, and should notice at once.
-size_t entries_for(size_t tokens) { return std::bit_ceil(tokens * 8 / 3 + 1); }
-
 uint8_t byte_at(std::string_view token, size_t at) { return static_cast<uint8_t>(token[at]); }
+
+// The ids of tokens of two bytes and more.
+std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
+    std::vector<size_t> starts(vocabulary.longest() + 2);
+    for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) ++starts[vocabulary.bytes(id).size() + 1];
+    const size_t skipped = starts[1] + starts[2];
+    starts[1] = starts[2] = 0;
+    for (size_t length = 3; length < starts.size(); ++length) starts[length] += starts[length - 1];
+    std::vector<uint32_t> ids(vocabulary.largest_id() + 1 - skipped);
+    for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) {
+        const size_t length = vocabulary.bytes(id).size();
+        if (length > 1) ids[starts[length]++] = id;
+    }
+    return ids;
+}
 
 // Whether a token ends with all of the bytes of its last character.
 bool ends_whole(std::string_view token) {
@@ -26,40 +38,49 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : entries_(entries_for(vocabulary.size()), Entry{kNoToken, kNoToken, kNoToken}),
-      mask_(entries_.size() - 1),
-      characters_(65536, kNoToken) {
+    : byte_pairs_(65536, kNoToken), characters_(65536, kNoToken) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
     }
+    const std::vector<uint32_t> ids = by_length(vocabulary);
+    int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 3 / 2)));
+    while (!fill(vocabulary, ids, bits)) ++bits;
+}
+
+// From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
+// of two to the `bits` places, is too crowded.
+bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits) {
+    shift_ = 48 - bits;
+    entries_ = std::make_unique<Pages>(((size_t{1} << bits) + kFurthest + 1) * sizeof(uint64_t));
+    filter_ = std::make_unique<Pages>(size_t{1} << bits);
+    bool ordered = true;
     MergeScratch scratch;
-    for (uint32_t id = 0; id <= vocabulary.largest_id() && ordered_; ++id) {
-        if (vocabulary.bytes(id).size() > 1) add_token(vocabulary, id, scratch);
+    std::vector<uint32_t> parts(vocabulary.longest());
+    for (const uint32_t id : ids) {
+        const std::string_view token = vocabulary.bytes(id);
+        if (merge_bytes(*this, token, parts.data(), scratch) != 2) continue;
+        if (!insert(parts[0], parts[1], id)) return false;
+        ordered = ordered && parts[0] < id && parts[1] < id;
+        if (token.size() == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = id;
+        if (byte_at(token, 0) >= 0x80 || byte_at(token, token.size() - 1) >= 0x80) add_character(token, id);
     }
+    if (!ordered) std::fill(characters_.begin(), characters_.end(), kNoToken);
+    return true;
 }
 
-// The token's two halves are what the tokens of lower rank make of its bytes, if that is two.
-void PairTable::add_token(const Vocabulary& vocabulary, uint32_t id, MergeScratch& scratch) {
-    const std::string_view token = vocabulary.bytes(id);
-    std::vector<uint32_t> parts(token.size());
-    for (size_t i = 0; i < token.size(); ++i) {
-        parts[i] = bytes_[byte_at(token, i)];
-        if (parts[i] == kNoToken) return;
+// False if there is no empty place near where the pair belongs.
+bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
+    const uint64_t pair = scramble(left, right);
+    const size_t home = pair >> shift_;
+    size_t at = home;
+    while (entries()[at] != 0) {
+        if (++at > home + kFurthest) return false;
     }
-    const size_t count = merge_tokens(*this, parts.data(), parts.size(), scratch);
-    if (count == 2) {
-        insert(parts[0], parts[1], id);
-        add_character(token, id);
-    } else if (merge_by_bytes(vocabulary, token, parts.data(), scratch) == 1) {
-        ordered_ = false;  // merging arrives here through tokens of higher rank
-    }
-}
-
-void PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
-    size_t at = index(left, right);
-    while (entries_[at].merged != kNoToken) at = (at + 1) & mask_;
-    entries_[at] = {left, right, merged};
+    entries()[at] = pair << 24 | merged;
+    const uint64_t bit = pair >> (shift_ - 3);
+    filter()[bit >> 6] |= 1ull << (bit & 63);
+    return true;
 }
 
 void PairTable::add_character(std::string_view token, uint32_t id) {

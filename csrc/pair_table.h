@@ -1,63 +1,71 @@
 // Which two adjacent tokens merge into which: one entry for each token that merging can reach.
 //
-// A token is reached through one pair only, the last merge when its bytes are merged by themselves; other ways to cut
-// it into two tokens never come up. That holds where a token's rank is above those of its two halves, as training
-// makes them; `is_ordered` says whether it does.
+// A token is reached through one pair only, the last merge when its bytes are merged by themselves: merging inside a
+// stretch of bytes does not depend on what is around it until something crosses its ends. Other ways to cut the token
+// into two never come up.
 #pragma once
 
 #include <array>
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
-#include "hash.h"
+#include "pages.h"
 #include "vocabulary.h"
 
 namespace llmfast {
-
-struct MergeScratch;
 
 class PairTable {
   public:
     explicit PairTable(const Vocabulary& vocabulary);
 
-    // False: some token has a lower rank than a half of it, and merging has to look bytes up.
-    bool is_ordered() const { return ordered_; }
-
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
-        for (size_t at = index(left, right);; at = (at + 1) & mask_) {
-            const Entry& entry = entries_[at];
-            if (entry.left == left && entry.right == right) return entry.merged;
-            if (entry.merged == kNoToken) return kNoToken;
+        const uint64_t pair = scramble(left, right);
+        const uint64_t bit = pair >> (shift_ - 3);
+        if (!(filter()[bit >> 6] >> (bit & 63) & 1)) return kNoToken;
+        const uint64_t tag = pair << 24;
+        const uint64_t* const home = entries() + (pair >> shift_);
+        for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
+            if ((*entry ^ tag) < (1u << 24)) return static_cast<uint32_t>(*entry & 0xFFFFFF);
         }
+        return kNoToken;
     }
 
-    // The token of a byte, or kNoToken.
+    // The token of a byte, or kNoToken; the token of two bytes, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
+    uint32_t byte_pair(uint8_t left, uint8_t right) const { return byte_pairs_[size_t{left} << 8 | right]; }
 
-    // The token that the bytes of a character of two or three bytes merge into, or kNoToken.
+    // The token that the bytes of a character of two or three bytes merge into, or kNoToken. Merging may start from
+    // it only if ranks grow from merge to merge, as training makes them; where they do not, there are none.
     uint32_t character(uint32_t point) const { return point < characters_.size() ? characters_[point] : kNoToken; }
 
     // Whether some token spans a character boundary between these two bytes without starting and ending on one.
     bool straddles(uint8_t before, uint8_t behind) const { return straddles_[size_t{before} << 8 | behind]; }
 
   private:
-    struct Entry { uint32_t left, right, merged; };
+    // A pair as 48 bits, mixed so that nothing is lost. The upper ones say where it belongs; the lower 40 are kept
+    // beside the 24 bits of the token, and tell pairs apart that are not further than kFurthest from there.
+    static constexpr size_t kFurthest = 255;
+    static uint64_t scramble(uint32_t left, uint32_t right) {
+        return ((uint64_t{left} << 24 | right) * 0x9E3779B97F4B) & ((1ull << 48) - 1);
+    }
+    uint64_t* entries() const { return static_cast<uint64_t*>(entries_->data()); }
+    uint64_t* filter() const { return static_cast<uint64_t*>(filter_->data()); }
 
-    size_t index(uint32_t left, uint32_t right) const { return hash_words(uint64_t{left} << 32 | right, 0) & mask_; }
-    void insert(uint32_t left, uint32_t right, uint32_t merged);
-    void add_token(const Vocabulary& vocabulary, uint32_t id, MergeScratch& scratch);
+    bool fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits);
+    bool insert(uint32_t left, uint32_t right, uint32_t merged);
     void add_character(std::string_view token, uint32_t id);
 
-    std::vector<Entry> entries_;
-    size_t mask_;
+    int shift_;                        // from a scrambled pair to its place
+    std::unique_ptr<Pages> entries_;   // 0: empty
+    std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
     std::array<uint32_t, 256> bytes_;
-    std::vector<uint32_t> characters_;
+    std::vector<uint32_t> byte_pairs_, characters_;
     std::bitset<65536> straddles_;
-    bool ordered_ = true;
 };
 
 }  // namespace llmfast

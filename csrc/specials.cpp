@@ -20,8 +20,17 @@ Specials::Specials(std::vector<Special> specials) : specials_(std::move(specials
     }
 }
 
-Specials::Match Specials::find(std::string_view text, size_t from, const std::vector<bool>& enabled) const {
-    if (specials_.empty()) return {text.size(), nullptr};
+void Specials::enable(Enabled& enabled, size_t which) {
+    if (enabled.size() <= which) enabled.resize(which + 1);
+    enabled[which] = true;
+}
+
+void Specials::subtract(Enabled& enabled, const Enabled& others) {
+    for (size_t i = 0; i < others.size(); ++i) enabled[i] = enabled[i] && !others[i];
+}
+
+Specials::Match Specials::find(std::string_view text, size_t from, const Enabled& enabled) const {
+    if (enabled.empty()) return {text.size(), nullptr};
     while (true) {
         if (!prefix_.empty()) {
             from = text.find(prefix_, from);
@@ -30,7 +39,7 @@ Specials::Match Specials::find(std::string_view text, size_t from, const std::ve
             while (from < text.size() && !first_bytes_[static_cast<uint8_t>(text[from])]) ++from;
             if (from >= text.size()) return {text.size(), nullptr};
         }
-        for (size_t i = 0; i < specials_.size(); ++i) {
+        for (size_t i = 0; i < enabled.size(); ++i) {
             if (enabled[i] && text.compare(from, specials_[i].bytes.size(), specials_[i].bytes) == 0) {
                 return {from, &specials_[i]};
             }

@@ -15,17 +15,25 @@ struct Special {
 
 class Specials {
   public:
+    // Which of them count, in the order of all(); empty for none.
+    using Enabled = std::vector<bool>;
+
     struct Match {
         size_t begin;
         const Special* special;  // nullptr where there is none
     };
 
+    // Throws std::invalid_argument for the empty string.
     explicit Specials(std::vector<Special> specials);
 
     const std::vector<Special>& all() const { return specials_; }
+    Enabled none() const { return {}; }
+    Enabled every() const { return Enabled(specials_.size(), true); }
+    static void enable(Enabled& enabled, size_t which);
+    static void subtract(Enabled& enabled, const Enabled& others);
 
-    // The first special token at or after `from`; `enabled[i]` says whether all()[i] counts.
-    Match find(std::string_view text, size_t from, const std::vector<bool>& enabled) const;
+    // The first special token at or after `from` that is enabled.
+    Match find(std::string_view text, size_t from, const Enabled& enabled) const;
 
   private:
     std::vector<Special> specials_;  // longest first

@@ -32,6 +32,7 @@ struct TrainOptions {
     std::uint64_t min_frequency = 1;    // stop before a pair rarer than this
     TieBreak tie_break = TieBreak::greatest_bytes;
     std::array<std::uint8_t, 256> byte_order{};  // byte_order[id] is the byte that token `id` < 256 stands for
+    unsigned threads = 1;
     std::function<void(std::size_t merges_done)> progress;  // called now and then; may throw to stop
 };
 

@@ -15,6 +15,7 @@ from .attention import (
 from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
+from .linear_kl_divergence import linear_kl_divergence
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
@@ -33,6 +34,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "rms_norm",
     "rope",
     "sdpa",

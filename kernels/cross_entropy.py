@@ -14,7 +14,9 @@ Forward reads the logits once (online softmax: Milakov and Gimelshein 2018, arXi
 backward reads them once and writes the gradient once, never over the logits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,8 @@ from torch import Tensor
 from .backend import use_triton
 from .checks import check_floating
 from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
-from .launch import cdiv, next_power_of_2, rows_of, run
+from .gate import GateCase
+from .launch import Device, cdiv, next_power_of_2, rows_of, run
 from .loss_checks import check_options, check_target, finish
 from .operator import define
 from .reference import loss as definition
@@ -31,7 +34,8 @@ from .reference import loss as definition
 # -------------------------------------------------------------------------------------------- launch choices
 
 TILE = 2048  # elements a program takes at least, so that short rows share one
-BLOCK = 4096  # columns a step: with 8 warps two 16-byte reads a thread in flight, in at most 64 registers
+BLOCK = 4096  # columns a step: two 16-byte reads a thread in flight, in at most 64 registers
+WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,12 @@ class CrossEntropyLaunch:
 
     rows: int
     block: int
-    warps: int
 
 
 def launch(vocabulary: int) -> CrossEntropyLaunch:
     block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
     rows = max(1, TILE // block)
-    return CrossEntropyLaunch(rows, block, warps=rows * block // 512)
+    return CrossEntropyLaunch(rows, block)
 
 
 # ------------------------------------------------------------------------------------------------ the kernels
@@ -92,7 +95,7 @@ def forward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=how.warps,
+        num_warps=WARPS,
     )
 
 
@@ -125,7 +128,7 @@ def backward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=how.warps,
+        num_warps=WARPS,
     )
 
 
@@ -308,3 +311,30 @@ def cross_entropy(
         return (loss, lse) if return_lse else loss
     loss, lse = definition.cross_entropy(logits, target, weight, *options)
     return finish(loss, lse, target, weight, ignore_index, reduction, return_lse)
+
+
+# ---------------------------------------------------------------------------------------------- compile gate
+
+
+def gate_cases(device: Device) -> Iterator[GateCase]:
+    """Each tile (rows of 512, of 128,256) and each way the rows lie, without options and with all of them."""
+    for vocabulary, dtype, everything in (
+        (512, torch.bfloat16, False),
+        (50257, torch.bfloat16, False),
+        (128256, torch.bfloat16, False),
+        (128256, torch.bfloat16, True),
+        (128256, torch.float32, True),
+    ):
+        name = f"{vocabulary} {str(dtype)[6:]}{', all options, strided' if everything else ''}"
+        yield GateCase("cross_entropy", name, partial(_gate_run, vocabulary, dtype, everything))
+
+
+def _gate_run(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+    logits = torch.empty(4, 9, vocabulary, dtype=dtype, device="meta")[:, : 8 if everything else 9]
+    target = torch.empty(logits.shape[:2], dtype=torch.int64, device="meta")
+    weight = torch.empty(vocabulary, device="meta") if everything else None
+    options = (-100, 0.1, 1e-4, 30.0) if everything else (-100, 0.0, 0.0, None)
+    reduction = "none" if everything else "mean"
+    loss, lse, scale = _run(logits, target, weight, *options, reduction)
+    per_token = (loss, lse, None) if everything else (loss, None, scale)
+    _run_backward(*per_token, logits, target, weight, lse, *options)

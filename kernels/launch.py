@@ -67,6 +67,8 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
     """
     if 0 in grid:
         return
+    if torch.version.hip:
+        options.pop("maxnreg", None)  # NVIDIA's alone
     device = like.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

@@ -6,6 +6,9 @@ products of the BLAS library on some tokens at a time; ``linear_tiles``, matrix 
 in registers.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,39 +17,44 @@ from . import linear_chunks, linear_tiles
 from .backend import use_triton
 from .checks import check_floating, check_same_device
 from .cross_entropy import cross_entropy
+from .gate import GateCase
 from .launch import Device
 from .linear_call import MIB, SCHEMA, Call
-from .loss_checks import check_options, check_target, finish
+from .loss_checks import autocast, check_options, check_same_dtype, check_target, finish
 from .operator import define
-from .reference import loss as definition
 
 # -------------------------------------------------------------------------------------------- launch choices
 
 FEW_LOGITS = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
 
 
-def strategy(tokens: int, vocabulary: int, dtype: torch.dtype, device: Device | None) -> str:
+def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, device: Device | None) -> str:
     """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``device`` None) ``"reference"`` chunks.
 
     Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
     logit, which at E = 1024 is half the time of a product on an H100), hold no float32 copy of the weight's
     gradient, and skip ignored tokens. They need tensor cores that Triton drives near their peak, so chunks
     remain for float32, and for capability 10.0, where its products reach about half of the BLAS library's.
+    They also need a width in whole steps of 64.
     """
     if tokens * vocabulary * dtype.itemsize <= FEW_LOGITS:
         return "plain"
     if device is None:
         return "reference"
-    return "chunks" if dtype == torch.float32 or device.capability in (100, 103) else "tiles"
+    by_chunks = dtype == torch.float32 or device.capability in (100, 103) or width % 64
+    return "chunks" if by_chunks else "tiles"
 
 
 # -------------------------------------------------------------------------------------------------- operators
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _allocate(*inputs) -> tuple[Tensor, Tensor]:
     call = Call(*inputs)
-    dtype = torch.float64 if call.hidden.dtype == torch.float64 else torch.float32
-    loss, lse = (call.hidden.new_empty(call.target.shape, dtype=dtype) for _ in range(2))
+    loss, lse = (call.hidden.new_empty(call.target.shape, dtype=_wide(call.hidden)) for _ in range(2))
     return loss, lse
 
 
@@ -58,20 +66,16 @@ def _run(*inputs) -> tuple[Tensor, Tensor]:
     return loss, lse
 
 
-def _allocate_gradients(call: Call, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _allocate_gradients(call: Call, wanted: list[bool], *dtypes: torch.dtype) -> tuple[Tensor, ...]:
     return tuple(
-        torch.empty_like(p, memory_format=torch.contiguous_format) if want else call.hidden.new_empty(0)
-        for p, want in zip(call[:3], wanted, strict=True)
+        call.hidden.new_empty(p.shape if want else 0, dtype=dtype)
+        for p, want, dtype in zip(call[:3], wanted, dtypes, strict=True)
     )
 
 
-def _filled(gradients: list[Tensor | None], call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients as an operator returns them: empty where None."""
-    return tuple(call.hidden.new_empty(0) if g is None else g for g in gradients)
-
-
 def _allocate_backward(lse, grad_loss, grad_lse, wanted, *inputs) -> tuple[Tensor, Tensor, Tensor]:
-    return _allocate_gradients(Call(*inputs), wanted)
+    call = Call(*inputs)
+    return _allocate_gradients(call, wanted, *(3 * (call.hidden.dtype,)))
 
 
 def _run_backward(lse, grad_loss, grad_lse, wanted, *inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +86,7 @@ def _run_backward(lse, grad_loss, grad_lse, wanted, *inputs) -> tuple[Tensor, Te
         *_, gradients = linear_chunks.sweep(
             call, lse=lse, grad_loss=grad_loss, grad_lse=grad_lse, wanted=wanted
         )
-    return _filled(gradients, call)
+    return tuple(call.hidden.new_empty(0) if g is None else g.to(call.hidden.dtype) for g in gradients)
 
 
 _backward_op = define(
@@ -119,42 +123,53 @@ _tokens_op = define(
 )
 
 
-# The loss of all tokens together, with its gradients: three matrix products where the operator above needs
-# four, because the gradient of each token's loss is known from the start.
+# The sum of all tokens' losses with its gradients: three matrix products where the operator above needs four,
+# because the derivative by each token's loss is known from the start. What it is multiplied by later (1 / N,
+# a loss scale) waits for the backward pass, so that no float16 underflows here.
 
 
-def _allocate_total(scale, wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(scale), *_allocate_gradients(Call(*inputs), wanted)
-
-
-def _run_total(scale, wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _allocate_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*inputs)
-    loss, _, gradients = linear_chunks.sweep(call, grad_loss=scale.expand(call.target.shape), wanted=wanted)
-    return loss.sum() * scale, *_filled(gradients, call)
+    wide = _wide(call.hidden)
+    return call.hidden.new_empty((), dtype=wide), *_allocate_gradients(
+        call, wanted, call.hidden.dtype, wide, wide
+    )
 
 
-def _save_total(ctx, inputs, output) -> None:
-    ctx.wanted = inputs[1]
+def _run_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(*inputs)
+    wide = _wide(call.hidden)
+    ones = call.hidden.new_ones((), dtype=wide).expand(call.target.shape)
+    loss, _, gradients = linear_chunks.sweep(call, grad_loss=ones, wanted=wanted)
+    dtypes = (call.hidden.dtype, wide, wide)
+    return loss.sum(), *(
+        call.hidden.new_empty(0, dtype=dtype) if g is None else g
+        for g, dtype in zip(gradients, dtypes, strict=True)
+    )
+
+
+def _save_sum(ctx, inputs, output) -> None:
+    ctx.wanted, ctx.dtype = inputs[0], inputs[1].dtype
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_total(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+def _differentiate_sum(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, ...]:
     # Scaled copies: what is saved must serve a second backward pass.
     gradients = (
-        saved * grad if want and grad is not None else None
+        (saved * grad).to(ctx.dtype) if want and grad is not None else None
         for saved, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
     )
-    return None, None, *gradients, *(None,) * (len(Call._fields) - 3)
+    return None, *gradients, *(None,) * (len(Call._fields) - 3)
 
 
-_total_op = define(
-    f"linear_cross_entropy_total(Tensor scale, bool[] wanted, {SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run_total,
-    _allocate_total,
-    backward=_differentiate_total,
-    save=_save_total,
+_sum_op = define(
+    f"linear_cross_entropy_sum(bool[] wanted, {SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_sum,
+    _allocate_sum,
+    backward=_differentiate_sum,
+    save=_save_sum,
 )
 
 # -------------------------------------------------------------------------------------------- public function
@@ -183,9 +198,9 @@ def linear_cross_entropy(
     weight's is summed in float32 over all tokens.
 
     Memory beside the inputs and the gradients: copies of ``hidden`` in its dtype and in float32, and a
-    workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32 and
-    on capability 10.0: a float32 copy of the weight's gradient, and a workspace of 256 MiB or half of the
-    weight. On a GPU in float16 or bfloat16, tokens that are ignored cost nothing (10.0 excepted).
+    workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32
+    and on capability 10.0: a float32 copy of the weight's gradient, and a workspace of 256 MiB or half of
+    the weight. On a GPU in float16 or bfloat16, tokens that are ignored cost nothing (10.0 excepted).
 
     The scheme is that of Liger (arXiv:2410.10989, section 3.2) by chunks of tokens and of cut cross-entropy
     (arXiv:2411.09009) by tiles; see ``linear_chunks`` and ``linear_tiles``.
@@ -213,11 +228,11 @@ def linear_cross_entropy(
     _check(hidden, weight, bias, gradient_filter)
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
-    hidden, weight, bias = _autocast(hidden, weight, bias)
+    hidden, weight, bias = autocast(hidden, weight, bias)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
     device = Device.of(hidden.device) if use_triton(hidden) else None
-    how = strategy(tokens, weight.shape[0], hidden.dtype, device)
+    how = strategy(tokens, *weight.shape, hidden.dtype, device)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
@@ -237,31 +252,11 @@ def linear_cross_entropy(
     call = Call(rows, weight, bias, flat_target, class_weight, *options, gradient_filter, how)
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
-        counted = definition.token_weight(flat_target, class_weight, ignore_index, _sum_dtype(hidden))
-        return _total_op(_scale(counted, reduction), wanted, *call)[0]
+        loss = _sum_op(wanted, *call)[0]
+        return finish(loss, None, target, class_weight, ignore_index, reduction, False)
     loss, lse = _tokens_op(*call)
     shaped = (loss.view(target.shape), lse.view(target.shape))
     return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
-
-
-def _sum_dtype(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
-def _scale(counted: Tensor, reduction: str) -> Tensor:
-    """What the sum of the losses is multiplied by."""
-    if reduction == "sum":
-        return counted.new_ones(())
-    total = counted.sum()
-    return torch.where(total == 0, 0, 1 / total)
-
-
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter: float | None) -> None:
@@ -276,11 +271,38 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter:
         raise ValueError(f"bias must have one element a class, ({weight.shape[0]},), got {tuple(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_same_device(name, tensor, hidden)
-        if (
-            tensor is not None
-            and tensor.dtype != hidden.dtype
-            and not torch.is_autocast_enabled(hidden.device.type)
-        ):
-            raise ValueError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {tensor.dtype}")
+        check_same_dtype(name, tensor, "hidden", hidden)
     if gradient_filter is not None and not 0.0 < gradient_filter < 1.0:
         raise ValueError(f"gradient_filter must be a probability, or None for none, got {gradient_filter}")
+
+
+# ---------------------------------------------------------------------------------------------- compile gate
+
+
+def gate_cases(device: Device) -> Iterator[GateCase]:
+    """The tiles, without options and with all of them; the chunks launch what ``cross_entropy`` does."""
+    product = "wgmma" if device.capability == 90 else "mma"
+    kernels = ("tile_statistics", "tile_gradients", "hidden_gradient", "weight_gradient")
+    expect = dict.fromkeys(kernels, (product, "cp.async"))
+    for width, dtype, everything in ((4096, torch.bfloat16, False), (960, torch.float16, True)):
+        if strategy(8192, 128256, width, dtype, device) != "tiles":
+            continue
+        name = f"{width} {str(dtype)[6:]}{', all options' if everything else ''}"
+        run = partial(_gate_run, width, dtype, everything)
+        yield GateCase("linear_cross_entropy", name, run, expect)
+
+
+def _gate_run(width: int, dtype: torch.dtype, everything: bool) -> None:
+    tokens, vocabulary = 8192, 128256
+    hidden, weight, bias = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
+    )
+    target = torch.empty(tokens, dtype=torch.int64, device="meta")
+    options = (-100, 0.0, 0.0, None, None, "tiles")
+    inputs = (hidden, weight, None, target, None, *options)
+    if everything:
+        class_weight = torch.empty(vocabulary, device="meta")
+        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, 1e-4, "tiles")
+    loss, lse = _run(*inputs)
+    _run_backward(lse, loss, lse if everything else None, [True, True, everything], *inputs)

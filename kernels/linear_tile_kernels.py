@@ -20,22 +20,22 @@ def _tile_of(program, rows, columns, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _wrapped(e, width):
+    """``e`` modulo ``width``, a multiple of 64: what is past the end reads from the start, without a mask."""
+    return tl.max_contiguous(tl.multiple_of(e % width, 64), 64)
+
+
+@triton.jit
 def _logits(
-    hidden, weight, bias, row, column, tokens, vocabulary, width,
-    DEPTH: tl.constexpr, EVEN: tl.constexpr,
+    hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH: tl.constexpr
 ):  # fmt: skip
     """The float32 logits of tokens ``row`` and classes ``column``; garbage, but no fault, past the ends."""
     depth = tl.arange(0, DEPTH)
     h = hidden + tl.where(row < tokens, row, 0).to(tl.int64)[:, None] * width + depth[None, :]
     w = weight + tl.where(column < vocabulary, column, 0).to(tl.int64)[:, None] * width + depth[None, :]
     z = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
-    for start in range(0, width, DEPTH):
-        if EVEN:
-            h_tile, w_tile = tl.load(h), tl.load(w)
-        else:
-            mask = (start + depth < width)[None, :]
-            h_tile, w_tile = tl.load(h, mask, other=0.0), tl.load(w, mask, other=0.0)
-        z = tl.dot(h_tile, w_tile.T, z)
+    for _ in range(0, width, DEPTH):
+        z = tl.dot(tl.load(h), tl.load(w).T, z)
         h += DEPTH
         w += DEPTH
     if bias is not None:
@@ -47,8 +47,7 @@ def _logits(
 def tile_statistics(
     hidden, weight, bias, target, class_weight, count, statistics, target_logit,
     tokens: tl.int64, vocabulary, width, splits, tiles_a_split, softcap,
-    SMOOTH: tl.constexpr, EVEN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Of each token and one split of the vocabulary: the largest logit, the sum of exponentials below it, and
     where smoothing asks for it the weighted sum of logits. The logits stay in registers."""
@@ -63,7 +62,7 @@ def tile_statistics(
     first = split * tiles_a_split
     for tile in range(first, tl.minimum(first + tiles_a_split, tl.cdiv(vocabulary, COLUMNS))):
         column = tile * COLUMNS + tl.arange(0, COLUMNS)
-        z = _logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH, EVEN)
+        z = _logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH)
         z = cap(z, softcap)
         inside = (column < vocabulary)[None, :]
         if SMOOTH:
@@ -90,7 +89,8 @@ def tile_statistics(
 @triton.jit(do_not_specialize=["tokens", "splits", "ignore_index"])
 def combine_statistics(
     statistics, target_logit, target, order, class_weight, weight_sum, loss, lse,
-    tokens: tl.int64, vocabulary, splits, ignore_index: tl.int64, label_smoothing, z_loss, BLOCK: tl.constexpr,
+    tokens: tl.int64, vocabulary, splits, ignore_index: tl.int64, label_smoothing, z_loss,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The splits of each token put together, first to last, and written where the token came from."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -127,18 +127,19 @@ def combine_statistics(
 def tile_gradients(
     grad_loss, grad_lse, hidden, weight, bias, target, class_weight, weight_sum, lse, count, gradients,
     tokens: tl.int64, vocabulary, width, start, columns, ignore_index: tl.int64,
-    label_smoothing, z_loss, softcap, gradient_filter, EVEN: tl.constexpr,
+    label_smoothing, z_loss, softcap, gradient_filter,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The derivative by the logits of ``columns`` classes from ``start`` on, 0 past the last token and class."""
+    """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the ends."""
     block, tile = _tile_of(
         tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(columns, COLUMNS), GROUP
     )
     if block * ROWS >= tl.load(count):
         return
     row = block * ROWS + tl.arange(0, ROWS)
-    column = start + tile * COLUMNS + tl.arange(0, COLUMNS)
-    z = cap(_logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH, EVEN), softcap)
+    here = tile * COLUMNS + tl.arange(0, COLUMNS)
+    column = start + here
+    z = cap(_logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH), softcap)
     label = tl.load(target + row, row < tokens, other=0).to(tl.int64)
     valid = (row < tokens) & (label != ignore_index)
     log_sum = tl.load(lse + row, valid, other=0.0)
@@ -155,7 +156,7 @@ def tile_gradients(
         vocabulary, class_weight, label_smoothing, softcap, gradient_filter,
     )  # fmt: skip
     gradient = tl.where(valid[:, None] & (column < vocabulary)[None, :], gradient, 0.0)
-    at = row.to(tl.int64)[:, None] * columns + (column - start)[None, :]
+    at = row.to(tl.int64)[:, None] * columns + here[None, :]
     tl.store(gradients + at, gradient.to(gradients.dtype.element_ty))
 
 
@@ -175,18 +176,18 @@ def hidden_gradient(
     e = tile * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     d = gradients + row.to(tl.int64)[:, None] * columns + depth[None, :]
-    w = weight + (start + depth).to(tl.int64)[:, None] * width + e[None, :]
-    inside = (e < width)[None, :]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    w = weight + (start + depth).to(tl.int64)[:, None] * width + _wrapped(e, width)[None, :]
+    mask = (row < tokens)[:, None] & (e < width)[None, :]
+    at = row.to(tl.int64)[:, None] * width + e[None, :]
+    if FIRST:
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    else:
+        total = tl.load(sums + at, mask, other=0.0)
     for v in range(0, columns, DEPTH):
-        w_tile = tl.load(w, inside & (start + v + depth < vocabulary)[:, None], other=0.0)
+        w_tile = tl.load(w, (start + v + depth < vocabulary)[:, None], other=0.0)
         total = tl.dot(tl.load(d), w_tile, total)
         d += DEPTH
         w += DEPTH * width
-    mask = (row < tokens)[:, None] & inside
-    at = row.to(tl.int64)[:, None] * width + e[None, :]
-    if not FIRST:
-        total += tl.load(sums + at, mask, other=0.0)
     if LAST:
         home = tl.load(order + row, row < tokens, other=0)[:, None] * width + e[None, :]
         tl.store(grad_hidden + home, total.to(grad_hidden.dtype.element_ty), mask)
@@ -206,18 +207,16 @@ def weight_gradient(
     e = tile * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     tokens = tl.load(count)
-    d = gradients + depth.to(tl.int64)[:, None] * columns + v[None, :]
-    h = hidden + depth.to(tl.int64)[:, None] * width + e[None, :]
-    inside = (e < width)[None, :]
+    d = gradients + depth.to(tl.int64)[:, None] * columns + _wrapped(v, columns)[None, :]
+    h = hidden + depth.to(tl.int64)[:, None] * width + _wrapped(e, width)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n in range(0, tokens, DEPTH):
         counted = (n + depth < tokens)[:, None]
-        d_tile = tl.load(d, counted & (v < columns)[None, :], other=0.0)
-        total = tl.dot(d_tile.T, tl.load(h, counted & inside, other=0.0), total)
+        total = tl.dot(tl.load(d, counted, other=0.0).T, tl.load(h, counted, other=0.0), total)
         d += DEPTH * columns
         h += DEPTH * width
     at = (start + v).to(tl.int64)[:, None] * width + e[None, :]
-    mask = (start + v < vocabulary)[:, None] & inside
+    mask = ((v < columns) & (start + v < vocabulary))[:, None] & (e < width)[None, :]
     tl.store(grad_weight + at, total.to(grad_weight.dtype.element_ty), mask)
 
 

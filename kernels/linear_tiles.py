@@ -52,15 +52,28 @@ class TileLaunch:
         return {**tile, "num_warps": self.warps, "num_stages": self.stages}
 
 
-def launch(device: Device) -> TileLaunch:
-    """The tile of every product.
+SQUARE = TileLaunch(128, 128, 64, warps=8, stages=3)
+WIDE = TileLaunch(128, 256, 64, warps=8, stages=3)
 
-    128 × 256 does 85 operations for each byte it brings from L2, 128 × 128 does 64; its three stages take
-    144 KiB, which the data-centre chips have. The others have 99 KiB: three stages of 128 × 128 take 96.
+
+def logits_launch(device: Device) -> TileLaunch:
+    """The tile of the logits: three stages take 96 KiB, which every chip has.
+
+    Twice as wide it would do 85 operations for each byte from L2 in place of 64, but what follows the product
+    (exp, softcap, smoothing) then spills on every chip. So does half the warps.
     """
-    if device.shared_memory >= 160 * 1024:
-        return TileLaunch(128, 256, 64, warps=8, stages=3)
-    return TileLaunch(128, 128, 64, warps=8, stages=3)
+    return SQUARE
+
+
+def hidden_launch(device: Device) -> TileLaunch:
+    """The tile of the gradient of ``hidden``. Reading and writing its sums, a wide one spills on every chip."""
+    return SQUARE
+
+
+def weight_launch(device: Device) -> TileLaunch:
+    """The tile of the gradient of ``weight``: wide (144 KiB) where ``wgmma`` reads its operands from shared
+    memory; with ``mma`` they pass through registers, and it spills."""
+    return WIDE if device.capability == 90 else SQUARE
 
 
 def splits_of(tokens: int, vocabulary: int, tile: TileLaunch, device: Device) -> int:
@@ -104,11 +117,11 @@ def compact(hidden: Tensor, target: Tensor, ignore_index: int) -> Compacted:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Each token's loss and log-sum-exp (N,), float32."""
     (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
-    loss, lse, target_logit = call.hidden.new_empty((3, tokens), dtype=torch.float32)
+    loss, lse, target_logit = (call.hidden.new_empty(tokens, dtype=torch.float32) for _ in range(3))
     if not tokens:
         return loss, lse
     device = Device.of(call.hidden.device)
-    tile = launch(device)
+    tile = logits_launch(device)
     chosen = objective(*call.objective)
     smooth = chosen.label_smoothing is not None
     few = compact(call.hidden, call.target, call.ignore_index)
@@ -121,7 +134,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         *(few.hidden, call.weight.contiguous(), call.bias, few.target, chosen.weight, few.count),
         *(statistics, target_logit, tokens, vocabulary, width),
         *(splits, cdiv(cdiv(vocabulary, tile.columns), splits), chosen.softcap),
-        **{"SMOOTH": smooth, "EVEN": width % tile.depth == 0, **tile.options()},
+        **{"SMOOTH": smooth, **tile.options()},
     )
     run(
         combine_statistics,
@@ -147,14 +160,17 @@ def backward(
     if not tokens:
         return [grad_hidden, grad_weight, grad_bias]
     weight, like = call.weight.contiguous(), call.hidden
-    tile = launch(Device.of(like.device))
+    device = Device.of(like.device)
+    tile, for_hidden, for_weight = logits_launch(device), hidden_launch(device), weight_launch(device)
     chosen = objective(*call.objective)
     few = compact(call.hidden, call.target, call.ignore_index)
     lse, grad_loss, grad_lse = (
         None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse)
     )
     columns = chunk_columns(tokens, vocabulary, width, like.itemsize, tile)
-    blocks, across = cdiv(tokens, tile.rows), cdiv(width, tile.columns)
+    blocks = cdiv(tokens, tile.rows)
+    hidden_tiles = cdiv(tokens, for_hidden.rows) * cdiv(width, for_hidden.columns)
+    weight_tiles = cdiv(columns, for_weight.rows) * cdiv(width, for_weight.columns)
     gradients = like.new_empty((blocks * tile.rows, columns))
     sums = like.new_empty((tokens, width), dtype=torch.float32) if columns < vocabulary else None
     for start in range(0, vocabulary, columns):
@@ -166,15 +182,15 @@ def backward(
             *(grad_loss, grad_lse, few.hidden, weight, call.bias, few.target, chosen.weight),
             *(chosen.weight_sum, lse, few.count, gradients, tokens, *part, chosen.ignore_index),
             *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, call.gradient_filter),
-            **{"EVEN": width % tile.depth == 0, **tile.options()},
+            **tile.options(),
         )
         if grad_hidden is not None:
             ends = {"FIRST": start == 0, "LAST": start + columns >= vocabulary}
             inputs = (gradients, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
-            run(hidden_gradient, (blocks * across,), like, *inputs, **ends, **tile.options())
+            run(hidden_gradient, (hidden_tiles,), like, *inputs, **ends, **for_hidden.options())
         if grad_weight is not None:
             inputs = (gradients, few.hidden, few.count, grad_weight, *part)
-            run(weight_gradient, (cdiv(columns, tile.rows) * across,), like, *inputs, **tile.options())
+            run(weight_gradient, (weight_tiles,), like, *inputs, **for_weight.options())
         if grad_bias is not None:
             inputs = (gradients, few.count, grad_bias, vocabulary, start, columns)
             run(bias_gradient, (cdiv(columns, 64),), like, *inputs, ROWS=64, COLUMNS=64, num_warps=4)

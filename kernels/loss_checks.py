@@ -1,5 +1,6 @@
 """Argument checks and the reduction that the cross-entropy functions share."""
 
+import torch
 from torch import Tensor
 
 from .checks import check_choice, check_floating, check_same_device
@@ -43,9 +44,25 @@ def check_options(
             raise ValueError(f"{class_weight_name} gets no gradient: detach it")
 
 
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype in which autocast, where it is on, computes linear layers."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def check_same_dtype(name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> None:
+    """Under autocast the dtypes may differ: they become one."""
+    if tensor is None or tensor.dtype == other.dtype or torch.is_autocast_enabled(other.device.type):
+        return
+    raise ValueError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+
+
 def finish(
     loss: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     target: Tensor,
     class_weight: Tensor | None,
     ignore_index: int,

@@ -40,11 +40,8 @@ from .reference import norm as definition
 
 # -------------------------------------------------------------------------------------------- launch choices
 
-TILE = 2048  # elements a program takes at least: eight 16-byte reads a thread would leave too few programs
-LONGEST_FORWARD = 16384  # a row that one program holds in registers, 32 elements a thread
-LONGEST_BACKWARD = 8192  # x, grad_y and the weight's gradient at once: longer rows spill
-LONGEST_UNALIGNED = 4096  # the same where rows do not start on 16 bytes, and each element has its own address
-WIDE_BLOCK = 4096  # columns a step, for longer rows
+TILE = 2048  # elements a program takes at least, so that short rows share one
+REGISTERS = 65536  # of a multiprocessor; a kernel may take the share of its resident programs
 
 
 @dataclass(frozen=True)
@@ -55,34 +52,58 @@ class NormLaunch:
     block: int
     warps: int
     wide: bool  # a row is longer than ``block``
+    resident: int  # programs that a multiprocessor holds at a time
+
+    @property
+    def registers(self) -> int:
+        """The most a thread may take, told to the compiler: left alone it spills a few registers to fit more
+        programs."""
+        return min(REGISTERS // (32 * self.warps * self.resident) // 8 * 8, 255)
 
 
-def launch(width: int, longest: int, elements_per_thread: int) -> NormLaunch:
-    block = max(next_power_of_2(width), 64)
-    if block > longest:
-        return NormLaunch(1, WIDE_BLOCK, 8, wide=True)
-    rows = max(1, TILE // block)
-    warps = min(rows * block // (32 * elements_per_thread), 16)
-    return NormLaunch(rows, block, warps, wide=False)
+def _longest(width: int, longest: int, unaligned: int) -> int:
+    """The longest row that a program holds; where rows do not start on 16 bytes, each element has its own
+    address, which takes registers."""
+    return unaligned if width % 16 else longest
+
+
+def _wide_launch(width: int) -> NormLaunch:
+    return NormLaunch(1, _longest(width, 4096, unaligned=2048), 8, wide=True, resident=2)
 
 
 @lru_cache
 def forward_launch(width: int) -> NormLaunch:
-    return launch(width, LONGEST_FORWARD, elements_per_thread=16)
+    """Two 16-byte accesses a tensor and thread; at 16,384 columns, four."""
+    block = max(next_power_of_2(width), 64)
+    if block > _longest(width, 16384, unaligned=8192):
+        return _wide_launch(width)
+    rows = max(1, TILE // block)
+    warps = min(rows * block // 512, 16)
+    return NormLaunch(rows, block, warps, wide=False, resident=16 // warps)
 
 
 @lru_cache
-def backward_launch(width: int) -> NormLaunch:
-    return launch(width, LONGEST_UNALIGNED if width % 16 else LONGEST_BACKWARD, elements_per_thread=8)
+def backward_launch(width: int, itemsize: int) -> NormLaunch:
+    """Half the elements a thread: h, grad_y and the sums of both parameters' gradients are there at once. What
+    the compile gate found to fit without a spill on every chip: 80 registers for one row of 2,048, 64 for 4,096
+    in half precision, 128 for 8,192."""
+    block = max(next_power_of_2(width), 64)
+    if block > _longest(width, 16384 // itemsize, unaligned=2048):
+        return _wide_launch(width)
+    rows = max(1, TILE // block)
+    if block <= TILE:
+        return NormLaunch(rows, block, 8, wide=False, resident=2 if width % 16 else 3)
+    return NormLaunch(rows, block, 16, wide=False, resident=2 if block * itemsize <= 8192 else 1)
 
 
-def backward_programs(chosen: NormLaunch, rows: int, groups: int, device: Device) -> int:
-    """How many programs share the rows of a group: what fills the chip, and no more than there are tiles.
+def backward_programs(chosen: NormLaunch, rows: int, parts: int, device: Device) -> int:
+    """How many programs share the rows of each of the ``parts`` (groups × column blocks) of the parameters: what
+    fills the chip once, and no more than there are tiles.
 
-    1024 threads a multiprocessor hide the latency; each program more is one more partial gradient to write.
+    Each program more is one more partial gradient to write.
     """
-    fill = device.multiprocessors * max(1, 32 // chosen.warps)
-    return max(1, min(cdiv(rows, chosen.rows), cdiv(fill, groups)))
+    fill = device.multiprocessors * chosen.resident
+    return max(1, min(cdiv(rows, chosen.rows), cdiv(fill, parts)))
 
 
 # ------------------------------------------------------------------------------------------------- operators
@@ -131,6 +152,7 @@ def _run(
         *(rows.count // groups, groups, rows.width, *rows.strides, eps, weight_offset),
         **{"CENTRE": centre, "STRIDED": rows.strided, **tile},
         num_warps=chosen.warps,
+        maxnreg=chosen.registers,
     )
     return y, h, stats
 
@@ -167,9 +189,10 @@ def _run_backward(
     h, rows = rows_of(h)
     grad_y, grad_h, scale = (t if t is None else t.contiguous() for t in (grad_y, grad_h, weight))
     grad_x = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    chosen = backward_launch(rows.width)
+    chosen = backward_launch(rows.width, h.element_size())
     per_group = rows.count // groups
-    programs = backward_programs(chosen, per_group, groups, Device.of(h.device))
+    column_blocks = max(1, cdiv(rows.width, chosen.block))
+    programs = backward_programs(chosen, per_group, groups * column_blocks, Device.of(h.device))
     wanted = (weight if weight_gradient else None, bias)
     partials = [
         None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
@@ -177,10 +200,11 @@ def _run_backward(
     ]
     inputs = (grad_y, grad_h, h, scale, stats, grad_x)
     layout = (per_group, groups, rows.width, *rows.strides)
-    fixed = {"CENTRE": centre, "STRIDED": rows.strided, "BLOCK": chosen.block, "num_warps": chosen.warps}
+    fixed = {"CENTRE": centre, "STRIDED": rows.strided, "BLOCK": chosen.block}
+    fixed |= {"num_warps": chosen.warps, "maxnreg": chosen.registers}
     if chosen.wide:
         run(norm_backward_wide, (per_group, groups), h, *inputs, *layout, weight_offset, **fixed)
-        grid = (programs, groups, cdiv(rows.width, chosen.block) if any(p is not None for p in wanted) else 0)
+        grid = (programs, groups, column_blocks if any(p is not None for p in wanted) else 0)
         run(parameter_gradients_wide, grid, h, grad_y, h, stats, *partials, *layout, **fixed)
     else:
         grid = (programs, groups)
@@ -367,7 +391,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     seen = set()
     for exponent in range(6, 19):
         width = 2**exponent
-        choice = (forward_launch(width), backward_launch(width))
+        choice = (forward_launch(width), backward_launch(width, 2))
         if choice in seen:
             continue
         seen.add(choice)

@@ -32,5 +32,6 @@ def sum_partials(partials: Tensor, shape: torch.Size, dtype: torch.dtype) -> Ten
     programs, width = partials.shape
     out = torch.empty(shape, dtype=dtype, device=partials.device)
     columns = columns_a_program(width)
-    run(_sum_partials, (cdiv(width, columns),), partials, partials, out, programs, width, PROGRAMS, columns)
+    arguments = (partials, out, programs, width, PROGRAMS, columns)
+    run(_sum_partials, (cdiv(width, columns),), partials, *arguments, num_warps=4 if columns == 32 else 8)
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmfast.data.prepare import Prepared
     from llmfast.training.config import RunConfig
-    from llmfast.training.run import Run
+    from llmfast.training.session import Session
     from llmfast.training.trainer import Trainer
 
 Preset = Literal["auto", "mini", "small", "base"]
@@ -57,37 +55,30 @@ def quickstart(
 
     from rich.console import Console
 
-    from llmfast.data.prepare import open_prepared, prepare
-    from llmfast.training.fit import fit, restore_newest
-    from llmfast.training.run import Run
-    from llmfast.training.trainer import Trainer
+    from llmfast.training.fit import fit
+    from llmfast.training.session import new_session, resumed_session
 
     console = Console(highlight=False, soft_wrap=True)
     if resume:
-        run = Run.existing(out or _newest_run())
-        config = run.load_config()
-        prepared = open_prepared(run.data)
-        trainer = Trainer(config, prepared.train)
+        session = resumed_session(out or _newest_run())
     else:
-        run = Run.new(out or _free_folder())
         config = quickstart_config(preset, data=data, vocab_size=vocab_size, seed=seed)
         console.print(f"reading     {', '.join(data) or 'the standard library of this Python'}")
-        prepared = prepare(config.data, run.data, report=console.print)
-        config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
-        trainer = Trainer(config, prepared.train)
-        _plan(config, trainer, minutes, steps, console)
-        run.save_config(config)
-    _describe(trainer, console)
-    restore_newest(trainer, run)
-    try:
-        fit(trainer, prepared, run, console=console)
-    except KeyboardInterrupt:
-        again = f"llmfast quickstart --resume --out {run.folder}"
-        console.print(
-            f"stopped at step {trainer.steps_done:,} of {config.training.steps:,}; go on with: {again}"
+        session = new_session(
+            out or _free_folder(),
+            config,
+            report=console.print,
+            plan=lambda trainer: _plan(trainer, minutes, steps, console),
         )
-        raise
-    _finish(trainer, prepared, run, console)
+    trainer = session.trainer
+    _describe(trainer, console)
+    try:
+        fit(session, console=console)
+    except KeyboardInterrupt:
+        where = f"stopped at step {trainer.steps_done:,} of {trainer.config.training.steps:,} and saved"
+        again = f"llmfast quickstart --resume --out {session.run.folder}"
+        raise KeyboardInterrupt(f"{where}; go on with: {again}") from None
+    _finish(session, console)
 
 
 def quickstart_config(preset: Preset, *, data: tuple[str, ...], vocab_size: int, seed: int) -> RunConfig:
@@ -137,9 +128,9 @@ PRESETS = {
 }
 
 
-def _plan(config: RunConfig, trainer: Trainer, minutes: float, steps: int | None, console: Console) -> None:
+def _plan(trainer: Trainer, minutes: float, steps: int | None, console: Console) -> None:
     """Set the number of steps, which the schedule needs from the start, and the intervals that go with it."""
-    training = config.training
+    training = trainer.config.training
     if steps is None:
         speed = remembered_speed(trainer)
         known = "as measured here before" if speed else "measured"
@@ -214,11 +205,12 @@ def _describe(trainer: Trainer, console: Console) -> None:
     )
 
 
-def _finish(trainer: Trainer, prepared: Prepared, run: Run, console: Console) -> None:
+def _finish(session: Session, console: Console) -> None:
     from llmfast.data.prepare import compression_baselines
     from llmfast.inference.command import generate
     from llmfast.visualization.curves import plot_losses
 
+    run, prepared, trainer = session.run, session.prepared, session.trainer
     final = trainer.evaluate(prepared.validation)
     run.log(step=trainer.steps_done, validation_loss=final.loss, validation_bits_per_byte=final.bits_per_byte)
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)

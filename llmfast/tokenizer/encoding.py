@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -65,38 +66,28 @@ class Encoding:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`; special tokens in it are plain text."""
-        try:
-            return self._core_bpe.encode_ordinary(text)
-        except UnicodeEncodeError:
-            return self._core_bpe.encode_ordinary(_without_surrogates(text))
+        return self._core_bpe.encode_ordinary(text)
 
     def encode(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
     ) -> list[int]:
         """The ids of `text`.
 
-        Special tokens in text can steer a model, so text that holds one raises ``ValueError`` unless it is named in
-        `allowed_special` (encoded as the special token) or left out of `disallowed_special` (plain text).
+        Special tokens in text can steer a model, so text that holds one raises ``ValueError`` unless it is
+        named in `allowed_special` (encoded as the special token) or left out of `disallowed_special` (plain
+        text). Where two special tokens start at one place, the longer one counts.
         """
-        allowed = self._check_specials(text, allowed_special, disallowed_special)
-        try:
-            return self._core_bpe.encode(text, allowed)[0]
-        except UnicodeEncodeError:
-            return self._core_bpe.encode(_without_surrogates(text), allowed)[0]
+        return self._core_bpe.encode(text, allowed_special, disallowed_special)
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
     ) -> npt.NDArray[np.uint32]:
         """`encode` into a NumPy array, without a Python object for each id."""
-        allowed = self._check_specials(text, allowed_special, disallowed_special)
-        try:
-            return self._core_bpe.encode_to_numpy(text, allowed)
-        except UnicodeEncodeError:
-            return self._core_bpe.encode_to_numpy(_without_surrogates(text), allowed)
+        return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
 
     def encode_ordinary_batch(self, text: list[str], *, num_threads: int = 8) -> list[list[int]]:
-        """`encode_ordinary` of each text."""
-        return [self.encode_ordinary(one) for one in text]
+        """`encode_ordinary` of each text, on up to `num_threads` threads."""
+        return self._core_bpe.encode_batch(text, _NONE, (), num_threads)
 
     def encode_batch(
         self,
@@ -106,11 +97,8 @@ class Encoding:
         allowed_special: Specials = _NONE,
         disallowed_special: Disallowed = "all",
     ) -> list[list[int]]:
-        """`encode` of each text."""
-        return [
-            self.encode(one, allowed_special=allowed_special, disallowed_special=disallowed_special)
-            for one in text
-        ]
+        """`encode` of each text, on up to `num_threads` threads."""
+        return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, num_threads)
 
     def encode_documents(
         self, documents: Sequence[str | bytes], *, append_eot: bool = True, num_threads: int | None = None
@@ -140,12 +128,7 @@ class Encoding:
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count()
         )
-        narrow = self.n_vocab <= 65536
-        try:
-            return self._core_bpe.encode_documents(documents, separator, threads, narrow)
-        except UnicodeEncodeError:
-            clean = [_without_surrogates(one) if isinstance(one, str) else one for one in documents]
-            return self._core_bpe.encode_documents(clean, separator, threads, narrow)
+        return self._core_bpe.encode_documents(documents, separator, threads, self.n_vocab <= 65536)
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
         """The ids of the texts of `chunks` joined, one by one; memory does not grow with their number."""
@@ -160,7 +143,7 @@ class Encoding:
 
     def count(self, text: str) -> int:
         """How many tokens `encode_ordinary` makes of `text`."""
-        return len(self.encode_ordinary(text))
+        return self._core_bpe.count(text)
 
     def encode_with_unstable(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
@@ -169,8 +152,8 @@ class Encoding:
 
         ``decode_bytes(stable + completion)`` starts with `text` for every completion.
         """
-        allowed = self._check_specials(text, allowed_special, disallowed_special)
-        return unstable.encode_with_unstable(self._core_bpe, self._sorted_token_bytes, text, allowed)
+        ids, last = self._core_bpe.encode_with_last(text, allowed_special, disallowed_special)
+        return unstable.with_completions(self._core_bpe, self._sorted_token_bytes, ids, last)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """The id of a token, special ones included; ``KeyError`` where there is none."""
@@ -184,11 +167,11 @@ class Encoding:
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes of `tokens`; ``KeyError`` for an unknown id."""
-        return self._core_bpe.decode(tokens)
+        return self._core_bpe.decode_bytes(tokens)
 
     def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
         """The text of `tokens`; `errors` as for ``bytes.decode``, since tokens may end inside a character."""
-        return self._core_bpe.decode(tokens).decode("utf-8", errors=errors)
+        return self._core_bpe.decode(tokens, errors)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one token; ``KeyError`` for an unknown id."""
@@ -260,8 +243,8 @@ class Encoding:
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
-        pieces = patterns.compiled(self._pat_str).findall(text)
-        return [token for piece in pieces for token in self._core_bpe.encode_piece(piece.encode("utf-8"))]
+        pieces = (match.group() for match in patterns.compiled(self._pat_str).finditer(text))
+        return [token for piece in pieces for token in self._encode_single_piece(piece)]
 
     def _encode_bytes(self, text: bytes) -> list[int]:
         """The ids of bytes that may end, or break, inside a character: what does not decode is one piece."""
@@ -287,22 +270,21 @@ class Encoding:
             return
         self.__init__(**value)
 
-    def _check_specials(self, text: str, allowed: Specials, disallowed: Disallowed) -> Set[str]:
-        """The special tokens that count in `text`, which must hold none of the disallowed ones."""
-        if allowed == "all":
-            allowed = self.special_tokens_set
-        if disallowed == "all":
-            disallowed = self.special_tokens_set - allowed
-        if disallowed:
-            found = self._core_bpe.find_special(text, frozenset(disallowed))
-            if found is not None:
-                raise_disallowed_special_token(found)
-        return allowed
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _without_surrogates(text: str) -> str:
-    """Surrogate pairs joined, lone surrogates replaced: a str that has UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def check_disallowed(text: str, disallowed: Collection[str]) -> None:
+    """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
+    if found := _any_of(frozenset(disallowed)).search(text):
+        raise_disallowed_special_token(found.group())
+
+
+@functools.lru_cache(maxsize=128)
+def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
 
 def raise_disallowed_special_token(token: str) -> NoReturn:

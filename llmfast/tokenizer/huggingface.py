@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
+from llmfast.tokenizer.rank_files import check_ranks
 from llmfast.tokenizer.training import GPT2_BYTE_ORDER, WHOLE
 
 
@@ -180,11 +181,7 @@ def from_json(file: Any) -> Contents:
         for text, number in vocabulary.items()
         if specials.get(text) != number
     }
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise ValueError(
-            f"there are no tokens for {len(missing)} of the 256 bytes, such as {bytes(missing[:3])!r}"
-        )
+    check_ranks(ranks)
     _check_merges(model, ranks)
     return Contents(
         _pattern(file.get("pre_tokenizer")), ranks, specials, _normalization(file.get("normalizer"))
@@ -276,14 +273,11 @@ def _pattern(pre_tokenizer: Any) -> str:
 
 
 def _normalization(normalizer: Any) -> str | None:
-    if (
-        isinstance(normalizer, dict)
-        and normalizer.get("type") == "Sequence"
-        and not normalizer.get("normalizers")
-    ):
+    steps = [normalizer]
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
+        steps = _field(normalizer, "normalizers", list)
+    if steps in ([], [None]):
         return None
-    if normalizer is None:
-        return None
-    if isinstance(normalizer, dict) and normalizer.get("type") == "NFC":
+    if steps == [{"type": "NFC"}]:
         return "NFC"
     raise ValueError(f"its normalizer is {normalizer!r}; supported are none and NFC")

@@ -1,9 +1,11 @@
-"""The splitting patterns: which regular expressions the engine knows, and the `regex` library for the others."""
+"""The splitting patterns: the regular expressions that the engine knows, and `regex` for the others."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Set
+
+import numpy as np
 
 from llmfast import _bpe
 
@@ -31,8 +33,11 @@ O200K = "|".join(
     ]
 )
 
+WHOLE = r"[\s\S]+"  # no splitting at all: the text is one piece
+
 # Regular expression -> the engine's name for it.
 NATIVE = {
+    WHOLE: "none",
     GPT2: "gpt2",
     GPT2_AS_PUBLISHED: "gpt2",
     GPT2_AS_PUBLISHED.replace(r" ?\p{L}+", r" ?[\p{L}]+").replace(r" ?\p{N}+", r" ?[\p{N}]+"): "gpt2",
@@ -50,7 +55,7 @@ def compiled(pat_str: str):
     return regex.compile(pat_str)
 
 
-def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> _bpe.Core | RegexCore:
+def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> Engine:
     """The engine for a pattern."""
     if pat_str in NATIVE:
         return _bpe.Core(ranks, specials, NATIVE[pat_str])
@@ -58,8 +63,8 @@ def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> _
 
 
 def last_certain_boundary(pat_str: str, text: str) -> int:
-    """The last place > 0 where `text`, of which more may follow, can be cut without changing its pieces, or 0."""
-    if pat_str not in NATIVE:
+    """The last place > 0 where `text`, of which more may follow, can be cut between its pieces, or 0."""
+    if NATIVE.get(pat_str, "none") == "none":
         return 0
     for at in range(len(text) - 1, 0, -1):
         before = text[at - 1]
@@ -69,48 +74,64 @@ def last_certain_boundary(pat_str: str, text: str) -> int:
 
 
 class RegexCore:
-    """The engine's face for a pattern that it does not know: the `regex` library splits, the engine merges."""
+    """The engine's face for a pattern that it does not know: `regex` splits, the engine merges."""
 
     def __init__(self, ranks: dict[bytes, int], specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
         self._pattern = compiled(pat_str)
-        self._specials = sorted(specials.items(), key=lambda item: -len(item[0]))
-        self.find = self._core.find
-        self.find_special = self._core.find_special
-        self.token_bytes = self._core.token_bytes
-        self.decode = self._core.decode
-        self.encode_piece = self._core.encode_piece
+        self._specials = specials
+        for shared in (
+            "find",
+            "find_special",
+            "token_bytes",
+            "decode",
+            "decode_bytes",
+            "encode_piece",
+            "merge_piece",
+        ):
+            setattr(self, shared, getattr(self._core, shared))
 
     def _pieces(self, text: str) -> list[list[int]]:
         pieces = (match.group().encode("utf-8") for match in self._pattern.finditer(text))
         return [self.encode_piece(piece) for piece in pieces if piece]
 
     def encode_ordinary(self, text: str) -> list[int]:
-        return [token for piece in self._pieces(text) for token in piece]
+        return [token for piece in self._pieces(joined_surrogates(text)) for token in piece]
 
-    def encode(self, text: str, allowed: Set[str]) -> tuple[list[int], int]:
-        specials = {token: number for token, number in self._specials if token in allowed}
+    def count(self, text: str) -> int:
+        return len(self.encode_ordinary(text))
+
+    def encode_with_last(self, text: str, allowed: str | Set[str], disallowed) -> tuple[list[int], int]:
+        from llmfast.tokenizer.encoding import check_disallowed
+
+        text = joined_surrogates(text)
+        allowed = self._specials.keys() if allowed == "all" else allowed
+        disallowed = self._specials.keys() - allowed if disallowed == "all" else disallowed
+        if disallowed:
+            check_disallowed(text, disallowed)
         ids: list[int] = []
         last = 0
         while True:
-            found = self.find_special(text, allowed) if specials else None
+            found = self.find_special(text, allowed) if allowed else None
             before, after = (text, "") if found is None else text.split(found, 1)
             pieces = self._pieces(before)
             ids.extend(token for piece in pieces for token in piece)
             if found is None:
                 return ids, len(pieces[-1]) if pieces else last
-            ids.append(specials[found])
+            ids.append(self._specials[found])
             last = 0
             text = after
 
-    def encode_to_numpy(self, text: str, allowed: Set[str]):
-        import numpy as np
+    def encode(self, text: str, allowed: str | Set[str], disallowed) -> list[int]:
+        return self.encode_with_last(text, allowed, disallowed)[0]
 
-        return np.array(self.encode(text, allowed)[0], dtype=np.uint32)
+    def encode_to_numpy(self, text: str, allowed: str | Set[str], disallowed):
+        return np.array(self.encode(text, allowed, disallowed), dtype=np.uint32)
+
+    def encode_batch(self, texts, allowed, disallowed, threads: int) -> list[list[int]]:
+        return [self.encode(text, allowed, disallowed) for text in texts]
 
     def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
-        import numpy as np
-
         ends = [] if separator is None else [separator]
         parts = [
             self.encode_ordinary(one.decode("utf-8", "replace") if isinstance(one, bytes) else one) + ends
@@ -118,7 +139,17 @@ class RegexCore:
         ]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
-        ids = np.fromiter(
-            (token for part in parts for token in part), dtype=np.uint16 if narrow else np.uint32
-        )
-        return ids, offsets
+        dtype = np.uint16 if narrow else np.uint32
+        return np.fromiter((token for part in parts for token in part), dtype=dtype), offsets
+
+
+Engine = _bpe.Core | RegexCore
+
+
+def joined_surrogates(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates replaced: a str that has UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

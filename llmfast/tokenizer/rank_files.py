@@ -29,18 +29,30 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             encoded, number = line.split()
             token, rank = b64decode(encoded, validate=True), int(number)
+            if rank < 0:
+                raise ValueError("negative")
         except (ValueError, binascii.Error):
             fault = f"line {i} is {line[:80]!r}, not a token and its rank"
             raise ValueError(f"{path} is damaged: {fault}") from None
         if token in ranks:
             raise ValueError(f"{path} is damaged: line {i} repeats token {token!r}")
         ranks[token] = rank
+    try:
+        check_ranks(ranks)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return ranks
+
+
+def check_ranks(ranks: dict[bytes, int]) -> None:
+    """ValueError unless every byte has a token and no two tokens share an id."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise ValueError(
-            f"{path} is damaged: it lacks {len(missing)} of the 256 bytes, such as {missing[0]:#04x}"
-        )
-    return ranks
+        raise ValueError(f"it has no tokens for {len(missing)} of the 256 bytes, such as {missing[0]:#04x}")
+    token_of = {rank: token for token, rank in ranks.items()}
+    for token, rank in ranks.items():
+        if token_of[rank] != token:
+            raise ValueError(f"tokens {token!r} and {token_of[rank]!r} both have the id {rank}")
 
 
 def format_ranks(ranks: dict[bytes, int]) -> bytes:

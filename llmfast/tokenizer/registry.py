@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from llmfast.tokenizer import published
 from llmfast.tokenizer.encoding import Encoding
 
 ENCODINGS: dict[str, Encoding] = {}
@@ -30,7 +31,7 @@ def _find_constructors() -> dict[str, Callable[[], dict[str, Any]]]:
                 for name, constructor in plugin.ENCODING_CONSTRUCTORS.items():
                     if name in found:
                         raise ValueError(f"Duplicate encoding name {name} in tiktoken plugin {module.name}")
-                    found[name] = constructor
+                    found[name] = published.with_fast_loaders(constructor)
             _constructors = found
         return _constructors
 

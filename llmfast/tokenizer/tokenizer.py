@@ -33,7 +33,7 @@ _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>
 
 
 class Tokenizer(Encoding):
-    """Byte-level BPE with a vocabulary of your own: train it, save it, load it, encode as with any `Encoding`.
+    """Byte-level BPE with a vocabulary of your own: train it, save it, load it, encode as any `Encoding`.
 
     >>> tokenizer = Tokenizer.train(["low low low lower lower newest newest"], vocab_size=259)
     >>> tokenizer.encode("lower")
@@ -106,9 +106,7 @@ class Tokenizer(Encoding):
         )
         for special in specials:
             if special.encode() in ranks:
-                raise ValueError(
-                    f"special token {special!r} is also a token of ordinary text; choose another name"
-                )
+                raise ValueError(f"special token {special!r} is a token of ordinary text, too; rename it")
         ids = {special: n_ordinary + i for i, special in enumerate(specials)}
         return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import _without_surrogates
+from llmfast.tokenizer.patterns import joined_surrogates
 
 Documents = Iterable[str | bytes]
 Source = Documents | str | os.PathLike | Sequence[os.PathLike]
@@ -32,8 +32,7 @@ _TIE_BREAKS = {
     "smallest_ids": (_bpe.TieBreak.smallest_ids, bytes(range(256))),
 }
 # The pattern of no splitting: a document is one word. The engine has no use for the expression itself.
-WHOLE = r"[\s\S]+"
-_NATIVE = patterns.NATIVE | {WHOLE: "none"}
+WHOLE = patterns.WHOLE
 
 _BATCH_CHARACTERS = 16 << 20  # of documents handed to the threads at a time
 
@@ -105,9 +104,7 @@ def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
     if isinstance(first, os.PathLike):
         return [_existing_file(item) for item in chain([first], items)], ()
     if isinstance(first, str) and len(first) < 1024 and "\n" not in first and os.path.isfile(first):
-        raise ValueError(
-            f"source has the string {first!r}, the name of a file; wrap it: pathlib.Path({first!r})"
-        )
+        raise ValueError(f"{first!r} is the name of a file, but a str is text; wrap it: Path({first!r})")
     return [], chain([first], items)
 
 
@@ -173,14 +170,14 @@ class _RegexCounter:
                 text = document.decode(errors="replace") if isinstance(document, bytes) else document
                 for part in self._split(text):
                     words.update(match.group() for match in self._find_words(part))
-            self.corpus.add_words({_without_surrogates(word).encode(): n for word, n in words.items()})
+            self.corpus.add_words({joined_surrogates(word).encode(): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)
 
 
 def _counter(pat_str: str, separators: Sequence[str], num_threads: int) -> _NativeCounter | _RegexCounter:
-    if pat_str in _NATIVE:
-        return _NativeCounter(_NATIVE[pat_str], separators, num_threads)
+    if pat_str in patterns.NATIVE:
+        return _NativeCounter(patterns.NATIVE[pat_str], separators, num_threads)
     return _RegexCounter(pat_str, separators)
 
 

@@ -1,34 +1,33 @@
-"""Encoding text that is not finished: what may still change when more follows (tiktoken's `encode_with_unstable`)."""
+"""Encoding text that is not finished: what may still change when more follows (`encode_with_unstable`)."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 
-from llmfast import _bpe
+from llmfast.tokenizer import patterns
 
 
-def encode_bytes(core: _bpe.Core, text: bytes) -> list[int]:
-    """The ids of bytes that need not be UTF-8: the last piece before the fault and all behind it are one piece."""
+def encode_bytes(core: patterns.Engine, text: bytes) -> list[int]:
+    """The ids of bytes that need not be UTF-8: from the last piece before the fault on, all is one piece."""
     try:
         return core.encode_ordinary(text.decode("utf-8"))
     except UnicodeDecodeError as fault:
         valid = fault.start
-    ids, last = core.encode(text[:valid].decode("utf-8"), frozenset())
+    ids, last = core.encode_with_last(text[:valid].decode("utf-8"), frozenset(), ())
     last = _with_spaces_before(core, ids, last)
     stable, unstable = ids[: len(ids) - last], ids[len(ids) - last :]
-    return stable + core.encode_piece(core.decode(unstable) + text[valid:])
+    return stable + core.encode_piece(core.decode_bytes(unstable) + text[valid:])
 
 
-def encode_with_unstable(
-    core: _bpe.Core, sorted_tokens: list[bytes], text: str, allowed: Set[str]
+def with_completions(
+    core: patterns.Engine, sorted_tokens: list[bytes], ids: list[int], last: int
 ) -> tuple[list[int], list[list[int]]]:
-    """The ids that stay, and the sequences that may follow them, given that text goes on behind `text`."""
-    ids, last = core.encode(text, allowed)
+    """Of the ids of a text whose last piece has `last` of them: those that stay, and what may follow them."""
     if last == 0:
         return ids, []
     last = _with_spaces_before(core, ids, last)
-    stable, unstable = ids[: len(ids) - last], core.decode(ids[len(ids) - last :])
+    stable, unstable = ids[: len(ids) - last], core.decode_bytes(ids[len(ids) - last :])
 
     completions = {(core.find(token),) for token in _starting_with(sorted_tokens, unstable)}
     # A token may straddle the end of the text: try each that starts with a suffix of it.
@@ -43,8 +42,8 @@ def encode_with_unstable(
     return stable, [list(completion) for completion in completions]
 
 
-def _with_spaces_before(core: _bpe.Core, ids: list[int], last: int) -> int:
-    """`last` tokens at the end of `ids` are unstable; where they begin with white space, so is all before it."""
+def _with_spaces_before(core: patterns.Engine, ids: list[int], last: int) -> int:
+    """`last` tokens at the end of `ids` may change; if they begin with white space, so may all before it."""
 
     def is_space(token: int) -> bool:
         return not (core.token_bytes(token) or b"").strip(b" \n\t")
@@ -62,7 +61,7 @@ def _starting_with(sorted_tokens: list[bytes], prefix: bytes) -> Iterator[bytes]
         yield sorted_tokens[at]
 
 
-def _covering(core: _bpe.Core, text: bytes, length: int) -> tuple[int, ...]:
+def _covering(core: patterns.Engine, text: bytes, length: int) -> tuple[int, ...]:
     """The first tokens of `text` that together have `length` bytes."""
     try:
         ids = core.encode_ordinary(text.decode("utf-8"))
@@ -79,9 +78,6 @@ def _covering(core: _bpe.Core, text: bytes, length: int) -> tuple[int, ...]:
 def _last_character(text: bytes) -> bytes:
     """The bytes of the last character, or none where the end is not UTF-8."""
     for size in range(1, min(4, len(text)) + 1):
-        try:
-            text[-size:].decode("utf-8")
+        if text[-size:].decode("utf-8", "ignore"):
             return text[-size:]
-        except UnicodeDecodeError:
-            continue
     return b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from llmfast.training.config import RunConfig
@@ -25,31 +24,22 @@ def train(*, config: RunConfig | None = None, out: Path | None = None, resume: P
 
     from rich.console import Console
 
-    from llmfast.data.prepare import open_prepared, prepare
-    from llmfast.training.fit import fit, restore_newest
-    from llmfast.training.run import Run
-    from llmfast.training.trainer import Trainer
+    from llmfast.training.fit import fit
+    from llmfast.training.session import new_session, resumed_session
 
     console = Console(highlight=False, soft_wrap=True)
     if resume is not None:
-        run = Run.existing(resume)
-        config = run.load_config()
-        prepared = open_prepared(run.data)
+        session = resumed_session(resume)
     else:
-        run = Run.new(out)
-        config = config or RunConfig()
-        prepared = prepare(config.data, run.data, report=console.print)
-        config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
-        run.save_config(config)
-    trainer = Trainer(config, prepared.train)
-    restore_newest(trainer, run)
+        session = new_session(out, config or RunConfig(), report=console.print)
+    folder, trainer = session.run.folder, session.trainer
     try:
-        fit(trainer, prepared, run, console=console)
+        fit(session, console=console)
     except KeyboardInterrupt:
-        console.print(
-            f"stopped at step {trainer.steps_done:,}; go on with: llmfast train --resume {run.folder}"
-        )
-        raise
-    final = trainer.evaluate(prepared.validation)
+        again = f"llmfast train --resume {folder}"
+        raise KeyboardInterrupt(
+            f"stopped at step {trainer.steps_done:,} and saved; go on with: {again}"
+        ) from None
+    final = trainer.evaluate(session.prepared.validation)
     console.print(f"validation  loss {final.loss:.3f}, {final.bits_per_byte:.3f} bits per byte")
-    console.print(f"saved in    {run.folder}; sample it with: llmfast generate {run.folder}")
+    console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")

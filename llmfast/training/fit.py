@@ -7,15 +7,16 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 
 from llmfast.data.prepare import Prepared
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
 from llmfast.inference.sampling import Sampling
-from llmfast.training.checkpoint import checkpoints, read_checkpoint, save_checkpoint
+from llmfast.training.checkpoint import checkpoints, save_checkpoint
 from llmfast.training.display import Display, Status
-from llmfast.training.run import Run
+from llmfast.training.session import Session
 from llmfast.training.trainer import Trainer
 
 SMOOTHING = 0.95
@@ -23,7 +24,7 @@ PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
 SAMPLE_TOKENS = 40
 
 
-def fit(trainer: Trainer, prepared: Prepared, run: Run, *, console: Console | None = None) -> None:
+def fit(session: Session, *, console: Console | None = None) -> None:
     """Train until ``config.training.steps`` are done, saving on the way and at the end.
 
     SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt.
@@ -32,6 +33,7 @@ def fit(trainer: Trainer, prepared: Prepared, run: Run, *, console: Console | No
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
         ValueError: the loss is no longer a finite number.
     """
+    run, prepared, trainer = session.run, session.prepared, session.trainer
     training = trainer.config.training
     run.rewind_log(trainer.steps_done)
     pace = _Pace(trainer)
@@ -57,31 +59,26 @@ def fit(trainer: Trainer, prepared: Prepared, run: Run, *, console: Console | No
             if _due(training.sample_every, step):
                 display.sample(step, *_sample(trainer, prepared))
             if _due(training.checkpoint_every, step) and step < training.steps:
-                save(trainer, prepared, run)
+                save(session)
             pace.resume_clock()
     # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
     if not any(path.name == f"step-{trainer.steps_done:06d}" for path in checkpoints(run.folder)):
-        save(trainer, prepared, run)
+        save(session)
     if stop:
         raise KeyboardInterrupt
 
 
-def save(trainer: Trainer, prepared: Prepared, run: Run) -> None:
-    """Write a checkpoint of where the trainer is."""
-    save_checkpoint(
-        run.folder,
+def save(session: Session) -> Path:
+    """Write a checkpoint of where the session's trainer is; returns its folder."""
+    trainer = session.trainer
+    return save_checkpoint(
+        session.run.folder,
         step=trainer.steps_done,
         position=trainer.batches.position,
         model=trainer.model,
         optimizer=trainer.optimizer_tensors(),
-        tokenizer=prepared.tokenizer,
+        tokenizer=session.prepared.tokenizer,
     )
-
-
-def restore_newest(trainer: Trainer, run: Run) -> None:
-    """Put the trainer where the run's newest checkpoint is; a run without one begins at its first step."""
-    if found := checkpoints(run.folder):
-        trainer.restore(read_checkpoint(found[-1]))
 
 
 def _due(interval: int, step: int) -> bool:

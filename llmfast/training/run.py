@@ -28,31 +28,6 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.loss_plot = self.folder / "loss.png"
 
-    @classmethod
-    def new(cls, folder: Path) -> Run:
-        """A run in a folder that holds nothing yet.
-
-        Raises:
-            ValueError: the folder holds something.
-        """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already; choose another folder, or resume it")
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder)
-
-    @classmethod
-    def existing(cls, folder: Path) -> Run:
-        """The run in ``folder``, to be resumed.
-
-        Raises:
-            ValueError: there is no run to resume.
-        """
-        run = cls(folder)
-        if not run.config_file.exists():
-            raise ValueError(f"{folder} holds no run to resume: it has no {run.config_file.name}")
-        return run
-
     def save_config(self, config: RunConfig) -> None:
         config_files.save(config, self.config_file)
 

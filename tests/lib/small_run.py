@@ -3,18 +3,29 @@
 from pathlib import Path
 
 from llmfast.data.config import DataConfig
-from llmfast.data.prepare import Prepared, prepare
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import RunConfig, TrainingConfig
-from llmfast.training.run import Run
-from llmfast.training.trainer import Trainer
+from llmfast.training.session import Session, new_session
 
 SENTENCES = [
     "The {} saw the {} by the river and said nothing about it.",
     "Every morning a {} walks past the old {} and counts the stones.",
     "It was the {} that taught the {} how to read the weather.",
 ]
-NOUNS = ["fox", "heron", "miller", "lamp", "clock", "painter", "well", "bridge", "naïve poet", "雪", "otter", "wheel"]
+NOUNS = [
+    "fox",
+    "heron",
+    "miller",
+    "lamp",
+    "clock",
+    "painter",
+    "well",
+    "bridge",
+    "naïve poet",
+    "雪",
+    "otter",
+    "wheel",
+]
 
 
 def write_corpus(folder: Path, documents: int = 60) -> Path:
@@ -22,7 +33,9 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
         lines = [
-            SENTENCES[(index + line) % 3].format(NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12])
+            SENTENCES[(index + line) % 3].format(
+                NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12]
+            )
             for line in range(12)
         ]
         (folder / f"{index:03d}.txt").write_text(f"Page {index}\n" + "\n".join(lines), encoding="utf-8")
@@ -31,7 +44,13 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
 
 def small_config(corpus: Path, **training: object) -> RunConfig:
     """A one-layer model on ``corpus``; ``training`` overrides settings of TrainingConfig."""
-    settings = {"steps": 6, "batch_size": 4, "compile": False, "precision": "float32", "evaluate_every": 3} | training
+    settings = {
+        "steps": 6,
+        "batch_size": 4,
+        "compile": False,
+        "precision": "float32",
+        "evaluate_every": 3,
+    } | training
     return RunConfig(
         data=DataConfig(sources=(str(corpus),), vocab_size=300, validation_fraction=0.2),
         model=DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, kv_heads=1, context=16),
@@ -39,10 +58,7 @@ def small_config(corpus: Path, **training: object) -> RunConfig:
     )
 
 
-def new_run(folder: Path, **training: object) -> tuple[RunConfig, Prepared, Run, Trainer]:
-    """A prepared run in ``folder``, ready to fit."""
+def new_run(folder: Path, **training: object) -> Session:
+    """A run in ``folder``/run, ready to fit."""
     config = small_config(write_corpus(folder / "corpus"), **training)
-    run = Run.new(folder / "run")
-    prepared = prepare(config.data, run.data)
-    run.save_config(config)
-    return config, prepared, run, Trainer(config, prepared.train)
+    return new_session(folder / "run", config, report=lambda line: None)

@@ -1,4 +1,4 @@
-// A growing array of ids: what std::vector is, without the zeroing of memory that is about to be written.
+// Growing arrays: what std::vector is, without the zeroing of memory that is about to be written.
 #pragma once
 
 #include <cstddef>
@@ -9,20 +9,22 @@
 
 namespace llmfast {
 
-class IdBuffer {
+template <typename T>
+class Growing {
   public:
-    uint32_t* data() { return data_.get(); }
-    const uint32_t* data() const { return data_.get(); }
+    T* data() { return data_.get(); }
+    const T* data() const { return data_.get(); }
     size_t size() const { return size_; }
 
-    // Where to write up to `count` more ids; `grow` says how many were.
-    uint32_t* room(size_t count) {
+    // Where to write up to `count` more; `grow` says how many were.
+    T* room(size_t count) {
         if (capacity_ - size_ < count) reserve(size_ + count + size_ / 2);
         return data_.get() + size_;
     }
     void grow(size_t count) { size_ += count; }
-    void push_back(uint32_t id) {
-        *room(1) = id;
+    void clear() { size_ = 0; }
+    void push_back(T value) {
+        *room(1) = value;
         grow(1);
     }
 
@@ -32,25 +34,28 @@ class IdBuffer {
     }
 
     // Gives the memory, cut to size, to the caller, who frees it with std::free.
-    uint32_t* release() {
+    T* release() {
         if (size_ < capacity_) resize(size_ ? size_ : 1);
         size_ = capacity_ = 0;
         return data_.release();
     }
 
   private:
-    struct Free { void operator()(uint32_t* data) const { std::free(data); } };
+    struct Free { void operator()(T* data) const { std::free(data); } };
 
     void resize(size_t capacity) {
-        void* moved = std::realloc(data_.get(), capacity * sizeof(uint32_t));
+        void* moved = std::realloc(data_.get(), capacity * sizeof(T));
         if (!moved) throw std::bad_alloc();
         static_cast<void>(data_.release());
-        data_.reset(static_cast<uint32_t*>(moved));
+        data_.reset(static_cast<T*>(moved));
         capacity_ = capacity;
     }
 
-    std::unique_ptr<uint32_t, Free> data_;
+    std::unique_ptr<T, Free> data_;
     size_t size_ = 0, capacity_ = 0;
 };
+
+using IdBuffer = Growing<uint32_t>;
+using ByteBuffer = Growing<char>;
 
 }  // namespace llmfast

@@ -1,0 +1,121 @@
+#include "documents.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+
+namespace llmfast {
+namespace {
+
+constexpr size_t kTask = 1 << 18;  // bytes of text that a thread takes at once
+
+// A stretch of a document: long ones are cut where pieces certainly end.
+struct Stretch {
+    std::string_view text;
+    bool ends_document;
+    size_t ids;  // how many it has
+};
+
+std::vector<Stretch> stretches_of(const std::vector<std::string_view>& documents, Pattern pattern) {
+    std::vector<Stretch> stretches;
+    stretches.reserve(documents.size());
+    for (std::string_view rest : documents) {
+        while (rest.size() > 2 * kTask) {
+            const size_t cut = certain_boundary(pattern, rest.data(), rest.size(), kTask);
+            if (cut == rest.size()) break;
+            stretches.push_back({rest.substr(0, cut), false, 0});
+            rest.remove_prefix(cut);
+        }
+        stretches.push_back({rest, true, 0});
+    }
+    return stretches;
+}
+
+// Where each task starts among the stretches, and the end of the last.
+std::vector<size_t> tasks_of(const std::vector<Stretch>& stretches) {
+    std::vector<size_t> starts = {0};
+    size_t bytes = 0;
+    for (size_t i = 0; i < stretches.size(); ++i) {
+        bytes += stretches[i].text.size();
+        if (bytes < kTask && i + 1 < stretches.size()) continue;
+        starts.push_back(i + 1);
+        bytes = 0;
+    }
+    return starts;
+}
+
+template <typename Id>
+void* gather(const std::vector<IdBuffer>& parts, size_t total, size_t threads) {
+    Id* all = static_cast<Id*>(std::malloc(std::max<size_t>(total, 1) * sizeof(Id)));
+    if (!all) throw std::bad_alloc();
+    std::vector<size_t> starts(parts.size() + 1);
+    for (size_t i = 0; i < parts.size(); ++i) starts[i + 1] = starts[i] + parts[i].size();
+    run_parallel(parts.size(), threads, [&](size_t i) { std::copy_n(parts[i].data(), parts[i].size(), all + starts[i]); });
+    return all;
+}
+
+}  // namespace
+
+void run_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work) {
+    std::atomic<size_t> next{0};
+    std::exception_ptr failure;
+    std::mutex guard;
+    const auto loop = [&] {
+        try {
+            for (size_t i = next++; i < count; i = next++) work(i);
+        } catch (...) {
+            const std::lock_guard lock(guard);
+            if (!failure) failure = std::current_exception();
+            next = count;
+        }
+    };
+    // Threads live as long as the call: starting one takes tens of microseconds, and nothing is left behind a fork.
+    std::vector<std::thread> helpers;
+    for (size_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(loop);
+    loop();
+    for (std::thread& helper : helpers) helper.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
+                            std::string_view text, IdBuffer& ids) {
+    size_t start = 0, last = 0;
+    while (true) {
+        const auto [end, special] = specials.find(text, start, enabled);
+        if (end > start) last = encoder.encode(text.substr(start, end - start), ids);
+        if (!special) return last;
+        ids.push_back(special->id);
+        last = 0;
+        start = end + special->bytes.size();
+    }
+}
+
+void* encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
+                       std::optional<uint32_t> separator, size_t threads, bool narrow, int64_t* offsets) {
+    std::vector<Stretch> stretches = stretches_of(documents, encoder.pattern());
+    const std::vector<size_t> starts = tasks_of(stretches);
+    std::vector<IdBuffer> parts(starts.size() - 1);
+    run_parallel(parts.size(), threads, [&](size_t task) {
+        IdBuffer& ids = parts[task];
+        for (size_t i = starts[task]; i < starts[task + 1]; ++i) {
+            const size_t before = ids.size();
+            encoder.encode(stretches[i].text, ids);
+            if (stretches[i].ends_document && separator) ids.push_back(*separator);
+            stretches[i].ids = ids.size() - before;
+        }
+    });
+    int64_t total = 0;
+    offsets[0] = 0;
+    for (const Stretch& stretch : stretches) {
+        total += static_cast<int64_t>(stretch.ids);
+        if (stretch.ends_document) *++offsets = total;
+    }
+    const size_t count = static_cast<size_t>(total);
+    return narrow ? gather<uint16_t>(parts, count, threads) : gather<uint32_t>(parts, count, threads);
+}
+
+}  // namespace llmfast

@@ -1,0 +1,30 @@
+// Many documents at once, on several threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "encoder.h"
+#include "specials.h"
+
+namespace llmfast {
+
+// Calls `work(i)` for 0 <= i < count on up to `threads` threads, this one among them. The first exception is thrown
+// again here, after all threads have ended.
+void run_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work);
+
+// Appends the ids of `text`, in which the enabled special tokens count. Returns how many tokens the last piece has: 0
+// behind a special token.
+size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
+                            std::string_view text, IdBuffer& ids);
+
+// The ids of all documents, one behind another, each followed by `separator` if there is one: uint16_t if `narrow`,
+// else uint32_t, in memory from malloc. Document i is [offsets[i], offsets[i + 1]).
+void* encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
+                       std::optional<uint32_t> separator, size_t threads, bool narrow, int64_t* offsets);
+
+}  // namespace llmfast

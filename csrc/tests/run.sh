@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Builds and runs the C++ tests: run.sh [COMPILER FLAGS...], such as -fsanitize=address,undefined or -fsanitize=thread.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+core=(encoder.cpp merge.cpp pages.cpp pair_table.cpp pretokenize.cpp classify.cpp unicode_tables.cpp vocabulary.cpp)
+"${CXX:-c++}" -std=c++20 -O1 -g -Wall -Wextra -Werror -pthread "$@" -I. tests/test_engine.cpp "${core[@]}" -o "$build/test"
+"$build/test" fuzz/corpus/*

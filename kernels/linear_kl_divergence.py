@@ -1,0 +1,325 @@
+"""Distillation: the divergence between a student's and a teacher's next-token distributions, from their hidden
+states and heads, whose logits (N, V) never exist.
+
+With log p_S and log p_T the log-softmax of the logits over the temperature τ, and M = β·p_T + (1 − β)·p_S, a
+token's loss and its derivative by the student's logits are
+
+    forward   KL(p_T ‖ p_S)                            (p_S − p_T) / τ
+    reverse   KL(p_S ‖ p_T)                            p_S·(log p_S − log p_T − KL(p_S ‖ p_T)) / τ
+    js        β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M)      (1 − β)·p_S·(log p_S − log M − KL(p_S ‖ M)) / τ
+
+The tokens go by in chunks (``linear_chunks``): the logits of a chunk are two matrix products, and one kernel
+reads them. The backward pass computes them again, writes the gradient over the student's, and multiplies by the
+student's head and hidden states; the gradient of the head is summed over the chunks in float32.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import use_triton
+from .checks import check_choice, check_floating, check_same_device
+from .gate import GateCase
+from .kl_kernels import kl_backward, kl_forward
+from .launch import Device, cdiv, next_power_of_2, run
+from .linear_call import MIB
+from .linear_chunks import add_product, chunk_rows
+from .loss_checks import REDUCTIONS, autocast, check_same_dtype, check_target
+from .operator import define
+from .reference import divergence as definition
+from .reference import loss as losses
+from .reference.dtypes import widen
+
+KINDS = ("forward", "reverse", "js")
+FEW_LOGITS = 64 * MIB  # of one model, below which the reference path keeps them
+
+# -------------------------------------------------------------------------------------------- launch choices
+
+BLOCK = 2048  # columns a step: of two models, so half of what ``cross_entropy`` takes; js spills with more
+WARPS = 8
+
+
+def block_of(vocabulary: int) -> int:
+    return min(max(next_power_of_2(vocabulary), 256), BLOCK)
+
+
+# ------------------------------------------------------------------------------------------------ the passes
+
+
+class Call(NamedTuple):
+    student_hidden: Tensor  # (N, E)
+    student_weight: Tensor  # (V, E)
+    teacher_hidden: Tensor  # (N, E of the teacher)
+    teacher_weight: Tensor  # (V, E of the teacher)
+    target: Tensor | None  # (N,)
+    ignore_index: int
+    kind: str
+    beta: float
+    temperature: float
+    kernels: bool  # or the definitions
+
+    @property
+    def measure(self) -> tuple[str, float, float]:
+        return self.kind, self.beta, self.temperature
+
+
+def chunks(call: Call) -> Iterator[slice]:
+    vocabulary, width = call.student_weight.shape
+    on_cpu = call.student_hidden.device.type == "cpu"
+    rows = chunk_rows(2 * vocabulary, width, call.student_hidden.itemsize, on_cpu)
+    return (slice(start, start + rows) for start in range(0, call.student_hidden.shape[0], rows))
+
+
+def logits_of(call: Call, some: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The student's and the teacher's logits of some tokens, and their targets."""
+    student = F.linear(call.student_hidden[some], call.student_weight)
+    teacher = F.linear(call.teacher_hidden[some], call.teacher_weight)
+    return student, teacher, None if call.target is None else call.target[some]
+
+
+def run_rows(kernel, columns: int, call: Call, student: Tensor, *rest: Tensor | None) -> None:
+    """Launches ``kernel`` on each row of logits and ``columns`` blocks of classes."""
+    rows, vocabulary = student.shape
+    run(
+        kernel,
+        (rows, columns),
+        student,
+        *(student, *rest, rows, vocabulary, call.ignore_index, call.beta, call.temperature),
+        KIND=call.kind,
+        BLOCK=block_of(vocabulary),
+        num_warps=WARPS,
+    )
+
+
+def row_losses(
+    call: Call, student: Tensor, teacher: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of each row of logits, and what the kernels compute its gradient from."""
+    if not call.kernels:
+        loss = definition.kl_divergence(student, teacher, *call.measure)
+        return loss if target is None else torch.where(target == call.ignore_index, 0, loss), None
+    loss = student.new_empty(student.shape[0], dtype=torch.float32)
+    statistics = student.new_empty((5, student.shape[0]), dtype=torch.float32)
+    run_rows(kl_forward, 1, call, student, teacher, target, loss, statistics)
+    return loss, statistics
+
+
+def row_gradients(
+    call: Call, student: Tensor, teacher: Tensor, target: Tensor | None, grad_loss: Tensor
+) -> Tensor:
+    """The gradient of the student's logits, in their dtype; the kernels write it in their place."""
+    if not call.kernels:
+        gradient = definition.kl_gradient(student, teacher, *call.measure) * grad_loss.unsqueeze(-1)
+        if target is not None:
+            gradient.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
+        return gradient.to(student.dtype)
+    _, statistics = row_losses(call, student, teacher, target)
+    blocks = cdiv(student.shape[1], block_of(student.shape[1]))
+    run_rows(kl_backward, blocks, call, student, teacher, target, grad_loss.contiguous(), statistics)
+    return student
+
+
+# -------------------------------------------------------------------------------------------------- operators
+
+_SCHEMA = (
+    "Tensor student_hidden, Tensor student_weight, Tensor teacher_hidden, Tensor teacher_weight, "
+    "Tensor? target, int ignore_index, str kind, float beta, float temperature, bool kernels"
+)
+
+
+def _allocate(*inputs) -> Tensor:
+    hidden = inputs[0]
+    return hidden.new_empty(hidden.shape[0], dtype=widen(hidden[:0]).dtype)
+
+
+def _run(*inputs) -> Tensor:
+    call = Call(*inputs)
+    loss = _allocate(*inputs)
+    with torch.autocast(call.student_hidden.device.type, enabled=False):
+        for some in chunks(call):
+            loss[some] = row_losses(call, *logits_of(call, some))[0]
+    return loss
+
+
+def _allocate_backward(grad_loss, wanted, *inputs) -> tuple[Tensor, Tensor]:
+    hidden, weight = inputs[:2]
+    return hidden.new_empty(hidden.shape if wanted[0] else 0), hidden.new_empty(
+        weight.shape if wanted[1] else 0
+    )
+
+
+def _run_backward(grad_loss, wanted, *inputs) -> tuple[Tensor, Tensor]:
+    call = Call(*inputs)
+    hidden, weight = call[:2]
+    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
+    grad_weight = hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=grad_loss.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for some in chunks(call):
+            gradients = row_gradients(call, *logits_of(call, some), grad_loss[some])
+            if wanted[0]:
+                torch.mm(gradients, weight, out=grad_hidden[some])
+            if wanted[1]:
+                add_product(grad_weight, gradients.T, hidden[some])
+    # A copy even where the dtype stays: an operator's outputs are its own.
+    return grad_hidden, grad_weight.to(weight.dtype)
+
+
+_backward_op = define(
+    f"linear_kl_divergence_backward(Tensor grad_loss, bool[] wanted, {_SCHEMA}) -> (Tensor, Tensor)",
+    _run_backward,
+    _allocate_backward,
+)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:]
+
+
+def _differentiate(ctx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:2])
+    gradients = _backward_op(grad_loss, wanted, *ctx.saved_tensors, *ctx.rest)
+    nothing = (None,) * (len(Call._fields) - 2)
+    return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *nothing
+
+
+_kl_op = define(
+    f"linear_kl_divergence({_SCHEMA}) -> Tensor", _run, _allocate, backward=_differentiate, save=_save
+)
+
+# -------------------------------------------------------------------------------------------- public function
+
+
+def linear_kl_divergence(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor | None = None,
+    *,
+    kind: str = "forward",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
+    """The divergence of a student's next-token distribution p_S from a teacher's p_T, without their logits.
+
+    With ``p = softmax(hidden @ weightᵀ / temperature)``, each token's loss is
+
+    - ``"forward"``: KL(p_T ‖ p_S) (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2)
+    - ``"reverse"``: KL(p_S ‖ p_T) (MiniLLM, arXiv:2306.08543)
+    - ``"js"``: β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M) with M = β·p_T + (1 − β)·p_S (generalised Jensen-Shannon;
+      GKD, arXiv:2306.13649, section 2)
+
+    in float32 (float64 for float64). The temperature's square, by which Hinton multiplies the loss, is left to the
+    caller. Gradients reach the student's hidden states and head; the teacher gets none.
+
+    Memory beside the inputs and the gradients: a float32 copy of the head's gradient, and a workspace of 256 MiB
+    or half of the student's head. Ignored tokens take part in the matrix products.
+
+    Args:
+        student_hidden: (..., E), any floating dtype. Under autocast the four tensors are cast as for
+            ``torch.nn.functional.linear``.
+        student_weight: (V, E).
+        teacher_hidden: (..., E of the teacher), the same tokens.
+        teacher_weight: (V, E of the teacher), the same vocabulary.
+        target: (...), integers of which only ``ignore_index`` matters: such tokens count nothing. None: all count.
+        kind: ``"forward"``, ``"reverse"`` or ``"js"``.
+        beta: the teacher's share of M, between 0 and 1; ``"js"`` only.
+        temperature: τ, positive.
+        reduction: ``"mean"`` over the tokens that count (0 where none does), ``"sum"``, or ``"none"`` for each
+            token's loss (...), 0 where ignored.
+
+    Raises:
+        ValueError: for a shape, dtype, device or option that does not fit.
+
+    Example::
+
+        student = torch.nn.Sequential(torch.nn.Embedding(1000, 32), torch.nn.Linear(32, 1000, bias=False))
+        teacher = torch.nn.Sequential(torch.nn.Embedding(1000, 64), torch.nn.Linear(64, 1000, bias=False))
+        tokens = torch.randint(1000, (4, 128))
+        hidden = student[0](tokens), teacher[0](tokens).detach()
+        loss = linear_kl_divergence(hidden[0], student[1].weight, hidden[1], teacher[1].weight, temperature=2.0)
+        loss.backward()
+    """
+    _check(student_hidden, student_weight, teacher_hidden, teacher_weight, target)
+    check_choice("kind", kind, KINDS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta must be between 0 and 1, both excluded, got {beta}")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    tensors = autocast(student_hidden, student_weight, teacher_hidden.detach(), teacher_weight.detach())
+    kernels = use_triton(*tensors)
+    tokens, vocabulary = student_hidden[..., 0].numel(), student_weight.shape[0]
+    hidden, weight, teacher_rows, teacher_head = (t.reshape(-1, t.shape[-1]) for t in tensors)
+    flat = None if target is None else target.reshape(-1)
+    if not kernels and tokens * vocabulary * hidden.itemsize <= FEW_LOGITS:
+        logits = F.linear(hidden, weight), F.linear(teacher_rows, teacher_head)
+        loss = definition.kl_divergence(*logits, kind, beta, temperature)
+        loss = loss if flat is None else torch.where(flat == ignore_index, 0, loss)
+    else:
+        head = (teacher_rows, teacher_head, flat)
+        loss = _kl_op(hidden, weight, *head, ignore_index, kind, beta, temperature, kernels)
+    loss = loss.view(student_hidden.shape[:-1])
+    counted = torch.ones_like(loss)
+    if target is not None:
+        counted = losses.token_weight(target, None, ignore_index, loss.dtype)
+    return losses.reduce(loss, counted, reduction)
+
+
+def _check(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor | None,
+) -> None:
+    for who, hidden, weight in (
+        ("student", student_hidden, student_weight),
+        ("teacher", teacher_hidden, teacher_weight),
+    ):
+        check_floating(f"{who}_hidden", hidden)
+        if hidden.dim() == 0 or weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+            raise ValueError(
+                f"{who}_weight must be (V, E) for {who}_hidden (..., E), "
+                f"got {tuple(weight.shape)} for {tuple(hidden.shape)}"
+            )
+        for name, tensor in ((f"{who}_hidden", hidden), (f"{who}_weight", weight)):
+            check_same_device(name, tensor, student_hidden)
+            check_same_dtype(name, tensor, "student_hidden", student_hidden)
+    if teacher_hidden.shape[:-1] != student_hidden.shape[:-1]:
+        raise ValueError(
+            f"teacher_hidden must be of the student's tokens {tuple(student_hidden.shape[:-1])}, "
+            f"got {tuple(teacher_hidden.shape)}"
+        )
+    if teacher_weight.shape[0] != student_weight.shape[0] or student_weight.shape[0] == 0:
+        raise ValueError(
+            f"teacher_weight must have the student's vocabulary, {student_weight.shape[0]} (at least 1), "
+            f"got {teacher_weight.shape[0]}"
+        )
+    if target is not None:
+        check_target(target, student_hidden, "student_hidden")
+
+
+# ---------------------------------------------------------------------------------------------- compile gate
+
+
+def gate_cases(device: Device) -> Iterator[GateCase]:
+    """Each kind; matrix products are the BLAS library's."""
+    for kind in KINDS:
+        for vocabulary, dtype in ((128256, torch.bfloat16), (50257, torch.float32)):
+            run = partial(_gate_run, vocabulary, dtype, kind)
+            yield GateCase("linear_kl_divergence", f"{kind} {vocabulary} {str(dtype)[6:]}", run)
+
+
+def _gate_run(vocabulary: int, dtype: torch.dtype, kind: str) -> None:
+    student, teacher = (torch.empty(128, vocabulary, dtype=dtype, device="meta") for _ in range(2))
+    target, grad_loss = (torch.empty(128, dtype=d, device="meta") for d in (torch.int64, torch.float32))
+    call = Call(student, student, teacher, teacher, target, -100, kind, 0.5, 2.0, True)
+    row_gradients(call, student, teacher, target, grad_loss)

@@ -1,0 +1,148 @@
+"""How many tokens different tokenizers make of the same texts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import regex
+
+from llmfast.tokenizer.encoding import Encoding
+from llmfast.tokenizer.registry import get_encoding, list_encoding_names
+from llmfast.tokenizer.tokenizer import Tokenizer
+
+_SCRIPTS = (
+    "Latin",
+    "Cyrillic",
+    "Greek",
+    "Arabic",
+    "Hebrew",
+    "Devanagari",
+    "Thai",
+    "Hangul",
+    "Hiragana",
+    "Katakana",
+    "Han",
+)
+_LETTERS = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}}+)" for script in _SCRIPTS))
+_KANA = {"Hiragana", "Katakana"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sizes of one text: `tokens` has one count for each encoding."""
+
+    text: str
+    n_bytes: int
+    n_characters: int
+    tokens: tuple[int, ...]
+
+    @property
+    def bytes_per_token(self) -> tuple[float, ...]:
+        return tuple(self.n_bytes / count if count else 0.0 for count in self.tokens)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows by file and by script of the lines; ``str()`` lays them out as a table."""
+
+    encodings: tuple[str, ...]
+    files: tuple[Row, ...]
+    scripts: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        header = [
+            "",
+            "bytes",
+            *(f"{name} {unit}" for name in self.encodings for unit in ("tokens", "bytes/token")),
+        ]
+        lines = [header, *map(self._cells, self.files)]
+        if len(self.scripts) > 1:
+            lines += [[""] * len(header), *map(self._cells, self.scripts)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(_aligned(line, widths) for line in lines)
+
+    @staticmethod
+    def _cells(row: Row) -> list[str]:
+        pairs = zip(row.tokens, row.bytes_per_token, strict=True)
+        return [
+            row.text,
+            f"{row.n_bytes:,}",
+            *(cell for count, rate in pairs for cell in (f"{count:,}", f"{rate:.3f}")),
+        ]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *numbers = cells
+    aligned = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+    return "  ".join([first.ljust(widths[0]), *aligned]).rstrip()
+
+
+def compare(
+    texts: Iterable[str | os.PathLike],
+    encodings: Iterable[str | os.PathLike | Encoding] = ("gpt2", "cl100k_base", "o200k_base"),
+) -> Comparison:
+    """Counts the tokens of UTF-8 files under several encodings.
+
+    Args:
+        texts: the files.
+        encodings: names that `get_encoding` knows, paths that `Tokenizer.load` reads, or encodings.
+
+    Returns:
+        Tokens and bytes per token, for each file, and for the lines of each script in all of them together. A line
+        belongs to the script that most of its letters have (Han beside kana is Japanese); lines without letters
+        count as ``no letters``.
+
+    Raises:
+        FileNotFoundError: a text or a tokenizer that does not exist.
+        ValueError: no text, no encoding, or a file that is not UTF-8.
+    """
+    paths = [Path(text) for text in texts]
+    chosen = [_encoding(encoding) for encoding in encodings]
+    if not paths or not chosen:
+        raise ValueError("give at least one text and one encoding to compare")
+    files = []
+    by_script: dict[str, list[str]] = {}
+    for path in paths:
+        text = _read(path)
+        files.append(_row(str(path), text, chosen))
+        for line in text.splitlines(keepends=True):
+            by_script.setdefault(_script(line), []).append(line)
+    scripts = [_row(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
+    return Comparison(tuple(encoding.name for encoding in chosen), tuple(files), tuple(scripts))
+
+
+def _encoding(encoding: str | os.PathLike | Encoding) -> Encoding:
+    if isinstance(encoding, Encoding):
+        return encoding
+    if isinstance(encoding, str) and encoding in list_encoding_names():
+        return get_encoding(encoding)
+    if not os.path.exists(encoding):
+        names = ", ".join(list_encoding_names())
+        raise FileNotFoundError(f"{os.fspath(encoding)!r} is neither a tokenizer's file nor one of {names}")
+    return Tokenizer.load(encoding)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def _row(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
+    return Row(name, len(text.encode()), len(text), tuple(encoding.count(text) for encoding in encodings))
+
+
+def _script(line: str) -> str:
+    letters: Counter[str] = Counter()
+    for match in _LETTERS.finditer(line):
+        letters[match.lastgroup] += len(match.group())
+    if not letters:
+        return "no letters"
+    if letters.keys() & _KANA:
+        letters["Japanese"] = sum(letters.pop(script, 0) for script in ("Han", *_KANA))
+    return max(letters, key=letters.__getitem__)

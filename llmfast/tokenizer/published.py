@@ -1,0 +1,59 @@
+"""The rank files of published encodings, found and checked by tiktoken, parsed by the engine."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+
+from tiktoken import load
+
+from llmfast import _bpe
+
+# GPT-2 writes bytes as visible characters: these stand for themselves, the others follow from U+0100 on.
+_VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and byte != 0x20]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_TO_BYTE = {0x100 + i: byte for i, byte in enumerate(_HIDDEN)} | {0x20: None}
+
+
+def load_tiktoken_bpe(tiktoken_bpe_file: str, expected_hash: str | None = None) -> dict[bytes, int]:
+    """tiktoken's function of that name: the ranks in a file, which is downloaded once and whose hash is checked."""
+    contents = load.read_file_cached(tiktoken_bpe_file, expected_hash)
+    try:
+        return _bpe.parse_ranks(contents)
+    except ValueError as fault:
+        raise ValueError(f"Error parsing {tiktoken_bpe_file}: {fault}") from None
+
+
+def data_gym_to_mergeable_bpe_ranks(
+    vocab_bpe_file: str,
+    encoder_json_file: str,
+    vocab_bpe_hash: str | None = None,
+    encoder_json_hash: str | None = None,
+    clobber_one_byte_tokens: bool = False,
+) -> dict[bytes, int]:
+    """tiktoken's function of that name: the ranks in GPT-2's merges file.
+
+    The JSON file beside it says the same again. It is read, for tiktoken to compare the two, only where the merges
+    come without a hash to check, or where it says something else on single bytes.
+    """
+    if vocab_bpe_hash is None or clobber_one_byte_tokens:
+        return load.data_gym_to_mergeable_bpe_ranks(
+            vocab_bpe_file, encoder_json_file, vocab_bpe_hash, encoder_json_hash, clobber_one_byte_tokens
+        )
+    merges = load.read_file_cached(vocab_bpe_file, vocab_bpe_hash).decode().split("\n")[1:-1]
+    tokens = [bytes([byte]) for byte in _VISIBLE + _HIDDEN]
+    tokens += [merge.translate(_TO_BYTE).encode("latin-1") for merge in merges]
+    return dict(zip(tokens, range(len(tokens)), strict=True))
+
+
+def with_fast_loaders(constructor: Callable[[], dict]) -> Callable[[], dict]:
+    """A constructor of `tiktoken_ext` that finds the two functions above where it looks for tiktoken's."""
+    ours = {function.__name__: function for function in (load_tiktoken_bpe, data_gym_to_mergeable_bpe_ranks)}
+    names = getattr(constructor, "__globals__", {})
+    if not any(names.get(name) is getattr(load, name) for name in ours):
+        return constructor
+    replaced = dict(names) | {name: ours[name] for name in ours if names.get(name) is getattr(load, name)}
+    for name, value in names.items():  # one constructor may call another
+        if isinstance(value, types.FunctionType) and value.__globals__ is names:
+            replaced[name] = types.FunctionType(value.__code__, replaced, name, value.__defaults__, value.__closure__)
+    return replaced[constructor.__name__]

@@ -1,0 +1,44 @@
+"""The examples in the docstrings run as they stand: a plain PyTorch module around each op."""
+
+import textwrap
+
+import llmfast.kernels as kernels
+import pytest
+import torch
+
+ARGUMENTS = {
+    "rms_norm": (16,),
+    "layer_norm": (16,),
+    "swiglu": (16, 24),
+    "geglu": (16, 24),
+    "gelu": (16, 24),
+    "rope": (16, 2),
+}
+
+
+def example(op):
+    """The module that a docstring defines."""
+    code = textwrap.dedent(getattr(kernels, op).__doc__.partition("Example::\n")[2])
+    names = {"torch": torch, op: getattr(kernels, op)}
+    exec(code, names)
+    (module,) = (value for value in names.values() if isinstance(value, type))
+    return module
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_example_trains(op):
+    module = example(op)(*ARGUMENTS[op])
+    module(torch.randn(2, 3, 16)).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "swiglu", "rope"])
+def test_example_gives_the_same_through_the_kernels(op, device):
+    torch.manual_seed(0)
+    module = example(op)(*ARGUMENTS[op]).to(device)
+    x = torch.randn(2, 3, 16, device=device)
+    with kernels.backend("reference"):
+        expected = module(x)
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,311 @@
+"""linear_cross_entropy: as exact as PyTorch's linear and cross_entropy, by each of its strategies."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_testing import (
+    assert_compiles,
+    assert_keeps_inputs,
+    assert_matches,
+    assert_same_bits,
+    random_tensor,
+    results,
+)
+from llmfast.kernels import backend, linear_cross_entropy
+from llmfast.kernels.launch import CHIPS
+from llmfast.kernels.linear_tiles import chunk_columns, logits_launch
+
+MODULE = sys.modules["llmfast.kernels.linear_cross_entropy"]
+CHUNKS = sys.modules["llmfast.kernels.linear_chunks"]
+TILES = sys.modules["llmfast.kernels.linear_tiles"]
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}
+# The strategy that each path and dtype takes once logits count as many.
+WAYS = {
+    "reference": ("reference", torch.float32),
+    "chunks": ("triton", torch.float32),
+    "tiles": ("triton", torch.float16),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, device, monkeypatch):
+    """(device, dtype) at which this strategy is taken even for few logits, in several chunks."""
+    path, dtype = WAYS[request.param]
+    monkeypatch.setattr(MODULE, "FEW_LOGITS", -1)
+    monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
+    monkeypatch.setattr(TILES, "chunk_columns", lambda *sizes: 128)
+    taken = []
+    choose = MODULE.strategy
+    monkeypatch.setattr(MODULE, "strategy", lambda *facts: taken.append(choose(*facts)) or taken[-1])
+    with backend(path):
+        yield device, dtype
+    assert set(taken) <= {request.param}
+
+
+def problem(way, tokens=70, classes=300, width=64, bias=False):
+    device, dtype = way
+    inputs = {
+        "hidden": random_tensor((tokens, width), dtype, device),
+        "weight": random_tensor((classes, width), dtype, device, seed=1) / 4,
+    }
+    if bias:
+        inputs["bias"] = random_tensor((classes,), dtype, device, seed=2)
+    target = torch.randint(0, classes, (tokens,), generator=torch.Generator().manual_seed(7))
+    target[1::3] = -100
+    return inputs, target.to(device)
+
+
+def wide(x):
+    return x.double() if x.dtype == torch.float64 else x.float()
+
+
+def torch_linear_cross_entropy(hidden, weight, target, bias=None, **options):
+    return wide(F.cross_entropy(F.linear(hidden, weight, bias), target, **options))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_as_exact_as_torch(way, reduction):
+    inputs, target = problem(way, bias=True)
+
+    def ours(**inputs):
+        return linear_cross_entropy(target=target, reduction=reduction, **inputs)
+
+    def peer(**inputs):
+        return torch_linear_cross_entropy(target=target, reduction=reduction, **inputs)
+
+    assert_matches(ours, peer, inputs)
+
+
+@pytest.mark.parametrize("return_lse", [True, False])
+def test_every_option(way, return_lse):
+    inputs, target = problem(way, bias=True)
+    class_weight = random_tensor((300,), torch.float32, way[0], seed=3).abs()
+    valid = target != -100
+
+    def ours(**inputs):
+        return linear_cross_entropy(
+            target=target, class_weight=class_weight, return_lse=return_lse, **OPTIONS, **inputs
+        )
+
+    def peer(hidden, weight, bias):
+        z = 4.0 * torch.tanh(F.linear(hidden, weight, bias) / 4.0)
+        lse = z.logsumexp(-1)
+        w = class_weight.to(z.dtype)
+        t = torch.where(valid, target, 0)
+        nll = w[t] * (lse - z.gather(-1, t[:, None])[:, 0])
+        smooth = ((lse[:, None] - z) * w).sum(-1) / 300
+        loss = (
+            torch.where(valid, 0.9 * nll + 0.1 * smooth + 1e-2 * w[t] * lse**2, 0).sum() / w[t][valid].sum()
+        )
+        return (wide(loss), wide(torch.where(valid, lse, 0))) if return_lse else wide(loss)
+
+    assert_matches(ours, peer, inputs)
+
+
+def test_leading_dimensions_and_strides(way):
+    inputs, target = problem(way, tokens=72)
+    inputs["hidden"] = inputs["hidden"].view(8, 9, 64)
+    target = target.view(8, 9)
+
+    def ours(hidden, weight):
+        return linear_cross_entropy(hidden.transpose(0, 1), weight, target.T, reduction="none")
+
+    def peer(hidden, weight):
+        rows = hidden.transpose(0, 1).reshape(72, 64)
+        return torch_linear_cross_entropy(rows, weight, target.T.reshape(72), reduction="none").view(9, 8)
+
+    assert_matches(ours, peer, inputs, grad_layout="expanded")
+
+
+@pytest.mark.parametrize("tokens", [0, 5])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_all_targets_ignored_gives_zero_and_no_nan(way, tokens, reduction):
+    inputs, target = problem(way, tokens=tokens, bias=True)
+    found = results(
+        lambda **x: linear_cross_entropy(target=torch.full_like(target, -100), reduction=reduction, **x),
+        inputs,
+    )
+    for name, value in found.items():
+        assert not value.any(), name
+
+
+def test_ignored_tokens_may_hold_anything(way):
+    inputs, target = problem(way)
+    if way[1] == torch.float32:
+        pytest.skip("products of the BLAS library read every token")
+    clean = results(lambda **x: linear_cross_entropy(target=target, **x), inputs)
+    inputs["hidden"][target == -100] = float("nan")
+    dirty = results(lambda **x: linear_cross_entropy(target=target, **x), inputs)
+    for name, value in clean.items():
+        assert torch.equal(dirty[name], value), name
+
+
+def test_second_backward_gives_the_same_gradients(way):
+    inputs, target = problem(way, bias=True)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    for reduction in ("mean", "none"):
+        loss = linear_cross_entropy(target=target, reduction=reduction, **inputs).sum()
+        first, second = (
+            torch.autograd.grad(loss * 3, list(inputs.values()), retain_graph=True) for _ in range(2)
+        )
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_weight_gradient_is_summed_in_float32(way, monkeypatch):
+    """2,049 equal contributions: a float16 sum over chunks would stop growing at 2,048 of them."""
+    device, dtype = way
+    monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 1024)
+    hidden = torch.zeros(2049, 64, device=device, dtype=dtype)
+    hidden[:, 0] = 1.0
+    weight = torch.zeros(2, 64, device=device, dtype=dtype, requires_grad=True)
+    target = torch.zeros(2049, device=device, dtype=torch.int64)
+    linear_cross_entropy(hidden, weight, target, reduction="sum").backward()
+    exact = torch.tensor(-2049 / 2)
+    assert weight.grad[0, 0].float() == exact.to(dtype).float()
+
+
+def test_float16_gradients_survive_a_mean_over_many_tokens(way):
+    """(p − 1) / N underflows in float16 unless the loss scale reaches it first."""
+    inputs, target = problem(way)
+    scale = 2.0**16
+
+    def ours(**inputs):
+        return linear_cross_entropy(target=target, reduction="sum", **inputs) * (2.0**-20 * scale)
+
+    def peer(**inputs):
+        return torch_linear_cross_entropy(target=target, reduction="sum", **inputs) * (2.0**-20 * scale)
+
+    assert_matches(ours, peer, inputs)
+
+
+def test_frozen_head_gets_no_gradient(way):
+    inputs, target = problem(way, bias=True)
+    inputs["hidden"].requires_grad_()
+    for reduction in ("mean", "none"):
+        linear_cross_entropy(target=target, reduction=reduction, **inputs).sum().backward()
+    assert inputs["hidden"].grad is not None
+    assert inputs["weight"].grad is None
+
+
+def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
+    inputs, target = problem(way)
+    threshold = 1e-3
+
+    def run(**options):
+        found = results(
+            lambda **x: linear_cross_entropy(target=target, reduction="sum", **options, **x), inputs
+        )
+        return found["gradient of weight"].double()
+
+    logits = inputs["hidden"].double() @ inputs["weight"].double().T
+    p = logits.softmax(-1)
+    one_hot = F.one_hot(torch.where(target == -100, 0, target), 300)
+    upstream = random_tensor((), device=way[0], seed=100).double()
+    exact = (p - one_hot) * (target != -100)[:, None] * upstream
+    kept = torch.where((p < threshold) & (one_hot == 0), 0, exact)
+    atol = 1e-3 if way[1] == torch.float16 else 1e-4
+    torch.testing.assert_close(run(), exact.T @ inputs["hidden"].double(), rtol=2e-3, atol=5 * atol)
+    filtered = run(gradient_filter=threshold)
+    torch.testing.assert_close(filtered, kept.T @ inputs["hidden"].double(), rtol=2e-3, atol=5 * atol)
+    assert not torch.equal(filtered, run())
+
+
+def test_two_runs_have_equal_bits(way):
+    inputs, target = problem(way, bias=True)
+    assert_same_bits(lambda **x: linear_cross_entropy(target=target, **x), inputs)
+
+
+def test_inputs_are_never_overwritten(way):
+    inputs, target = problem(way, bias=True)
+    assert_keeps_inputs(lambda **x: linear_cross_entropy(target=target, **x), inputs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_compile_takes_it_whole(way, reduction):
+    inputs, target = problem(way, tokens=20, bias=True)
+    assert_compiles(lambda **x: linear_cross_entropy(target=target, reduction=reduction, **x), inputs)
+
+
+def test_operators_are_well_formed(way):
+    inputs, target = problem(way, tokens=12, classes=20, bias=True)
+    hidden, weight, bias = (tensor.requires_grad_() for tensor in inputs.values())
+    how = {torch.float16: "tiles"}.get(way[1], "reference")
+    call = (hidden, weight, bias, target, None, -100, 0.1, 1e-4, None, None, how)
+    torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy.default, call)
+    if how != "tiles":
+        torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy_sum.default, ([True] * 3, *call))
+
+
+def test_autocast_computes_in_its_dtype_and_keeps_the_parameters(device):
+    with backend("reference"):
+        inputs, target = problem((device, torch.float32))
+        hidden, weight = (tensor.requires_grad_() for tensor in inputs.values())
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = linear_cross_entropy(hidden, weight, target)
+        loss.backward()
+        rounded = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), target)
+    assert torch.equal(loss, rounded)
+    assert weight.grad.dtype == torch.float32
+
+
+def test_few_logits_take_torch_linear_and_cross_entropy(device):
+    inputs, target = problem((device, torch.float32))
+    assert_matches(
+        lambda **x: linear_cross_entropy(target=target, **x),
+        lambda **x: torch_linear_cross_entropy(target=target, **x),
+        inputs,
+    )
+
+
+def test_workspace_stays_within_what_the_docstring_says():
+    mib = 2**20
+    for chip in CHIPS.values():
+        tile = logits_launch(chip)
+        for tokens, classes, width in ((8192, 128256, 4096), (16384, 248320, 2048), (2**20, 128256, 4096)):
+            columns = chunk_columns(tokens, classes, width, 2, tile)
+            assert columns * tokens * 2 <= max(256 * mib, (tokens + classes) * width * 2 // 4)
+            assert columns >= 1024
+
+
+@pytest.mark.gpu
+def test_captures_into_a_cuda_graph(monkeypatch):
+    monkeypatch.setattr(MODULE, "FEW_LOGITS", -1)
+    inputs, target = problem(("cuda", torch.bfloat16))
+    hidden, weight = (tensor.requires_grad_() for tensor in inputs.values())
+
+    def gradients():
+        return torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))
+
+    gradients()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    target[:10] = -100  # how many tokens count is read on the device
+    graph.replay()
+    for one, other in zip(captured, gradients(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(5, 3)}, r"weight must be \(V, E\) for hidden \(..., E\), got \(5, 3\)"),
+        ({"bias": torch.ones(4)}, r"bias must have one element a class, \(5,\), got \(4,\)"),
+        ({"weight": torch.ones(5, 4).bfloat16()}, "weight must have the dtype of hidden"),
+        ({"target": torch.ones(3, dtype=torch.long)}, r"target must hold .* shape \(2,\)"),
+        ({"gradient_filter": 2.0}, "gradient_filter must be a probability"),
+        ({"class_weight": torch.ones(4)}, r"class_weight must have one element a class, \(5,\)"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    arguments = {
+        "hidden": torch.ones(2, 4),
+        "weight": torch.ones(5, 4),
+        "target": torch.ones(2, dtype=torch.long),
+    }
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**{**arguments, **change})

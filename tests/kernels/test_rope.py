@@ -1,0 +1,208 @@
+"""rope: as exact as plain PyTorch for every layout, and at positions where float32 angles are not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_testing import (
+    assert_compiles,
+    assert_keeps_inputs,
+    assert_matches,
+    assert_same_bits,
+    dtypes,
+    layouts,
+    lengths,
+    random_tensor,
+    results,
+)
+from llmfast.kernels import rope
+
+
+def turn(x, angle, interleaved):
+    """The definition, pair by pair as a complex number, in the dtype of x."""
+    half = angle.shape[-1]
+    rotated, passed = x[..., : 2 * half], x[..., 2 * half :]
+    pairs = rotated.unflatten(-1, (half, 2)) if interleaved else rotated.unflatten(-1, (2, half)).mT
+    first, second = pairs.unbind(-1)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat(((turned if interleaved else turned.mT).flatten(-2), passed), -1)
+
+
+def torch_rope(q, k, positions=None, rotary_dim=None, interleaved=False, base=10000.0):
+    rotary_dim = rotary_dim or q.shape[-1]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    positions = torch.arange(q.shape[1], device=q.device) if positions is None else positions
+    exponent = torch.arange(0, rotary_dim, 2, dtype=wide, device=q.device) / rotary_dim
+    angle = positions[..., None, None].to(wide) * base**-exponent
+    return turn(q, angle, interleaved), turn(k, angle, interleaved)
+
+
+def table(length, half, device="cpu"):
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * 100.0 ** -(torch.arange(half) / half)
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    length=lengths,
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 3)]),
+    half=st.sampled_from([1, 3, 4, 8]),
+    passed=st.sampled_from([0, 5]),
+    dtype=dtypes,
+    layout=layouts,
+    grad_layout=layouts,
+    interleaved=st.booleans(),
+    given_positions=st.sampled_from(["none", "shared", "each"]),
+)
+def check_any_shape(
+    device, length, heads, half, passed, dtype, layout, grad_layout, interleaved, given_positions
+):
+    width = 2 * half + passed
+    options = {"rotary_dim": 2 * half, "interleaved": interleaved}
+    if given_positions != "none":
+        shape = (length,) if given_positions == "shared" else (2, length)
+        options["positions"] = torch.arange(7, 7 + torch.Size(shape).numel(), device=device).view(shape)
+    inputs = {
+        "q": random_tensor((2, length, heads[0], width), dtype, device, layout),
+        "k": random_tensor((2, length, heads[1], width), dtype, device, seed=1),
+    }
+    assert_matches(
+        lambda **tensors: rope(**tensors, **options),
+        lambda **tensors: torch_rope(**tensors, **options),
+        inputs,
+        grad_layout,
+    )
+
+
+def test_any_shape_stride_and_dtype(device):
+    check_any_shape(device)
+
+
+@pytest.mark.parametrize("base", [1.0, 10000.0, 500000.0, 1e9])
+def test_angles_are_exact_at_positions_past_a_million(device, base):
+    """float32 angles are off by 0.06 radians there."""
+    positions = torch.tensor([0, 1, 4095, 131072, 1048575, 2**31], device=device)
+    ones = torch.ones(1, 6, 1, 64, device=device)
+    q = rope(ones, positions=positions, base=base)
+    exact, _ = torch_rope(ones.double(), ones.double(), positions, base=base)
+    allowed = positions.cpu().double() * 2**-28 + 4e-7
+    assert ((q.double() - exact).abs().amax((0, 2, 3)).cpu() <= allowed).all()
+
+
+def test_negative_positions_turn_back(device):
+    q = random_tensor((1, 3, 2, 8), device=device)
+    there = rope(q, positions=torch.tensor([5, 100, 7000], device=device))
+    back = rope(there, positions=torch.tensor([-5, -100, -7000], device=device))
+    torch.testing.assert_close(back, q, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_precomputed_tables(device, interleaved):
+    cos, sin = table(9, 4, device)
+    q = random_tensor((2, 5, 3, 11), device=device)
+    angle = torch.atan2(sin.double(), cos.double())
+    positions = torch.tensor([8, 0, 3, 3, 1], device=device)
+    at_places = rope(q, cos=cos, sin=sin, interleaved=interleaved)
+    expected = turn(q.double(), angle[:5, None], interleaved)
+    torch.testing.assert_close(at_places.double(), expected, rtol=1e-6, atol=1e-6)
+    at_positions = rope(q, cos=cos, sin=sin, positions=positions, interleaved=interleaved)
+    expected = turn(q.double(), angle[positions][:, None], interleaved)
+    torch.testing.assert_close(at_positions.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_position_outside_of_the_table_shows(device):
+    cos, sin = table(4, 4, device)
+    q = torch.ones(1, 2, 1, 8, device=device)
+    out = rope(q, cos=cos, sin=sin, positions=torch.tensor([3, 4], device=device))
+    assert out[0, 0].isfinite().all()
+    assert out[0, 1].isnan().all()
+
+
+def test_packed_sequences_equal_separate_ones(device):
+    q, k = random_tensor((7, 4, 16), device=device), random_tensor((7, 2, 16), device=device, seed=1)
+    positions = torch.tensor([0, 1, 2, 0, 1, 2, 3], device=device)
+    packed = rope(q, k, positions=positions)
+    for start, end in ((0, 3), (3, 7)):
+        separate = rope(q[None, start:end], k[None, start:end])
+        for whole, part in zip(packed, separate, strict=True):
+            assert torch.equal(whole[start:end], part[0])
+
+
+def test_scores_depend_on_the_distance_of_positions_alone(device):
+    q, k = (random_tensor((1, 1, 1, 32), device=device, seed=seed) for seed in (0, 1))
+
+    def score(query_position, key_position):
+        turned_q = rope(q, positions=torch.tensor([query_position], device=device))
+        return (turned_q * rope(k, positions=torch.tensor([key_position], device=device))).sum().item()
+
+    assert score(1000, 990) == pytest.approx(score(10, 0), abs=2e-5)
+
+
+def test_only_one_output_is_used(device):
+    inputs = {
+        "q": random_tensor((1, 3, 2, 8), device=device),
+        "k": random_tensor((1, 3, 1, 8), device=device),
+    }
+    both = results(rope, inputs)
+    for index, name in enumerate(("q", "k")):
+        leaves = {n: t.clone().requires_grad_() for n, t in inputs.items()}
+        grad = random_tensor(inputs[name].shape, device=device, seed=100 + index)
+        rope(**leaves)[index].backward(grad)
+        assert torch.equal(leaves[name].grad, both[f"gradient of {name}"])
+
+
+def test_second_derivative_exists(device):
+    q = random_tensor((1, 3, 1, 4), torch.float32, device).requires_grad_()
+    (grad,) = torch.autograd.grad(rope(q).pow(3).sum(), q, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), q)
+    x = q.detach().double().requires_grad_()
+    (grad,) = torch.autograd.grad(torch_rope(x, x)[0].pow(3).sum(), x, create_graph=True)
+    (exact,) = torch.autograd.grad(grad.sum(), x)
+    torch.testing.assert_close(second.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_two_runs_have_equal_bits_and_inputs_are_never_overwritten(device):
+    inputs = {"q": random_tensor((2, 5, 3, 16), torch.bfloat16, device)}
+    inputs["k"] = inputs["q"][:, :, :1]
+    assert_same_bits(rope, inputs)
+    assert_keeps_inputs(rope, inputs)
+
+
+def test_offsets_past_two_to_the_31(device):
+    q = random_tensor((1, 2, 1, 8), torch.float16, device)
+    storage = torch.empty(2**31 + 8, dtype=torch.float16, device=device)
+    far = storage.as_strided((1, 2, 1, 8), (2**31, 2**31, 8, 1)).copy_(q)
+    assert torch.equal(rope(far), rope(q))
+
+
+def test_torch_compile_takes_it_whole(device):
+    cos, sin = table(9, 4, device)
+    inputs = {"q": random_tensor((2, 5, 3, 8), device=device)}
+    assert_compiles(lambda q: rope(q, q[:, :, :1], cos=cos, sin=sin), inputs)
+
+
+def test_operator_is_well_formed(device):
+    q = random_tensor((1, 3, 2, 8), device=device).requires_grad_()
+    arguments = (q, q, None, None, None, 10000.0, 8, False, False)
+    torch.library.opcheck(torch.ops.llmfast.rope.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"q": torch.ones(2, 3)}, r"q must be \(B, S, H, D\) or packed.*got \(2, 3\)"),
+        ({"rotary_dim": 3}, "rotary_dim must be even and within the head width 8, got 3"),
+        ({"rotary_dim": 10}, "rotary_dim must be even and within the head width 8, got 10"),
+        ({"base": 0.5}, "base must be at least 1, got 0.5"),
+        ({"cos": torch.ones(3, 4)}, "sin is missing"),
+        ({"cos": torch.ones(2, 4), "sin": torch.ones(2, 4)}, r"at least 3 positions.*got \(2, 4\)"),
+        ({"positions": torch.ones(3)}, "positions must be integers"),
+        ({"positions": torch.arange(4)}, r"positions must be integers of shape \(3,\) or \(1, 3\)"),
+        ({"k": torch.ones(1, 2, 1, 8)}, "k must agree with q"),
+        ({"k": torch.ones(1, 3, 1, 8).half()}, "k must have the dtype of q"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rope(**{"q": torch.ones(1, 3, 2, 8), **arguments})

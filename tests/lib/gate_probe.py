@@ -1,0 +1,82 @@
+"""Run as a program where Triton compiles (TRITON_INTERPRET unset): prints what tests of the gate ask, as JSON.
+
+- ``faults``: what the gate says of kernels that each break one of its rules.
+- ``variants``: how many versions of each kernel come of calls with many lengths and batches.
+"""
+
+import json
+from collections import defaultdict
+
+import torch
+import triton
+import triton.language as tl
+from llmfast.kernels import activation, launch, norm
+from llmfast.kernels.gate import GateCase
+from llmfast.kernels.gate.measure import compiled, measure
+from llmfast.kernels.gate.table import faults
+from llmfast.kernels.rope import _run as run_rope
+
+
+@triton.jit
+def in_float64(x, scale: tl.float64):
+    tl.store(x, (tl.load(x) * scale).to(tl.float32))
+
+
+@triton.jit
+def spilling(x, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    values = tl.load(x + places)
+    tl.store(x + places, values / tl.sum(values))
+
+
+@triton.jit
+def hoarding(x, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    tile = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for step in tl.range(STEPS, num_stages=6):
+        left = tl.load(x + step * BLOCK * BLOCK + tile)
+        total = tl.dot(left, tl.load(x + (step + STEPS) * BLOCK * BLOCK + tile), total)
+    tl.store(x + tile, total.to(tl.float16))
+
+
+def broken_cases() -> list[GateCase]:
+    x = torch.empty(1, device="meta")
+    half = torch.empty(1, device="meta", dtype=torch.float16)
+    return [
+        GateCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
+        GateCase("spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)),
+        GateCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
+        GateCase("lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}),
+    ]
+
+
+def calls_of_many_lengths() -> list[GateCase]:
+    def call(batch: int, length: int):
+        def run() -> None:
+            x = torch.empty(batch, length, 512, dtype=torch.bfloat16, device="meta")
+            heads = x[..., :256].unflatten(-1, (4, 64))
+            y, _, stats = norm._run(x, x[0, 0], None, None, 1e-6, 0.0, False)
+            norm._run_backward(y, None, x, x[0, 0], None, stats, 0.0, False, True)
+            norm._run(heads, heads[0, 0], None, None, 1e-6, 0.0, True)
+            activation._run_gated_backward(activation._run_gated(x, None, "silu"), x, None, "silu")
+            activation._run_gelu_backward(activation._run_gelu(x, x[0, 0], "gelu"), x, x[0, 0], "gelu", True)
+            positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
+            run_rope(heads, heads, positions, None, None, 1e4, 64, False, False)
+
+        return GateCase("", "", run)
+
+    shapes = [(1, 1), (1, 2), (2, 1), (1, 16), (3, 17), (16, 100), (2, 4096), (1, 9_000_000)]
+    return [call(*shape) for shape in shapes]
+
+
+def main() -> None:
+    found = {row.op: faults(row, lacking) for row, lacking in measure(broken_cases(), "120")}
+    variants = defaultdict(set)
+    for case in calls_of_many_lengths():
+        for name, kernel in compiled(case, "120"):
+            variants[name].add(kernel.hash)
+    print(json.dumps({"faults": found, "variants": {name: len(hashes) for name, hashes in variants.items()}}))
+
+
+if __name__ == "__main__":
+    main()

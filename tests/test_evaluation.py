@@ -1,0 +1,57 @@
+"""Evaluation: every token once, in bits per byte, the same however it is cut into windows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from llmfast.data.shards import ShardWriter, TokenShards
+from llmfast.evaluation.perplexity import evaluate
+from llmfast.models.config import DecoderConfig
+from llmfast.models.decoder import Decoder
+
+
+@pytest.fixture
+def model():
+    config = DecoderConfig(vocab_size=50, width=16, layers=1, heads=2, context=8)
+    return Decoder(config, generator=torch.Generator().manual_seed(0))
+
+
+def shards_of(folder, count):
+    writer = ShardWriter(folder, vocab_size=50, eot_token=0, fingerprint="x")
+    writer.add(np.random.default_rng(0).integers(1, 50, count), 1, 3 * count)
+    writer.finish()
+    return TokenShards(folder)
+
+
+@pytest.mark.parametrize("count", [3, 8, 9, 100])
+@pytest.mark.parametrize("stride", [None, 4, 1])
+def test_every_token_is_predicted_once_with_all_the_context_there_is(tmp_path, model, count, stride):
+    shards = shards_of(tmp_path, count)
+    tokens = torch.from_numpy(shards.read(0, len(shards)).astype(np.int64))
+    stride_here = stride or 8
+    nats = 0.0
+    for target in range(1, len(tokens)):  # the definition, one token at a time
+        if target <= 8:
+            start = 0
+        else:
+            start = math.ceil((target - 8) / stride_here) * stride_here
+        logits = model(tokens[None, start:target])[0, -1]
+        nats -= logits.log_softmax(-1)[tokens[target]].item()
+    result = evaluate(model, shards, stride=stride)
+    assert result.tokens == count
+    assert result.loss == pytest.approx(nats / count, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(
+        result.loss / math.log(2) * (count + 1) / (3 * count), rel=1e-6
+    )
+
+
+def test_a_part_is_the_beginning(tmp_path, model):
+    shards = shards_of(tmp_path, 100)
+    assert evaluate(model, shards, max_tokens=40).tokens == 40
+
+
+def test_a_stride_beyond_the_context_would_leave_tokens_out(tmp_path, model):
+    with pytest.raises(ValueError, match="stride must be from 1 to the model's context 8, got 9"):
+        evaluate(model, shards_of(tmp_path, 20), stride=9)

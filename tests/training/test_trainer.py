@@ -1,0 +1,153 @@
+"""The trainer: repeatable to the bit, resumable to the bit, the same for a batch in parts or whole."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_run import new_run
+
+from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
+from llmfast.training.fit import save
+from llmfast.training.trainer import Trainer
+
+
+def losses(trainer, steps):
+    return [trainer.step().loss.item() for _ in range(steps)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
+    session = new_run(tmp_path, optimizer=optimizer, precision=precision)
+    config = session.trainer.config
+    prepared = session.prepared
+    trainer = session.trainer
+    first = losses(trainer, 6)
+    assert losses(Trainer(config, prepared.train), 6) == first
+    config.training.seed = 1
+    assert losses(Trainer(config, prepared.train), 6) != first
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, optimizer):
+    """Trap: optimizer state not saved, the data begun anew, the schedule restarted."""
+    session = new_run(tmp_path, optimizer=optimizer, steps=12)
+    config = session.trainer.config
+    prepared = session.prepared
+    trainer = session.trainer
+    losses(trainer, 5)
+    folder = save(session)
+    rest = losses(trainer, 7)
+
+    resumed = Trainer(config, prepared.train)
+    resumed.restore(read_checkpoint(folder))
+    assert losses(resumed, 7) == rest
+    for (name, a), b in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
+    """Trap: means of means; normalised by all targets of the batch, parts of any size add up to it."""
+    session = new_run(tmp_path, batch_size=8)
+    config = session.trainer.config
+    prepared = session.prepared
+    whole = session.trainer
+    config.training.accumulate = 4
+    parts = Trainer(config, prepared.train)
+    config.training.accumulate = 1
+    expected = whole.step()
+    config.training.accumulate = 4
+    got = parts.step()
+    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.gradient_norm, expected.gradient_norm, rtol=1e-5, atol=0)
+
+
+def test_measuring_the_speed_leaves_no_trace(tmp_path):
+    session = new_run(tmp_path, optimizer="muon")
+    config = session.trainer.config
+    prepared = session.prepared
+    trainer = session.trainer
+    expected = losses(Trainer(config, prepared.train), 4)
+    assert trainer.seconds_per_step(steps=3) > 0
+    assert losses(trainer, 4) == expected
+
+
+def test_it_learns(tmp_path):
+    session = new_run(tmp_path, steps=150, learning_rate=1e-2, optimizer="muon")
+    prepared = session.prepared
+    trainer = session.trainer
+    before = trainer.evaluate(prepared.validation)
+    losses(trainer, 150)
+    after = trainer.evaluate(prepared.validation)
+    assert after.loss < 0.6 * before.loss
+    assert after.bits_per_byte < 0.6 * before.bits_per_byte
+
+
+def test_compiled_and_plain_agree(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    prepared = session.prepared
+    plain = session.trainer
+    config.training.compile = True
+    compiled = Trainer(config, prepared.train)
+    assert losses(compiled, 3) == pytest.approx(losses(plain, 3), rel=1e-4)
+    folder = save(dataclasses.replace(session, trainer=compiled))
+    # Trap: the compiler's prefix in the names of saved parameters.
+    assert not any("_orig_mod" in name for name in read_checkpoint(folder).model)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    session = new_run(tmp_path)
+    run = session.run
+    trainer = session.trainer
+    for _ in range(4):
+        trainer.step()
+        save(session)
+    assert [path.name for path in checkpoints(run.folder)] == ["step-000003", "step-000004"]
+
+
+def test_a_checkpoint_alone_gives_back_model_and_tokenizer(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    prepared = session.prepared
+    trainer = session.trainer
+    trainer.step()
+    folder = save(session)
+    moved = folder.rename(tmp_path / "elsewhere")
+    model, tokenizer = load_model(moved)
+    assert model.config == config.model
+    assert tokenizer.fingerprint == prepared.tokenizer.fingerprint
+    tokens = torch.arange(10)[None]
+    assert torch.equal(model(tokens), trainer.model(tokens))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 0x80
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "flipped", "missing"]
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
+    session = new_run(tmp_path)
+    folder = save(session)
+    damage(folder / name)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        read_checkpoint(folder)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    prepared = session.prepared
+    folder = save(session)
+    config.model = dataclasses.replace(config.model, layers=2)
+    with pytest.raises(ValueError, match="does not fit"):
+        Trainer(config, prepared.train).restore(read_checkpoint(folder))
