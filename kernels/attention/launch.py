@@ -64,7 +64,7 @@ def keys_gradient_tile(device, head_dim, itemsize, heavy):
         if device.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
             if heavy or width == 256:  # By mma.sync; with softcap, two stages spill.
                 return Tile(32, 32, 8, 1 if heavy else 2)
-            return Tile(64 if width <= 64 else 32, 64, 8, 2, tma=True)
+            return Tile(64, 64, 8, 2 if width <= 64 else 1, tma=True)
         if width == 256:
             return Tile(16, 64, 8, 2, tma=True)
         return Tile(32 if heavy and width == 128 else 64, 64, 8, 2, tma=True)
