@@ -2,7 +2,8 @@
 
 What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
 compile gate holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
-fewer times. Where a measurement on a chip decides otherwise, its comment says so.
+fewer times. One exception: float32 at D = 256 spills with every tile that was tried, and runs nevertheless. Where a
+measurement on a chip decides otherwise, its comment says so.
 """
 
 from dataclasses import dataclass
