@@ -26,7 +26,7 @@ def cap_slope(z, softcap):
     if softcap is None:
         return 1.0
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
-        return 1.0 - (z / softcap) * (z / softcap)
+        return 1.0 - z * z * (1.0 / (softcap * softcap))
 
 
 @triton.jit
@@ -89,7 +89,8 @@ def logit_gradient(
     """d loss / d logit, float32 throughout: a·p − b cancels where the model is sure of its target."""
     p = tl.exp(z - lse)
     at_target = column == target
-    gradient = a * p - tl.where(at_target, b, 0.0)
+    gradient = a * p
+    gradient = tl.where(at_target, gradient - b, gradient)
     if label_smoothing is not None:
         if weight is None:
             gradient -= c
