@@ -122,7 +122,7 @@ class Size:
 
 
 PRESETS = {
-    "mini": Size(width=128, layers=3, context=128, batch=8, learning_rate=1e-2),
+    "mini": Size(width=128, layers=3, context=128, batch=16, learning_rate=2e-2),
     "small": Size(width=256, layers=6, context=256, batch=16, learning_rate=6e-3),
     "base": Size(width=512, layers=8, context=512, batch=64, learning_rate=3e-3),
 }
@@ -212,7 +212,8 @@ def _finish(session: Session, console: Console) -> None:
     from llmfast.visualization.curves import plot_losses
 
     run, prepared, trainer = session.run, session.prepared, session.trainer
-    final = trainer.evaluate(prepared.validation)
+    # Overlapping windows: every held-out token is predicted from at least half a context, as in real use.
+    final = trainer.evaluate(prepared.validation, stride=max(1, trainer.config.model.context // 2))
     run.log(step=trainer.steps_done, validation_loss=final.loss, validation_bits_per_byte=final.bits_per_byte)
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)
     per_byte = len(prepared.train) / prepared.train.text_bytes / math.log(2)
