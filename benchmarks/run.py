@@ -1,0 +1,62 @@
+"""Runs an op suite: ceilings first, then case by case; the file of results is written anew after each."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import compare, measure
+from .compare import Case
+from .results import FOLDER, Report, describe_machine
+
+ROUNDS = {"full": 25, "quick": 11, "tiny": 3}
+
+
+@dataclass(frozen=True)
+class Options:
+    device: str = "cuda"
+    quick: bool = False
+    out: Path = FOLDER
+    limit_s: float = float("inf")
+
+    @property
+    def size(self) -> str:
+        """On a CPU shapes are tiny: they show that a suite works, and no speed."""
+        return "tiny" if self.device == "cpu" else "quick" if self.quick else "full"
+
+
+def run_suite(name: str, options: Options, say: Callable[[str], None] = print) -> Report:
+    """Results of every case that there is time for; the others are named in ``not_run``."""
+    suite = importlib.import_module(f"{__package__}.suites.{name}")
+    return run_cases(name, suite.cases(options.size), options, say)
+
+
+def run_cases(
+    name: str, cases: Iterable[Case], options: Options, say: Callable[[str], None] = print
+) -> Report:
+    end = time.monotonic() + options.limit_s
+    report = Report(name, options.size, describe_machine(options.device), measure.ceilings(options.device))
+    copy, gemm = report.ceilings["copy_bytes_per_s"], report.ceilings["gemm_flops_per_s"]
+    say(f"{name}: copy {copy / 1e9:.0f} GB/s, matrix product {gemm / 1e12:.1f} TFLOP/s")
+    longest = 0.0
+    for case in cases:
+        start = time.monotonic()
+        if start + longest > end:
+            report.not_run.append(str(case))
+            continue
+        try:
+            report.results += compare.run_case(case, options.device, ROUNDS[options.size], report.ceilings)
+        except RuntimeError as error:  # this GPU has too little memory for the case, most of the time
+            reason = " ".join(str(error).split())[:200]
+            report.not_run.append(f"{case}: {reason}")
+            say(f"{name}: {case} could not be measured: {reason}")
+        longest = max(longest, time.monotonic() - start)
+        report.write(options.out)
+        say(f"{name}: {case} took {time.monotonic() - start:.1f} s")
+    for missing in report.not_run:
+        say(f"{name}: not measured: {missing}")
+    report.write(options.out)
+    return report
