@@ -43,7 +43,7 @@ def report(arguments: list[str]) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    from .run import Options, run_suite
+    from .run import NO_TIME, Options, run_suite
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs suites.")
     parser.add_argument("suites", nargs="+", choices=list(OPS), metavar="SUITE", help=", ".join(OPS))
@@ -58,9 +58,9 @@ def run(arguments: list[str]) -> int:
     if reason:
         print(f"{', '.join(options.suites)}: skipped: {reason} (--device cpu tries a suite out without one)")
         return 0
-    for name in options.suites:
-        run_suite(name, Options(options.device, options.quick, options.out, options.limit))
-    return 0
+    chosen = Options(options.device, options.quick, options.out, options.limit)
+    reports = [run_suite(name, chosen) for name in options.suites]
+    return int(any(reason != NO_TIME for report in reports for reason in report.not_run.values()))
 
 
 def main(arguments: list[str]) -> int:
@@ -69,8 +69,13 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments[0] == "report":
         report(arguments[1:])
-        return 0
-    return run(arguments)
+    elif arguments == ["names"]:
+        print(*OPS, sep="\n")
+    elif arguments == ["check-gpu"]:
+        print(without_gpu() or "", end="")
+    else:
+        return run(arguments)
+    return 0
 
 
 if __name__ == "__main__":

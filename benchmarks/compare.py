@@ -190,7 +190,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
             absent[contender.name] = "missing", str(error)
             continue
         except Exception as error:  # whatever a peer raises is its result
-            absent[contender.name] = "failed", _one_line(error)
+            absent[contender.name] = "failed", one_line(error)
             continue
         if not entrant.error <= entrant.allowed:
             entrant.status = "wrong"
@@ -233,7 +233,7 @@ def _time_pass(
             entrant.host[pass_] = measure.host_seconds(calls[0], device)
             samplers[entrant.name] = measure.Sampler(calls, device)
         except Exception as error:  # out of memory, most of the time
-            failed[entrant.name] = _one_line(error)
+            failed[entrant.name] = one_line(error)
     timings = measure.in_turn(samplers, rounds)
     results = [_result(case, pass_, name, "failed", note) for name, note in failed.items()]
     timed = [entrant for entrant in entrants if entrant.name in timings]
@@ -276,5 +276,5 @@ def _result(case: Case, pass_: str, name: str, status: str, note: str = "", **me
     )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-OURS = "llmfast"
 COMPILED = "torch.compile"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .contenders import OURS
-from .results import Report, Result, read_all
+from .results import OURS, Report, Result, read_all
 
 
 def render(folder: Path, short: bool = False) -> str:
@@ -109,7 +108,7 @@ def notes(report: Report) -> Iterator[str]:
         if r.status != "ok"
     )
     yield from said
-    yield from (f"- not measured: {case}" for case in report.not_run)
+    yield from (f"- not measured: {case}: {reason}" for case, reason in report.not_run.items())
     yield ""
 
 
@@ -120,18 +119,18 @@ def short_lines(reports: list[Report]) -> Iterator[str]:
     """Ours beside the fastest other that is right; and all that is not as it should be."""
     rows = []
     for report in reports:
-        for group in grouped(report.results).values():
-            rows += short_rows(group)
-    yield machine_line(reports[0])
+        groups = grouped(report.results).values()
+        rows += [[report.machine["time"][5:16], *row] for group in groups for row in short_rows(group)]
+    yield from dict.fromkeys(machine_line(report) for report in reports)
     yield ""
-    yield from table(["op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"], rows)
+    yield from table(["run", "op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"], rows)
     for report in reports:
         yield from (
             f"{r.op} {shape_text(r)} {r.pass_}: {r.contender} {r.status}: {r.note}"
             for r in report.results
             if r.status in ("wrong", "failed") and (r.contender.startswith(OURS) or r.status == "wrong")
         )
-        yield from (f"not measured: {case}" for case in report.not_run)
+        yield from (f"not measured: {case}: {reason}" for case, reason in report.not_run.items())
 
 
 def short_rows(group: list[Result]) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+OURS = "llmfast"
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
 STATUSES = ("ok", "wrong", "failed", "missing", "skipped")
@@ -85,7 +86,7 @@ class Report:
     machine: dict[str, Any]
     ceilings: dict[str, float]
     results: list[Result] = field(default_factory=list)
-    not_run: list[str] = field(default_factory=list)  # cases that the time did not suffice for
+    not_run: dict[str, str] = field(default_factory=dict)  # case -> why
 
     @property
     def file_name(self) -> str:

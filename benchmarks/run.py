@@ -12,6 +12,7 @@ from . import compare, measure
 from .compare import Case
 from .results import FOLDER, Report, describe_machine
 
+NO_TIME = "no time left"
 ROUNDS = {"full": 25, "quick": 11, "tiny": 3}
 
 
@@ -45,18 +46,16 @@ def run_cases(
     for case in cases:
         start = time.monotonic()
         if start + longest > end:
-            report.not_run.append(str(case))
+            report.not_run[str(case)] = NO_TIME
             continue
         try:
             report.results += compare.run_case(case, options.device, ROUNDS[options.size], report.ceilings)
-        except RuntimeError as error:  # this GPU has too little memory for the case, most of the time
-            reason = " ".join(str(error).split())[:200]
-            report.not_run.append(f"{case}: {reason}")
-            say(f"{name}: {case} could not be measured: {reason}")
+        except Exception as error:  # too little memory for its reference, most of the time: the others go on
+            report.not_run[str(case)] = compare.one_line(error)
         longest = max(longest, time.monotonic() - start)
         report.write(options.out)
         say(f"{name}: {case} took {time.monotonic() - start:.1f} s")
-    for missing in report.not_run:
-        say(f"{name}: not measured: {missing}")
+    for case, reason in report.not_run.items():
+        say(f"{name}: {case} was not measured: {reason}")
     report.write(options.out)
     return report

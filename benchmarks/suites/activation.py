@@ -10,7 +10,8 @@ from llmfast.kernels import geglu, gelu, swiglu
 from llmfast.kernels.reference import activation as definition
 
 from ..compare import BACKWARD, FORWARD, Case
-from ..contenders import OURS, Contender, compiled, given
+from ..contenders import Contender, compiled, given
+from ..results import OURS
 
 DTYPE = torch.bfloat16
 

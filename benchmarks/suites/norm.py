@@ -11,7 +11,8 @@ from llmfast.kernels import layer_norm, rms_norm
 from llmfast.kernels.reference import norm as definition
 
 from ..compare import BACKWARD, FORWARD, Case
-from ..contenders import OURS, Contender, compiled, given
+from ..contenders import Contender, compiled, given
+from ..results import OURS
 
 EPS = 1e-6
 DTYPE = torch.bfloat16
