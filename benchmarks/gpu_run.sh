@@ -109,6 +109,8 @@ benchmarks() {
 
 main() {
     [[ -z $build ]] || build
+    "$python" -c 'import sys; sys.path.pop(0); import llmfast.kernels; print("== llmfast of", llmfast.__file__)' ||
+        { fail "llmfast cannot be imported" && exit 1; }
     no_gpu=$("$python" -m benchmarks check-gpu)
     if [[ -z $no_gpu ]]; then
         nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader

@@ -51,7 +51,7 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
     for report in reports:
         yield f"## {report.suite}"
         yield ""
-        yield machine_line(report)
+        yield f"{machine_line(report)} {ceiling_line(report)}"
         yield ""
         yield (
             "Median of a call, and in brackets the fraction of the measured ceiling that binds it (copy or matrix "
@@ -67,17 +67,18 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
 
 
 def machine_line(report: Report) -> str:
-    machine, ceilings = report.machine, report.ceilings
+    machine = report.machine
     if machine["gpu"]:
         where = f"{machine['gpu']} (capability {machine['capability']}, driver {machine['driver']})"
     else:
         where = f"CPU only ({machine['processor']}): these figures show that the suite runs, and no speed"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return (
-        f"{where}; copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix product "
-        f"{ceilings['gemm_flops_per_s'] / 1e12:.1f} TFLOP/s; {versions}; revision {machine['revision']}, "
-        f"{machine['time'][:10]}."
-    )
+    return f"{where}; {versions}; revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}."
+
+
+def ceiling_line(report: Report) -> str:
+    copy, gemm = report.ceilings["copy_bytes_per_s"], report.ceilings["gemm_flops_per_s"]
+    return f"Measured in the same run: copy {copy / 1e9:.0f} GB/s, matrix product {gemm / 1e12:.1f} TFLOP/s."
 
 
 def op_table(results: list[Result]) -> Iterator[str]:

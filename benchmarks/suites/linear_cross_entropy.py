@@ -48,19 +48,26 @@ def torch_fused() -> Callable:
     return lambda hidden, weight, target: F.linear_cross_entropy(hidden, weight, target, options=options)
 
 
-def liger() -> Callable:
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+def liger(**options) -> Callable[[], Callable]:
+    """By default the weight's gradient is summed up over the chunks in its own dtype."""
 
-    return lambda hidden, weight, target: liger_fused_linear_cross_entropy(hidden, weight, target)
+    def build() -> Callable:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return lambda hidden, weight, target: liger_fused_linear_cross_entropy(
+            hidden, weight, target, **options
+        )
+
+    return build
 
 
-def cut_cross_entropy(preset: str) -> Callable[[], Callable]:
-    """ "cce_exact" filters no gradients, "cce" those that a half-precision sum would lose."""
+def cut_cross_entropy(**options) -> Callable[[], Callable]:
+    """By default gradients of improbable tokens are left out; ``filter_eps=None`` keeps them."""
 
     def build() -> Callable:
         from cut_cross_entropy import linear_cross_entropy
 
-        return lambda hidden, weight, target: linear_cross_entropy(hidden, weight, target, impl=preset)
+        return lambda hidden, weight, target: linear_cross_entropy(hidden, weight, target, **options)
 
     return build
 
@@ -90,9 +97,10 @@ def case(tokens: int, width: int, vocabulary: int) -> Case:
             given("PyTorch", plain),
             compiled(plain),
             absent_without_torch("F.linear_cross_entropy", "linear_cross_entropy", torch_fused),
-            Contender("Liger", liger, "liger_kernel", gpu_only=True),
-            Contender("CCE exact", cut_cross_entropy("cce_exact"), "cut_cross_entropy", gpu_only=True),
-            Contender("CCE filtered", cut_cross_entropy("cce"), "cut_cross_entropy", gpu_only=True),
+            Contender("Liger", liger(), "liger_kernel", gpu_only=True),
+            Contender("Liger float32", liger(accum_dtype=torch.float32), "liger_kernel", gpu_only=True),
+            Contender("CCE exact", cut_cross_entropy(filter_eps=None), "cut_cross_entropy", gpu_only=True),
+            Contender("CCE filtered", cut_cross_entropy(), "cut_cross_entropy", gpu_only=True),
         ],
         # The fewest: the logits, and a product for each gradient. Who keeps no logits computes them twice.
         work={FORWARD: (tensors, product), BOTH: (2 * tensors, 3 * product)},

@@ -87,11 +87,9 @@ def rms_norm_residual_case(rows: int, width: int) -> Case:
         return F.rms_norm(h, (width,), weight, EPS), h
 
     def liger():
-        from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
 
-        return lambda x, residual, weight: LigerFusedAddRMSNormFunction.apply(
-            x, residual, weight, EPS, 0.0, "llama", True
-        )
+        return lambda x, residual, weight: liger_fused_add_rms_norm(x, residual, weight, EPS)
 
     return Case(
         op="rms_norm + residual",
