@@ -72,6 +72,8 @@ def main(arguments: list[str]) -> int:
     elif arguments == ["names"]:
         print(*OPS, sep="\n")
     elif arguments == ["check-gpu"]:
+        import llmfast.kernels  # noqa: F401  what is to be measured: without it, nothing else need be tried
+
         print(without_gpu() or "", end="")
     else:
         return run(arguments)

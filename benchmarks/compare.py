@@ -57,14 +57,16 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def grads_for(outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Random gradients, the same for each dtype (but for rounding); 1 for a loss."""
+    """Random gradients, the same for each dtype (but for rounding), in the layout of their output; 1 for a loss."""
     generator = torch.Generator(outputs[0].device).manual_seed(1)
-    return [
-        torch.ones_like(output)
-        if output.dim() == 0
-        else torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
-        for output in outputs
-    ]
+
+    def grad_for(output: Tensor) -> Tensor:
+        if output.dim() == 0:
+            return torch.ones_like(output)
+        values = torch.randn(output.shape, generator=generator, device=output.device)
+        return torch.empty_like(output, requires_grad=False).copy_(values)
+
+    return [grad_for(output) for output in outputs]
 
 
 def leaves(case: Case, inputs: Inputs) -> Inputs:
@@ -116,7 +118,7 @@ class Judge:
         """Those of the part, where outputs are larger with zeros around them."""
         grads = []
         for index, (output, part_grad) in enumerate(zip(outputs, self.part_grads, strict=True)):
-            grad = torch.zeros_like(output, memory_format=torch.contiguous_format)
+            grad = torch.zeros_like(output)
             self.case.part(f"output {index}", grad).copy_(part_grad)
             grads.append(grad)
         return grads
@@ -150,10 +152,8 @@ class Entrant:
 def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
     """Every contender's result on every pass of the case, those included that cannot take part."""
     if device == "cuda":
-        torch._dynamo.reset()
-        torch._functorch.config.donated_buffer = (
-            False  # a backward pass run again needs what was saved for it
-        )
+        _dynamo.reset()
+        config.donated_buffer = False  # a backward pass run again needs what was saved for it
     generator = torch.Generator(device)
     inputs = case.inputs(generator.manual_seed(0))
     with measure.own_stream(device):

@@ -146,19 +146,23 @@ def _timing(samples: list[float], method: str) -> Timing:
     return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], method)
 
 
-def host_seconds(call: Call, device: str, calls: int = 20) -> float | None:
+def host_seconds(call: Call, device: str) -> float | None:
     """What the host spends on a call that it does not wait for; on a CPU the work itself is in it, so None."""
     if device != "cuda":
         return None
     call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    calls = min(max(1, int(0.05 / (time.perf_counter() - start))), 20)
     rounds = []
-    for _ in range(5):
-        torch.cuda.synchronize()
+    for _ in range(3):
         start = time.perf_counter()
         for _ in range(calls):
             call()
         rounds.append((time.perf_counter() - start) / calls)
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
     return statistics.median(rounds)
 
 

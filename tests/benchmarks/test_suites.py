@@ -56,6 +56,19 @@ def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     assert not [row for row in content["results"] if row["status"] in ("wrong", "failed")]
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_ours_replays_as_a_graph_with_memory_and_host_time(bench, norm, tmp_path):
+    options = bench.Options(out=tmp_path)
+    report = bench.run_cases("norm", [norm.rms_norm_case(2048, 1024)], options, say=lambda line: None)
+    assert not report.not_run
+    ours = [result for result in report.results if result.contender == "llmfast"]
+    assert [result.pass_ for result in ours] == ["forward", "backward"]
+    for result in ours:
+        assert (result.status, result.method) == ("ok", "graph"), result.note
+        assert result.peak_bytes >= 2048 * 1024 * 2
+        assert result.host_s > 0
+
+
 def test_result_files_read_back_equal(bench, norm, tmp_path):
     from benchmarks.results import read
 
