@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import measure
-from .contenders import Contender
+from .contenders import Contender, prepare_compiler
 from .results import Result
 
 Inputs = dict[str, Tensor]
@@ -152,8 +152,7 @@ class Entrant:
 def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
     """Every contender's result on every pass of the case, those included that cannot take part."""
     if device == "cuda":
-        _dynamo.reset()
-        config.donated_buffer = False  # a backward pass run again needs what was saved for it
+        prepare_compiler()
     generator = torch.Generator(device)
     inputs = case.inputs(generator.manual_seed(0))
     with measure.own_stream(device):

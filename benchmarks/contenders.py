@@ -40,6 +40,15 @@ def compiled(function: Callable, name: str = COMPILED) -> Contender:
     return Contender(name, lambda: torch.compile(function, dynamic=False), gpu_only=True)
 
 
+def prepare_compiler() -> None:
+    """Forgets what was compiled for other shapes, and keeps what a backward pass that is run again needs."""
+    import torch._dynamo
+    import torch._functorch.config
+
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False
+
+
 def absent_without_torch(name: str, attribute: str, build: Callable[[], Callable]) -> Contender:
     """A function of newer releases of PyTorch: named as missing where this one lacks it."""
 
