@@ -86,11 +86,11 @@ PEERS: dict[str, Callable[[str, int, int], int]] = {
 def run_here(peer: str, path: str, vocab_size: int, threads: int) -> None:
     """What a child process does: trains once and prints the measurement."""
     __import__(peer)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     tokens = PEERS[peer](path, vocab_size, threads)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "tokens": tokens}))
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak, "tokens": tokens}))
 
 
 def run_apart(peer: str, path: str, vocab_size: int, threads: int) -> dict:
@@ -139,11 +139,15 @@ def main() -> None:
                 f"\n{Path(text).name}, {megabytes:.1f} MB -> {arguments.vocab_size} tokens, {threads} thread(s)"
             )
             for peer in peers:
-                seconds = statistics.median(run["seconds"] for run in runs[peer])
+                seconds, cpu = (
+                    statistics.median(run[key] for run in runs[peer]) for key in ("seconds", "cpu_seconds")
+                )
                 peak = max(run["peak_mb"] for run in runs[peer])
-                print(f"  {peer:<11} {seconds:7.3f} s  {peak:6.0f} MB peak", flush=True)
+                print(f"  {peer:<11} {seconds:7.3f} s  {cpu:7.3f} s of CPU  {peak:6.0f} MB peak", flush=True)
                 row = {"text": Path(text).name, "megabytes": megabytes, "threads": threads, "peer": peer}
-                results.append({**row, "seconds": seconds, "peak_mb": peak, "runs": runs[peer]})
+                results.append(
+                    {**row, "seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "runs": runs[peer]}
+                )
     if arguments.out:
         machine = {
             "machine": platform.machine(),

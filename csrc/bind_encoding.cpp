@@ -16,6 +16,7 @@
 #include "decoder.h"
 #include "documents.h"
 #include "encoder.h"
+#include "parallel.h"
 #include "python_ids.h"
 #include "rank_file.h"
 #include "specials.h"
@@ -95,7 +96,7 @@ class Core {
 
     IdBuffer encode_ordinary(nb::handle text) const {
         nb::object owner;
-        const std::string_view utf8 = text_of(text, owner);
+        const std::string_view utf8 = utf8_of(text, owner);
         IdBuffer ids;
         const ReleaseGil release(utf8.size());
         encoder_.encode(utf8, ids);

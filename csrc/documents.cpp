@@ -1,12 +1,10 @@
 #include "documents.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <exception>
-#include <mutex>
 #include <new>
-#include <thread>
+
+#include "parallel.h"
 
 namespace llmfast {
 namespace {
@@ -59,27 +57,6 @@ void* gather(const std::vector<IdBuffer>& parts, size_t total, size_t threads) {
 }
 
 }  // namespace
-
-void run_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work) {
-    std::atomic<size_t> next{0};
-    std::exception_ptr failure;
-    std::mutex guard;
-    const auto loop = [&] {
-        try {
-            for (size_t i = next++; i < count; i = next++) work(i);
-        } catch (...) {
-            const std::lock_guard lock(guard);
-            if (!failure) failure = std::current_exception();
-            next = count;
-        }
-    };
-    // Threads live as long as the call: starting one takes tens of microseconds, and nothing is left behind a fork.
-    std::vector<std::thread> helpers;
-    for (size_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(loop);
-    loop();
-    for (std::thread& helper : helpers) helper.join();
-    if (failure) std::rethrow_exception(failure);
-}
 
 size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
                             std::string_view text, IdBuffer& ids) {

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -12,10 +11,6 @@
 #include "specials.h"
 
 namespace llmfast {
-
-// Calls `work(i)` for 0 <= i < count on up to `threads` threads, this one among them. The first exception is thrown
-// again here, after all threads have ended.
-void run_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work);
 
 // Appends the ids of `text`, in which the enabled special tokens count. Returns how many tokens the last piece has: 0
 // behind a special token.

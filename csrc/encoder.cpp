@@ -114,7 +114,8 @@ size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     MergeScratch scratch;
     Batch batch;
     size_t last = 0;
-    if (ids.size() == 0) ids.reserve(text.size() / 4 + MediumPieces::kMostIds);
+    // Room for what text usually has, and for all that one more batch could have.
+    if (ids.size() == 0) ids.reserve(std::min(text.size(), text.size() / 3 + 4 * kBatch) + MediumPieces::kMostIds);
     while (!text.empty()) {
         fill(batch, text);
         last = encode_batch(text.data(), batch, ids, scratch);

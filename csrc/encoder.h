@@ -14,6 +14,8 @@
 
 namespace llmfast {
 
+// Memory is bounded: about 130 bytes a token of the vocabulary for its tables, 2 MB and more for what short pieces may
+// be learnt, 8 MB for medium ones (of which only what is used is touched), and the ids of the text at hand.
 class Encoder {
   public:
     Encoder(Vocabulary vocabulary, Pattern pattern);

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <span>
+#include <thread>
 
 #include "merge.h"
+#include "parallel.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -24,6 +27,24 @@ std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
         if (length > 1) ids[starts[length]++] = id;
     }
     return ids;
+}
+
+// The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
+struct Halves { uint32_t left, right; };
+
+// Those of tokens of one length, when the table has all shorter ones: each by itself, so on all cores.
+void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> ids,
+                 std::vector<Halves>& halves) {
+    constexpr size_t kChunk = 4096;
+    halves.resize(ids.size());
+    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk) {
+        MergeScratch scratch;
+        std::vector<uint32_t> parts(vocabulary.longest());
+        for (size_t i = chunk * kChunk; i < std::min(ids.size(), (chunk + 1) * kChunk); ++i) {
+            const bool two = merge_bytes(pairs, vocabulary.bytes(ids[i]), parts.data(), scratch) == 2;
+            halves[i] = two ? Halves{parts[0], parts[1]} : Halves{kNoToken, kNoToken};
+        }
+    });
 }
 
 // Whether a token ends with all of the bytes of its last character.
@@ -55,15 +76,20 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     entries_ = std::make_unique<Pages>(((size_t{1} << bits) + kFurthest + 1) * sizeof(uint64_t));
     filter_ = std::make_unique<Pages>(size_t{1} << bits);
     bool ordered = true;
-    MergeScratch scratch;
-    std::vector<uint32_t> parts(vocabulary.longest());
-    for (const uint32_t id : ids) {
-        const std::string_view token = vocabulary.bytes(id);
-        if (merge_bytes(*this, token, parts.data(), scratch) != 2) continue;
-        if (!insert(parts[0], parts[1], id)) return false;
-        ordered = ordered && parts[0] < id && parts[1] < id;
-        if (token.size() == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = id;
-        if (byte_at(token, 0) >= 0x80 || byte_at(token, token.size() - 1) >= 0x80) add_character(token, id);
+    std::vector<Halves> halves;
+    for (size_t from = 0, to; from < ids.size(); from = to) {
+        const size_t length = vocabulary.bytes(ids[from]).size();
+        for (to = from; to < ids.size() && vocabulary.bytes(ids[to]).size() == length;) ++to;
+        find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
+        for (size_t i = from; i < to; ++i) {
+            const auto [left, right] = halves[i - from];
+            if (left == kNoToken) continue;
+            const std::string_view token = vocabulary.bytes(ids[i]);
+            if (!insert(left, right, ids[i])) return false;
+            ordered = ordered && left < ids[i] && right < ids[i];
+            if (length == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = ids[i];
+            if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
+        }
     }
     if (!ordered) std::fill(characters_.begin(), characters_.end(), kNoToken);
     return true;

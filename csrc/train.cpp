@@ -250,9 +250,8 @@ private:
 
     // Where the list of places is cut so that every thread gets a share, and no word is in two shares.
     std::vector<std::uint32_t> share_places(const Pair& pair) const {
-        constexpr std::uint32_t kWorthSharing = 2048;  // below it, waking the others takes longer than the work
         constexpr std::uint32_t kTries = 64;
-        if (team_.size() == 1 || pair.n_places < kWorthSharing) return {0, pair.n_places};
+        if (team_.size() == 1 || pair.n_places < std::max(options_.worth_sharing, team_.size())) return {0, pair.n_places};
         std::vector<std::uint32_t> cuts{0};
         for (unsigned i = 1; i < team_.size(); ++i) {
             const std::uint64_t even = std::uint64_t{pair.n_places} * i / team_.size();
@@ -298,23 +297,23 @@ private:
     // Where the token stands now, its left part stood beside what is before it, and its right part beside what is
     // after it.
     void update_pairs(Token left, Token right, Token token) {
-        auto& [before, after, twins] = sides_[0];
-        pairs_.reduce(before.seen(), [&](Token neighbour) {
-            return PairTable::Loss{neighbour, left, neighbour == token ? 0 : before.weight(neighbour)};
+        Sides& beside = sides_[0];
+        pairs_.reduce(beside.before.seen(), [&](Token neighbour) {
+            return PairTable::Loss{neighbour, left, neighbour == token ? 0 : beside.before.weight(neighbour)};
         });
-        pairs_.reduce(after.seen(), [&](Token neighbour) {
-            return PairTable::Loss{right, neighbour, after.weight(neighbour)};
+        pairs_.reduce(beside.after.seen(), [&](Token neighbour) {
+            return PairTable::Loss{right, neighbour, beside.after.weight(neighbour)};
         });
         // A token that follows itself: they were ... left right | left right ...
-        if (twins > 0) pairs_.reduce(std::array{0}, [&](int) { return PairTable::Loss{right, left, twins}; });
+        if (beside.twins > 0) pairs_.reduce(std::array{0}, [&](int) { return PairTable::Loss{right, left, beside.twins}; });
 
-        before.drain(options_.min_frequency, [&](Token neighbour, std::uint64_t weight, auto places, std::uint32_t n) {
+        beside.before.drain(options_.min_frequency, [&](Token neighbour, std::uint64_t weight, auto places, std::uint32_t n) {
             queue_.push(pairs_.insert({weight, neighbour, token, std::move(places), n}));
         });
-        after.drain(options_.min_frequency, [&](Token neighbour, std::uint64_t weight, auto places, std::uint32_t n) {
+        beside.after.drain(options_.min_frequency, [&](Token neighbour, std::uint64_t weight, auto places, std::uint32_t n) {
             queue_.push(pairs_.insert({weight, token, neighbour, std::move(places), n}));
         });
-        twins = 0;
+        beside.twins = 0;
     }
 
     const TrainOptions& options_;

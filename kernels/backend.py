@@ -20,8 +20,8 @@ class backend:
 
     - ``"auto"`` (at the start): Triton for CUDA tensors on a supported GPU, the reference for all others.
       Where a CUDA tensor cannot take Triton, one warning says why.
-    - ``"triton"``: Triton, always. CPU tensors then need Triton's interpreter: ``TRITON_INTERPRET=1`` in the
-      environment before the first import.
+    - ``"triton"``: Triton, always; a dtype without kernels is a ValueError. CPU tensors then need Triton's
+      interpreter: ``TRITON_INTERPRET=1`` in the environment before the first import.
     - ``"reference"``: plain PyTorch, always.
 
     Example::
@@ -53,14 +53,14 @@ def use_triton(*tensors: Tensor | None) -> bool:
     if _choice == "reference":
         return False
     device = tensors[0].device
-    if _choice == "triton":
-        _require_triton(device)
-        return True
-    if device.type != "cuda":
+    if _choice == "auto" and device.type != "cuda":
         return False
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             return _refuse(f"there is no kernel for {tensor.dtype}")
+    if _choice == "triton":
+        _require_triton(device)
+        return True
     reason = _why_unsupported(device.index)
     return not reason or _refuse(reason)
 
@@ -93,6 +93,8 @@ _why_unsupported._dynamo_marked_constant = True
 
 
 def _refuse(reason: str) -> bool:
+    if _choice == "triton":
+        raise ValueError(f'backend("triton"), but {reason}: choose backend("auto")')
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(

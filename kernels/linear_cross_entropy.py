@@ -27,22 +27,32 @@ from .operator import define
 
 FEW_LOGITS = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
 
+DATA_CENTRE_BLACKWELL = (100, 103)
 
-def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, device: Device | None) -> str:
-    """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``device`` None) ``"reference"`` chunks.
+
+def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capability: int | None) -> str:
+    """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``capability`` None) ``"reference"`` chunks.
 
     Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
-    logit, which at E = 1024 is half the time of a product on an H100), hold no float32 copy of the weight's
-    gradient, and skip ignored tokens. They need tensor cores that Triton drives near their peak, so chunks
-    remain for float32, and for capability 10.0, where its products reach about half of the BLAS library's.
-    They also need a width in whole steps of 64.
+    logit, which at E = 1024 takes an H100 as long as a product), hold no float32 copy of the weight's
+    gradient, and skip ignored tokens. That pays where Triton drives the tensor cores near their peak. It does
+    not for float32, nor, by its published matrix products, on capability 10.0, which is still to be measured:
+    chunks there. Tiles also need a width in whole steps of 64.
     """
     if tokens * vocabulary * dtype.itemsize <= FEW_LOGITS:
         return "plain"
-    if device is None:
+    if capability is None:
         return "reference"
-    by_chunks = dtype == torch.float32 or device.capability in (100, 103) or width % 64
+    by_chunks = dtype == torch.float32 or capability in DATA_CENTRE_BLACKWELL or width % 64
     return "chunks" if by_chunks else "tiles"
+
+
+def _capability(device_type: str, index: int | None) -> int:
+    return Device.of(torch.device(device_type, index)).capability
+
+
+# torch.compile asks once, while it traces: see ``backend``.
+_capability._dynamo_marked_constant = True
 
 
 # -------------------------------------------------------------------------------------------------- operators
@@ -212,7 +222,8 @@ def linear_cross_entropy(
         target: (...), integers in [0, V), or ``ignore_index``.
         bias: (V,), in hidden's dtype.
         gradient_filter: treat the gradient of every logit whose probability is below this (and whose class is
-            not the target) as 0. An approximation, which raises the loss of pretraining; None for exact.
+            not the target) as 0; tiles left empty then skip two of the backward pass's three products. An
+            approximation, which raises the loss of pretraining; None for exact.
 
     Raises:
         ValueError: for a shape, dtype, device or option that does not fit.
@@ -231,8 +242,8 @@ def linear_cross_entropy(
     hidden, weight, bias = autocast(hidden, weight, bias)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
-    device = Device.of(hidden.device) if use_triton(hidden) else None
-    how = strategy(tokens, *weight.shape, hidden.dtype, device)
+    capability = _capability(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
+    how = strategy(tokens, *weight.shape, hidden.dtype, capability)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
@@ -246,7 +257,7 @@ def linear_cross_entropy(
             return_lse=return_lse,
         )
     if how == "plain":
-        how = "reference" if device is None else "chunks"
+        how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
     call = Call(rows, weight, bias, flat_target, class_weight, *options, gradient_filter, how)
@@ -280,29 +291,38 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter:
 
 
 def gate_cases(device: Device) -> Iterator[GateCase]:
-    """The tiles, without options and with all of them; the chunks launch what ``cross_entropy`` does."""
+    """The tiles, plain, with all options, and filtered; the chunks launch what ``cross_entropy`` does."""
     product = "wgmma" if device.capability == 90 else "mma"
-    kernels = ("tile_statistics", "tile_gradients", "hidden_gradient", "weight_gradient")
-    expect = dict.fromkeys(kernels, (product, "cp.async"))
-    for width, dtype, everything in ((4096, torch.bfloat16, False), (960, torch.float16, True)):
-        if strategy(8192, 128256, width, dtype, device) != "tiles":
-            continue
-        name = f"{width} {str(dtype)[6:]}{', all options' if everything else ''}"
-        run = partial(_gate_run, width, dtype, everything)
-        yield GateCase("linear_cross_entropy", name, run, expect)
+    logits = dict.fromkeys(("tile_statistics", "tile_gradients"), (product, "cp.async"))
+    gradients = ("hidden_gradient", "weight_gradient")
+    exact = logits | dict.fromkeys(gradients, (product, "cp.async"))
+    filtered = logits | dict.fromkeys(
+        gradients, (product,)
+    )  # a tile that may be skipped is not fetched ahead
+    for width, dtype, options, expect in (
+        (4096, torch.bfloat16, "", exact),
+        (960, torch.float16, "all options", exact),
+        (4096, torch.bfloat16, "filtered", filtered),
+    ):
+        if strategy(8192, 128256, width, dtype, device.capability) == "tiles":
+            name = ", ".join(filter(None, (f"{width} {str(dtype)[6:]}", options)))
+            run = partial(_gate_run, width, dtype, options)
+            yield GateCase("linear_cross_entropy", name, run, expect)
 
 
-def _gate_run(width: int, dtype: torch.dtype, everything: bool) -> None:
+def _gate_run(width: int, dtype: torch.dtype, options: str) -> None:
     tokens, vocabulary = 8192, 128256
     hidden, weight, bias = (
         torch.empty(shape, dtype=dtype, device="meta")
         for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
     )
     target = torch.empty(tokens, dtype=torch.int64, device="meta")
-    options = (-100, 0.0, 0.0, None, None, "tiles")
-    inputs = (hidden, weight, None, target, None, *options)
+    everything = options == "all options"
     if everything:
         class_weight = torch.empty(vocabulary, device="meta")
-        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, 1e-4, "tiles")
+        inputs = (hidden, weight, bias, target, class_weight, -100, 0.1, 1e-4, 30.0, None, "tiles")
+    else:
+        threshold = 1e-4 if options == "filtered" else None
+        inputs = (hidden, weight, None, target, None, -100, 0.0, 0.0, None, threshold, "tiles")
     loss, lse = _run(*inputs)
     _run_backward(lse, loss, lse if everything else None, [True, True, everything], *inputs)

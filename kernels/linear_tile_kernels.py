@@ -71,7 +71,7 @@ def tile_statistics(
             else:
                 w = tl.load(class_weight + column, column < vocabulary, other=0.0)
                 weighted += tl.sum(tl.where(inside, z, 0.0) * w[None, :], 1)
-        at_target = column[None, :] == label[:, None]
+        at_target = column[None, :] == label.to(tl.int32)[:, None]  # int64 would double the registers
         here = (label // COLUMNS == tile) & (row < tokens)  # one program in all sees a token's target
         tl.store(target_logit + row, tl.sum(tl.where(at_target, z, 0.0), 1), here)
         z = tl.where(inside, z, float("-inf"))
@@ -125,12 +125,13 @@ def combine_statistics(
 
 @triton.jit(do_not_specialize=["tokens", "ignore_index", "start"])
 def tile_gradients(
-    grad_loss, grad_lse, hidden, weight, bias, target, class_weight, weight_sum, lse, count, gradients,
+    grad_loss, grad_lse, hidden, weight, bias, target, class_weight, weight_sum, lse, count, gradients, live,
     tokens: tl.int64, vocabulary, width, start, columns, ignore_index: tl.int64,
     label_smoothing, z_loss, softcap, gradient_filter,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the ends."""
+    """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the ends. Where gradients are
+    filtered, ``live`` says of each tile whether any is left."""
     block, tile = _tile_of(
         tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(columns, COLUMNS), GROUP
     )
@@ -152,18 +153,30 @@ def tile_gradients(
         class_weight, weight_sum, label_smoothing, z_loss,
     )  # fmt: skip
     gradient = logit_gradient(
-        z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label[:, None],
+        z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label.to(tl.int32)[:, None],
         vocabulary, class_weight, label_smoothing, softcap, gradient_filter,
     )  # fmt: skip
     gradient = tl.where(valid[:, None] & (column < vocabulary)[None, :], gradient, 0.0)
     at = row.to(tl.int64)[:, None] * columns + here[None, :]
     tl.store(gradients + at, gradient.to(gradients.dtype.element_ty))
+    if live is not None:
+        left = tl.max(tl.max(tl.abs(gradient), 1), 0) > 0.0
+        tl.store(live + block * tl.cdiv(columns, COLUMNS) + tile, left.to(tl.int32))
+
+
+@triton.jit
+def _is_live(live, block, column, columns, LIVE: tl.constexpr):
+    """Whether the filter left anything in the tile, LIVE × LIVE, of this block of tokens and this column."""
+    if live is None:
+        return True
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return tl.load(live + block * (columns // LIVE) + column // LIVE) != 0
 
 
 @triton.jit(do_not_specialize=["tokens", "start"])
 def hidden_gradient(
-    gradients, weight, order, count, sums, grad_hidden,
-    tokens: tl.int64, vocabulary, width, start, columns, FIRST: tl.constexpr, LAST: tl.constexpr,
+    gradients, live, weight, order, count, sums, grad_hidden,
+    tokens: tl.int64, vocabulary, width, start, columns, LIVE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """``sums (N, E) + gradients (N, C) @ weight[start : start + C]``, which the last chunk writes home."""
@@ -184,8 +197,9 @@ def hidden_gradient(
     else:
         total = tl.load(sums + at, mask, other=0.0)
     for v in range(0, columns, DEPTH):
-        w_tile = tl.load(w, (start + v + depth < vocabulary)[:, None], other=0.0)
-        total = tl.dot(tl.load(d), w_tile, total)
+        if _is_live(live, block, v, columns, LIVE):
+            w_tile = tl.load(w, (start + v + depth < vocabulary)[:, None], other=0.0)
+            total = tl.dot(tl.load(d), w_tile, total)
         d += DEPTH
         w += DEPTH * width
     if LAST:
@@ -197,8 +211,8 @@ def hidden_gradient(
 
 @triton.jit(do_not_specialize=["start"])
 def weight_gradient(
-    gradients, hidden, count, grad_weight,
-    vocabulary, width, start, columns,
+    gradients, live, hidden, count, grad_weight,
+    vocabulary, width, start, columns, LIVE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """``gradients (N, C)ᵀ @ hidden (N, E)``: one float32 sum over all tokens that count, rounded once."""
@@ -211,8 +225,9 @@ def weight_gradient(
     h = hidden + depth.to(tl.int64)[:, None] * width + _wrapped(e, width)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n in range(0, tokens, DEPTH):
-        counted = (n + depth < tokens)[:, None]
-        total = tl.dot(tl.load(d, counted, other=0.0).T, tl.load(h, counted, other=0.0), total)
+        if _is_live(live, n // LIVE, block * ROWS, columns, LIVE):
+            counted = (n + depth < tokens)[:, None]
+            total = tl.dot(tl.load(d, counted, other=0.0).T, tl.load(h, counted, other=0.0), total)
         d += DEPTH * columns
         h += DEPTH * width
     at = (start + v).to(tl.int64)[:, None] * width + e[None, :]

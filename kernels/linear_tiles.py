@@ -173,6 +173,9 @@ def backward(
     weight_tiles = cdiv(columns, for_weight.rows) * cdiv(width, for_weight.columns)
     gradients = like.new_empty((blocks * tile.rows, columns))
     sums = like.new_empty((tokens, width), dtype=torch.float32) if columns < vocabulary else None
+    live = None
+    if call.gradient_filter is not None:
+        live = like.new_empty((blocks, columns // tile.columns), dtype=torch.int32)
     for start in range(0, vocabulary, columns):
         part = (vocabulary, width, start, columns)
         run(
@@ -180,17 +183,17 @@ def backward(
             (blocks * (columns // tile.columns),),
             like,
             *(grad_loss, grad_lse, few.hidden, weight, call.bias, few.target, chosen.weight),
-            *(chosen.weight_sum, lse, few.count, gradients, tokens, *part, chosen.ignore_index),
+            *(chosen.weight_sum, lse, few.count, gradients, live, tokens, *part, chosen.ignore_index),
             *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, call.gradient_filter),
             **tile.options(),
         )
         if grad_hidden is not None:
-            ends = {"FIRST": start == 0, "LAST": start + columns >= vocabulary}
-            inputs = (gradients, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
+            ends = {"LIVE": tile.rows, "FIRST": start == 0, "LAST": start + columns >= vocabulary}
+            inputs = (gradients, live, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
             run(hidden_gradient, (hidden_tiles,), like, *inputs, **ends, **for_hidden.options())
         if grad_weight is not None:
-            inputs = (gradients, few.hidden, few.count, grad_weight, *part)
-            run(weight_gradient, (weight_tiles,), like, *inputs, **for_weight.options())
+            inputs = (gradients, live, few.hidden, few.count, grad_weight, *part)
+            run(weight_gradient, (weight_tiles,), like, *inputs, LIVE=tile.rows, **for_weight.options())
         if grad_bias is not None:
             inputs = (gradients, few.count, grad_bias, vocabulary, start, columns)
             run(bias_gradient, (cdiv(columns, 64),), like, *inputs, ROWS=64, COLUMNS=64, num_warps=4)

@@ -1,8 +1,32 @@
 """llmfast: Triton kernels, a C++ BPE engine, and a readable package for training language models.
 
-Importing this touches no GPU and loads no heavy library; each subpackage is imported where it is used.
+Importing this touches no GPU and loads no heavy library: each name is imported from its module on first use.
 """
+
+import importlib
 
 from llmfast._version import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "Encoding": "llmfast.tokenizer",
+    "Tokenizer": "llmfast.tokenizer",
+    "encoding_for_model": "llmfast.tokenizer",
+    "get_encoding": "llmfast.tokenizer",
+    "list_encoding_names": "llmfast.tokenizer",
+    "Decoder": "llmfast.models.decoder",
+    "DecoderConfig": "llmfast.models.config",
+    "train": "llmfast.training.command",
+    "generate": "llmfast.inference.command",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmfast' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

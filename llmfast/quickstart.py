@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Preset = Literal["auto", "mini", "small", "base"]
 DEFAULT_FOLDER = Path("runs/quickstart")
-PROMPT = "def "
 
 
 def quickstart(
@@ -122,7 +122,7 @@ class Size:
 
 
 PRESETS = {
-    "mini": Size(width=128, layers=3, context=128, batch=8, learning_rate=1e-2),
+    "mini": Size(width=128, layers=3, context=128, batch=16, learning_rate=2e-2),
     "small": Size(width=256, layers=6, context=256, batch=16, learning_rate=6e-3),
     "base": Size(width=512, layers=8, context=512, batch=64, learning_rate=3e-3),
 }
@@ -208,10 +208,12 @@ def _describe(trainer: Trainer, console: Console) -> None:
 def _finish(session: Session, console: Console) -> None:
     from llmfast.data.prepare import compression_baselines
     from llmfast.inference.command import generate
+    from llmfast.training.fit import held_out_prompt
     from llmfast.visualization.curves import plot_losses
 
     run, prepared, trainer = session.run, session.prepared, session.trainer
-    final = trainer.evaluate(prepared.validation)
+    # Overlapping windows: every held-out token is predicted from at least half a context, as in real use.
+    final = trainer.evaluate(prepared.validation, stride=max(1, trainer.config.model.context // 2))
     run.log(step=trainer.steps_done, validation_loss=final.loss, validation_bits_per_byte=final.bits_per_byte)
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)
     per_byte = len(prepared.train) / prepared.train.text_bytes / math.log(2)
@@ -226,10 +228,11 @@ def _finish(session: Session, console: Console) -> None:
         "this model": final.bits_per_byte,
     }.items():
         console.print(f"  {name:<10} {bits:.3f} bits per byte")
-    console.print(f"\na sample, from {PROMPT!r}:\n")
-    generate(run.folder, PROMPT, tokens=120, temperature=0.7, top_p=0.95, seed=0, output=console.file)
+    prompt = held_out_prompt(prepared)
+    console.print(f"\na sample, from {prompt!r}:\n")
+    generate(run.folder, prompt, tokens=120, temperature=0.7, top_p=0.95, seed=0, output=console.file)
     console.print(f"\nsaved in {run.folder}: checkpoints, tokenizer, log.jsonl, loss.png\nnext:")
-    console.print(f"  llmfast generate {run.folder} --prompt 'class '")
+    console.print(f"  llmfast generate {run.folder} --prompt {shlex.quote(prompt)}")
     console.print(f"  llmfast quickstart --resume --out {run.folder}      (after Ctrl-C: goes on exactly)")
     console.print("  llmfast quickstart --preset small --minutes 20      (bigger)")
 

@@ -47,3 +47,9 @@ def test_shell_examples_parse_and_name_real_commands(text):
 def test_python_examples_run(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_transcript_is_the_recorded_one():
+    """Trap: a showcase typed by hand, or left behind by the program it shows."""
+    path = re.search(r"<!-- transcript: (\S+) -->\n+```text\n(.*?)```", README, flags=re.DOTALL)
+    assert (ROOT / path[1]).read_text(encoding="utf-8") == path[2]

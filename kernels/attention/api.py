@@ -40,6 +40,9 @@ def flash_attention(
     (Milakov and Gimelshein 2018). The backward pass is deterministic: each dQ, dK and dV tile belongs to one
     program.
 
+    Scores that a function computes (ALiBi, document masks by rule) are out of scope: for those,
+    ``torch.nn.attention.flex_attention``.
+
     Args:
         q: (B, H, S, D), any strides, so ``x.view(B, S, H, D).transpose(1, 2)`` costs no copy; or (N, H, D)
             with ``cu_seqlens``. D is a multiple of 8 from 8 to 256. float16, bfloat16 or float32 (and float64

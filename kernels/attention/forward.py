@@ -33,14 +33,12 @@ def attend_keys(
     acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high,
     rows, S, T,
     left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2,
     section 3.1."""
-    for step in tl.range(
-        0, steps(low, full_low, full_high, high, BLOCK_N, MASKED), warp_specialize=SPECIALIZE and not MASKED
-    ):
+    for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
@@ -79,7 +77,7 @@ def forward_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
     threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     head = program // tiles % heads
@@ -113,7 +111,7 @@ def forward_kernel(
         acc, denominator, maximum = attend_keys(
             acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row,
             low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
-            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, SPECIALIZE, phase == 1,
+            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
         )  # fmt: skip
 
     empty = denominator == 0.0

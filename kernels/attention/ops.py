@@ -87,7 +87,6 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
         lse=lse,
         sinks=sinks,
         tiles=tiles,
-        SPECIALIZE=tile.specialize,
     )
     return out, lse
 

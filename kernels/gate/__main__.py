@@ -27,8 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     names = [name for name in op_modules() if options.op in ("", name.rpartition(".")[2])]
     tasks = [(name, target) for name in names for target in options.capability]
-    with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
-        measured = [pair for pairs in pool.map(measure_op, tasks) for pair in pairs]
+    if len(tasks) == 1:
+        measured = measure_op(tasks[0])
+    else:
+        with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
+            measured = [pair for pairs in pool.map(measure_op, tasks) for pair in pairs]
 
     version, committed = load()
     if options.write:

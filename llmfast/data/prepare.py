@@ -118,11 +118,12 @@ def _split_rule(corpus: Corpus, fraction: float) -> Callable[[Document], bool]:
 
 
 def _write_shards(documents: Iterator[Document], tokenizer: Tokenizer, folder: Path) -> None:
+    try:
+        eot_token = tokenizer.eot_token
+    except KeyError as error:
+        raise ValueError(f"no token to end documents with: {error.args[0]}") from None
     writer = ShardWriter(
-        folder,
-        vocab_size=tokenizer.n_vocab,
-        eot_token=tokenizer.eot_token,
-        fingerprint=tokenizer.fingerprint,
+        folder, vocab_size=tokenizer.n_vocab, eot_token=eot_token, fingerprint=tokenizer.fingerprint
     )
     for group in batched(documents, ENCODE_CHARACTERS):
         texts = [document.text.encode() for document in group]

@@ -118,16 +118,15 @@ class Encoding:
             int64, one more than documents: document `i` is ``ids[offsets[i]:offsets[i + 1]]``.
 
         Raises:
-            ValueError: `append_eot` where the encoding has no ``<|endoftext|>``.
+            ValueError: `append_eot` where the encoding has no end-of-text token.
         """
-        if append_eot and "<|endoftext|>" not in self._special_tokens:
-            raise ValueError(f"{self!r} has no <|endoftext|> token to append; pass append_eot=False")
-        separator = self.eot_token if append_eot else None
-        threads = (
-            num_threads or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count()
-        )
+        separator = None
+        if append_eot:
+            try:
+                separator = self.eot_token
+            except KeyError as error:
+                raise ValueError(f"no end-of-text token to append: {error}; pass append_eot=False") from None
+        threads = num_threads or available_cores()
         return self._core_bpe.encode_documents(documents, separator, threads, self.n_vocab <= 65536)
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:

@@ -55,5 +55,7 @@ def with_fast_loaders(constructor: Callable[[], dict]) -> Callable[[], dict]:
     replaced = dict(names) | {name: ours[name] for name in ours if names.get(name) is getattr(load, name)}
     for name, value in names.items():  # one constructor may call another
         if isinstance(value, types.FunctionType) and value.__globals__ is names:
-            replaced[name] = types.FunctionType(value.__code__, replaced, name, value.__defaults__, value.__closure__)
+            replaced[name] = types.FunctionType(
+                value.__code__, replaced, name, value.__defaults__, value.__closure__
+            )
     return replaced[constructor.__name__]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
+from llmfast.tokenizer.encoding import available_cores
 from llmfast.tokenizer.patterns import joined_surrogates
 
 Documents = Iterable[str | bytes]
@@ -79,13 +80,6 @@ def learn_ranks(
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
     return {token: rank for rank, token in enumerate(tokens)}
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- Where the text comes from

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmfast.data.prepare import Prepared
+from llmfast.data.prepare import END_OF_TEXT, Prepared
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
 from llmfast.inference.sampling import Sampling
 from llmfast.training.checkpoint import checkpoints, save_checkpoint
@@ -21,7 +21,7 @@ from llmfast.training.trainer import Trainer
 
 SMOOTHING = 0.95
 PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
-SAMPLE_TOKENS = 40
+PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
 
 
 def fit(session: Session, *, console: Console | None = None) -> None:
@@ -85,20 +85,24 @@ def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def held_out_prompt(prepared: Prepared) -> str:
+    """The first words of a held-out document: what the model is asked to continue, the same each time."""
+    tokens = prepared.validation.read(1, min(PROMPT_TOKENS, len(prepared.validation) - 1)).tolist()
+    return prepared.tokenizer.decode(tokens).split(END_OF_TEXT)[0]
+
+
 def _sample(trainer: Trainer, prepared: Prepared) -> tuple[str, str]:
-    """A prompt (the first words of a held-out document) and the model's continuation, the same prompt each time."""
-    tokenizer = prepared.tokenizer
-    prompt = tokenizer.decode(prepared.validation.read(1, min(6, len(prepared.validation) - 1)).tolist())
+    """The prompt and the model's continuation."""
+    tokenizer, prompt = prepared.tokenizer, held_out_prompt(prepared)
     tokens = generate_tokens(
         trainer.model,
-        encode_prompt(tokenizer, prompt)[: trainer.config.model.context],
+        encode_prompt(tokenizer, prompt),
         SAMPLE_TOKENS,
         sampling=Sampling(temperature=0.7, top_p=0.95),
         stop=tokenizer.eot_token,
     )
-    return prompt, "".join(
-        stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
-    )
+    text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
+    return prompt, "".join(text)
 
 
 class _Pace:

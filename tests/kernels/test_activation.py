@@ -36,7 +36,7 @@ def torch_gelu(x, bias=None, approximate="none"):
     return F.gelu(x if bias is None else x + bias, approximate=approximate)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     length=lengths,
     width=widths,
@@ -65,7 +65,7 @@ def test_gated_of_any_shape_stride_and_dtype(device):
     check_gated(device)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     length=lengths,
     width=widths,

@@ -82,6 +82,11 @@ def test_unsupported_dtype_warns_and_says_why(chip):
         assert not use_triton(OnCuda(torch.float64))
 
 
+def test_forced_triton_refuses_what_it_would_compute_less_exactly():
+    with backend("triton"), pytest.raises(ValueError, match=r"no kernel for torch.float64.*auto"):
+        rms_norm(torch.ones(1, 4, dtype=torch.float64))
+
+
 def test_missing_triton_warns_and_says_why(chip, monkeypatch):
     chip((9, 0))
     monkeypatch.setattr(module, "HAS_TRITON", False)

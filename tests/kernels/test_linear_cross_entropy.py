@@ -33,6 +33,8 @@ WAYS = {
 def way(request, device, monkeypatch):
     """(device, dtype) at which this strategy is taken even for few logits, in several chunks."""
     path, dtype = WAYS[request.param]
+    if device == "cuda" and request.param == "tiles" and torch.cuda.get_device_capability()[0] == 10:
+        pytest.skip("capability 10.0 takes chunks in every dtype")
     monkeypatch.setattr(MODULE, "FEW_LOGITS", -1)
     monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
     monkeypatch.setattr(TILES, "chunk_columns", lambda *sizes: 128)
@@ -192,7 +194,11 @@ def test_frozen_head_gets_no_gradient(way):
 
 
 def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
+    """Classes 128 to 255, a whole tile, are improbable for every token."""
     inputs, target = problem(way)
+    inputs["bias"] = torch.zeros(300, device=way[0], dtype=way[1])
+    inputs["bias"][128:256] = -20.0
+    target = torch.where((target >= 128) & (target < 256), 3, target)
     threshold = 1e-3
 
     def run(**options):
@@ -201,7 +207,7 @@ def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
         )
         return found["gradient of weight"].double()
 
-    logits = inputs["hidden"].double() @ inputs["weight"].double().T
+    logits = inputs["hidden"].double() @ inputs["weight"].double().T + inputs["bias"].double()
     p = logits.softmax(-1)
     one_hot = F.one_hot(torch.where(target == -100, 0, target), 300)
     upstream = random_tensor((), device=way[0], seed=100).double()

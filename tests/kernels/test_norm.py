@@ -44,7 +44,7 @@ def norm_inputs(shape, dtype, device, layout="contiguous", **present):
     return made
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     length=lengths, width=widths, dtype=dtypes, layout=layouts, grad_layout=layouts, residual=st.booleans()
 )

@@ -43,7 +43,7 @@ def table(length, half, device="cpu"):
     return angle.cos().float().to(device), angle.sin().float().to(device)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     length=lengths,
     heads=st.sampled_from([(1, 1), (4, 2), (3, 3)]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 # What the interpreter takes; a GPU meets all of it.
-FEW = {"D": (16, 40, 80, 128, 192, 256), "S": (1, 7, 65, 127), "T": (1, 63, 64, 127), "ratio": (1, 3)}
+FEW = {"D": (16, 40, 80, 128, 192, 256), "S": (1, 7, 65), "T": (1, 63, 64, 127), "ratio": (1, 2)}
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
     "S": (1, 7, 63, 64, 65, 127, 500, 1000),

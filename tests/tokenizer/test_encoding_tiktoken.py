@@ -159,6 +159,7 @@ CALLS = [
     lambda e: e.encode(None),
     lambda e: e.encode(b"bytes"),
     lambda e: e.encode_ordinary(3),
+    lambda e: e.encode_ordinary(b"bytes"),
     lambda e: e.encode_single_token("no such token"),
     lambda e: e.decode([10**7]),
     lambda e: e.decode_bytes([10**7]),
