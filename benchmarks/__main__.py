@@ -8,16 +8,19 @@ python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 
 from .results import FOLDER
-from .suites import OPS
+from .suites import OPS, PROGRAMS
 
 
 def listing() -> str:
-    lines = ["Suites (python -m benchmarks NAME ... [--quick]; --help has all options):", ""]
+    lines = ["Ops, on a GPU (python -m benchmarks NAME ... [--quick]; NAME --help has all options):", ""]
     lines += [f"  {name:<22}{about}" for name, about in OPS.items()]
+    lines += ["", "On the CPU, each with options of its own (NAME --help):", ""]
+    lines += [f"  {name:<22}{about}" for name, about in PROGRAMS.items()]
     return "\n".join([*lines, "", "Results: python -m benchmarks report [DIR] [--short]"])
 
 
@@ -69,6 +72,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments[0] == "report":
         report(arguments[1:])
+    elif arguments[0] in PROGRAMS:
+        sys.argv = arguments
+        runpy.run_module(f"{__package__}.suites.{arguments[0]}", run_name="__main__", alter_sys=True)
     elif arguments == ["names"]:
         print(*OPS, sep="\n")
     elif arguments == ["check-gpu"]:

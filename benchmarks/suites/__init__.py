@@ -1,6 +1,7 @@
-"""What can be measured: an op suite is a module here with ``cases(size)``, a program one with ``main()``.
+"""What can be measured, each in the module of its name.
 
-``size`` is "full", "quick" (under a minute a suite) or "tiny" (to try a suite out on a CPU).
+A suite of an op has ``cases(size)``, with sizes "full", "quick" (under a minute a suite) and "tiny" (to try it out on a
+CPU); all run in the same way. A program measures on the CPU and has options and output of its own.
 """
 
 OPS = {
@@ -10,4 +11,9 @@ OPS = {
     "cross_entropy": "cross entropy of logits, forward and with its gradient",
     "linear_cross_entropy": "the last layer and its cross entropy in one, forward and with both gradients",
     "attention": "dense, causal, windowed and packed attention, forward and backward; decoding from a cache",
+}
+
+PROGRAMS = {
+    "tokenizer": "encoding and decoding beside the installed tokenizers, on three kinds of text",
+    "tokenizer_train": "training a vocabulary on files of yours, beside the installed trainers",
 }

@@ -189,6 +189,15 @@ def test_counted_pairs_are_those_of_the_mask(bench):
         assert attention.visible_pairs(16, causal, window) == mask.sum()
 
 
+def test_list_names_every_suite(bench, capsys):
+    from benchmarks.__main__ import main
+
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    modules = {path.stem for path in (ROOT / "benchmarks" / "suites").glob("*.py")} - {"__init__"}
+    assert all(f"\n  {name} " in said for name in modules)
+
+
 def start(*command, **environment):
     done = subprocess.run(
         command,
