@@ -73,12 +73,12 @@ build() {
         --no-build-isolation --upgrade --target "$site" . || { fail "the build failed" && exit 1; }
 }
 
-# Plugins that pyproject.toml asks for may be missing here: options are given anew, and only files with GPU tests
-# are collected, since others may need libraries that are missing, too.
+# Plugins that pyproject.toml asks for may be missing here: options are given anew. Only what has GPU tests is
+# collected, since other tests may need libraries that are missing, too.
 gpu_tests() {
     local seconds=$1 workers=()
     shift
-    [[ $# -gt 0 ]] || mapfile -t < <(grep -rlE 'mark\.gpu|DEVICES' tests --include='test_*.py' | sort)
+    [[ $# -gt 0 ]] || mapfile -t < <(echo tests/kernels && grep -rl 'mark\.gpu' tests --include='test_*.py' | grep -v ^tests/kernels/)
     "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) < 8 ? $(nproc) : 8))" --dist loadgroup)
     echo "== tests, at most $seconds s"
     within "$seconds" "$python" -m pytest -p no:randomly -p no:cacheprovider -o addopts= --import-mode=importlib \
