@@ -54,8 +54,9 @@ def run_cases(
             report.not_run[str(case)] = compare.one_line(error)
         longest = max(longest, time.monotonic() - start)
         report.write(options.out)
-        say(f"{name}: {case} took {time.monotonic() - start:.1f} s")
-    for case, reason in report.not_run.items():
-        say(f"{name}: {case} was not measured: {reason}")
+        say(f"{name}: {case}: {report.not_run.get(str(case)) or f'{time.monotonic() - start:.1f} s'}")
+    out_of_time = [case for case, reason in report.not_run.items() if reason == NO_TIME]
+    if out_of_time:
+        say(f"{name}: {NO_TIME} for {'; '.join(out_of_time)}")
     report.write(options.out)
     return report
