@@ -164,10 +164,14 @@ def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -
         for pass_ in case.work:
             results += _time_pass(case, pass_, entrants, sets, device, rounds, ceilings)
             results += [_result(case, pass_, name, status, note) for name, (status, note) in absent.items()]
+    return results
+
+
+def release_memory(device: str) -> None:
+    """Graphs and autograd's cycles hold memory until they are collected."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    return results
 
 
 def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict[str, tuple[str, str]]]:

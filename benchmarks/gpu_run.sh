@@ -7,7 +7,7 @@
 #   benchmarks/gpu_run.sh [OPTIONS] bench [SUITE ...]      the benchmarks
 #
 #   --out DIR     where results and the log go, written as they come (benchmarks/results)
-#   --wheels DIR  optional wheels to install first: liger_kernel, cut_cross_entropy, flash_attn, ...
+#   --wheels DIR  optional wheels to install first, as of pip download --no-deps -d DIR liger-kernel cut-cross-entropy
 #   --limit S     ends inside S seconds, with what it has by then (540)
 #   --quick       fewer shapes
 #   --no-build    measures the llmfast that is installed
@@ -15,6 +15,8 @@
 #
 # PYTHON names the interpreter (python3). What is installed goes to build/gpu_run, never into its environment.
 set -uo pipefail
+export PYTHONUNBUFFERED=1 # the log is whole even if this is killed
+unset TRITON_INTERPRET
 started=$SECONDS
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 

@@ -52,6 +52,7 @@ def run_cases(
             report.results += compare.run_case(case, options.device, ROUNDS[options.size], report.ceilings)
         except Exception as error:  # too little memory for its reference, most of the time: the others go on
             report.not_run[str(case)] = compare.one_line(error)
+        compare.release_memory(options.device)
         longest = max(longest, time.monotonic() - start)
         report.write(options.out)
         say(f"{name}: {case}: {report.not_run.get(str(case)) or f'{time.monotonic() - start:.1f} s'}")
