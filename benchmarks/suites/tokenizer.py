@@ -1,6 +1,6 @@
 """Encoding and decoding beside the installed peers, on the same text, in one process, one after another in turn.
 
-    python -m benchmarks.suites.tokenizer [--quick]
+    python -m benchmarks tokenizer [--quick]
 
 A peer takes part only where it gives tiktoken's ids on the very text that is timed. Rates are megabytes of UTF-8
 a second of processor time, which threads add to: the first round, which finds caches empty, and the median of the

@@ -1,6 +1,6 @@
 """Training a byte-pair vocabulary: llmfast beside the peers that are installed, on files of yours.
 
-    python benchmarks/tokenizer_train.py corpus.txt --vocab-size 32768 --threads 1 2 --rounds 3
+    python -m benchmarks tokenizer_train corpus.txt --vocab-size 32768 --threads 1 2 --rounds 3
 
 Every run is a process of its own, and the peers take turns, so that a slow minute of the machine hits all of them.
 Time is from the file's name to the trained vocabulary; memory is the peak of the process, which has to import its

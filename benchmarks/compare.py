@@ -1,0 +1,285 @@
+"""One case: every contender checked against float64, then all of them timed in turn."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import measure
+from .contenders import Contender, prepare_compiler
+from .results import Result
+
+Inputs = dict[str, Tensor]
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
+
+
+def everything(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at a shape, and all that it takes to compare implementations of it.
+
+    ``plain`` is PyTorch's own op: the error it makes in this dtype is the measure of the others'. ``exact`` defines
+    the op in float64. Both see the part of the inputs that ``part`` cuts out by name, on which the same part of the
+    outputs ("output 0", ...) and gradients depends, and on nothing else: the whole would not fit in memory for some.
+    """
+
+    op: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    inputs: Callable[[torch.Generator], Inputs]
+    exact: Callable
+    plain: Callable
+    contenders: Sequence[Contender]
+    work: dict[str, tuple[int, int]]  # pass -> (bytes, floating-point operations)
+    constant: frozenset[str] = frozenset()  # inputs that get no gradient
+    part: Callable[[str, Tensor], Tensor] = everything
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return f"{self.op} {' '.join(f'{name}={size}' for name, size in self.shape.items())}"
+
+    def wanted(self, inputs: Inputs) -> list[str]:
+        return [name for name, x in inputs.items() if x.is_floating_point() and name not in self.constant]
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def grads_for(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Random gradients, the same for each dtype (but for rounding), in the layout of their output; 1 for a loss."""
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+
+    def grad_for(output: Tensor) -> Tensor:
+        if output.dim() == 0:
+            return torch.ones_like(output)
+        values = torch.randn(output.shape, generator=generator, device=output.device)
+        return torch.empty_like(output, requires_grad=False).copy_(values)
+
+    return [grad_for(output) for output in outputs]
+
+
+def leaves(case: Case, inputs: Inputs) -> Inputs:
+    """Copies of the inputs that gradients are taken by; copies, for some peers overwrite theirs."""
+    wanted = case.wanted(inputs)
+    return {name: x.clone().requires_grad_(name in wanted) for name, x in inputs.items()}
+
+
+def evaluate(
+    case: Case, function: Callable, inputs: Inputs, grads: list[Tensor] | None = None
+) -> tuple[Inputs, list[Tensor]]:
+    """Outputs and gradients by name, and the gradients of the outputs that were used."""
+    inputs = leaves(case, inputs)
+    outputs = as_tuple(function(**inputs))
+    grads = grads_for(outputs) if grads is None else grads
+    found = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
+    wanted = case.wanted(inputs)
+    if not wanted:
+        return found, grads
+    copies = [grad.to(output.dtype, copy=True) for grad, output in zip(grads, outputs, strict=True)]
+    by_input = torch.autograd.grad(outputs, [inputs[name] for name in wanted], copies)
+    return found | {f"gradient of {name}": grad for name, grad in zip(wanted, by_input, strict=True)}, grads
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """‖found − exact‖ / ‖exact‖; infinite where something is not finite or of another shape."""
+    if found.shape != exact.shape:
+        return float("inf")
+    error = (torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact)).item()
+    return error if error == error else float("inf")
+
+
+class Judge:
+    """Knows the exact results of a case, and how far PyTorch's own op is from them."""
+
+    def __init__(self, case: Case, inputs: Inputs):
+        self.case, self.inputs = case, inputs
+        part = {name: case.part(name, x) for name, x in inputs.items()}
+        plain, part_grads = evaluate(case, case.plain, part)
+        wide = {name: x.double() if x.is_floating_point() else x for name, x in part.items()}
+        self.exact, _ = evaluate(case, case.exact, wide, part_grads)
+        epsilon = torch.finfo(case.dtype).eps
+        self.allowed = {
+            name: 2 * relative_error(plain[name], exact) + epsilon for name, exact in self.exact.items()
+        }
+        # An infinite allowance would pass everything.
+        assert max(self.allowed.values()) < float("inf"), f"{case}: PyTorch's own op is not finite"
+        self.part_grads = part_grads
+
+    def grads(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Those of the part, where outputs are larger with zeros around them."""
+        grads = []
+        for index, (output, part_grad) in enumerate(zip(outputs, self.part_grads, strict=True)):
+            grad = torch.zeros_like(output)
+            self.case.part(f"output {index}", grad).copy_(part_grad)
+            grads.append(grad)
+        return grads
+
+    def error(self, function: Callable) -> tuple[float, float, str]:
+        """(error, allowed, tensor) of the tensor that is worst by what is allowed for it."""
+        with torch.no_grad():
+            outputs = as_tuple(function(**leaves(self.case, self.inputs)))
+        found, _ = evaluate(self.case, function, self.inputs, self.grads(outputs))
+        errors = []
+        for name, exact in self.exact.items():
+            part = self.case.part(name.removeprefix("gradient of "), found[name])
+            errors.append((relative_error(part, exact), self.allowed[name], name))
+        return max(errors, key=lambda each: each[0] / each[1])
+
+
+@dataclass
+class Entrant:
+    """A contender that runs, on its way through a case."""
+
+    name: str
+    function: Callable
+    status: str = "ok"
+    note: str = ""
+    error: float | None = None
+    allowed: float | None = None
+    host: dict[str, float | None] = field(default_factory=dict)
+    peak: int | None = None
+
+
+def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
+    """Every contender's result on every pass of the case, those included that cannot take part."""
+    if device == "cuda":
+        prepare_compiler()
+    generator = torch.Generator(device)
+    inputs = case.inputs(generator.manual_seed(0))
+    with measure.own_stream(device):
+        entrants, absent = _admit(case, inputs, device)
+        size = sum(x.nbytes for x in inputs.values())
+        sets = [inputs]
+        sets += [case.inputs(generator) for _ in range(measure.input_sets(size, device) - 1)]
+        results = []
+        for pass_ in case.work:
+            results += _time_pass(case, pass_, entrants, sets, device, rounds, ceilings)
+            results += [_result(case, pass_, name, status, note) for name, (status, note) in absent.items()]
+    return results
+
+
+def release_memory(device: str) -> None:
+    """Graphs and autograd's cycles hold memory until they are collected."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict[str, tuple[str, str]]]:
+    """Those that can run, each checked; and for the others (status, reason)."""
+    judge = Judge(case, inputs)
+    entrants, absent = [], {}
+    for contender in case.contenders:
+        absence = contender.absence(device)
+        if absence:
+            absent[contender.name] = absence
+            continue
+        try:
+            entrant = Entrant(contender.name, contender.build())
+            entrant.error, entrant.allowed, worst = judge.error(entrant.function)
+            whole = BOTH if case.wanted(inputs) else FORWARD
+            run = _call(case, entrant.function, whole, leaves(case, inputs))
+            entrant.peak = measure.peak_bytes(run, device)
+        except ModuleNotFoundError as error:
+            absent[contender.name] = "missing", str(error)
+            continue
+        except Exception as error:  # whatever a peer raises is its result
+            absent[contender.name] = "failed", one_line(error)
+            continue
+        if not entrant.error <= entrant.allowed:
+            entrant.status = "wrong"
+            entrant.note = f"{worst} is off by {entrant.error:.1e}, allowed are {entrant.allowed:.1e}"
+        entrants.append(entrant)
+    return entrants, absent
+
+
+def _call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
+    """The work of a pass, on these inputs, as a function of nothing."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return function(**inputs)
+
+    if pass_ == FORWARD:
+        return forward
+    wanted = [inputs[name] for name in case.wanted(inputs)]
+    if pass_ == BACKWARD:
+        outputs = as_tuple(function(**inputs))
+        grads = grads_for(outputs)
+        return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
+    grads = grads_for(as_tuple(forward()))
+    return lambda: torch.autograd.grad(as_tuple(function(**inputs)), wanted, grads)
+
+
+def _time_pass(
+    case: Case,
+    pass_: str,
+    entrants: list[Entrant],
+    sets: list[Inputs],
+    device: str,
+    rounds: int,
+    ceilings: dict[str, float],
+) -> list[Result]:
+    samplers, failed = {}, {}
+    for entrant in entrants:
+        try:
+            calls = [_call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
+            entrant.host[pass_] = measure.host_seconds(calls[0], device)
+            samplers[entrant.name] = measure.Sampler(calls, device)
+        except Exception as error:  # out of memory, most of the time
+            failed[entrant.name] = one_line(error)
+    timings = measure.in_turn(samplers, rounds)
+    results = [_result(case, pass_, name, "failed", note) for name, note in failed.items()]
+    timed = [entrant for entrant in entrants if entrant.name in timings]
+    return results + [_timed(case, pass_, each, timings[each.name], ceilings) for each in timed]
+
+
+def _timed(
+    case: Case, pass_: str, entrant: Entrant, timing: measure.Timing, ceilings: dict[str, float]
+) -> Result:
+    moved, operations = case.work[pass_]
+    return _result(
+        case,
+        pass_,
+        entrant.name,
+        entrant.status,
+        entrant.note,
+        **vars(timing),
+        fraction_of_copy=moved / timing.median_s / ceilings["copy_bytes_per_s"],
+        fraction_of_gemm=operations / timing.median_s / ceilings["gemm_flops_per_s"],
+        peak_bytes=entrant.peak,
+        host_s=entrant.host[pass_],
+        error=entrant.error if entrant.error < float("inf") else None,
+        allowed_error=entrant.allowed,
+    )
+
+
+def _result(case: Case, pass_: str, name: str, status: str, note: str = "", **measured) -> Result:
+    moved, operations = case.work[pass_]
+    return Result(
+        case.op,
+        case.shape,
+        case.dtype_name,
+        pass_,
+        name,
+        status,
+        note,
+        bytes=moved,
+        flops=operations,
+        **measured,
+    )
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

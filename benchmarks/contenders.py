@@ -1,0 +1,60 @@
+"""Who takes part: a name, how to get its function, and what has to be installed for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+COMPILED = "torch.compile"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``build()`` imports what it needs and returns the function, which takes the inputs of a case by name."""
+
+    name: str
+    build: Callable[[], Callable]
+    module: str | None = None  # that must be installed
+    gpu_only: bool = False
+
+    def absence(self, device: str) -> tuple[str, str] | None:
+        """(status, reason) where it cannot take part."""
+        if self.module and importlib.util.find_spec(self.module) is None:
+            return "missing", f"{self.module} is not installed"
+        if self.gpu_only and device != "cuda":
+            return "skipped", "runs on a GPU only"
+        return None
+
+
+def given(name: str, function: Callable, **options) -> Contender:
+    """A contender whose function is at hand."""
+    return Contender(name, lambda: function, **options)
+
+
+def compiled(function: Callable, name: str = COMPILED) -> Contender:
+    """What a user gets from ``torch.compile`` for the plain function, at this one shape."""
+
+    return Contender(name, lambda: torch.compile(function, dynamic=False), gpu_only=True)
+
+
+def prepare_compiler() -> None:
+    """Forgets what was compiled for other shapes, and keeps what a backward pass that is run again needs."""
+    import torch._dynamo
+    import torch._functorch.config
+
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False
+
+
+def absent_without_torch(name: str, attribute: str, build: Callable[[], Callable]) -> Contender:
+    """A function of newer releases of PyTorch: named as missing where this one lacks it."""
+
+    def find() -> Callable:
+        if not hasattr(torch.nn.functional, attribute):
+            raise ModuleNotFoundError(f"torch {torch.__version__} has no torch.nn.functional.{attribute}")
+        return build()
+
+    return Contender(name, find)

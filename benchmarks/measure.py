@@ -1,0 +1,200 @@
+"""How time and memory are measured: CUDA-graph replays with a cold L2 cache, contenders in turn, medians.
+
+On a CPU the same functions run calls under the host's clock, so that a suite can be tried out without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+SAMPLE_SECONDS = 1e-3  # a sample repeats its calls until it is about this long
+MOST_REPEATS = 50
+HEAD_START_CYCLES = (
+    400_000  # some 0.2 ms during which the host queues a sample, so the device never waits for it
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    median_s: float
+    p20_s: float
+    p80_s: float
+    method: str
+
+
+@contextlib.contextmanager
+def own_stream(device: str) -> Iterator[None]:
+    """A stream that is not the default one: graphs are captured there, and a backward pass runs on the stream of
+    its forward pass."""
+    if device != "cuda":
+        yield
+        return
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+    torch.cuda.synchronize()
+
+
+def input_sets(input_bytes: int, device: str) -> int:
+    """How many copies of the inputs to take turns with, so that none is in the L2 cache when its turn comes."""
+    if device != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    if input_bytes > 16 * cache:  # then a call evicts what it read first
+        return 1
+    return min(max(2, math.ceil(3 * cache / max(input_bytes, 1))), 24)
+
+
+class Sampler:
+    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs."""
+
+    def __init__(self, calls: list[Call], device: str):
+        self.calls, self.device = calls, device
+        for call in calls:  # compiles, allocates
+            call()
+        self.play, self.method = self._player()
+        self.repeats = 1
+        once = self.sample() * len(calls)
+        self.repeats = min(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))), MOST_REPEATS)
+        if device == "cpu":
+            self.repeats = 1
+
+    def sample(self) -> float:
+        elapsed = self._on_gpu() if self.device == "cuda" else self._on_cpu()
+        return elapsed / (self.repeats * len(self.calls))
+
+    def _on_cpu(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.repeats):
+            self.play()
+        return time.perf_counter() - start
+
+    def _on_gpu(self) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        start.record()
+        for _ in range(self.repeats):
+            self.play()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def _player(self) -> tuple[Call, str]:
+        def one_by_one() -> None:
+            for call in self.calls:
+                call()
+
+        if self.device != "cuda":
+            return one_by_one, "clock"
+        if waits_for_device(self.calls[0]):
+            return one_by_one, "events"
+        try:
+            graph = captured(self.calls)
+        except RuntimeError:  # Some peers cannot be captured: what their users get is launched by the host.
+            torch.cuda.synchronize()
+            return one_by_one, "events"
+        graph.replay()
+        return graph.replay, "graph"
+
+
+def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
+    """All calls, one after the other, as one graph."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        # Kept to the end: a call that wrote where the one before did would find its output in the cache.
+        kept = [call() for call in calls]
+    del kept
+    return graph
+
+
+def waits_for_device(call: Call) -> bool:
+    """Whether the call synchronises with the host, which no graph can hold."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def in_turn(samplers: dict[str, Sampler], rounds: int) -> dict[str, Timing]:
+    """Samples each of them once a round, so that a slow moment of the machine hits all alike."""
+    samples = {name: [] for name in samplers}
+    for _ in range(rounds):
+        for name, sampler in samplers.items():
+            samples[name].append(sampler.sample())
+    return {name: _timing(samples[name], sampler.method) for name, sampler in samplers.items()}
+
+
+def _timing(samples: list[float], method: str) -> Timing:
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], method)
+
+
+def host_seconds(call: Call, device: str) -> float | None:
+    """What the host spends on a call that it does not wait for; on a CPU the work itself is in it, so None."""
+    if device != "cuda":
+        return None
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    calls = min(max(1, int(0.05 / (time.perf_counter() - start))), 20)
+    rounds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        rounds.append((time.perf_counter() - start) / calls)
+        torch.cuda.synchronize()
+    return statistics.median(rounds)
+
+
+def peak_bytes(call: Call, device: str) -> int | None:
+    """The most memory that the call allocates at a time, its result included."""
+    if device != "cuda":
+        return None
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def ceilings(device: str, rounds: int = 20) -> dict[str, float]:
+    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a bfloat16
+    matrix product of random numbers (zeros draw less power and run faster)."""
+    on_gpu = device == "cuda"
+    elements, size = (2**29, 8192) if on_gpu else (2**20, 128)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    source = torch.randint(2**15, (elements,), device=device, dtype=torch.int16)
+    copy = torch.empty_like(source)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    with own_stream(device):
+        samplers = {
+            "copy": Sampler([lambda: copy.copy_(source)], device),
+            "gemm": Sampler([lambda: a @ b], device),
+        }
+        timings = in_turn(samplers, rounds)
+    return {
+        "copy_bytes_per_s": 2 * source.nbytes / timings["copy"].median_s,
+        "gemm_flops_per_s": 2 * size**3 / timings["gemm"].median_s,
+    }

@@ -1,0 +1,176 @@
+"""What a measurement is, and the file that keeps it: one JSON schema for every suite, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+OURS = "llmfast"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "results"
+STATUSES = ("ok", "wrong", "failed", "missing", "skipped")
+# What a figure may depend on: reported by version wherever it is installed.
+LIBRARIES = (
+    "llmfast",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "flash-attn",
+    "bitsandbytes",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender on one pass of one op at one shape. Times are seconds a call; None is not measured.
+
+    A status other than ``ok`` says why in ``note``. A ``wrong`` contender, one whose ``error`` (the relative error
+    against float64, of its worst tensor) exceeds ``allowed_error``, is still timed, and never counts as the best.
+    """
+
+    op: str
+    shape: dict[str, int]
+    dtype: str
+    pass_: str
+    contender: str
+    status: str
+    note: str = ""
+    method: str = ""  # "graph": CUDA-graph replays; "events": launched by the host; "clock": the CPU's clock
+    median_s: float | None = None
+    p20_s: float | None = None
+    p80_s: float | None = None
+    bytes: int | None = None  # the fewest that must move: each input read once, each output written once
+    flops: int | None = None
+    fraction_of_copy: float | None = None  # of the copy bandwidth measured in this run
+    fraction_of_gemm: float | None = None  # of the matrix product's rate measured in this run
+    peak_bytes: int | None = None  # forward and backward together, above what was allocated before
+    host_s: float | None = None  # the host's share of a call, without waiting for the device
+    error: float | None = None
+    allowed_error: float | None = None
+
+    def __post_init__(self) -> None:
+        assert self.status in STATUSES, self.status
+
+    @property
+    def key(self) -> tuple:
+        """What is compared with what: op, pass, dtype and shape."""
+        return self.op, self.pass_, self.dtype, tuple(self.shape.items())
+
+    def to_json(self) -> dict[str, Any]:
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Result:
+        names = {field.name.rstrip("_"): field.name for field in fields(cls)}
+        return cls(**{names[name]: value for name, value in row.items()})
+
+
+@dataclass
+class Report:
+    """The results of one run of one suite, with all that is needed to judge them."""
+
+    suite: str
+    size: str
+    machine: dict[str, Any]
+    ceilings: dict[str, float]
+    results: list[Result] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)  # case -> why
+
+    @property
+    def file_name(self) -> str:
+        where = self.machine.get("gpu") or f"cpu {self.machine['processor']}"
+        return f"{re.sub(r'[^a-z0-9]+', '-', where.lower()).strip('-')}-{self.suite}.json"
+
+    def write(self, folder: Path) -> Path:
+        """Writes the file whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        content = {"schema": SCHEMA, **vars(self), "results": [result.to_json() for result in self.results]}
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+        return path
+
+
+def read(path: Path) -> Report:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    schema = content.pop("schema", None)
+    if schema != SCHEMA:
+        raise ValueError(f"{path} is of schema {schema}, this program reads schema {SCHEMA}")
+    content["results"] = [Result.from_json(row) for row in content["results"]]
+    return Report(**content)
+
+
+def read_all(folder: Path) -> list[Report]:
+    return [read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Hardware, driver, versions, revision and time."""
+    machine = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "revision": _git_revision(),
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "gpu": None,
+    }
+    return machine | (_describe_gpu() if device == "cuda" else {})
+
+
+def _describe_gpu() -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def _git_revision() -> str | None:
+    revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    changed = revision and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{revision} with changes" if changed else revision
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
