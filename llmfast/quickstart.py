@@ -214,7 +214,7 @@ def _finish(session: Session, console: Console) -> None:
     run, prepared, trainer = session.run, session.prepared, session.trainer
     # Overlapping windows: every held-out token is predicted from at least half a context, as in real use.
     final = trainer.evaluate(prepared.validation, stride=max(1, trainer.config.model.context // 2))
-    run.log(step=trainer.steps_done, validation_loss=final.loss, validation_bits_per_byte=final.bits_per_byte)
+    run.log(step=trainer.steps_done, final_loss=final.loss, final_bits_per_byte=final.bits_per_byte)
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)
     per_byte = len(prepared.train) / prepared.train.text_bytes / math.log(2)
     plot_losses(run.records(), run.loss_plot, nats_to_bits_per_byte=per_byte, marks=baselines)

@@ -72,7 +72,7 @@ def test_it_leaves_a_run_folder_and_says_what_to_do_next(finished, folder):
 def test_the_losses_are_in_the_log(finished, folder):
     log = records(folder / "runs" / "quickstart")
     assert 5.5 < log[0]["loss"] < 9  # ln 320 = 5.77: it starts knowing nothing
-    assert "validation_bits_per_byte" in log[-1]
+    assert "final_bits_per_byte" in log[-1]
 
 
 def test_the_same_command_again_gives_the_same_losses_in_a_folder_of_its_own(finished, folder):

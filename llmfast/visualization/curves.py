@@ -34,32 +34,29 @@ def plot_losses(
         axes.plot(
             steps, _smoothed(losses) * nats_to_bits_per_byte, color="#2171b5", label="training, smoothed"
         )
-        held_out = _series(records, "validation_loss")
-        if len(held_out[0]):
-            axes.plot(
-                held_out[0],
-                held_out[1] * nats_to_bits_per_byte,
-                color="#d94801",
-                marker="o",
-                markersize=4,
-                label="validation",
-            )
+        top = min(6.0, float(losses.max()) * nats_to_bits_per_byte * 1.05) if len(losses) else 6.0
+        for key, label, style in (
+            ("validation_loss", "validation, its first part", {"marker": "o", "markersize": 4}),
+            ("final_loss", "validation, all of it", {"marker": "*", "markersize": 12, "linestyle": "none"}),
+        ):
+            steps, losses = _series(records, key)
+            if len(steps):
+                axes.plot(steps, losses * nats_to_bits_per_byte, color="#d94801", label=label, **style)
         for name, height in (marks or {}).items():
             axes.axhline(height, color="#737373", linestyle="--", linewidth=1)
             axes.annotate(
                 f"{name} {height:.2f}",
-                (1, height),
+                (0, height),
                 xycoords=("axes fraction", "data"),
-                xytext=(-4, 3),
+                xytext=(4, 3),
                 textcoords="offset points",
-                ha="right",
                 color="#525252",
                 fontsize=9,
             )
         axes.set(
             xlabel="step", ylabel="bits per byte", title="What the model still has to be told about each byte"
         )
-        axes.set_ylim(0, min(6.0, float(losses.max() if len(losses) else 6) * nats_to_bits_per_byte * 1.05))
+        axes.set_ylim(0, top)
         axes.legend(loc="upper right", frameon=True)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
