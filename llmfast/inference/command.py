@@ -28,7 +28,7 @@ def generate(
         run: A run folder (its newest checkpoint is used) or a checkpoint folder.
         prompt: Text to continue; the start of a document if left out.
         tokens: Most tokens to generate; the model may end the document earlier.
-        temperature: Below 1 is bolder about likely tokens, above 1 more even.
+        temperature: Below 1 sharpens the choice towards likely tokens, above 1 evens it out.
         top_k: Choose among the k likeliest tokens only.
         top_p: Choose among the likeliest tokens that together have this probability.
         greedy: Always take the likeliest token (temperature 0).
