@@ -208,7 +208,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
 def _finish(session: Session, console: Console) -> None:
     from llmfast.data.prepare import compression_baselines
     from llmfast.inference.command import generate
-    from llmfast.training.fit import held_out_prompt
+    from llmfast.training.fit import sample_prompt
     from llmfast.visualization.curves import plot_losses
 
     run, prepared, trainer = session.run, session.prepared, session.trainer
@@ -228,7 +228,7 @@ def _finish(session: Session, console: Console) -> None:
         "this model": final.bits_per_byte,
     }.items():
         console.print(f"  {name:<10} {bits:.3f} bits per byte")
-    prompt = held_out_prompt(prepared)
+    prompt = sample_prompt(session)
     console.print(f"\na sample, from {prompt!r}:\n")
     generate(run.folder, prompt, tokens=120, temperature=0.7, top_p=0.95, seed=0, output=console.file)
     console.print(f"\nsaved in {run.folder}: checkpoints, tokenizer, log.jsonl, loss.png\nnext:")

@@ -57,7 +57,7 @@ def fit(session: Session, *, console: Console | None = None) -> None:
                 part = trainer.evaluate(prepared.validation, max_tokens=PART_TOKENS)
                 run.log(step=step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
             if _due(training.sample_every, step):
-                display.sample(step, *_sample(trainer, prepared))
+                display.sample(step, *_sample(session))
             if _due(training.checkpoint_every, step) and step < training.steps:
                 save(session)
             pace.resume_clock()
@@ -85,17 +85,20 @@ def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def held_out_prompt(prepared: Prepared) -> str:
-    """The first words of a held-out document: what the model is asked to continue, the same each time."""
-    tokens = prepared.validation.read(1, min(PROMPT_TOKENS, len(prepared.validation) - 1)).tolist()
-    return prepared.tokenizer.decode(tokens).split(END_OF_TEXT)[0]
+def sample_prompt(session: Session) -> str:
+    """What the model is asked to continue: Python's library suggests itself, other text lends a document's first words."""
+    if not session.trainer.config.data.sources:
+        return "def "
+    held_out = session.prepared.validation
+    tokens = held_out.read(1, min(PROMPT_TOKENS, len(held_out) - 1)).tolist()
+    return session.prepared.tokenizer.decode(tokens).split(END_OF_TEXT)[0]
 
 
-def _sample(trainer: Trainer, prepared: Prepared) -> tuple[str, str]:
+def _sample(session: Session) -> tuple[str, str]:
     """The prompt and the model's continuation."""
-    tokenizer, prompt = prepared.tokenizer, held_out_prompt(prepared)
+    tokenizer, prompt = session.prepared.tokenizer, sample_prompt(session)
     tokens = generate_tokens(
-        trainer.model,
+        session.trainer.model,
         encode_prompt(tokenizer, prompt),
         SAMPLE_TOKENS,
         sampling=Sampling(temperature=0.7, top_p=0.95),
