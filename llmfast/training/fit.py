@@ -86,7 +86,7 @@ def _due(interval: int, step: int) -> bool:
 
 
 def sample_prompt(session: Session) -> str:
-    """What the model is asked to continue: ``def`` for Python's library, else the first words of a held-out document."""
+    """What the model is asked to continue: ``def`` for Python's library, else how a held-out document begins."""
     if not session.trainer.config.data.sources:
         return "def "
     held_out = session.prepared.validation
