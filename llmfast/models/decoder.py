@@ -32,7 +32,6 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
-        self.rope_base = config.rope_base
         # One product gives queries, keys and values: a wider product runs closer to the hardware's peak than three.
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
@@ -136,7 +135,7 @@ def rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     exponent = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
     angles = torch.outer(
         torch.arange(config.context, dtype=torch.float64),
-        torch.tensor(config.rope_base).double() ** -exponent,
+        config.rope_base**-exponent,
     )
     return angles.cos().float(), angles.sin().float()
 

@@ -6,11 +6,11 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmfast.files import atomic_write
 from llmfast.tokenizer import huggingface, patterns, rank_files, training
 from llmfast.tokenizer.encoding import Encoding
 from llmfast.tokenizer.training import Progress, Source, TieBreak
@@ -123,12 +123,12 @@ class Tokenizer(Encoding):
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if (end := self._end_of_text) is not None:
             config |= {"eos_token": end}
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
-        _write(folder / "tokenizer.json", self._to_json().encode())
+        atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        atomic_write(folder / "tokenizer.json", self._to_json().encode())
 
     def save_ranks(self, path: str | os.PathLike) -> None:
         """Writes a tiktoken rank file, which has neither pattern nor special tokens."""
-        _write(Path(path), rank_files.format_ranks(self._mergeable_ranks))
+        atomic_write(Path(path), rank_files.format_ranks(self._mergeable_ranks))
 
     @classmethod
     def load(
@@ -264,18 +264,3 @@ def _read_rank_file(
     known_pattern, known_specials = rank_files.PUBLISHED.get(path.stem, (pattern, {}))
     specials = known_specials if special_tokens is None else special_tokens
     return huggingface.Contents(_pattern(pattern or known_pattern), rank_files.read_ranks(path), specials)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces the file at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
