@@ -1,8 +1,8 @@
 """``adamw_`` with both moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861): 2 bytes a parameter in place of 8.
 
-256 moments in a row of memory share their largest magnitude, in float32; each is stored as the code of its share of that,
-in bitsandbytes' dynamic map: seven decades, with most of the codes near 1, so that the error is at most 0.7 % of the
-largest magnitude, and relative to the moment itself at most 1/10 over the upper five decades. An update decodes,
+256 moments in a row of memory share their largest magnitude, in float32. Each is stored as the code of its share of
+that, in bitsandbytes' dynamic map: seven decades, with most of the codes in the highest, so that the error is at most
+0.71 % of the largest magnitude (squares, which need no sign, 0.36 %), and less for what is small. An update decodes,
 computes in float32 and codes anew, in one pass. State is bit-compatible with bitsandbytes' ``AdamW8bit``.
 """
 

@@ -7,12 +7,14 @@ numbers in tuples come disguised (``adamw.disguised``), because Triton would com
 from ._triton import tl, triton
 from .reference.adamw import BLOCK as _BLOCK
 from .reference.adamw import LANES as _LANES
+from .reference.adamw import SMALLEST as _SMALLEST
 from .reference.adamw import WORDS as _WORDS
 from .reference.philox import PHILOX_ROUNDS
 
 LANES = tl.constexpr(_LANES)
 WORDS = tl.constexpr(_WORDS)
 BLOCK = tl.constexpr(_BLOCK)
+SMALLEST = tl.constexpr(_SMALLEST)
 ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 DISGUISE = tl.constexpr(2**48)
 
@@ -156,7 +158,8 @@ def _encoded(x, SIGNED: tl.constexpr):
     """
     magnitude = tl.abs(x)
     largest = tl.max(magnitude, 1)
-    magnitude *= tl.where(largest > 0.0, 1.0 / largest, 0.0)[:, None]
+    normal = largest >= SMALLEST
+    magnitude *= tl.where(normal, 1.0 / tl.where(normal, largest, 1.0), 0.0)[:, None]
     FINER: tl.constexpr = 1 if SIGNED else 2  # Unsigned, a decade has twice the parts.
     parts = magnitude * 0.0 + FINER
     parts_in_1 = magnitude * 0.0 + FINER / 0.9 * 1e6

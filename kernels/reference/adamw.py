@@ -12,6 +12,7 @@ from .philox import philox
 LANES = 1024  # Elements whose random numbers are the same word of as many Philox calls
 WORDS = 4
 BLOCK = 256  # Elements that share one largest magnitude, among 8-bit moments
+SMALLEST = 2.0**-126  # A block of smaller magnitudes counts as zeros: they have no float32 reciprocal.
 
 
 class Settings(NamedTuple):
@@ -150,7 +151,7 @@ def encode(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     blocks = -(-x.numel() // BLOCK)
     padded = torch.nn.functional.pad(x.float(), (0, blocks * BLOCK - x.numel())).view(blocks, BLOCK)
     largest = padded.abs().amax(1)
-    normal = torch.where(largest[:, None] > 0, padded / largest[:, None], 0.0)
+    normal = torch.where(largest[:, None] >= SMALLEST, padded / largest[:, None], 0.0)
     middles = (table[1:] + table[:-1]) / 2
     codes = torch.bucketize(normal, middles).to(torch.uint8)
     return codes.view(-1)[: x.numel()], largest
