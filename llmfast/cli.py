@@ -41,7 +41,10 @@ COMMANDS = {
     "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "data prepare": Command("llmfast.data.commands:prepare", "Turn text into a tokenizer and token shards."),
+    "data report": Command("llmfast.data.commands:report", "Show what prepared data is made of."),
     "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
+    "sweep": Command("llmfast.training.command:sweep", "Train over a grid of settings and compare the runs."),
     "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
     "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass
@@ -10,13 +11,25 @@ class DataConfig:
     """What to train on."""
 
     sources: tuple[str, ...] = ()
-    """Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out."""
+    """Files (text, .jsonl, .parquet; also .gz, .zst), folders, globs, hf:NAME[:SPLIT[:COLUMN]], or one of fineweb-edu,
+    fineweb, tinystories, openwebtext, tinyshakespeare; Python's own standard library if left out."""
+    prepared: str | None = None
+    """A folder that llmfast data prepare wrote: its tokenizer and shards are used, sources are not read."""
+    column: str | None = None
+    """Field that holds the text in JSONL, Parquet and datasets; text, or else the first with text, if left out."""
     tokenizer: str | None = None
-    """A tokenizer to use (a folder or file that Tokenizer.load reads); one is trained if left out."""
+    """A tokenizer to use (a folder or file that Tokenizer.load reads, or a published name such as gpt2); one is trained
+    if left out."""
     vocab_size: int = 4096
     """Size of the vocabulary to train, special tokens included."""
+    tokenizer_characters: int = 1_000_000_000
+    """The vocabulary is trained on this many characters, the first of the training documents."""
     validation_fraction: float = 0.05
     """Share of the documents held out, chosen by a hash of their content."""
+    packing: Literal["stream", "best_fit"] = "stream"
+    """stream: rows are cut from the stream of tokens; best_fit: whole documents are packed into rows."""
+    document_masks: bool = False
+    """Attention stays inside documents and positions count from their starts."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:

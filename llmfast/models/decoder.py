@@ -6,12 +6,21 @@ width, F feed-forward width, V vocabulary, N tokens (B·S flattened).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from llmfast.kernels import flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
 from llmfast.models.cache import KVCache, LayerCache
 from llmfast.models.config import DecoderConfig
+
+
+class Documents(NamedTuple):
+    """Where documents begin in a batch: attention stays inside them and positions count from their starts."""
+
+    cu_seqlens: Tensor  # (documents + 1,) int32, in the B·S tokens
+    positions: Tensor  # (B, S)
 
 
 class RMSNorm(nn.Module):
@@ -38,14 +47,25 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         B, S, _ = x.shape
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         cos, sin = rotary
-        q, k = rope(self.q_norm(q), self.k_norm(k), cos=cos, sin=sin)
+        positions = None if documents is None else documents.positions
+        q, k = rope(self.q_norm(q), self.k_norm(k), cos=cos, sin=sin, positions=positions)
         if cache is not None:
             k, v = cache.append(k, v)
+        if documents is not None:
+            packed = (each.flatten(0, 1) for each in (q, k, v))  # (B·S, H, D)
+            mixed = flash_attention(*packed, causal=True, cu_seqlens_q=documents.cu_seqlens)
+            return self.out(mixed.reshape(B, S, -1))
         # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
         mixed = flash_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=True)
         return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
@@ -73,8 +93,14 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, cache)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache, documents)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -103,9 +129,18 @@ class Decoder(nn.Module):
         initialise(self, generator)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        cu_seqlens: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
+
+        With ``cu_seqlens`` (documents + 1,) and ``positions`` (B, S), documents lie side by side in the B·S tokens and
+        none sees another.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
@@ -116,9 +151,10 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         if self.config.scale_embedding:
             x = x * self.config.width**0.5
+        documents = None if cu_seqlens is None else Documents(cu_seqlens, positions)
         rotary = self.cos[past : past + S], self.sin[past : past + S]
         for index, block in enumerate(self.blocks):
-            x = block(x, rotary, cache.layers[index] if cache is not None else None)
+            x = block(x, rotary, cache.layers[index] if cache is not None else None, documents)
         x = self.norm(x)
         if cache is not None:
             cache.length += S

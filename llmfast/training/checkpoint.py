@@ -2,7 +2,7 @@
 
 ``RUN/checkpoints/step-000500/`` holds ``model.safetensors``, ``config.json`` (the model's shape) and
 ``tokenizer.json``, which is all that generation needs, and ``optimizer.safetensors`` and ``state.json``, which
-resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files.
+resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files, and the revision of the code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,8 @@ from llmfast.files import atomic_folder
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.revision import revision
 
-KEPT = 2
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -32,40 +33,73 @@ class Checkpoint:
     """A checkpoint read back: everything that resuming needs."""
 
     folder: Path
-    step: int
-    position: int
+    state: dict[str, Any]
+    """``Trainer.state()``, with the validation loss, and the code's revision."""
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
 
 def save_checkpoint(
-    run: Path, *, step: int, position: int, model: Decoder, optimizer: dict[str, Tensor], tokenizer: Tokenizer
+    run: Path,
+    state: dict[str, Any],
+    *,
+    config: DecoderConfig,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    tokenizer: Tokenizer,
 ) -> Path:
-    """Write the checkpoint of ``step`` (optimizer steps done, training windows read), then drop all but the last two.
+    """Write the checkpoint of ``state["step"]``; returns its folder.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    folder = run / "checkpoints" / f"step-{step:06d}"
+    folder = checkpoint_folder(run, state["step"])
     with atomic_folder(folder) as partial:
-        for name, tensors in zip(TENSOR_FILES, (model_tensors(model), optimizer), strict=True):
+        for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial / name)
-        state = {
-            "step": step,
-            "position": position,
-            "sha256": {name: _sha256(partial / name) for name in TENSOR_FILES},
-        }
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        (partial / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
-        tokenizer.save(partial)
-    for old in checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+        write_state(partial, state, config, tokenizer)
     return folder
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is or will be."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def write_state(folder: Path, state: dict[str, Any], config: DecoderConfig, tokenizer: Tokenizer) -> None:
+    """Write what a checkpoint holds besides its tensor files, which must be there."""
+    record = state | {
+        "revision": revision(),
+        "sha256": {name: _sha256(folder / name) for name in TENSOR_FILES},
+    }
+    (folder / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    tokenizer.save(folder)
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss; None where none was evaluated."""
+    losses = [(_read_json(path / "state.json").get("validation_loss"), path) for path in checkpoints(run)]
+    known = [(loss, path) for loss, path in losses if loss is not None]
+    return min(known, default=(None, None), key=lambda pair: pair[0])[1]
+
+
+def drop_old_checkpoints(run: Path, *, keep_last: int, keep_best: bool) -> None:
+    """Remove all checkpoints but the newest ``keep_last`` and, if wished, the best."""
+    best = best_checkpoint(run) if keep_best else None
+    for old in checkpoints(run)[:-keep_last]:
+        if old != best:
+            shutil.rmtree(old)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -76,7 +110,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     state = _read_json(folder / "state.json")
     tensors = [_read_tensors(folder / name, state["sha256"][name]) for name in TENSOR_FILES]
-    return Checkpoint(folder, state["step"], state["position"], *tensors)
+    return Checkpoint(folder, state, *tensors)
 
 
 def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
