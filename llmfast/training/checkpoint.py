@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -89,7 +90,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where none was evaluated."""
-    losses = [(_read_json(path / "state.json").get("validation_loss"), path) for path in checkpoints(run)]
+    losses = [(read_state(path).get("validation_loss"), path) for path in checkpoints(run)]
     known = [(loss, path) for loss, path in losses if loss is not None]
     return min(known, default=(None, None), key=lambda pair: pair[0])[1]
 
@@ -108,9 +109,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ValueError: a file is missing, damaged, or not the one that was saved.
     """
+    state = read_state(folder, verify=True)
+    return Checkpoint(folder, state, *(_read_tensors(folder / name) for name in TENSOR_FILES))
+
+
+def read_state(folder: Path, *, verify: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors; ``verify`` also checks that the tensor files are those saved.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not the one that was saved.
+    """
     state = _read_json(folder / "state.json")
-    tensors = [_read_tensors(folder / name, state["sha256"][name]) for name in TENSOR_FILES]
-    return Checkpoint(folder, state, *tensors)
+    for name in TENSOR_FILES if verify else ():
+        _verify(folder / name, state["sha256"][name])
+    return state
 
 
 def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -128,9 +140,9 @@ def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
                 f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)"
             )
         folder = found[-1]
-    sha256 = _read_json(folder / "state.json")["sha256"]
+    _verify(folder / "model.safetensors", read_state(folder)["sha256"]["model.safetensors"])
     model = Decoder(from_dict(DecoderConfig, _read_json(folder / "config.json")))
-    load_model_tensors(model, _read_tensors(folder / "model.safetensors", sha256["model.safetensors"]))
+    load_model_tensors(model, _read_tensors(folder / "model.safetensors"))
     return model.eval(), Tokenizer.load(folder)
 
 
@@ -150,7 +162,9 @@ def load_model_tensors(model: Decoder, tensors: dict[str, Tensor]) -> None:
     odd = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
     if odd:
         raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
-    model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def _read_json(path: Path) -> dict:
@@ -162,20 +176,25 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        intact = _sha256(path) == sha256
-        tensors = load_file(path) if intact else {}
+        return load_file(path)
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
     except SafetensorError as error:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
-    if not intact:
+
+
+def _verify(path: Path, sha256: str) -> None:
+    try:
+        actual = _sha256(path)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint file {path} is missing") from None
+    if actual != sha256:
         raise ValueError(
             f"checkpoint file {path} is damaged: its SHA-256 is not the one in state.json; "
             f"remove the folder {path.parent} to go on from the checkpoint before it"
         )
-    return tensors
 
 
 def _sha256(path: Path) -> str:

@@ -47,21 +47,24 @@ class World:
 
         If it fails, it fails in all, so that none waits for ever.
         """
-        if self.size == 1:
-            return function()
-        failure: list[Any] = [None]
-        result = None
-        if self.is_main:
-            try:
-                result = function()
-            except BaseException as error:
-                failure = [str(error) or type(error).__name__]
-                dist.broadcast_object_list(failure)
-                raise
-        dist.broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise ValueError(f"rank 0 failed: {failure[0]}")
+        if not self.is_main:
+            if failure := self.broadcast(None):
+                raise ValueError(f"rank 0 failed: {failure}")
+            return None
+        try:
+            result = function()
+        except BaseException as error:
+            self.broadcast(str(error) or type(error).__name__)
+            raise
+        self.broadcast(None)
         return result
+
+    def broadcast(self, value: T) -> T:
+        """The main process's ``value``, in all."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +20,7 @@ from llmfast.training.checkpoint import checkpoint_folder
 from llmfast.training.display import Display
 from llmfast.training.pace import Pace
 from llmfast.training.profiling import StepProfiler
-from llmfast.training.saving import DISK_FULL, Saver, save
+from llmfast.training.saving import Saver
 from llmfast.training.session import Session
 from llmfast.training.signals import stop_requests
 from llmfast.training.tracking import Tracker, open_trackers
@@ -28,6 +30,7 @@ __all__ = ["fit", "sample_prompt", "save"]
 
 PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
 PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 BAD_STEPS = 10  # skipped in a row, after which a run stops: its weights do not recover by themselves
 
 
@@ -54,7 +57,7 @@ class _Fit:
         self.world = session.trainer.world
         quiet = console if self.world.is_main else Console(quiet=True)
         self.display = Display(self.training.steps, console=quiet)
-        self.saver = Saver(session)
+        self.saver = Saver(session.run, session.trainer, session.prepared.tokenizer)
         self.pace = Pace(session)
         self.trackers: list[Tracker] = []
         self.profiler = (
@@ -76,6 +79,7 @@ class _Fit:
             while trainer.steps_done < self.training.steps and not stopped:
                 self._step()
                 self._at_intervals(trainer.steps_done)
+                self.saver.poll()
                 self.pace.resume_clock()
                 stopped = self.world.any(bool(stop))
         self.saver.wait()
@@ -172,6 +176,12 @@ class _Fit:
         figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
         for tracker in self.trackers:
             tracker.log(step, figures)
+
+
+def save(session: Session, *, validation_loss: float | None = None) -> Path:
+    """Write a checkpoint of where the session's trainer is; returns its folder."""
+    Saver(session.run, session.trainer, session.prepared.tokenizer).save(validation_loss=validation_loss)
+    return checkpoint_folder(session.run.folder, session.trainer.steps_done)
 
 
 def named_evaluation(name: str) -> Any:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from llmfast.config import to_dict
 from llmfast.data.prepare import Prepared, describe, open_prepared, prepare
-from llmfast.training.checkpoint import checkpoints, read_checkpoint
+from llmfast.training.checkpoint import checkpoints
 from llmfast.training.config import RunConfig
 from llmfast.training.distributed import World
 from llmfast.training.run import Run
+from llmfast.training.saving import restore
 from llmfast.training.trainer import Trainer
 
 Report = Callable[[str], None]
@@ -102,13 +103,12 @@ def resumed_session(
     trainer = _trainer(config, prepared, world)
     for found in reversed(checkpoints(folder)):
         try:
-            checkpoint = read_checkpoint(found)
+            restore(trainer, found)
         except ValueError as error:
             if not skip_damaged:
                 raise
             report(f"skipped     {found.name}: {error}")
             continue
-        trainer.restore(checkpoint)
         break
     world.check_agreement(step=trainer.steps_done)
     return Session(run, prepared, trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmfast.config import from_dict, read_yaml, to_dict, unfilled
+from llmfast.config import from_dict, read_yaml, to_dict
 from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
@@ -71,7 +72,9 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: a setting that does not exist, or a value that cannot be.
     """
-    tree = copy.deepcopy(to_dict(unfilled(config)))
+    tree = {
+        field.name: to_dict(_underived(getattr(config, field.name))) for field in dataclasses.fields(config)
+    }
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         place = tree
@@ -79,6 +82,19 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
             place = place.setdefault(step, {})
         place[key] = value
     return from_dict(RunConfig, tree)
+
+
+def _underived(section: Any) -> Any:
+    """A section of the configuration with None where its class would derive the same value from other settings."""
+    derived = [
+        field.name
+        for field in dataclasses.fields(section)
+        if field.default is None and dataclasses.replace(section, **{field.name: None}) == section
+    ]
+    bare = copy.copy(section)
+    for name in derived:
+        object.__setattr__(bare, name, None)
+    return bare
 
 
 def run_sweep(grid: Grid, config: RunConfig, out: Path, *, console: Console) -> list[SweepResult]:
