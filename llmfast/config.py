@@ -271,10 +271,15 @@ def _dump(name: str, value: Any) -> list[str]:
 
 def field_help(cls: type) -> dict[str, str]:
     """What each field means: from the class docstring's ``Attributes:`` and the strings under fields."""
-    try:
-        documentation = docstring_parser.parse_from_object(cls)
-    except (OSError, TypeError):  # the class has no source file, as one typed at a prompt
-        documentation = docstring_parser.parse(cls.__doc__ or "")
-    return {
-        each.arg_name: " ".join(each.description.split()) for each in documentation.params if each.description
-    }
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        try:
+            documentation = docstring_parser.parse_from_object(base)
+        except (OSError, TypeError):  # the class has no source file, as one typed at a prompt
+            documentation = docstring_parser.parse(base.__doc__ or "")
+        found |= {
+            each.arg_name: " ".join(each.description.split())
+            for each in documentation.params
+            if each.description
+        }
+    return found

@@ -6,13 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from llmfast.data.config import DataConfig
+from llmfast.data.config import SourceConfig
 
 
 def prepare(
     out: Path,
     *,
-    config: DataConfig | None = None,
+    config: SourceConfig | None = None,
     shard: str = "0/1",
     processes: int = 1,
 ) -> None:
@@ -34,7 +34,7 @@ def prepare(
 
     console = Console(highlight=False, soft_wrap=True)
     share = Share.parse(shard)
-    prepare_resumably(config or DataConfig(), out, share=share, processes=processes, report=console.print)
+    prepare_resumably(config or SourceConfig(), out, share=share, processes=processes, report=console.print)
     if share.count > 1:
         console.print(
             f"part        {share.index}/{share.count} is in {out}; it can be trained from when all are"

@@ -26,8 +26,6 @@ class Batch:
     """(B, S) int64: the token after each; IGNORED where there is none to predict."""
     cu_seqlens: Tensor | None = None
     """(documents + 1,) int32: where documents start in the B·S tokens, the last entry the end; None without masks."""
-    positions: Tensor | None = None
-    """(B, S) int64: place of each token in its document; None without masks."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -50,10 +48,10 @@ class Batch:
         if self.cu_seqlens is None:
             return Batch(tokens, targets)
         inside = (self.cu_seqlens >= first * S) & (self.cu_seqlens <= last * S)
-        return Batch(tokens, targets, self.cu_seqlens[inside] - first * S, self.positions[first:last])
+        return Batch(tokens, targets, self.cu_seqlens[inside] - first * S)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = (self.tokens, self.targets, self.cu_seqlens, self.positions)
+        tensors = (self.tokens, self.targets, self.cu_seqlens)
         return Batch(*(tensor if tensor is None else function(tensor) for tensor in tensors))
 
 
@@ -69,7 +67,7 @@ class Loader:
         seed: decides the order.
         position: rows already read.
         share: this rank and the number of ranks.
-        document_masks: give ``cu_seqlens`` and ``positions``, so that attention stays inside documents.
+        document_masks: give ``cu_seqlens``, so that attention stays inside documents.
     """
 
     def __init__(
@@ -120,15 +118,12 @@ class Loader:
             np.concatenate([getattr(part, name) for part in parts]).reshape(-1, context)
             for name in ("tokens", "targets", "begins")
         )
-        masks = _document_masks(begins) if self.document_masks else ()
-        batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), *masks)
+        cu_seqlens = _cu_seqlens(begins) if self.document_masks else None
+        batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), cu_seqlens)
         return batch.pinned() if torch.cuda.is_available() else batch
 
 
-def _document_masks(begins: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(cu_seqlens, positions) of rows in which documents begin at ``begins`` and at the start of each row."""
+def _cu_seqlens(begins: np.ndarray) -> Tensor:
+    """Where documents start in rows in which they begin at ``begins`` and at the start of each row, and the end."""
     begins[:, 0] = True
-    starts = np.flatnonzero(begins)
-    positions = np.arange(begins.size) - np.repeat(starts, np.diff(starts, append=begins.size))
-    cu_seqlens = np.append(starts, begins.size).astype(np.int32)
-    return torch.from_numpy(cu_seqlens), torch.from_numpy(positions.reshape(begins.shape))
+    return torch.from_numpy(np.append(np.flatnonzero(begins), begins.size).astype(np.int32))

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmfast.config import to_dict
 from llmfast.data.ahead import read_ahead
-from llmfast.data.config import DataConfig
+from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
 from llmfast.data.journal import Journal
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
@@ -39,7 +39,7 @@ class Prepared:
     validation: TokenShards
 
 
-def prepare(config: DataConfig, folder: Path, *, report: Report = lambda line: None) -> Prepared:
+def prepare(config: SourceConfig, folder: Path, *, report: Report = lambda line: None) -> Prepared:
     """Train (or load) the tokenizer, encode the corpus, and write both under ``folder``, whole or not at all.
 
     ``report`` is told, in a line each, what was read and made.
@@ -58,7 +58,7 @@ def prepare(config: DataConfig, folder: Path, *, report: Report = lambda line: N
 
 
 def prepare_resumably(
-    config: DataConfig,
+    config: SourceConfig,
     folder: Path,
     *,
     share: Share = Share(),  # noqa: B008
@@ -140,7 +140,7 @@ def _without(tokens: np.ndarray, token: int) -> list[int]:
 # --- the tokenizer -------------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: DataConfig, report: Report) -> Tokenizer:
+def _tokenizer(config: SourceConfig, report: Report) -> Tokenizer:
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
         report(f"vocabulary  {tokenizer.n_vocab:,} tokens from {config.tokenizer}")
@@ -201,7 +201,7 @@ def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
 # --- encoding ------------------------------------------------------------------------------------------------
 
 
-def _encode(config: DataConfig, folder: Path, share: Share) -> int:
+def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
     """Write this part's shards of both splits, going on from what its journal says is complete; files skipped."""
     tokenizer = Tokenizer.load(folder)
     corpus = Corpus(config.sources, column=config.column, share=share)
@@ -246,7 +246,7 @@ def _encode(config: DataConfig, folder: Path, share: Share) -> int:
     return len(corpus.skipped)
 
 
-def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict:
+def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict:
     """What decides the shards."""
     reads = {name: to_dict(config)[name] for name in ("sources", "column", "validation_fraction")}
     return {"tokenizer": tokenizer.fingerprint, **reads}

@@ -135,12 +135,11 @@ class Decoder(nn.Module):
         *,
         cache: KVCache | None = None,
         cu_seqlens: Tensor | None = None,
-        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
-        With ``cu_seqlens`` (documents + 1,) and ``positions`` (B, S), documents lie side by side in the B·S tokens and
-        none sees another.
+        With ``cu_seqlens`` (documents + 1,) documents lie side by side in the B·S tokens: none sees another, and
+        positions count from their starts.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
@@ -151,7 +150,11 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         if self.config.scale_embedding:
             x = x * self.config.width**0.5
-        documents = None if cu_seqlens is None else Documents(cu_seqlens, positions)
+        documents = None
+        if cu_seqlens is not None:
+            place = torch.arange(tokens.numel(), device=tokens.device, dtype=cu_seqlens.dtype)
+            start = cu_seqlens[torch.searchsorted(cu_seqlens, place, right=True) - 1]
+            documents = Documents(cu_seqlens, (place - start).view(tokens.shape))
         rotary = self.cos[past : past + S], self.sin[past : past + S]
         for index, block in enumerate(self.blocks):
             x = block(x, rotary, cache.layers[index] if cache is not None else None, documents)

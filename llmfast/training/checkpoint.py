@@ -2,7 +2,8 @@
 
 ``RUN/checkpoints/step-000500/`` holds ``model.safetensors``, ``config.json`` (the model's shape) and
 ``tokenizer.json``, which is all that generation needs, and ``optimizer.safetensors`` and ``state.json``, which
-resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files, and the revision of the code.
+resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files, the optimizer's scalars (its step
+counters, a tensor file would spend more on their names), and the revision of the code.
 """
 
 from __future__ import annotations
@@ -59,11 +60,28 @@ def save_checkpoint(
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     folder = checkpoint_folder(run, state["step"])
+    optimizer, scalars = split_scalars(optimizer)
     with atomic_folder(folder) as partial:
         for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial / name)
-        write_state(partial, state, config, tokenizer)
+        write_state(partial, state | {"scalars": scalars}, config, tokenizer)
     return folder
+
+
+def split_scalars(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, float]]]:
+    """Tensors that have dimensions, and the others as (dtype, value), which JSON holds exactly."""
+    scalars = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 0}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in scalars}
+    return rest, {
+        name: (str(each.dtype).removeprefix("torch."), each.item()) for name, each in scalars.items()
+    }
+
+
+def join_scalars(tensors: dict[str, Tensor], scalars: dict[str, tuple[str, float]]) -> dict[str, Tensor]:
+    """What ``split_scalars`` was given."""
+    return tensors | {
+        name: torch.tensor(value, dtype=getattr(torch, dtype)) for name, (dtype, value) in scalars.items()
+    }
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -110,7 +128,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ValueError: a file is missing, damaged, or not the one that was saved.
     """
     state = read_state(folder, verify=True)
-    return Checkpoint(folder, state, *(_read_tensors(folder / name) for name in TENSOR_FILES))
+    model, optimizer = (_read_tensors(folder / name) for name in TENSOR_FILES)
+    return Checkpoint(folder, state, model, join_scalars(optimizer, state["scalars"]))
 
 
 def read_state(folder: Path, *, verify: bool = False) -> dict[str, Any]:

@@ -48,13 +48,16 @@ class World:
         If it fails, it fails in all, so that none waits for ever.
         """
         if not self.is_main:
-            if failure := self.broadcast(None):
-                raise ValueError(f"rank 0 failed: {failure}")
+            if (failure := self.broadcast(None)) is not None:
+                raise failure
             return None
         try:
             result = function()
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            self.broadcast(error)
+            raise
         except BaseException as error:
-            self.broadcast(str(error) or type(error).__name__)
+            self.broadcast(RuntimeError(f"rank 0 failed: {error!r}"))  # the others need not know its type
             raise
         self.broadcast(None)
         return result

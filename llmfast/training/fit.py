@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class _Fit:
             while trainer.steps_done < self.training.steps and not stopped:
                 self._step()
                 self._at_intervals(trainer.steps_done)
-                self.saver.poll()
+                with self._full_disk_told():
+                    self.saver.poll()
                 self.pace.resume_clock()
                 stopped = self.world.any(bool(stop))
         self.saver.wait()
@@ -133,7 +135,8 @@ class _Fit:
         if _due(training.sample_every, step):
             self.display.sample(step, *_sample(self.session))
         if _due(training.checkpoint_every, step) and step < training.steps:
-            self._save()
+            with self._full_disk_told():
+                self.saver.save(validation_loss=self._validation_loss())
 
     def _evaluate(self, step: int) -> None:
         part = self._validate()
@@ -157,16 +160,17 @@ class _Fit:
             self._validate()
         return self.validation[1]
 
-    def _save(self) -> None:
-        """Save, or say that the disk is full and go on: the next checkpoint may find room."""
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        """A full disk costs a checkpoint, not the run: the next one may find room."""
         try:
-            self.saver.save(validation_loss=self._validation_loss())
+            yield
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             self.display.say(
-                f"step {self.trainer.steps_done:,} not saved: {os.strerror(error.errno).lower()}; "
-                "earlier checkpoints are whole, training goes on"
+                f"step {self.trainer.steps_done:,}: checkpoint not saved, {os.strerror(error.errno).lower()}; "
+                "earlier ones are whole, training goes on"
             )
 
     def _log(self, step: int, **record: Any) -> None:

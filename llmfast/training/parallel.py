@@ -54,7 +54,9 @@ class Placement:
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
             if low
             else MixedPrecisionPolicy(),
-            "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+            if config.cpu_offload
+            else OffloadPolicy(),
         }
         for block in model.blocks:
             fully_shard(block, **options)

@@ -16,10 +16,12 @@ from llmfast.training.checkpoint import (
     Checkpoint,
     checkpoint_folder,
     drop_old_checkpoints,
+    join_scalars,
     model_tensors,
     read_checkpoint,
     read_state,
     save_checkpoint,
+    split_scalars,
     write_state,
 )
 from llmfast.training.divided import name_files, read_divided, write_divided
@@ -98,6 +100,8 @@ class Saver:
     ) -> tuple[Future, Callable[[], None]]:
         """All processes write into one folder; the first one then completes it and puts it in its place."""
         world = self.trainer.world
+        # Scalars go another way: in consolidating them, torch.distributed.checkpoint (2.13) writes zeros.
+        optimizer, scalars = split_scalars(optimizer)
         at_end = contextlib.ExitStack()
         partial = None
         if world.is_main:
@@ -107,7 +111,7 @@ class Saver:
         def complete() -> None:
             with at_end:
                 name_files(partial)
-                write_state(partial, state, self.trainer.config.model, self.tokenizer)
+                write_state(partial, state | {"scalars": scalars}, self.trainer.config.model, self.tokenizer)
 
         def finish() -> None:
             world.wait()
@@ -133,8 +137,9 @@ def restore(trainer: Trainer, folder: Path) -> None:
         return
     trainer.world.first(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)
-    optimizer = read_divided(folder, model)
-    trainer.restore(Checkpoint(folder, read_state(folder), model, optimizer))
+    state = read_state(folder)
+    optimizer = join_scalars(read_divided(folder, model), state["scalars"])
+    trainer.restore(Checkpoint(folder, state, model, optimizer))
 
 
 def _on_cpu(tensors: Tensors) -> Tensors:

@@ -154,9 +154,7 @@ class Trainer:
         """The model's mean loss on a batch."""
         if batch.cu_seqlens is None:
             return self.placement.forward(batch.tokens, batch.targets)
-        return self.placement.forward(
-            batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, positions=batch.positions
-        )
+        return self.placement.forward(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Matrix products in the run's precision; parameters and reductions stay float32."""
