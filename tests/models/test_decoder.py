@@ -101,7 +101,7 @@ def test_a_sequence_longer_than_the_context_is_refused(model):
     [
         ({"width": 130, "heads": 4}, "model.width 130 is not a multiple of model.heads 4"),
         ({"heads": 4, "kv_heads": 3}, "not a multiple of model.kv_heads 3"),
-        ({"width": 12, "heads": 4}, "head_width 3 is odd"),
+        ({"width": 12, "heads": 4}, "head_width 3 is not a multiple of 8"),
         ({"layers": 0}, "model.layers must be at least 1"),
     ],
 )
