@@ -110,14 +110,18 @@ class Block(nn.Module):
         if self.has_experts:
             self.feed_forward = MixtureOfExperts(config)
         else:
-            self.feed_forward = GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
+            self.feed_forward = (
+                GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, places: Places, cache: LayerCache | None = None
     ) -> tuple[Tensor, Routed | None]:
         attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
-        normed, x = self.feed_forward_norm(attended, residual=x)  # the sum and its norm in one pass over memory
+        normed, x = self.feed_forward_norm(
+            attended, residual=x
+        )  # the sum and its norm in one pass over memory
         added, routed = self.feed_forward(normed), None
         if self.has_experts:
             added, routed = added
@@ -157,7 +161,8 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
         for name, buffer in _derived_buffers(config).items():
             self.register_buffer(name, buffer, persistent=False)
-        initialise(self, generator)
+        if not self.embedding.weight.is_meta:
+            initialise(self, generator)
 
     @classmethod
     def from_tensors(cls, config: DecoderConfig, tensors: dict[str, Tensor]) -> Decoder:
@@ -233,7 +238,9 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * self.config.width**0.5
         if self.positions is not None:
-            x = x + (self.positions.weight[past : past + S] if positions is None else self.positions(positions))
+            x = x + (
+                self.positions.weight[past : past + S] if positions is None else self.positions(positions)
+            )
             return self.dropout(x), Places(None, None, cu_seqlens)
         cos, sin = self.cos, self.sin
         if self.config.rope_scaling.kind == "dynamic" and past + S > self.config.original_context:
@@ -279,9 +286,12 @@ class Decoder(nn.Module):
 
 def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
     """Buffers that follow from the configuration, or live for one step, and are in no checkpoint."""
-    cos, sin = rotary_table(config) if config.positions == "rope" else (torch.empty(0), torch.empty(0))
+    first = config.original_context if config.rope_scaling.kind == "dynamic" else config.context
+    cos, sin = rotary_table(config, first) if config.positions == "rope" else (torch.empty(0), torch.empty(0))
     head_bias = torch.zeros(config.table_rows if config.table_rows > config.vocab_size else 0)
-    head_bias[config.vocab_size :] = -1e4  # exp of it is 0 in every dtype, and nothing computed with it is NaN
+    head_bias[
+        config.vocab_size :
+    ] = -1e4  # exp of it is 0 in every dtype, and nothing computed with it is NaN
     with_experts = sum(map(config.has_experts, range(config.layers)))
     counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
     return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts}

@@ -11,14 +11,13 @@ from llmfast.models.config import DecoderConfig
 
 
 def rotary_table(
-    config: DecoderConfig, length: int | None = None, device: torch.device | None = None
+    config: DecoderConfig, length: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (length, D/2) of the rotary angles position · frequency (Su et al. 2021, eq. 15).
 
-    ``length`` is the model's context if left out; under dynamic scaling, the frequencies depend on it. Angles are
-    formed in float64: in float32 a late position's angle is off by its last digits.
+    Under dynamic scaling the frequencies depend on ``length``. Angles are formed in float64: in float32 a late
+    position's angle is off by its last digits.
     """
-    length = config.context if length is None else length
     positions = torch.arange(length, dtype=torch.float64, device=device)
     angles = torch.outer(positions, frequencies(config, length, device))
     size = temperature(config)
@@ -64,7 +63,9 @@ def _yarn_stretched(config: DecoderConfig, plain: Tensor) -> Tensor:
     D, scaling = config.head_width, config.rope_scaling
 
     def pair_that_turns(times: float) -> float:
-        return D * math.log(config.original_context / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
+        return (
+            D * math.log(config.original_context / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
+        )
 
     first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
     if scaling.truncate:
