@@ -160,8 +160,8 @@ def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
             )
         folder = found[-1]
     _verify(folder / "model.safetensors", read_state(folder)["sha256"]["model.safetensors"])
-    model = Decoder(from_dict(DecoderConfig, _read_json(folder / "config.json")))
-    load_model_tensors(model, _read_tensors(folder / "model.safetensors"))
+    config = from_dict(DecoderConfig, _read_json(folder / "config.json"))
+    model = Decoder.from_tensors(config, _read_tensors(folder / "model.safetensors"))
     return model.eval(), Tokenizer.load(folder)
 
 

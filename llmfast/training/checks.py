@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
+from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.training.config import RunConfig
-from llmfast.training.display import clock
+from llmfast.training.display import clock, size
 from llmfast.training.hardware import memory_in_use
 from llmfast.training.session import Session, new_session
 
@@ -67,22 +69,24 @@ def describe_run(config: RunConfig, *, console: Console) -> None:
             f"time        {seconds:.3f} s a step here, {trainer.tokens_per_step / seconds:,.0f} tokens/s: "
             f"{clock(seconds * training.steps)} for the run, without evaluations"
         )
-        for name, size in memory_parts(session).items():
-            console.print(f"memory      {size / 2**20:10,.1f} MiB  {name}")
-        console.print(f"memory      {memory_in_use(trainer.device) / 2**20:10,.1f} MiB  peak of this process")
+        estimate = training_memory(model, _setup(session))
+        console.print(f"memory      about {size(sum(estimate.values()))} on a GPU: {_listed(estimate)}")
+        console.print(f"            {size(memory_in_use(trainer.device))} was the peak of this process here")
 
 
-def memory_parts(session: Session) -> dict[str, int]:
-    """Bytes that the run holds from step to step, by what they are for."""
-    trainer = session.trainer
-    weights = sum(each.numel() * each.element_size() for each in trainer.model.parameters())
-    states = {
-        "adamw": 2,
-        "muon": 1,
-    }  # moments of each weight inside of the blocks; AdamW's two outside of them
-    blocks = sum(each.numel() * each.element_size() for each in trainer.model.blocks.parameters())
-    optimizer = states.get(trainer.config.training.optimizer, 2) * blocks + 2 * (weights - blocks)
-    return {"weights": weights, "gradients": weights, "optimizer state": optimizer}
+def _listed(sizes: dict[str, float]) -> str:
+    return ", ".join(f"{name} {size(bytes)}" for name, bytes in sizes.items())
+
+
+def _setup(session: Session) -> TrainingSetup:
+    """What one process holds at a time, as far as memory depends on it."""
+    trainer, training = session.trainer, session.trainer.config.training
+    return TrainingSetup(
+        batch_size=training.batch_size // training.accumulate,
+        precision="float32" if trainer.precision == torch.float32 else "bfloat16",
+        optimizer=training.optimizer,
+        checkpointing=training.activation_checkpointing,
+    )
 
 
 def _show_batch(session: Session, console: Console) -> None:

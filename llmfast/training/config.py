@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmfast.data.config import DataConfig
+from llmfast.models.checkpointing import Checkpointing
 from llmfast.models.config import DecoderConfig
 
 
@@ -56,6 +57,8 @@ class TrainingConfig:
     that small gradients survive."""
     compile: bool = True
     """Compile the model with torch.compile (a C++ compiler is needed on CPU)."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again to save memory: nothing, all but matrix products, or whole blocks."""
     evaluate_every: int = 250
     """Steps between evaluations on part of the validation split; 0 leaves them out."""
     checkpoint_every: int = 500

@@ -37,7 +37,7 @@ class Status:
         ]
         if self.utilisation is not None:
             parts.append(f"MFU {self.utilisation:.0%}")
-        parts.append(f"{self.memory / 2**30:.1f} GiB")
+        parts.append(size(self.memory))
         return "  ".join([*parts, f"{clock(self.seconds_left)} left"])
 
 
@@ -102,6 +102,11 @@ def _count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.1f}{unit}"
     return f"{number:.0f}"
+
+
+def size(bytes: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{bytes / 2**30:.1f} GiB" if bytes >= 2**30 else f"{bytes / 2**20:.0f} MiB"
 
 
 def clock(seconds: float) -> str:

@@ -109,6 +109,7 @@ class _Fit:
             loss=result.loss.item(),
             gradient_norm=result.gradient_norm.item(),
             learning_rate_factor=result.learning_rate_factor,
+            **result.routing,
         )
         self.display.update(self.pace.status(result))
 
@@ -142,7 +143,8 @@ class _Fit:
         part = self._validate()
         self._log(step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
         for name in self.training.evaluations:
-            figures = named_evaluation(name)(self.trainer.model, self.session.prepared.tokenizer)
+            with self.trainer.inference() as model:
+                figures = named_evaluation(name)(model, self.session.prepared.tokenizer)
             self._log(step, **figures)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
             self.display.say(f"  {step:>6,} │ {shown}")
@@ -218,12 +220,13 @@ def sample_prompt(session: Session) -> str:
 def _sample(session: Session) -> tuple[str, str]:
     """The prompt and the model's continuation."""
     tokenizer, prompt = session.prepared.tokenizer, sample_prompt(session)
-    tokens = generate_tokens(
-        session.trainer.model,
-        encode_prompt(tokenizer, prompt),
-        SAMPLE_TOKENS,
-        sampling=Sampling(temperature=0.7, top_p=0.95),
-        stop=tokenizer.eot_token,
-    )
-    text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
-    return prompt, "".join(text)
+    with session.trainer.inference() as model:
+        tokens = generate_tokens(
+            model,
+            encode_prompt(tokenizer, prompt),
+            SAMPLE_TOKENS,
+            sampling=Sampling(temperature=0.7, top_p=0.95),
+            stop=tokenizer.eot_token,
+        )
+        text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
+        return prompt, "".join(text)

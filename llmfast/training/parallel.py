@@ -45,7 +45,9 @@ class Placement:
         # carries the compiler's prefix.
         self.forward: nn.Module = torch.compile(model) if compile else model
         if world.size > 1 and not self.is_divided:
-            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
+            self.forward = DistributedDataParallel(
+                self.forward, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
 
     def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
         low = precision != torch.float32

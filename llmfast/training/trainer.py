@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class StepResult:
     learning_rate_factor: float
     tokens: int
     """Tokens in the batch, all processes together."""
+    routing: dict[str, float] = field(default_factory=dict)
+    """How evenly experts were used, where the model has any."""
     fault: str | None = None
     """Why the step was not taken; None if it was."""
     batch: Batch | None = None
@@ -76,6 +79,7 @@ class Trainer:
             compile=self.compiled,
         )
         self.model: Decoder = self.placement.model
+        self.model.activation_checkpointing = training.activation_checkpointing
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
         _check_division(config, self.placement.data_share.count)
@@ -111,10 +115,11 @@ class Trainer:
         batch = self.loader.next(batch_size, context).to(self.device)
         loss = self._backward(batch, context)
         norm = self.placement.gradient_norm() / self.scaler.scale
+        routing = _routing_figures(self.model)
         fault = self._update(float(loss), norm)
         self.steps_done += 1
         tokens = batch_size * self.config.model.context
-        return StepResult(loss, norm, factor, tokens, fault, batch if fault else None)
+        return StepResult(loss, norm, factor, tokens, routing, fault, batch if fault else None)
 
     def _backward(self, batch: Batch, context: int) -> Tensor:
         """Gradients of the mean loss over all processes' targets; returns that loss."""
@@ -146,6 +151,8 @@ class Trainer:
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
+            self.model.balance_experts()
+        self.model.expert_counts.zero_()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         return fault
@@ -162,7 +169,17 @@ class Trainer:
 
     def evaluate(self, shards: TokenShards, **options: int | None) -> Evaluation:
         """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision."""
-        return evaluate(self.model, shards, autocast=self.autocast(), **options)
+        with self.inference():
+            return evaluate(self.model, shards, autocast=self.autocast(), **options)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[Decoder]:
+        """The model without dropout, for evaluation and samples."""
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train()
 
     def seconds_per_step(self, steps: int = 20) -> float:
         """Median time of a step, measured on steps that are then undone (the first, which compiles, not counted)."""
@@ -218,6 +235,17 @@ class Trainer:
         peak = peak_flops(self.device, self.precision)
         flops = tokens_per_second * self.config.model.flops_per_token()
         return flops / (peak * self.world.size) if peak else None
+
+
+def _routing_figures(model: Decoder) -> dict[str, float]:
+    """The worst layer's imbalance, and the experts without a token in all layers, of this step and process."""
+    statistics = model.router_statistics()
+    if not statistics:
+        return {}
+    return {
+        "expert_max_violation": statistics["max_violation"].max().item(),
+        "experts_unused": statistics["unused"].sum().item(),
+    }
 
 
 def _check_division(config: RunConfig, processes: int) -> None:

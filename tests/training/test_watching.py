@@ -101,7 +101,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(config_file, tmp_path, 
         "4 steps of 64 tokens: 256 in all",
         "first batch 4 rows",
         "s a step",
-        "optimizer state",
+        "optimizer",
     ):
         assert part in said
     assert list((tmp_path / "here").iterdir()) == []
