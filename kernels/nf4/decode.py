@@ -62,7 +62,7 @@ def decode(packed, code, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
         even = tl.load(code + (packed >> 4).to(tl.int32)).to(dtype)
     else:
         odd, even = tl.inline_asm_elementwise(
-            ASSEMBLY, "=r,=r,=r,=r,r", [packed], dtype=(dtype, dtype), is_pure=True, pack=4
+            ASSEMBLY, "=r,=r,=r,=r,r", [packed], dtype=(dtype.value, dtype.value), is_pure=True, pack=4
         )
     return even, odd
 

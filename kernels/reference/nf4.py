@@ -135,10 +135,13 @@ def linear(
     lora_a: Tensor | None,
     lora_b: Tensor | None,
     lora_scale: float,
-) -> Tensor:
-    """``x @ weightᵀ + bias + lora_scale · (x @ lora_aᵀ) @ lora_bᵀ`` (Hu et al. 2021, arXiv:2106.09685)."""
+) -> tuple[Tensor, Tensor]:
+    """``(x @ weightᵀ + bias + lora_scale · hidden @ lora_bᵀ, hidden)`` with ``hidden = x @ lora_aᵀ``, which stays
+    wide (Hu et al. 2021, arXiv:2106.09685)."""
     wide = widen(x)
     y = F.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
-    if lora_a is not None:
-        y = y + lora_scale * F.linear(F.linear(wide, lora_a.to(wide.dtype)), lora_b.to(wide.dtype))
-    return y.to(x.dtype)
+    if lora_a is None:
+        return y.to(x.dtype), wide.new_empty(0)
+    hidden = F.linear(wide, lora_a.to(wide.dtype))
+    y = y + lora_scale * F.linear(hidden, lora_b.to(wide.dtype))
+    return y.to(x.dtype), hidden
