@@ -48,7 +48,7 @@ def decode_assembly(quant_type: str, dtype: torch.dtype) -> str:
     return "\n".join(["{", registers, *lines[:-2], "}"])
 
 
-# The interpreter knows no assembly, and looks the codes up in memory.
+# The interpreter knows no assembly, and looks the codes up in memory; so do AMD's chips.
 ASSEMBLY = {
     dtype: "" if INTERPRETING else decode_assembly("nf4", dtype) for dtype in (torch.bfloat16, torch.float16)
 }
@@ -57,7 +57,7 @@ ASSEMBLY = {
 @triton.jit
 def decode(packed, code, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
     """The codes at even and at odd places of ``packed``, in ``dtype``, 16 bits."""
-    if ASSEMBLY == "":
+    if ASSEMBLY == "" or not tl.target_info.is_cuda():
         odd = tl.load(code + (packed & 15).to(tl.int32)).to(dtype)
         even = tl.load(code + (packed >> 4).to(tl.int32)).to(dtype)
     else:

@@ -37,20 +37,25 @@ LAUNCH = DequantizeLaunch(segments=128, warps=4)
 def dequantize_kernel(
     record, code, out, numbers, absmax_at, nested_absmax_at, nested_code_at, offset_at,
     BLOCK: tl.constexpr, DOUBLE_QUANT: tl.constexpr, GROUP: tl.constexpr, SEGMENTS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     table = tl.load(code + tl.arange(0, 16))
     segment = tl.program_id(0).to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)
+    inside = segment * 32 < numbers  # what a last segment reads past the end is there: parts are padded to 16 bytes
     scale = block_scales(
-        record, absmax_at, nested_absmax_at, nested_code_at, offset_at, segment * 32 // BLOCK,
-        segment * 32 < numbers, DOUBLE_QUANT, GROUP,
+        record, absmax_at, nested_absmax_at, nested_code_at, offset_at, segment * 32 // BLOCK, inside,
+        DOUBLE_QUANT, GROUP,
     )[:, None]  # fmt: skip
     place = segment[:, None] * 16 + tl.arange(0, 16)[None, :]
-    packed = tl.load(record + place, place * 2 < numbers, other=0).to(tl.int32)
+    packed = tl.load(record + place, inside[:, None], other=0).to(tl.int32)
     even = tl.gather(table, (packed >> 4).reshape(SEGMENTS * 16), 0).reshape(SEGMENTS, 16)
     odd = tl.gather(table, (packed & 15).reshape(SEGMENTS * 16), 0).reshape(SEGMENTS, 16)
     values = tl.join(even * scale, odd * scale).reshape(SEGMENTS, 32)
     place = segment[:, None] * 32 + tl.arange(0, 32)[None, :]
-    tl.store(out + place, values.to(out.dtype.element_ty), place < numbers)
+    if EVEN:
+        tl.store(out + place, values.to(out.dtype.element_ty), inside[:, None])
+    else:
+        tl.store(out + place, values.to(out.dtype.element_ty), place < numbers)
 
 
 def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -66,6 +71,7 @@ def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
         DOUBLE_QUANT=layout.double_quant,
         GROUP=definition.GROUP,
         SEGMENTS=LAUNCH.segments,
+        EVEN=layout.numbers % 32 == 0,
         num_warps=LAUNCH.warps,
     )
     return out
