@@ -40,7 +40,7 @@ def decode_assembly(quant_type: str, dtype: torch.dtype) -> str:
             "prmt.b32 b, t6, t7, index;",
             "prmt.b32 highs, a, b, half;",
             f"prmt.b32 {low}, lows, highs, 0x6240;",
-            f"prmt.b32 {high}, lows, highs, 0x7531;",
+            f"prmt.b32 {high}, lows, highs, 0x7351;",
             "shr.u32 index, index, 16;",
             "shr.u32 half, half, 16;",
         ]

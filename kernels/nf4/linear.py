@@ -134,8 +134,9 @@ def _run(*arguments) -> tuple[Tensor, Tensor]:
     call = Call.of(*arguments)
     x = call.x
     if not call.kernels:
-        weight = dequantize.by_definition(call.record, call.layout, widen(x).dtype)
-        return definition.linear(x, weight, call.bias, call.lora_a, call.lora_b, call.lora_scale)
+        weight = dequantize.by_definition(call.record, call.layout, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return definition.linear(x, weight, call.bias, call.lora_a, call.lora_b, call.lora_scale)
     hidden = x.new_empty(0) if call.lora_a is None else F.linear(x, call.lora_a)
     how = strategy(x.shape[0], call.layout, x.dtype)
     if how == "few tokens":
@@ -217,8 +218,14 @@ def _allocate_backward(
 def _run_backward(
     grad: Tensor, hidden: Tensor, wanted: Sequence[bool], *arguments
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(grad.device.type, enabled=False):
+        return _gradients(grad, hidden, wanted, Call.of(*arguments))
+
+
+def _gradients(
+    grad: Tensor, hidden: Tensor, wanted: Sequence[bool], call: Call
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """In the dtype of x by the kernels, and wide without them."""
-    call = Call.of(*arguments)
     dtype = call.x.dtype if call.kernels else widen(call.x).dtype
     x, grad = call.x.to(dtype), grad.to(dtype)
     grad_x = grad_bias = grad_a = grad_b = None

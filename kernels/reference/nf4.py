@@ -120,12 +120,11 @@ def dequantize_scales(codes: Tensor, nested_absmax: Tensor, nested_code: Tensor,
 def dequantize(
     packed: Tensor, absmax: Tensor, code: Tensor, shape: tuple[int, ...], block_size: int, dtype: torch.dtype
 ) -> Tensor:
-    """The numbers, of ``shape``: code times scale in float32 (or float64), rounded once."""
-    numbers = shape.numel() if isinstance(shape, torch.Size) else torch.Size(shape).numel()
+    """The numbers, of ``shape``: code times scale in float32, rounded once."""
+    numbers = torch.Size(shape).numel()
     indices = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[:numbers].int()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    blocks = F.pad(code.to(wide)[indices], (0, -numbers % block_size)).view(-1, block_size)
-    return (blocks * absmax.to(wide)[:, None]).flatten()[:numbers].view(shape).to(dtype)
+    blocks = F.pad(code[indices], (0, -numbers % block_size)).view(absmax.numel(), block_size)
+    return (blocks * absmax[:, None]).flatten()[:numbers].view(shape).to(dtype)
 
 
 def linear(
