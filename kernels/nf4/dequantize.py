@@ -41,7 +41,9 @@ def dequantize_kernel(
 ):  # fmt: skip
     table = tl.load(code + tl.arange(0, 16))
     segment = tl.program_id(0).to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)
-    inside = segment * 32 < numbers  # what a last segment reads past the end is there: parts are padded to 16 bytes
+    inside = (
+        segment * 32 < numbers
+    )  # what a last segment reads past the end is there: parts are padded to 16 bytes
     scale = block_scales(
         record, absmax_at, nested_absmax_at, nested_code_at, offset_at, segment * 32 // BLOCK, inside,
         DOUBLE_QUANT, GROUP,

@@ -47,7 +47,9 @@ def strategy(tokens: int, layout: Layout, dtype: torch.dtype) -> str:
     breaks even at 2.5 · 230 / 2 / (1 / 0.6 − 1) = 430 tokens, one that does 170 at 320; 256 is on the safe side.
     The kernels multiply in 16 bits, and want whole blocks in a row.
     """
-    fits = dtype in ASSEMBLY and layout.quant_type == "nf4" and layout.shape[1] % max(layout.block_size, 64) == 0
+    fits = (
+        dtype in ASSEMBLY and layout.quant_type == "nf4" and layout.shape[1] % max(layout.block_size, 64) == 0
+    )
     if not fits or tokens > MOST_TOKENS:
         return "workspace"
     return "few tokens" if tokens <= FEW_TOKENS else "tiles"
@@ -322,7 +324,9 @@ def nf4_linear(
     return y.view(*x.shape[:-1], w.shape[0])
 
 
-def _check(x: Tensor, w: NF4Tensor, bias: Tensor | None, lora_a: Tensor | None, lora_b: Tensor | None) -> None:
+def _check(
+    x: Tensor, w: NF4Tensor, bias: Tensor | None, lora_a: Tensor | None, lora_b: Tensor | None
+) -> None:
     check_floating("x", x)
     if len(w.shape) != 2 or x.dim() == 0 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"w must be (N, K) for x (..., K), got {tuple(w.shape)} for {tuple(x.shape)}")

@@ -16,8 +16,12 @@ def _low_rank(hidden, lora_b, n, m, rows, tokens, rank, STEP: tl.constexpr):
     total = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
     for start in range(0, rank, STEP):
         r = start + tl.arange(0, STEP)
-        b = tl.load(lora_b + n[:, None] * rank + r[None, :], (n < rows)[:, None] & (r < rank)[None, :], other=0.0)
-        h = tl.load(hidden + m[:, None] * rank + r[None, :], (m < tokens)[:, None] & (r < rank)[None, :], other=0.0)
+        b = tl.load(
+            lora_b + n[:, None] * rank + r[None, :], (n < rows)[:, None] & (r < rank)[None, :], other=0.0
+        )
+        h = tl.load(
+            hidden + m[:, None] * rank + r[None, :], (m < tokens)[:, None] & (r < rank)[None, :], other=0.0
+        )
         total = tl.dot(b, h.T, total)
     return total
 

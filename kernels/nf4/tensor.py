@@ -134,7 +134,12 @@ def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True
     if double_quant:
         codes, nested_absmax, offset = definition.quantize_scales(absmax)
         nested_code = definition.dynamic_code(weight.device)
-        parts |= {"absmax": codes, "nested_absmax": nested_absmax, "nested_code": nested_code, "offset": offset}
+        parts |= {
+            "absmax": codes,
+            "nested_absmax": nested_absmax,
+            "nested_code": nested_code,
+            "offset": offset,
+        }
     return assemble(layout, weight.dtype, parts)
 
 

@@ -49,7 +49,11 @@ WEIGHTS = {
     "nan": with_value(float("nan")),
     "infinite": with_value(-float("inf")),
     "all nan": torch.full((64, 64), float("nan")),
-    "ties": torch.tensor(NF4_CODE).repeat(256).view(64, 64).roll(1, 1).lerp(torch.tensor(NF4_CODE).repeat(4), 0.5),
+    "ties": torch.tensor(NF4_CODE)
+    .repeat(256)
+    .view(64, 64)
+    .roll(1, 1)
+    .lerp(torch.tensor(NF4_CODE).repeat(4), 0.5),
 }
 
 
@@ -186,7 +190,10 @@ def test_file_that_we_cannot_read_is_refused_by_name(peer):
     ("arguments", "message"),
     [
         ((torch.ones(4, 64, dtype=torch.int8),), "weight must be a floating-point tensor, got torch.int8"),
-        ((torch.ones(4, 64, dtype=torch.float64),), "must be float32, bfloat16 or float16, got torch.float64"),
+        (
+            (torch.ones(4, 64, dtype=torch.float64),),
+            "must be float32, bfloat16 or float16, got torch.float64",
+        ),
         ((torch.ones(4, 64), 48), "block_size must be one of 32, 64, .*got 48"),
     ],
 )

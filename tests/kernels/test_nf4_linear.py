@@ -86,7 +86,8 @@ def test_any_shape_stride_and_dtype(device):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "how"), [(1, "few tokens"), (16, "few tokens"), (17, "tiles"), (70, "tiles"), (257, "workspace")]
+    ("tokens", "how"),
+    [(1, "few tokens"), (16, "few tokens"), (17, "tiles"), (70, "tiles"), (257, "workspace")],
 )
 def test_every_kernel_with_everything_on(device, tokens, how):
     w = weight_of(40, 1024, device)
@@ -223,7 +224,9 @@ def test_assembly_decodes_every_index_at_every_place(dtype):
     code = torch.tensor(NF4_CODE).to(dtype).view(torch.int16).tolist()
     for index in range(16):
         for place in range(8):
-            indices = [(index + step * (at != place)) % 16 for at, step in enumerate((3, 5, 7, 9, 11, 13, 15, 1))]
+            indices = [
+                (index + step * (at != place)) % 16 for at, step in enumerate((3, 5, 7, 9, 11, 13, 15, 1))
+            ]
             packed = sum(nibble << 4 * at for at, nibble in enumerate(indices))
             odd, even = indices[::2], indices[1::2]  # low halves of the bytes, then high halves
             halves = [odd[:2], odd[2:], even[:2], even[2:]]
