@@ -16,6 +16,7 @@ from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
+from .newton_schulz import newton_schulz
 from .nf4 import (
     NF4Linear,
     NF4Tensor,
@@ -51,6 +52,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "newton_schulz",
     "nf4_linear",
     "quantize_nf4",
     "rms_norm",

@@ -175,7 +175,9 @@ def _few_tokens(call: Call, hidden: Tensor) -> Tensor:
         *_shared_arguments(call, x, hidden, y),
         *(tokens, rows, width, x_stride, hidden.shape[-1], call.lora_scale, *call.layout.scale_starts),
         **_shared_constants(call),
-        **{"ROWS": chosen.rows, "TOKENS": chosen.tokens, "PARTS": chosen.warps},
+        ROWS=chosen.rows,
+        TOKENS=chosen.tokens,
+        PARTS=chosen.warps,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
@@ -198,7 +200,8 @@ def _tiles(call: Call, hidden: Tensor) -> Tensor:
         *(tokens, rows, width, hidden.shape[-1], call.lora_scale, splits, cdiv(steps, splits)),
         *call.layout.scale_starts,
         **_shared_constants(call),
-        **{"ROWS": chosen.rows, "TOKENS": chosen.tokens},
+        ROWS=chosen.rows,
+        TOKENS=chosen.tokens,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )

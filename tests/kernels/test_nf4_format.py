@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from llmfast.kernels import (
 from llmfast.kernels.reference.nf4 import NF4_CODE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-HALF_GAP = max(b - a for a, b in zip(NF4_CODE, NF4_CODE[1:], strict=False)) / 2
+HALF_GAP = max(b - a for a, b in pairwise(NF4_CODE)) / 2
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         quantize_nf4(*arguments)
     w = quantize_nf4(torch.ones(4, 64))
-    with pytest.raises(ValueError, match="got torch.int32"):
+    with pytest.raises(ValueError, match=r"got torch\.int32"):
         w.to(torch.int32)
     with pytest.raises(ValueError, match=r"bytes must be torch.uint8 of shape"):
         NF4Tensor(w.bytes.float(), w.layout, w.dtype)
