@@ -28,7 +28,7 @@ while [[ ${1:-} == --* ]]; do
         --limit) limit=$2 && shift ;;
         --quick) quick=(--quick) ;;
         --no-build) build="" ;;
-        --cpu) device=cpu ;;
+        --cpu) device=cpu quick=(--tiny) ;;
         *) echo "gpu_run.sh: unknown option $1; the head of $0 lists them" >&2 && exit 2 ;;
     esac
     shift

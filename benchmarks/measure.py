@@ -6,11 +6,15 @@ On a CPU the same functions run calls under the host's clock, so that a suite ca
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -56,8 +60,8 @@ def input_sets(input_bytes: int, device: str) -> int:
 class Sampler:
     """Takes samples, in seconds a call, of ``calls``: the same work on different inputs."""
 
-    def __init__(self, calls: list[Call], device: str):
-        self.calls, self.device = calls, device
+    def __init__(self, calls: list[Call], device: str, *, graphs: bool = True):
+        self.calls, self.device, self.graphs = calls, device, graphs
         for call in calls:  # compiles, allocates
             call()
         self.play, self.method = self._player()
@@ -94,7 +98,7 @@ class Sampler:
 
         if self.device != "cuda":
             return one_by_one, "clock"
-        if waits_for_device(self.calls[0]):
+        if not self.graphs or waits_for_device(self.calls[0]):
             return one_by_one, "events"
         try:
             graph = captured(self.calls)
@@ -167,34 +171,66 @@ def host_seconds(call: Call, device: str) -> float | None:
 
 
 def peak_bytes(call: Call, device: str) -> int | None:
-    """The most memory that the call allocates at a time, its result included."""
-    if device != "cuda":
+    """The most memory that the call takes at a time above what was held before, its result included; None where
+    the system does not say (on a CPU, Linux does)."""
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is freed and kept would hide as much of what is allocated next
+        RESET_PEAK.write_text("5")
+        before = _resident()["VmRSS"]
+        call()
+        return _resident()["VmHWM"] - before
+    except (OSError, AttributeError, KeyError):
         return None
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
-def ceilings(device: str, rounds: int = 20) -> dict[str, float]:
-    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a bfloat16
-    matrix product of random numbers (zeros draw less power and run faster)."""
-    on_gpu = device == "cuda"
-    elements, size = (2**29, 8192) if on_gpu else (2**20, 128)
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+RESET_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def _resident() -> dict[str, int]:
+    """Bytes of memory that the process holds (VmRSS) and the most it held (VmHWM)."""
+    found = re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    return {name: 1024 * int(size) for name, size in found}
+
+
+def ceilings(device: str, tiny: bool = False, rounds: int = 20) -> dict[str, float]:
+    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a matrix
+    product of random numbers (zeros draw less power and run faster), by dtype."""
+    elements, size = (2**29, 8192) if device == "cuda" else (2**20, 128) if tiny else (2**25, 1024)
     source = torch.randint(2**15, (elements,), device=device, dtype=torch.int16)
     copy = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    operands = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.bfloat16, torch.float32)}
     with own_stream(device):
-        samplers = {
-            "copy": Sampler([lambda: copy.copy_(source)], device),
-            "gemm": Sampler([lambda: a @ b], device),
-        }
+        samplers = {"copy": Sampler([lambda: copy.copy_(source)], device)}
+        for dtype, (x, y) in operands.items():
+            samplers[name_of(dtype)] = Sampler([functools.partial(torch.matmul, x, y)], device)
         timings = in_turn(samplers, rounds)
+    products = {f"{name_of(dtype)}_flops_per_s": timings[name_of(dtype)].median_s for dtype in operands}
     return {
         "copy_bytes_per_s": 2 * source.nbytes / timings["copy"].median_s,
-        "gemm_flops_per_s": 2 * size**3 / timings["gemm"].median_s,
+        **{name: 2 * size**3 / seconds for name, seconds in products.items()},
+    }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def fractions(
+    ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float
+) -> dict[str, float]:
+    """Of the copy's and of the matrix product's rate (that of bfloat16 for dtypes without one of their own)."""
+    moved, operations = work
+    product = ceilings.get(f"{dtype}_flops_per_s", ceilings["bfloat16_flops_per_s"])
+    return {
+        "fraction_of_copy": moved / seconds / ceilings["copy_bytes_per_s"],
+        "fraction_of_gemm": operations / seconds / product,
     }

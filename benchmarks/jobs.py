@@ -1,0 +1,160 @@
+"""One job, a training step or the decoding of some tokens: every program that does it checked, then timed in turn."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import measure
+from .compare import one_line, relative_error
+from .contenders import Contender, prepare_compiler
+from .results import Result
+
+# A loss is one number: PyTorch's own may happen to be exact, and would then allow nothing.
+EPSILONS = 8
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a contender of a job builds. ``evidence()`` is called once, before anything else, and gives by name what
+    tells whether the job is done right; ``call()`` does the job once."""
+
+    evidence: Callable[[], dict[str, Tensor]]
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job at a size, and the programs that do it.
+
+    ``exact`` gives the evidence in float64, ``plain`` what plain PyTorch finds in this dtype: the error it makes is the
+    measure of the others'.
+    """
+
+    op: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    pass_: str
+    exact: Callable[[], dict[str, Tensor]]
+    plain: Callable[[], dict[str, Tensor]]
+    contenders: Sequence[Contender]
+    work: tuple[int, int]  # (bytes, floating-point operations) of a call
+    tokens: int  # that a call works through
+    seconds: float = 60.0  # of timing, for all contenders together
+
+    def __str__(self) -> str:
+        shape = " ".join(f"{name}={size}" for name, size in self.shape.items())
+        return f"{self.op} {shape} {measure.name_of(self.dtype)}"
+
+    def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
+        """Every contender's result, those included that cannot take part."""
+        prepare_compiler()
+        with measure.own_stream(device):
+            entrants, results = self._admit(device)
+            rounds = self._rounds_in_time(entrants, rounds)
+            samplers = {e.name: measure.Sampler([e.program.call], device, graphs=False) for e in entrants}
+            timings = measure.in_turn(samplers, rounds)
+        for entrant in entrants:
+            timing = timings[entrant.name]
+            results.append(
+                self._result(
+                    entrant.name,
+                    entrant.status,
+                    entrant.note,
+                    **vars(timing),
+                    **measure.fractions(ceilings, measure.name_of(self.dtype), self.work, timing.median_s),
+                    peak_bytes=entrant.peak,
+                    error=entrant.error if math.isfinite(entrant.error) else None,
+                    allowed_error=entrant.allowed,
+                )
+            )
+        return results
+
+    def _admit(self, device: str) -> tuple[list[Entrant], list[Result]]:
+        """The programs that run, each checked and warm; and the results of the others."""
+        judge = Judge(self)
+        entrants, absent = [], []
+        for contender in self.contenders:
+            absence = contender.absence(device)
+            if absence:
+                absent.append(self._result(contender.name, *absence))
+                continue
+            try:
+                entrants.append(judge.admit(contender, device))
+            except ModuleNotFoundError as error:
+                absent.append(self._result(contender.name, "missing", str(error)))
+            except Exception as error:  # out of memory, most of the time: a result, too
+                absent.append(self._result(contender.name, "failed", one_line(error)))
+        return entrants, absent
+
+    def _rounds_in_time(self, entrants: list[Entrant], rounds: int) -> int:
+        once = sum(entrant.seconds for entrant in entrants)
+        return min(rounds, max(FEWEST_ROUNDS, int(self.seconds / max(once, 1e-9))))
+
+    def _result(self, contender: str, status: str, note: str = "", **measured) -> Result:
+        moved, operations = self.work
+        return Result(
+            self.op,
+            self.shape,
+            measure.name_of(self.dtype),
+            self.pass_,
+            contender,
+            status,
+            note,
+            bytes=moved,
+            flops=operations,
+            tokens=self.tokens,
+            **measured,
+        )
+
+
+@dataclass
+class Entrant:
+    """A program that runs, on its way through a job."""
+
+    name: str
+    program: Program = field(repr=False)
+    status: str
+    note: str
+    error: float
+    allowed: float
+    peak: int | None
+    seconds: float  # of one call
+
+
+class Judge:
+    """Knows what is right, and how far plain PyTorch is from it."""
+
+    def __init__(self, job: Job):
+        self.exact = job.exact()
+        plain, epsilon = job.plain(), EPSILONS * torch.finfo(job.dtype).eps
+        self.allowed = {
+            name: 2 * relative_error(plain[name], exact) + epsilon for name, exact in self.exact.items()
+        }
+        # An infinite allowance would pass everything.
+        assert max(self.allowed.values()) < float("inf"), f"{job}: plain PyTorch is not finite"
+
+    def admit(self, contender: Contender, device: str) -> Entrant:
+        program = contender.build()
+        found = program.evidence()
+        errors = {name: relative_error(found[name], exact) for name, exact in self.exact.items()}
+        worst = max(errors, key=lambda name: errors[name] / self.allowed[name])
+        error, allowed = errors[worst], self.allowed[worst]
+        right = error <= allowed
+        note = "" if right else f"{worst} is off by {error:.1e}, allowed are {allowed:.1e}"
+        del found
+        peak = measure.peak_bytes(program.call, device)  # the first of its two calls compiles
+        start = time.perf_counter()
+        program.call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        return Entrant(
+            contender.name, program, "ok" if right else "wrong", note, error, allowed, peak, seconds
+        )
