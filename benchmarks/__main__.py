@@ -9,6 +9,7 @@ python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -57,15 +58,19 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("suites", nargs="+", choices=list(SUITES), metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="fewer shapes: under a minute a suite")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="cuda, but for suites of the CPU; kernels on a cpu: as --tiny"
+        "--device",
+        choices=("cuda", "cpu"),
+        help="cuda, but for suites of the CPU; kernels on a cpu: as --tiny",
     )
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal: the figures mean nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a rehearsal on the CPU: its figures mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
     options = parser.parse_args(arguments)
     failed = False
     for name in options.suites:
-        device = options.device or SUITES[name].devices[0]
+        device = "cpu" if options.tiny else options.device or SUITES[name].devices[0]
         reason = without_gpu() if device == "cuda" else None
         if reason:
             print(f"{name}: skipped: {reason} (--device cpu tries a suite out without one)")
@@ -101,4 +106,10 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as in `... report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

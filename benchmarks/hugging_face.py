@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmfast.models.config import DecoderConfig
 from torch import Tensor, nn
+
+from llmfast.models.config import DecoderConfig
 
 
 def same_model(config: DecoderConfig, weights: dict[str, Tensor]) -> nn.Module:

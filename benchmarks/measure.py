@@ -182,7 +182,9 @@ def peak_bytes(call: Call, device: str) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what is freed and kept would hide as much of what is allocated next
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what is freed and kept would hide as much of what is allocated next
         RESET_PEAK.write_text("5")
         before = _resident()["VmRSS"]
         call()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from llmfast.models.config import DecoderConfig
 from torch import Tensor, nn
+
+from llmfast.models.config import DecoderConfig
 
 
 class Attention(nn.Module):

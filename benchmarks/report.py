@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .results import OURS, PYTORCH, Report, Result, read_all
+from .results import OURS, PYTORCH, TEXT, Report, Result, read_all
 
 
-def render(folder: Path, short: bool = False) -> str:
-    reports = read_all(folder)
+def render(folder: Path, short: bool = False, sizes: tuple[str, ...] = ()) -> str:
+    """All result files of a folder, or those of the given sizes."""
+    reports = [report for report in read_all(folder) if not sizes or report.size in sizes]
     if not reports:
         return f"No results in {folder}."
     return "\n".join(short_lines(reports) if short else long_lines(reports))
 
 
 def shape_text(result: Result) -> str:
-    return " ".join(f"{name}={size}" for name, size in result.shape.items())
+    return " ".join(f"{name}={rate(size) if name in LONG else size}" for name, size in result.shape.items())
+
+
+LONG = ("bytes", "tokens")  # counts that are said in millions
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +36,9 @@ def fraction(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """Tokens a second of a job, the time of anything else."""
+    """Tokens a second of a job, megabytes a second of text, the time of anything else."""
+    if result.dtype == TEXT:
+        return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
     if result.tokens:
         return f"{rate(result.tokens / result.median_s)} tokens/s"
     return duration(result.median_s)
@@ -71,20 +77,25 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
     for report in reports:
         yield f"## {report.suite}"
         yield ""
-        yield f"{machine_line(report)} {ceiling_line(report)}"
-        yield ""
-        yield LEGEND
+        yield f"{machine_line(report)} {ceiling_line(report)} {legend(report)}"
         for title, results in tables(report.results).items():
             yield from ("", f"### {title}", "")
             yield from op_table(results)
         yield from ("", *notes(report))
 
 
-LEGEND = (
-    "Median of a call, of a job its tokens a second; in brackets the fraction of the measured ceiling that binds it, copy "
-    "or matrix product (without one the ratio to PyTorch), and of a job the most memory that it took. "
-    "† was launched by the host call by call, the others as CUDA graphs."
-)
+def legend(report: Report) -> str:
+    """How to read the cells of this report's tables."""
+    said = ["Medians"]
+    if any(result.fraction_of_copy for result in report.results):
+        said.append("in brackets the fraction of the measured ceiling that binds, copy or matrix product")
+    elif any(result.contender == PYTORCH for result in report.results):
+        said.append("in brackets the ratio to PyTorch")
+    if any(result.tokens or result.dtype == TEXT for result in report.results):
+        said.append("of a whole job also the most memory that it takes")
+    if any(result.method == "events" and not result.tokens for result in report.results):
+        said.append("† was launched by the host call by call, the others as CUDA graphs")
+    return f"{'; '.join(said)}."
 
 
 def tables(results: list[Result]) -> dict[str, list[Result]]:
@@ -95,7 +106,11 @@ def tables(results: list[Result]) -> dict[str, list[Result]]:
     together = len(shapes) > 1 and all(len(each) == 1 for each in shapes.values())
     by_title: dict[str, list[Result]] = {}
     for result in results:
-        words = ([] if together else [result.op]) + [result.pass_, result.dtype]
+        words = (
+            ([] if together else [result.op])
+            + [result.pass_]
+            + ([result.dtype] if result.dtype != TEXT else [])
+        )
         by_title.setdefault(", ".join(words), []).append(result)
     return by_title
 
@@ -112,7 +127,7 @@ def machine_line(report: Report) -> str:
 
 
 def ceiling_line(report: Report) -> str:
-    return f"Measured in the same run: {ceilings_line(report.ceilings)}."
+    return f"Measured in the same run: {ceilings_line(report.ceilings)}." if report.ceilings else ""
 
 
 def ceilings_line(ceilings: dict[str, float]) -> str:
@@ -144,9 +159,10 @@ def cell(result: Result | None, group: dict[str, Result]) -> str:
     share = fraction(result)
     if not share and yardstick and yardstick.median_s and result is not yardstick:
         share = f"{result.median_s / yardstick.median_s:.2g}×"
-    if result.tokens and result.peak_bytes:
-        share += f", {memory(result.peak_bytes)}"
-    text += f" ({share})" if share else ""
+    said = [share] if share else []
+    if (result.tokens or result.dtype == TEXT) and (result.peak_bytes or 0) >= 2**20:
+        said.append(memory(result.peak_bytes))
+    text += f" ({', '.join(said)})" if said else ""
     if result.status == "wrong":
         return f"{text} WRONG"
     best = min(each.median_s for each in group.values() if each.status == "ok")

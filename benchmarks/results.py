@@ -17,6 +17,7 @@ SCHEMA = 1
 OURS, PYTORCH = "llmfast", "PyTorch"
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
+TEXT = "text"  # in the place of a dtype
 STATUSES = ("ok", "wrong", "failed", "missing", "skipped")
 # What a figure may depend on: reported by version wherever it is installed.
 LIBRARIES = (
@@ -56,7 +57,9 @@ class Result:
     tokens: int | None = None  # that a call works through, where a job is measured
     fraction_of_copy: float | None = None  # of the copy bandwidth measured in this run
     fraction_of_gemm: float | None = None  # of the matrix product's rate measured in this run
-    peak_bytes: int | None = None  # of forward and backward together or of the job, above what was held before
+    peak_bytes: int | None = (
+        None  # of forward and backward together or of the job, above what was held before
+    )
     host_s: float | None = None  # the host's share of a call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None

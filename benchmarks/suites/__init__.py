@@ -18,8 +18,12 @@ SUITES = {
     "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
     "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
     "cross_entropy": Suite("cross entropy of logits, forward and with its gradient"),
-    "linear_cross_entropy": Suite("the last layer and its cross entropy in one, forward and with both gradients"),
-    "attention": Suite("dense, causal, windowed and packed attention, forward and backward; decoding from a cache"),
+    "linear_cross_entropy": Suite(
+        "the last layer and its cross entropy in one, forward and with both gradients"
+    ),
+    "attention": Suite(
+        "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
+    ),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
     "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),

@@ -16,8 +16,9 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from llmfast import kernels
 from torch import Tensor
+
+from llmfast import kernels
 
 from .. import measure
 from ..compare import BOTH, FORWARD, as_tuple, one_line
@@ -46,7 +47,7 @@ class Dispatch:
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
         """Seconds a call of the host in each pass, functions in turn."""
-        with nothing_launched():
+        with nothing_launched(), one_thread():
             return [result for pass_ in self.passes for result in self._run_pass(pass_, rounds)]
 
     def _run_pass(self, pass_: str, rounds: int) -> list[Result]:
@@ -106,6 +107,14 @@ def nothing_launched() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -149,7 +158,9 @@ def cases(size: str) -> Iterator[Dispatch]:
         lambda q, k: (rotated(q, *wide), rotated(k, *wide)),
         (q.transpose(1, 2), k.transpose(1, 2)),
     )
-    yield Dispatch("cross_entropy", {"N": S, "V": V}, kernels.cross_entropy, F.cross_entropy, (logits, target))
+    yield Dispatch(
+        "cross_entropy", {"N": S, "V": V}, kernels.cross_entropy, F.cross_entropy, (logits, target)
+    )
     yield Dispatch(
         "linear_cross_entropy",
         {"N": S, "E": E, "V": V},
