@@ -23,8 +23,8 @@ FEWEST_ROUNDS = 3
 @dataclass(frozen=True)
 class Program:
     """What a contender of a job builds. ``evidence()`` is called once, before anything else, and gives by name what
-    tells whether the job is done right; ``call()`` does the job once; ``held()`` counts the bytes of what it keeps between
-    calls."""
+    tells whether the job is done right; ``call()`` does the job once; ``held()`` counts the bytes of what it
+    keeps between calls."""
 
     evidence: Callable[[], dict[str, Tensor]]
     call: Callable[[], object]

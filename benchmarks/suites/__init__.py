@@ -1,8 +1,8 @@
 """What can be measured, each in the module of its name.
 
 A suite has ``cases(size)``; all suites run in the same way. Sizes are "full" and "quick" (under a minute a suite) on a
-GPU, "cpu" and "cpu-quick" for what is worth measuring on a CPU, and "tiny", which only shows that a suite works. A program
-measures on the CPU and has options and output of its own.
+GPU, "cpu" and "cpu-quick" for what is worth measuring on a CPU, and "tiny", which only shows that a suite works. A
+program measures on the CPU and has options and output of its own.
 """
 
 from typing import NamedTuple

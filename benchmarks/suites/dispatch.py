@@ -1,9 +1,9 @@
 """What a call costs the host: arguments checked, dispatched, recorded for autograd, outputs allocated, launch chosen.
 
-"llmfast" takes the way of a CUDA tensor with tiny CPU tensors, up to where Triton would launch: in place of every launch
-stands a function that does nothing, so that Triton's own share of it is not in the figure. "llmfast on CPU" is what a CPU
-tensor gets, the plain definition, work included. PyTorch's figure includes its work, some tenths of a microsecond at
-these sizes. What a call costs the host on a GPU, launch included, the suites of the ops report.
+"llmfast" takes the way of a CUDA tensor with tiny CPU tensors, up to where Triton would launch: in place of every
+launch stands a function that does nothing, so that Triton's own share of it is not in the figure. "llmfast on CPU" is
+what a CPU tensor gets, the plain definition, work included. PyTorch's figure includes its work, some tenths of a
+microsecond at these sizes. What a call costs the host on a GPU, launch included, the suites of the ops report.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Training steps of whole models: ours, the plain PyTorch loop in the manner of nanoGPT, transformers.
 
-All hold the same weights, see the same random tokens and do the same: the loss, its gradients, clipping, AdamW. They are
-checked on the first tokens of one sequence, the others' targets being ignored: the loss, the gradient of the embedding
-table, and the table after a step. Memory is that of weights and optimizer state, and the most that a step takes beside
-them. Fused AdamW is taken where each of them takes it: nanoGPT's loop on a GPU only.
+All hold the same weights, see the same random tokens and do the same: the loss, its gradients, clipping, AdamW. They
+are checked on the first tokens of one sequence, the others' targets being ignored: the loss, the gradient of the
+embedding table, and the table after a step. Memory is that of weights and optimizer state, and the most that a step
+takes beside them. Fused AdamW is taken where each of them takes it: nanoGPT's loop on a GPU only.
 """
 
 from __future__ import annotations

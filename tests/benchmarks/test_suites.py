@@ -16,15 +16,6 @@ MEASURED = ("median_s", "p20_s", "p80_s", "bytes", "flops", "fraction_of_copy", 
 
 
 @pytest.fixture(scope="module")
-def bench():
-    """``benchmarks.run``; the repository root, where ./kernels would shadow Hugging Face's, leaves the path again."""
-    sys.path.append(str(ROOT))
-    module = importlib.import_module("benchmarks.run")
-    sys.path[:] = [entry for entry in sys.path if entry != str(ROOT)]
-    return module
-
-
-@pytest.fixture(scope="module")
 def norm(bench):
     return importlib.import_module("benchmarks.suites.norm")
 
