@@ -16,6 +16,7 @@ from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
+from .newton_schulz import newton_schulz
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
@@ -35,6 +36,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "newton_schulz",
     "rms_norm",
     "rope",
     "sdpa",
