@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
         return 0
     if arguments[0] == "report":
