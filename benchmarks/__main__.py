@@ -3,7 +3,7 @@
 python -m benchmarks                         what there is
 python -m benchmarks norm attention --quick  runs suites, a file of results each
 python -m benchmarks cpu [--quick]           all that a CPU can tell, and its report
-python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR
+python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR; --plots, --readme
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from .results import FOLDER
+from .results import FOLDER, ROOT
 from .suites import PROGRAMS, SUITES
 
 COMPOSED = {"cpu": "all of the CPU's own, those of train_step and generate included, and their report"}
@@ -47,8 +47,21 @@ def report(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="of result files")
     parser.add_argument("--short", action="store_true", help="one table: ours beside the best other")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there")
+    parser.add_argument("--readme", action="store_true", help="write the tables of README.md anew")
     options = parser.parse_args(arguments)
-    print(render(options.folder, options.short))
+    if options.readme:
+        from .readme import refreshed
+
+        readme = ROOT / "README.md"
+        readme.write_text(refreshed(readme.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
+    if options.plots:
+        from .plots import draw
+
+        for path in draw(options.folder, options.plots):
+            print(path)
+    if not (options.readme or options.plots):
+        print(render(options.folder, options.short))
 
 
 def run(arguments: list[str]) -> int:

@@ -193,6 +193,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
             entrant.error, entrant.allowed, worst = judge.error(entrant.function)
             whole = BOTH if case.wanted(inputs) else FORWARD
             run = _call(case, entrant.function, whole, leaves(case, inputs))
+            run()
             entrant.peak = measure.peak_bytes(run, device)
         except ModuleNotFoundError as error:
             absent[contender.name] = "missing", str(error)

@@ -22,9 +22,9 @@ FEWEST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Program:
-    """What a contender of a job builds. ``evidence()`` is called once, before anything else, and gives by name what
-    tells whether the job is done right; ``call()`` does the job once; ``held()`` counts the bytes of what it
-    keeps between calls."""
+    """What a contender of a job builds. ``evidence()`` is called once, before anything else: it gives by name what
+    tells whether the job is done right, and warms up. ``call()`` does the job once; ``held()`` counts the bytes of
+    what it keeps between calls."""
 
     evidence: Callable[[], dict[str, Tensor]]
     call: Callable[[], object]
@@ -61,7 +61,7 @@ class Job:
         with measure.own_stream(device):
             entrants, results = self._admit(device)
             rounds = self._rounds_in_time(entrants, rounds)
-            samplers = {e.name: measure.Sampler([e.program.call], device, graphs=False) for e in entrants}
+            samplers = {e.name: measure.Sampler([e.program.call], device, long=True) for e in entrants}
             timings = measure.in_turn(samplers, rounds)
         for entrant in entrants:
             timing = timings[entrant.name]
@@ -156,13 +156,10 @@ class Judge:
         right = error <= allowed
         note = "" if right else f"{worst} is off by {error:.1e}, allowed are {allowed:.1e}"
         del found
-        peak = measure.peak_bytes(program.call, device)
-        peak = peak if peak is None else peak + program.held()
         start = time.perf_counter()
-        program.call()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        peak = measure.peak_bytes(program.call, device)
         seconds = time.perf_counter() - start
+        peak = peak if peak is None else peak + program.held()
         return Entrant(
             contender.name, program, "ok" if right else "wrong", note, error, allowed, peak, seconds
         )

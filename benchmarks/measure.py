@@ -58,18 +58,27 @@ def input_sets(input_bytes: int, device: str) -> int:
 
 
 class Sampler:
-    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs."""
+    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs.
 
-    def __init__(self, calls: list[Call], device: str, *, graphs: bool = True):
-        self.calls, self.device, self.graphs = calls, device, graphs
+    A ``long`` call has run before and is a sample by itself; no graph could hold it.
+    """
+
+    def __init__(self, calls: list[Call], device: str, *, long: bool = False):
+        self.calls, self.device, self.repeats = calls, device, 1
+        if long:
+            self.play, self.method = self._one_by_one, "events" if device == "cuda" else "clock"
+            return
         for call in calls:  # compiles, allocates
             call()
         self.play, self.method = self._player()
-        self.repeats = 1
         once = self.sample() * len(calls)
         self.repeats = min(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))), MOST_REPEATS)
         if device == "cpu":
             self.repeats = 1
+
+    def _one_by_one(self) -> None:
+        for call in self.calls:
+            call()
 
     def sample(self) -> float:
         elapsed = self._on_gpu() if self.device == "cuda" else self._on_cpu()
@@ -92,19 +101,15 @@ class Sampler:
         return start.elapsed_time(end) / 1e3
 
     def _player(self) -> tuple[Call, str]:
-        def one_by_one() -> None:
-            for call in self.calls:
-                call()
-
         if self.device != "cuda":
-            return one_by_one, "clock"
-        if not self.graphs or waits_for_device(self.calls[0]):
-            return one_by_one, "events"
+            return self._one_by_one, "clock"
+        if waits_for_device(self.calls[0]):
+            return self._one_by_one, "events"
         try:
             graph = captured(self.calls)
         except RuntimeError:  # Some peers cannot be captured: what their users get is launched by the host.
             torch.cuda.synchronize()
-            return one_by_one, "events"
+            return self._one_by_one, "events"
         graph.replay()
         return graph.replay, "graph"
 
@@ -171,9 +176,8 @@ def host_seconds(call: Call, device: str) -> float | None:
 
 
 def peak_bytes(call: Call, device: str) -> int | None:
-    """The most memory that the call takes at a time above what was held before, its result included; None where
-    the system does not say (on a CPU, Linux does)."""
-    call()
+    """The most memory that the call, which has run before, takes at a time above what was held before, its result
+    included; None where the system does not say (on a CPU, Linux does)."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -189,8 +189,7 @@ def short_lines(reports: list[Report]) -> Iterator[str]:
     """Ours beside the fastest other that is right; and all that is not as it should be."""
     rows = []
     for report in reports:
-        groups = grouped(report.results).values()
-        rows += [[report.machine["time"][5:16], *row] for group in groups for row in short_rows(group)]
+        rows += [[report.machine["time"][5:16], *row] for row in short_rows_of(report.results)]
     yield from dict.fromkeys(machine_line(report) for report in reports)
     yield ""
     yield from table(["run", "op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"], rows)
@@ -203,13 +202,18 @@ def short_lines(reports: list[Report]) -> Iterator[str]:
         yield from (f"not measured: {case}: {reason}" for case, reason in report.not_run.items())
 
 
+def short_rows_of(results: Iterable[Result]) -> list[list[str]]:
+    return [row for group in grouped(results).values() for row in short_rows(group)]
+
+
 def short_rows(group: list[Result]) -> Iterator[list[str]]:
     others = [r for r in group if r.status == "ok" and not r.contender.startswith(OURS)]
     best = min(others, key=lambda result: result.median_s, default=None)
     for mine in group:
         if not mine.contender.startswith(OURS):
             continue
-        row = [mine.op, shape_text(mine), mine.pass_]
+        what = [mine.pass_] if mine.dtype in (TEXT, "int64") else [mine.pass_, mine.dtype]
+        row = [mine.op, shape_text(mine), ", ".join(what)]
         if mine.median_s is None:
             yield [*row, mine.status, "", "", "", ""]
             continue
