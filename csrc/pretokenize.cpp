@@ -175,7 +175,7 @@ size_t split_none(size_t length, uint32_t* ends) {
     return length > 0;
 }
 
-// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; the rest is split by itself.
+// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; each stretch is then split by itself.
 
 inline bool is_kanji_or_kana(uint32_t point) {
     return (point >= 0x4E00 && point <= 0x9FA5) || (point >= 0x3040 && point <= 0x30FF);
@@ -187,20 +187,12 @@ inline bool is_ascii_punctuation(Byte byte) {
     return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation);
 }
 
-const Byte* skip_kanji_and_kana(const Byte* at, const Byte* end) {
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if (!is_kanji_or_kana(character.point)) break;
-        at += character.size;
-    }
-    return at;
-}
-
-// The end of the stretch without numbers, kanji and kana.
+// The end of the stretch at `at`, which is no number: of kanji and kana, or of neither.
 const Byte* deepseek_segment(const Byte* at, const Byte* end) {
+    const bool kanji_or_kana = is_kanji_or_kana(character_at(at, end).point);
     while (at < end) {
         const Character character = character_at(at, end);
-        if ((character.classes & kNumber) || is_kanji_or_kana(character.point)) break;
+        if ((character.classes & kNumber) || is_kanji_or_kana(character.point) != kanji_or_kana) break;
         at += character.size;
     }
     return at;
@@ -235,11 +227,11 @@ size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t ca
     const Byte* segment = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
-        if (at == segment) segment = deepseek_segment(at, end);
-        if (at == segment) {  // a number, kanji or kana
-            const Byte* stop = number_piece<kLlama3>(at, end);
-            at = segment = stop > at ? stop : skip_kanji_and_kana(at, end);
+        const Byte* const behind_number = at == segment ? number_piece<kLlama3>(at, end) : at;
+        if (behind_number > at) {
+            at = segment = behind_number;
         } else {
+            if (at == segment) segment = deepseek_segment(at, end);
             const Byte* stop = deepseek_match(at, segment);
             if (stop == at) {  // what the expression does not match, up to its next match, is a piece too
                 do stop += character_at(stop, segment).size;

@@ -39,7 +39,7 @@ inline bool decode_base64(std::string_view text, std::string& bytes) {
     return true;
 }
 
-// Calls `use(token, rank)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
+// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
 // that does not parse.
 template <typename Use>
 void for_each_rank(std::string_view contents, Use use) {
@@ -61,7 +61,7 @@ void for_each_rank(std::string_view contents, Use use) {
             throw std::invalid_argument("line " + std::to_string(number) + " is '" + std::string(line.substr(0, 80)) +
                                         "', not a token in base64 and its rank");
         }
-        use(std::string_view(token), rank);
+        use(std::string_view(token), rank, number);
     }
 }
 

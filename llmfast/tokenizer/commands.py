@@ -22,8 +22,8 @@ def train(
         out: Folder to write the tokenizer to; a tokenizer that is there is replaced.
         data: Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out.
         vocab_size: Size of the vocabulary, special tokens included; at least 256 and those.
-        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, none
-            or a regular expression.
+        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, deepseek,
+            none or a regular expression.
         special_tokens: Texts that are one token each and never merged.
         min_frequency: Learn no token from a pair that is rarer than this.
 

@@ -33,6 +33,34 @@ O200K = "|".join(
     ]
 )
 
+# DeepSeek V3 splits three times in sequence: numbers are cut out, then runs of kanji and kana, and each part is split
+# by the third expression, which leaves pieces that it does not match. DEEPSEEK gives the same pieces at once.
+DEEPSEEK_STEPS = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_KANJI_OR_KANA = "[一-龥\u3040-ゟ゠-ヿ]"
+_UNASSIGNED, _KANA_PUNCTUATION = "[\u3040\u3097\u3098]", "[゛゜゠・]"
+_KANA_LETTER = f"(?:(?!{_UNASSIGNED}|{_KANA_PUNCTUATION}){_KANJI_OR_KANA})"
+_OTHER_LETTER = rf"(?:(?!{_KANJI_OR_KANA})[\p{{L}}\p{{M}}])"
+DEEPSEEK = "|".join(
+    [
+        r"\p{N}{1,3}",
+        f"{_UNASSIGNED}?{_KANA_LETTER}+",
+        f"{_KANA_PUNCTUATION}+",
+        f"(?:{_UNASSIGNED}(?!{_KANA_LETTER}))+",
+        r"[!-/:-@\[-`{-~][A-Za-z]+",
+        rf"[^\r\n\p{{L}}\p{{P}}\p{{S}}]?{_OTHER_LETTER}+",
+        rf" ?(?:(?!{_KANJI_OR_KANA})[\p{{P}}\p{{S}}])+[\r\n]*",
+        r"\s*[\r\n]+",
+        rf"\s+(?=$|[\s\p{{N}}]|{_KANJI_OR_KANA})",
+        r"\s+",
+        rf"(?:(?!{_KANJI_OR_KANA}|[\s\p{{L}}\p{{M}}\p{{N}}\p{{P}}\p{{S}}])[\s\S](?!{_OTHER_LETTER}))+",
+    ]
+)
+
 WHOLE = r"[\s\S]+"  # no splitting at all: the text is one piece
 
 # Regular expression -> the engine's name for it.
@@ -45,6 +73,7 @@ NATIVE = {
     LLAMA3: "llama3",
     QWEN2: "qwen2",
     O200K: "o200k",
+    DEEPSEEK: "deepseek",
 }
 
 
