@@ -353,6 +353,12 @@ nb::list split_text(nb::handle text, std::string_view pattern) {
     return pieces;
 }
 
+size_t boundary(nb::handle text, std::string_view pattern, size_t from) {
+    nb::object owner;
+    const std::string_view all = text_of(text, owner);
+    return certain_boundary(pattern_named(pattern), all.data(), all.size(), from);
+}
+
 }  // namespace
 
 void bind_encoding(nb::module_& module) {
@@ -381,5 +387,7 @@ void bind_encoding(nb::module_& module) {
         .def("decode", &Core::decode_text)
         .def("decode_bytes", &Core::decode_bytes);
     module.def("parse_ranks", &parse_ranks, "The dict of bytes to int of a tiktoken rank file.");
+    module.def("certain_boundary", &boundary, "text"_a, "pattern"_a, "start"_a,
+               "The first offset in the UTF-8, at or after `start` > 0, where it can be cut without changing its pieces.");
     module.def("split", &split_text, "text"_a, "pattern"_a, "The pieces of a str or bytes under a named pattern.");
 }

@@ -266,11 +266,17 @@ size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, s
 
 size_t certain_boundary(Pattern pattern, const char* text, size_t length, size_t from) {
     if (pattern == Pattern::none) return length;
-    // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
-    for (size_t at = from > 0 ? from : 1; at < length; ++at) {
-        const Byte here = static_cast<Byte>(text[at]);
-        const Byte before = static_cast<Byte>(text[at - 1]);
-        if ((here == ' ' || here == '\n') && static_cast<Byte>((before | 0x20) - 'a') < 26) return at;
+    const Byte* const begin = reinterpret_cast<const Byte*>(text);
+    for (size_t at = std::max<size_t>(from, 1); at < length; ++at) {
+        const Byte here = begin[at], before = begin[at - 1];
+        // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
+        if ((here == ' ' || here == '\n') && is_ascii_letter(before)) return at;
+        // So does what follows a newline; but white space would be one with it, and o200k takes slashes along. More
+        // white space before the newline could be cut otherwise at the end of a text.
+        if (before == '\n' && at > 1 && here != '/' && !(character_at(begin + at, begin + length).classes & kSpace) &&
+            !is_continuation(here) && !(character_before(begin + at - 1, begin).classes & kSpace)) {
+            return at;
+        }
     }
     return length;
 }

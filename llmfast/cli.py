@@ -38,9 +38,14 @@ COMMANDS = {
     "tokenizer train": Command(
         "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
     ),
-    "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
+    "tokenizer encode": Command(
+        "llmfast.tokenizer.commands:encode", "Turn text into token ids, or files into token shards."
+    ),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "tokenizer compare": Command(
+        "llmfast.tokenizer.commands:compare", "Count the tokens of different tokenizers."
+    ),
     "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
     "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
     "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),

@@ -101,15 +101,19 @@ class Encoding:
         return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, num_threads)
 
     def encode_documents(
-        self, documents: Sequence[str | bytes], *, append_eot: bool = True, num_threads: int | None = None
+        self,
+        documents: Sequence[str | patterns.Buffer],
+        *,
+        append_eot: bool = True,
+        num_threads: int | None = None,
     ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
         """The ids of many documents in one array, and where each document starts and ends in it.
 
-        Special tokens in the text are plain text. Bytes need not be UTF-8: a stray byte counts as punctuation where
-        text is split, and decodes to itself.
+        Special tokens in the text are plain text. Bytes (or a memoryview, say of a memory map, which is not copied)
+        need not be UTF-8: a stray byte counts as punctuation where text is split, and decodes to itself.
 
         Args:
-            documents: texts, or their UTF-8.
+            documents: texts, or their UTF-8 in bytes.
             append_eot: put `eot_token` behind each document.
             num_threads: threads to use; all cores if None. The result does not depend on it.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Set
+from typing import TypeAlias
 
 import numpy as np
 
 from llmfast import _bpe
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -91,6 +94,11 @@ def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> E
     return RegexCore(ranks, specials, pat_str)
 
 
+def certain_boundary(pat_str: str, text: Buffer, start: int) -> int:
+    """The first offset in UTF-8, at or after `start` > 0, where it can be cut between its pieces; else its length."""
+    return _bpe.certain_boundary(text, NATIVE.get(pat_str, "none"), start)
+
+
 def last_certain_boundary(pat_str: str, text: str) -> int:
     """The last place > 0 where `text`, of which more may follow, can be cut between its pieces, or 0."""
     if NATIVE.get(pat_str, "none") == "none":
@@ -163,7 +171,7 @@ class RegexCore:
     def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
         ends = [] if separator is None else [separator]
         parts = [
-            self.encode_ordinary(one.decode("utf-8", "replace") if isinstance(one, bytes) else one) + ends
+            self.encode_ordinary(one if isinstance(one, str) else str(one, "utf-8", "replace")) + ends
             for one in documents
         ]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)

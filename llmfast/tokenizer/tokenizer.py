@@ -172,6 +172,13 @@ class Tokenizer(Encoding):
         except ValueError as error:
             raise ValueError(f"{path} cannot be loaded: {error}") from None
 
+    @classmethod
+    def of(cls, encoding: Encoding) -> Tokenizer:
+        """An encoding, such as a published one, as a tokenizer; the engine is shared."""
+        tokenizer = cls.__new__(cls)
+        tokenizer.__dict__.update(encoding.__dict__)
+        return tokenizer
+
     def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
         """The same tokenizer for transformers; special tokens in text are always encoded as such."""
         from tokenizers import Tokenizer as HuggingFaceTokenizer

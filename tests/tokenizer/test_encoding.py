@@ -148,6 +148,8 @@ def test_wrong_types_and_unknown_ids():
             encoding.encode(wrong)
     with pytest.raises(TypeError):
         encoding.decode(["a"])
+    with pytest.raises(ValueError, match="contiguous"):
+        encoding.encode_documents([memoryview(b"abcd")[::2]], append_eot=False)
     for unknown in (299, 70_000):
         with pytest.raises(KeyError, match=str(unknown)):
             encoding.decode([104, unknown])
