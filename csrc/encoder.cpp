@@ -3,18 +3,14 @@
 #include <algorithm>
 #include <bit>
 
+#include "prefetch.h"
+
 namespace llmfast {
 namespace {
 
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
 constexpr size_t kRoomToLearn = 1 << 16;    // short pieces beside the vocabulary's
 constexpr size_t kMediumSlots = 1 << 17;    // 8 MB, of which only what is used is ever touched
-
-inline void prefetch(const void* at) {
-#if defined(__GNUC__)
-    __builtin_prefetch(at);
-#endif
-}
 
 }  // namespace
 
@@ -41,9 +37,8 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
 // The ids of a piece of up to 31 bytes that the table of short pieces does not hold.
 size_t Encoder::encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const {
     const MediumKey key = medium_key(piece.data(), piece.size());
-    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, medium_pieces_.index(key))) {
-        return MediumPieces::copy(*slot, out);
-    }
+    const size_t index = medium_pieces_.index(key);
+    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
     const size_t count = encode_unknown(piece, out, piece.size() > kLongestShortKey, scratch);
     if (count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
         short_pieces_.learn(short_key(piece.data(), piece.size(), false), out, count);
@@ -104,7 +99,10 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
             const Key key = short_key(text.data() + start, length, text.size() - start >= 16);
             batch.keys[i] = key;
             batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
-            prefetch(short_pieces_.slot(batch.slots[i]));
+            prefetch_line(short_pieces_.slot(batch.slots[i]));
+        } else if (length <= kLongestMediumKey) {
+            batch.slots[i] = static_cast<uint32_t>(medium_pieces_.index(medium_key(text.data() + start, length)));
+            prefetch_line(medium_pieces_.slot(batch.slots[i]));
         }
         start = batch.ends[i];
     }

@@ -138,9 +138,9 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     const Byte* at = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
-        // ASCII goes by blocks. A block yields at most 63 pieces.
+        // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
         if (capacity - count < 63 && capacity > 63) break;
-        if (*at < 0x80 && capacity - count >= 63 && end - at > 3 && at[1] < 0x80) {
+        if (capacity - count >= 63 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
             if (size == 64) {
