@@ -22,11 +22,13 @@ class PairTable {
   public:
     explicit PairTable(const Vocabulary& vocabulary);
 
+    // False for most pairs that do not merge.
+    bool may_have(uint32_t left, uint32_t right) const { return passes(scramble(left, right)); }
+
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
         const uint64_t pair = scramble(left, right);
-        const uint64_t bit = pair >> (shift_ - 3);
-        if (!(filter()[bit >> 6] >> (bit & 63) & 1)) return kNoToken;
+        if (!passes(pair)) return kNoToken;
         const uint64_t tag = pair << 24;
         const uint64_t* const home = entries() + (pair >> shift_);
         for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
@@ -52,6 +54,10 @@ class PairTable {
     static constexpr size_t kFurthest = 255;
     static uint64_t scramble(uint32_t left, uint32_t right) {
         return ((uint64_t{left} << 24 | right) * 0x9E3779B97F4B) & ((1ull << 48) - 1);
+    }
+    bool passes(uint64_t pair) const {
+        const uint64_t bit = pair >> (shift_ - 3);
+        return filter()[bit >> 6] >> (bit & 63) & 1;
     }
     uint64_t* entries() const { return static_cast<uint64_t*>(entries_->data()); }
     uint64_t* filter() const { return static_cast<uint64_t*>(filter_->data()); }

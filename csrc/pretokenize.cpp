@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "classify.h"
+#include "newer_machines.h"
 #include "piece_starts.h"
 #include "rules.h"
 #include "unicode.h"
@@ -169,6 +170,17 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     return count;
 }
 
+template <Rules kRules>
+LLMFAST_NEWER size_t split_newer(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    return split_by<kRules>(text, length, ends, capacity);
+}
+
+template <Rules kRules>
+size_t split_best(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    return is_newer() ? split_newer<kRules>(text, length, ends, capacity)
+                      : split_by<kRules>(text, length, ends, capacity);
+}
+
 size_t split_none(size_t length, uint32_t* ends) {
     if (length > UINT32_MAX) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
     ends[0] = static_cast<uint32_t>(length);
@@ -254,11 +266,11 @@ size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t ca
 size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, size_t capacity) {
     switch (pattern) {
         case Pattern::none: return split_none(length, ends);
-        case Pattern::gpt2: return split_by<kGpt2>(text, length, ends, capacity);
-        case Pattern::cl100k: return split_by<kCl100k>(text, length, ends, capacity);
-        case Pattern::llama3: return split_by<kLlama3>(text, length, ends, capacity);
-        case Pattern::qwen2: return split_by<kQwen2>(text, length, ends, capacity);
-        case Pattern::o200k: return split_by<kO200k>(text, length, ends, capacity);
+        case Pattern::gpt2: return split_best<kGpt2>(text, length, ends, capacity);
+        case Pattern::cl100k: return split_best<kCl100k>(text, length, ends, capacity);
+        case Pattern::llama3: return split_best<kLlama3>(text, length, ends, capacity);
+        case Pattern::qwen2: return split_best<kQwen2>(text, length, ends, capacity);
+        case Pattern::o200k: return split_best<kO200k>(text, length, ends, capacity);
         case Pattern::deepseek: return split_deepseek(text, length, ends, capacity);
     }
     return 0;
