@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <thread>
 
+#include "parallel.h"
 #include "prefetch.h"
 
 namespace llmfast {
@@ -23,14 +25,34 @@ struct Encoder::Batch {
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
-      pairs_(vocabulary_),
       short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
+    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table) {
+        if (table == 0) {
+            pairs_.emplace(vocabulary_);
+        } else {
+            learn_tokens();
+        }
+    });
+}
+
+// Fills the table of short pieces with the vocabulary, some tokens at a time while their slots are fetched.
+void Encoder::learn_tokens() {
+    constexpr size_t kAtOnce = 32;
+    Key keys[kAtOnce];
+    uint32_t ids[kAtOnce];
+    size_t count = 0;
     for (uint32_t id = 0; id <= vocabulary_.largest_id(); ++id) {
         const std::string_view token = vocabulary_.bytes(id);
-        if (token.empty() || token.size() > kLongestShortKey) continue;
-        short_pieces_.learn(short_key(token.data(), token.size(), false), &id, 1);
+        if (!token.empty() && token.size() <= kLongestShortKey) {
+            keys[count] = short_key(token.data(), token.size(), false);
+            prefetch_line(short_pieces_.slot(short_pieces_.index(keys[count])));
+            ids[count++] = id;
+        }
+        if (count < kAtOnce && id < vocabulary_.largest_id()) continue;
+        for (size_t i = 0; i < count; ++i) short_pieces_.learn(keys[i], &ids[i], 1);
+        count = 0;
     }
 }
 
@@ -54,7 +76,7 @@ size_t Encoder::encode_unknown(std::string_view piece, uint32_t* out, bool look_
         out[0] = vocabulary_.find(piece);
         if (out[0] != kNoToken) return 1;
     }
-    return merge(pairs_, piece, out, scratch);
+    return merge(*pairs_, piece, out, scratch);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {

@@ -234,10 +234,7 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
 size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
     if (!byte_tokens(pairs, piece, out)) return 0;
     if (piece.size() > kShort) return merge_by_windows(pairs, out, piece.size(), scratch);
-    ShortMerge merge(out, piece.size());
-    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(piece.data());
-    for (size_t i = 0; i + 1 < piece.size(); ++i) merge.set(i, pairs.byte_pair(bytes[i], bytes[i + 1]));
-    return merge.run(pairs, nullptr);
+    return merge_short(pairs, out, piece.size(), nullptr);
 }
 
 size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {

@@ -59,7 +59,7 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : byte_pairs_(65536, kNoToken), characters_(65536, kNoToken) {
+    : characters_(65536, kNoToken) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
@@ -87,7 +87,6 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
             const std::string_view token = vocabulary.bytes(ids[i]);
             if (!insert(left, right, ids[i])) return false;
             ordered = ordered && left < ids[i] && right < ids[i];
-            if (length == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = ids[i];
             if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
         }
     }

@@ -37,9 +37,8 @@ class PairTable {
         return kNoToken;
     }
 
-    // The token of a byte, or kNoToken; the token of two bytes, or kNoToken.
+    // The token of a byte, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
-    uint32_t byte_pair(uint8_t left, uint8_t right) const { return byte_pairs_[size_t{left} << 8 | right]; }
 
     // The token that the bytes of a character of two or three bytes merge into, or kNoToken. Merging may start from
     // it only if ranks grow from merge to merge, as training makes them; where they do not, there are none.
@@ -70,7 +69,7 @@ class PairTable {
     std::unique_ptr<Pages> entries_;   // 0: empty
     std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
     std::array<uint32_t, 256> bytes_;
-    std::vector<uint32_t> byte_pairs_, characters_;
+    std::vector<uint32_t> characters_;
     std::bitset<65536> straddles_;
 };
 
