@@ -95,7 +95,8 @@ struct ReleaseGil {
 
 class Core {
   public:
-    Core(nb::dict ranks, nb::dict specials, std::string_view pattern)
+    // `ranks` is a dict of bytes to int, or the contents of a rank file.
+    Core(nb::handle ranks, nb::dict specials, std::string_view pattern)
         : encoder_(vocabulary_from(ranks), pattern_named(pattern)),
           specials_(specials_from(specials)),
           decoder_(encoder_.vocabulary(), specials_),
@@ -145,6 +146,9 @@ class Core {
         const Specials::Match match = specials_.find(utf8_of(text, owner), 0, enabled_by(wanted));
         return match.special ? nb::cast(match.special->bytes) : nb::none();
     }
+
+    uint32_t largest_id() const { return decoder_.largest_id(); }
+    size_t n_ordinary() const { return encoder_.vocabulary().size(); }
 
     nb::object token_bytes(nb::handle token) const {
         const std::string_view bytes = decoder_.bytes(as_id(token.ptr()));
@@ -213,7 +217,22 @@ class Core {
     }
 
   private:
-    static Vocabulary vocabulary_from(nb::dict ranks) {
+    static Vocabulary vocabulary_from(nb::handle ranks) {
+        if (nb::isinstance<nb::dict>(ranks)) return vocabulary_from_dict(nb::borrow<nb::dict>(ranks));
+        std::vector<uint32_t> ids;
+        std::vector<size_t> ends = {0};
+        std::string bytes;
+        for_each_rank(bytes_of(ranks), [&](std::string_view token, uint32_t rank, size_t) {
+            bytes += token;
+            ends.push_back(bytes.size());
+            ids.push_back(rank);
+        });
+        std::vector<std::string_view> tokens(ids.size());
+        for (size_t i = 0; i < ids.size(); ++i) tokens[i] = {bytes.data() + ends[i], ends[i + 1] - ends[i]};
+        return Vocabulary(tokens, ids);
+    }
+
+    static Vocabulary vocabulary_from_dict(nb::dict ranks) {
         std::vector<std::string_view> tokens;
         std::vector<uint32_t> ids;
         tokens.reserve(nb::len(ranks));
@@ -363,7 +382,7 @@ size_t boundary(nb::handle text, std::string_view pattern, size_t from) {
 
 void bind_encoding(nb::module_& module) {
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
-        .def(nb::init<nb::dict, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
+        .def(nb::init<nb::handle, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
         .def("encode_ordinary", [](const Core& core, nb::handle text) { return core.to_list(core.encode_ordinary(text)); })
         .def("encode_ordinary_to_numpy",
              [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); })
@@ -381,6 +400,8 @@ void bind_encoding(nb::module_& module) {
         .def("merge_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, false)); })
         .def("encode_documents", &Core::encode_documents, "documents"_a, "separator"_a.none(), "threads"_a, "narrow"_a)
         .def("count", &Core::count)
+        .def_prop_ro("largest_id", &Core::largest_id)
+        .def_prop_ro("n_ordinary", &Core::n_ordinary)
         .def("find_special", &Core::find_special)
         .def("find", &Core::find)
         .def("token_bytes", &Core::token_bytes, "token"_a.none())

@@ -7,6 +7,7 @@
 
 #include "merge.h"
 #include "parallel.h"
+#include "prefetch.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -82,6 +83,11 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         for (to = from; to < ids.size() && vocabulary.bytes(ids[to]).size() == length;) ++to;
         find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
+            constexpr size_t kAhead = 8;
+            if (i + kAhead < to) {
+                const auto [left, right] = halves[i - from + kAhead];
+                prefetch_line(&entries()[scramble(left, right) >> shift_]);
+            }
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
             const std::string_view token = vocabulary.bytes(ids[i]);

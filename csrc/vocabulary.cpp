@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "hash.h"
+#include "prefetch.h"
 
 namespace llmfast {
 
@@ -40,7 +41,11 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
     bytes_.reserve(total);
     spans_.assign(size_t{largest} + 1, Span{0, 0});
     slots_.assign(std::bit_ceil(tokens.size() * 2), kNoToken);
-    for (size_t i = 0; i < tokens.size(); ++i) insert(tokens[i], ids[i]);
+    constexpr size_t kAhead = 8;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        if (i + kAhead < tokens.size()) prefetch_line(&slots_[hash_bytes(tokens[i + kAhead]) & (slots_.size() - 1)]);
+        insert(tokens[i], ids[i]);
+    }
 }
 
 void Vocabulary::insert(std::string_view token, uint32_t id) {

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from llmfast import _bpe
+from llmfast.tokenizer.rank_files import RankFile
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -87,8 +88,10 @@ def compiled(pat_str: str):
     return regex.compile(pat_str)
 
 
-def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> Engine:
+def engine(ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str) -> Engine:
     """The engine for a pattern."""
+    if isinstance(ranks, RankFile):
+        ranks = ranks.data if ranks.may_have_changed else ranks.contents
     if pat_str in NATIVE:
         return _bpe.Core(ranks, specials, NATIVE[pat_str])
     return RegexCore(ranks, specials, pat_str)
@@ -113,13 +116,15 @@ def last_certain_boundary(pat_str: str, text: str) -> int:
 class RegexCore:
     """The engine's face for a pattern that it does not know: `regex` splits, the engine merges."""
 
-    def __init__(self, ranks: dict[bytes, int], specials: dict[str, int], pat_str: str):
+    def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
         self._pattern = compiled(pat_str)
         self._specials = specials
         for shared in (
             "find",
             "find_special",
+            "largest_id",
+            "n_ordinary",
             "token_bytes",
             "decode",
             "decode_bytes",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from base64 import b64encode
+from collections import UserDict
 from pathlib import Path
 
 from llmfast import _bpe
@@ -19,6 +21,21 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "o200k_base": ("o200k", {_END: 199999, "<|endofprompt|>": 200018}),
 }
+
+
+class RankFile(UserDict[bytes, int]):
+    """The tokens of a rank file, for whose contents the engine has no need of a dict: made when it is asked for."""
+
+    def __init__(self, contents: bytes):
+        self.contents = contents
+
+    @functools.cached_property
+    def data(self) -> dict[bytes, int]:
+        return _bpe.parse_ranks(self.contents)
+
+    @property
+    def may_have_changed(self) -> bool:
+        return "data" in self.__dict__
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
