@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from .adamw_call import (
     SETTINGS,
@@ -120,6 +121,17 @@ def adamw_(
     wide = torch.promote_types(params[0].dtype, torch.float32)
     for name in ("exp_avg", "exp_avg_sq", "masters"):
         check_dtype(name, lists[name], wide)
+    if not use_triton(params[0], grads[0]) and _is_plain(params, grads, masters, scale, found_inf, seed):
+        hyperparameters = {
+            "lr": lr,
+            "beta1": betas[0],
+            "beta2": betas[1],
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        everything = (list(x) for x in (params, grads, exp_avg, exp_avg_sq, (), steps))
+        adamw(*everything, fused=True, amsgrad=False, maximize=maximize, **hyperparameters)
+        return
     settings = settings_of(
         *(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream)
     )
@@ -138,6 +150,14 @@ def adamw_(
                 param, flat_grads[i], Moments(means[i], squares[i]), master, steps[i], i, settings
             )
     write_back(params, flat)
+
+
+def _is_plain(params, grads, *options) -> bool:
+    """Whether PyTorch's own fused update computes what is asked for, in the same precision: all of one wide dtype."""
+    dtypes = {params[0].dtype, grads[0].dtype}
+    return all(option is None for option in options) and (
+        dtypes == {torch.float32} or dtypes == {torch.float64}
+    )
 
 
 # ----------------------------------------------------------------------------------------------- compile gate

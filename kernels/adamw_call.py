@@ -59,6 +59,9 @@ def launch_all(
             EVEN=even,
             num_warps=WARPS,
         )
+    torch.autograd.graph.increment_version(
+        [*params, *masters]
+    )  # What autograd saved of them is no longer valid.
 
 
 def disguised(number: int) -> int:
