@@ -24,6 +24,7 @@ SUITES = {
     "attention": Suite(
         "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
     ),
+    "optimizer": Suite("AdamW, with 8-bit moments too, and the iteration of Muon", ("cuda", "cpu")),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
     "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),
