@@ -280,6 +280,36 @@ def test_operator_is_well_formed(device):
     )
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("function", [adamw_, adamw_8bit_])
+def test_captures_into_a_cuda_graph_and_does_not_synchronise(function):
+    def fresh():
+        params, means, squares, steps = make(torch.bfloat16, "cuda", shapes=[(300, 16), (7,)])
+        if function is adamw_8bit_:
+            codes = [[torch.zeros_like(p, dtype=torch.uint8) for p in params] for _ in range(2)]
+            maxima = [[torch.zeros(-(-p.numel() // 256), device="cuda") for p in params] for _ in range(2)]
+            return params, *codes, *maxima, steps
+        return params, means, squares, steps
+
+    settings = {"lr": torch.tensor(0.01, device="cuda"), "seed": 3}
+    expected, state = fresh(), fresh()
+    grads = gradients(state[0], 0)
+    for _ in range(4):
+        function(expected[0], grads, *expected[1:], **settings)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function(state[0], grads, *state[1:], **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function(state[0], grads, *state[1:], **settings)
+    for _ in range(3):
+        graph.replay()
+    for found, wanted in zip(state, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 WIDE = ([torch.ones(3)], [torch.ones(3)], [torch.zeros(3)], [torch.zeros(3)], [torch.tensor(0.0)])
 
 
