@@ -133,7 +133,7 @@ class _Fit:
         training = self.training
         if _due(training.evaluate_every, step):
             self._evaluate(step)
-        if _due(training.sample_every, step):
+        if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
             self.display.sample(step, *_sample(self.session))
         if _due(training.checkpoint_every, step) and step < training.steps:
             with self._full_disk_told():

@@ -1,4 +1,4 @@
-"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2), or divided in groups (HSDP)."""
+"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2, HSDP, tensor parallel), or both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llmfast.data.shards import Share
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
+from llmfast.training.tensor_parallel import TensorParallel
 
 
 class Placement:
@@ -35,18 +36,24 @@ class Placement:
     ):
         self.world, self.device = world, device
         self.is_divided = world.size > 1 and config.strategy != "ddp"
-        self.data_share = Share(world.rank, world.size)
+        self.tensor: TensorParallel | None = None
+        group = None  # of the processes with copies of this one's parameters: all of them
         if self.is_divided:
             self._divide(model, config, precision)
+        elif config.tensor > 1:
+            mesh = _tensor_mesh(config, world, device)
+            self.tensor = TensorParallel(model.to(device), mesh.get_group("tensor"))
+            group = mesh.get_group("copy")
         else:
             model.to(device)
+        self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.model = model
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
-        self.forward: nn.Module = torch.compile(model) if compile else model
-        if world.size > 1 and not self.is_divided:
+        self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
+        if self.data_share.count > 1 and not self.is_divided:
             self.forward = DistributedDataParallel(
-                self.forward, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.forward, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
             )
 
     def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
@@ -78,6 +85,9 @@ class Placement:
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, the same in every process."""
+        if self.tensor is not None:
+            self.tensor.finish_gradients()
+            return self.tensor.gradient_norm()
         gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
         return whole(torch.nn.utils.get_total_norm(gradients)).to(self.device)
 
@@ -87,6 +97,14 @@ class Placement:
             if (gradient := parameter.grad) is not None:
                 local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
                 local.mul_(factor.to(local.device))
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""
+        return tensors if self.tensor is None else self.tensor.whole(tensors)
+
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process needs of a checkpoint's parameters or optimizer state."""
+        return tensors if self.tensor is None else self.tensor.mine(tensors)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -101,3 +119,10 @@ def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceM
     if world.size % group:
         raise ValueError(f"parallel.group {group} does not divide the {world.size} processes")
     return init_device_mesh(device.type, (world.size // group, group), mesh_dim_names=("copy", "shard"))
+
+
+def _tensor_mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
+    if world.size % config.tensor:
+        raise ValueError(f"parallel.tensor {config.tensor} does not divide the {world.size} processes")
+    shape = (world.size // config.tensor, config.tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "tensor"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from llmfast.files import atomic_folder
@@ -42,6 +44,9 @@ class Saver:
         self.run, self.trainer, self.tokenizer = run, trainer, tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future, Callable[[], None]] | None = None
+        # What the threads of a background save say to each other must not mix with what training says.
+        in_background = trainer.config.training.async_checkpoints and trainer.placement.is_divided
+        self._group = dist.new_group(backend="gloo") if in_background else None
 
     def save(self, *, validation_loss: float | None = None) -> None:
         """Save where the trainer is.
@@ -53,9 +58,10 @@ class Saver:
         trainer = self.trainer
         background = trainer.config.training.async_checkpoints
         state = trainer.state() | {"validation_loss": validation_loss}
-        model, optimizer = model_tensors(trainer.model), trainer.optimizer_tensors()
+        tensors = (model_tensors(trainer.model), trainer.optimizer_tensors())
+        model, optimizer = map(trainer.placement.whole, tensors)
         if trainer.placement.is_divided:
-            self._pending = self._begin_divided(state, model, optimizer, background)
+            self._pending = self._begin_divided(state, model, optimizer)
         elif not trainer.world.is_main:
             return
         elif background:
@@ -96,7 +102,7 @@ class Saver:
         )
 
     def _begin_divided(
-        self, state: dict[str, Any], model: Tensors, optimizer: Tensors, background: bool
+        self, state: dict[str, Any], model: Tensors, optimizer: Tensors
     ) -> tuple[Future, Callable[[], None]]:
         """All processes write into one folder; the first one then completes it and puts it in its place."""
         world = self.trainer.world
@@ -119,7 +125,7 @@ class Saver:
             if world.is_main:
                 self._drop_old()
 
-        return write_divided(partial, model, optimizer, background=background), finish
+        return write_divided(partial, model, optimizer, self._group), finish
 
     def _drop_old(self) -> None:
         training = self.trainer.config.training
@@ -132,8 +138,11 @@ def restore(trainer: Trainer, folder: Path) -> None:
     Raises:
         ValueError: a file is missing or damaged, or of another model or other data.
     """
-    if not trainer.placement.is_divided:
-        trainer.restore(read_checkpoint(folder))
+    placement = trainer.placement
+    if not placement.is_divided:
+        found = read_checkpoint(folder)
+        mine = {"model": placement.mine(found.model), "optimizer": placement.mine(found.optimizer)}
+        trainer.restore(dataclasses.replace(found, **mine))
         return
     trainer.world.first(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)

@@ -109,7 +109,9 @@ class Trainer:
         factor = learning_rate_factor(training, self.steps_done)
         set_learning_rate(self.optimizers, factor)
         # Decided by the step: dropout needs no state to be saved, and continues exactly.
-        torch.manual_seed(random_integer((training.seed, self.steps_done, self.world.rank)) >> 1)
+        torch.manual_seed(
+            random_integer((training.seed, self.steps_done, self.placement.data_share.index)) >> 1
+        )
         context = context_at(training, self.config.model.context, self.steps_done)
         batch_size = batch_size_at(training, self.steps_done)
         batch = self.loader.next(batch_size, context).to(self.device)
@@ -123,9 +125,15 @@ class Trainer:
 
     def _backward(self, batch: Batch, context: int) -> Tensor:
         """Gradients of the mean loss over all processes' targets; returns that loss."""
-        size = self.placement.data_share.count
+        size = (
+            self.world.size
+        )  # tensor-parallel processes count the same targets: both sums are as many times too large
         counted = self.world.sum((batch.targets != IGNORED).sum())
-        rows = self.config.training.batch_size // self.config.training.accumulate // size
+        rows = (
+            self.config.training.batch_size
+            // self.config.training.accumulate
+            // self.placement.data_share.count
+        )
         parts = batch.split(rows * self.config.model.context // context)
         loss = torch.zeros((), device=self.device)
         for part in parts:

@@ -27,6 +27,7 @@ STRATEGIES = {
     "fsdp": ParallelConfig("fsdp"),
     "hsdp": ParallelConfig("hsdp", group=1),
     "fsdp, offloaded": ParallelConfig("fsdp", cpu_offload=True),
+    "tensor": ParallelConfig(tensor=2),
 }
 
 
@@ -43,7 +44,7 @@ def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
         data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training)
     )
     config.data = dataclasses.replace(config.data, sources=(), prepared=str(data))
-    config.model = dataclasses.replace(config.model, layers=2)
+    config.model = dataclasses.replace(config.model, layers=2, kv_heads=2, qk_norm=True, biases="all")
     config.parallel = parallel
     return config
 
@@ -85,8 +86,9 @@ def test_four_go_on_from_two_and_two_from_four(data, alone, tmp_path):
     )
     assert four[0] == close(alone[4:8])
     (saved,) = checkpoints(tmp_path / "four" / "run")
-    two = run_ranks(jobs.train, 2, tmp_path / "again", config, 4, saved)
-    assert two[0] == close(alone[8:])
+    both = ParallelConfig(tensor=2)  # two copies of a model that two processes divide
+    four = run_ranks(jobs.train, 4, tmp_path / "again", run_config(data, both), 4, saved)
+    assert four[0] == close(alone[8:])
 
 
 def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
