@@ -258,7 +258,12 @@ def _routing_figures(model: Decoder) -> dict[str, float]:
 
 def _check_division(config: RunConfig, processes: int) -> None:
     """Every batch, also in its warm-up, must fall into equal parts."""
-    training = config.training
+    training, parallel = config.training, config.parallel
+    divided = parallel.strategy if parallel.strategy != "ddp" else f"tensor {parallel.tensor}"
+    if training.optimizer == "muon" and (parallel.strategy != "ddp" or parallel.tensor > 1):
+        raise ValueError(
+            f"training.optimizer muon needs whole matrices, which parallel {divided} divides; use adamw"
+        )
     smallest = training.batch_size // (8 if training.batch_warmup else 1)
     parts = training.accumulate * processes
     if (

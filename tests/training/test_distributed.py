@@ -77,7 +77,7 @@ def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone
     assert model.config.layers == 2
 
 
-def test_four_go_on_from_two_and_two_from_four(data, alone, tmp_path):
+def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"))
     run_ranks(jobs.train, 2, tmp_path / "two", config, 4)
     (saved,) = checkpoints(tmp_path / "two" / "run")
