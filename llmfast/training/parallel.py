@@ -8,8 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
@@ -57,6 +55,8 @@ class Placement:
             )
 
     def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
         low = precision != torch.float32
         options = {
             "mesh": _mesh(config, self.world, self.device),
@@ -89,13 +89,14 @@ class Placement:
             self.tensor.finish_gradients()
             return self.tensor.gradient_norm()
         gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-        return whole(torch.nn.utils.get_total_norm(gradients)).to(self.device)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return (norm.full_tensor() if self.is_divided else norm).to(self.device)
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply every gradient by ``factor``."""
         for parameter in self.model.parameters():
             if (gradient := parameter.grad) is not None:
-                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                local = gradient.to_local() if self.is_divided else gradient
                 local.mul_(factor.to(local.device))
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,11 +106,6 @@ class Placement:
     def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What this process needs of a checkpoint's parameters or optimizer state."""
         return tensors if self.tensor is None else self.tensor.mine(tensors)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be divided between processes, whole (all of them must ask)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:

@@ -26,7 +26,6 @@ from llmfast.training.checkpoint import (
     split_scalars,
     write_state,
 )
-from llmfast.training.divided import name_files, read_divided, write_divided
 from llmfast.training.run import Run
 from llmfast.training.trainer import Trainer
 
@@ -105,6 +104,8 @@ class Saver:
         self, state: dict[str, Any], model: Tensors, optimizer: Tensors
     ) -> tuple[Future, Callable[[], None]]:
         """All processes write into one folder; the first one then completes it and puts it in its place."""
+        from llmfast.training.divided import name_files, write_divided  # half a second of imports
+
         world = self.trainer.world
         # Scalars go another way: in consolidating them, torch.distributed.checkpoint (2.13) writes zeros.
         optimizer, scalars = split_scalars(optimizer)
@@ -144,6 +145,8 @@ def restore(trainer: Trainer, folder: Path) -> None:
         mine = {"model": placement.mine(found.model), "optimizer": placement.mine(found.optimizer)}
         trainer.restore(dataclasses.replace(found, **mine))
         return
+    from llmfast.training.divided import read_divided
+
     trainer.world.first(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)
     state = read_state(folder)
