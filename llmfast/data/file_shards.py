@@ -12,10 +12,10 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from llmfast.data.shards import INDEX, Shard, ShardWriter
+from llmfast.data.shards import INDEX, Shard, ShardWriter, read_index, write_index
 from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer, patterns
 
@@ -62,25 +62,18 @@ def encode_files(
     except KeyError as error:
         raise ValueError(f"no token to end documents with: {error.args[0]}") from None
     _check_plan(folder, paths, sizes, tokenizer.fingerprint)
+    about = {"vocab_size": tokenizer.n_vocab, "eot_token": eot_token, "fingerprint": tokenizer.fingerprint}
     shards: list[Shard] = []
     for number, part in enumerate(parts(sizes)):
         inside = folder / f"{number:05d}"
         if not (inside / INDEX).exists():
             with atomic_folder(inside) as partial:
-                writer = ShardWriter(
-                    partial,
-                    vocab_size=tokenizer.n_vocab,
-                    eot_token=eot_token,
-                    fingerprint=tokenizer.fingerprint,
-                )
+                writer = ShardWriter(partial, **about)
                 _write_part(writer, _windows(paths, part, tokenizer), tokenizer, num_threads)
-        index = json.loads((inside / INDEX).read_text())
-        shards += [
-            replace(Shard(**shard), file=f"{inside.name}/{shard['file']}") for shard in index["shards"]
-        ]
+        made = read_index(inside / INDEX)["shards"]
+        shards += [replace(Shard(**shard), file=f"{inside.name}/{shard['file']}") for shard in made]
         progress(min((number + 1) * PART_BYTES, sum(sizes)), sum(sizes))
-    index["shards"] = [asdict(shard) for shard in shards]
-    atomic_write(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_index(folder, shards, **about)
     return shards
 
 
