@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,12 @@ from llmfast.data.shards import Share
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
 from llmfast.training.tensor_parallel import TensorParallel
+
+# Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
+_SYNC = "forward_sync_buffers"
+_OWN_BUFFERS = {
+    _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 class Placement:
@@ -51,7 +58,7 @@ class Placement:
         self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
         if self.data_share.count > 1 and not self.is_divided:
             self.forward = DistributedDataParallel(
-                self.forward, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
             )
 
     def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:

@@ -83,6 +83,11 @@ class Trainer:
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
         _check_division(config, self.placement.data_share.count)
+        if training.optimizer == "muon" and (self.placement.is_divided or self.placement.tensor):
+            divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
+            raise ValueError(
+                f"muon needs whole matrices, which parallel.{divided} divides; use training.optimizer adamw"
+            )
         self._begin()
 
     def _begin(self) -> None:
@@ -258,12 +263,7 @@ def _routing_figures(model: Decoder) -> dict[str, float]:
 
 def _check_division(config: RunConfig, processes: int) -> None:
     """Every batch, also in its warm-up, must fall into equal parts."""
-    training, parallel = config.training, config.parallel
-    divided = parallel.strategy if parallel.strategy != "ddp" else f"tensor {parallel.tensor}"
-    if training.optimizer == "muon" and (parallel.strategy != "ddp" or parallel.tensor > 1):
-        raise ValueError(
-            f"training.optimizer muon needs whole matrices, which parallel {divided} divides; use adamw"
-        )
+    training = config.training
     smallest = training.batch_size // (8 if training.batch_warmup else 1)
     parts = training.accumulate * processes
     if (

@@ -125,6 +125,14 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
 
 
+def test_muon_is_not_run_on_parts_of_matrices(data):
+    """Trap: a part orthogonalised by itself is not a part of the orthogonal matrix."""
+    with pytest.raises(
+        AssertionError, match=r"muon needs whole matrices, which parallel\.strategy fsdp divides"
+    ):
+        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="muon"), 1)
+
+
 def test_the_command_line_under_torchrun(data, alone, tmp_path):
     config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
     config_files.save(config, tmp_path / "config.yaml")
