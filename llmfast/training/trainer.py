@@ -22,6 +22,7 @@ from llmfast.training.config import RunConfig
 from llmfast.training.distributed import World
 from llmfast.training.guard import Guard, LossScaler
 from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
+from llmfast.training.limits import check_division, check_memory
 from llmfast.training.optimizer import (
     build_optimizers,
     load_optimizer_tensors,
@@ -67,6 +68,7 @@ class Trainer:
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.compiled = training.compile and can_compile(self.device)
+        check_memory(config, world, self.device)
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         generator = torch.Generator().manual_seed(training.seed)
@@ -82,7 +84,7 @@ class Trainer:
         self.model.activation_checkpointing = training.activation_checkpointing
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
-        _check_division(config, self.placement.data_share.count)
+        check_division(config, self.placement.data_share.count)
         if training.optimizer == "muon" and (self.placement.is_divided or self.placement.tensor):
             divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
             raise ValueError(
@@ -259,24 +261,3 @@ def _routing_figures(model: Decoder) -> dict[str, float]:
         "expert_max_violation": statistics["max_violation"].max().item(),
         "experts_unused": statistics["unused"].sum().item(),
     }
-
-
-def _check_division(config: RunConfig, processes: int) -> None:
-    """Every batch, also in its warm-up, must fall into equal parts."""
-    training = config.training
-    smallest = training.batch_size // (8 if training.batch_warmup else 1)
-    parts = training.accumulate * processes
-    if (
-        training.batch_size % parts
-        or (training.batch_warmup and training.batch_size % 8)
-        or smallest % processes
-    ):
-        warm = ", and by 8 for training.batch_warmup" if training.batch_warmup else ""
-        raise ValueError(
-            f"training.batch_size {training.batch_size} must be divisible by training.accumulate "
-            f"{training.accumulate} times {processes} processes{warm}"
-        )
-    if training.context_warmup and config.model.context % 8:
-        raise ValueError(
-            f"training.context_warmup needs a context divisible by 8, got {config.model.context}"
-        )
