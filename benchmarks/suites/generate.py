@@ -43,7 +43,8 @@ def decodings(size: str) -> tuple[str, list[Decoding]]:
     """The device, and what is measured there."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
-        return "cpu", [Decoding("toy", 2, 8, 4, dtype) for dtype in both]
+        models = "toy", "toy GPT-2"
+        return "cpu", [Decoding(model, 2, 8, 4, dtype) for model in models for dtype in both]
     if size == "cpu-quick":
         return "cpu", [Decoding("quickstart", 1, 16, 16, dtype) for dtype in both]
     if size == "cpu":
