@@ -6,6 +6,7 @@ fewer times. One exception: float32 at D = 256 spills with every tile that was t
 measurement on a chip decides otherwise, its comment says so.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 from ..launch import cdiv
@@ -23,6 +24,26 @@ class Tile:
     warps: int
     stages: int
     tma: bool = False
+
+
+# How the forward pass is launched: a program a tile; a persistent grid (see ``persistent_programs``); on 9.0, and only
+# where chosen below, a persistent grid of warp groups (``forward_hopper``), which may take turns at the tensor cores.
+TILES, PERSISTENT, WARP_GROUPS, ALTERNATING = "tiles", "persistent", "warp groups", "alternating warp groups"
+
+_chosen = {}
+
+
+@contextlib.contextmanager
+def choosing(**choices):
+    """Launches as given and not as chosen below, for measurements and tests: ``forward``, one of the four names above,
+    and ``keys_gradient``, a ``Tile``. For the whole process: the backward pass runs in a thread of its own."""
+    before = _chosen.copy()
+    _chosen.update(choices)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)
 
 
 def padded_width(head_dim):
@@ -61,25 +82,40 @@ def forward_tile(device, head_dim, itemsize, heavy):
 START = 0.4
 
 
-def persistent_programs(device, head_dim, tile, tiles, heads, steps):
-    """Programs of a forward grid that takes all tiles in pairs of equal work, or 0 for a program a tile.
+def forward_form(device, head_dim, tile, tiles, heads, steps, pairs_up):
+    """TILES or PERSISTENT; ``pairs_up`` says whether tiles i and n - 1 - i of a head are equal work.
 
-    ``heads`` counts them over the batch; ``steps`` is how many tiles of keys a tile of rows sees on average. Pairs are
-    dealt out in rounds, and part of the last round is idle, where the hardware would hand single tiles to whoever is
-    free: so this is for short sequences in many heads. Expected at D = 128, causal, 16,384 tokens in 16 heads on 132
-    multiprocessors (15.5 waves of tiles, 3 % idle): 17 % less time at S = 512, 8 % at 2,048; none at 16,384.
-    At D > 128 the output's tile, which is written while the next one begins, would not fit beside the others.
+    WARP_GROUPS and ALTERNATING are never chosen here: they compile, and an emulation of them is exact, but no chip has
+    run them yet. ``benchmarks/suites/attention.py`` measures them beside the others.
     """
-    programs = device.multiprocessors * 8 // tile.warps  # Each takes the registers of four or eight warps.
+    if "forward" in _chosen:
+        return _chosen["forward"]
+    # At D > 128 the output's tile, which is written while the next one begins, would not fit beside the others.
+    pays = pairs_up and head_dim <= 128 and START / max(steps, 1) > idle(device, tile, tiles, heads)
+    return PERSISTENT if pays else TILES
+
+
+def idle(device, tile, tiles, heads):
+    """What a persistent grid adds to the time: the idle part of the last round, in which pairs of tiles are dealt out.
+
+    The hardware would hand single tiles to whoever is free, so persistence is for short sequences in many heads.
+    Expected at D = 128, causal, 16,384 tokens in 16 heads on 132 multiprocessors (15.5 waves of tiles, 3 % idle): 17 %
+    less time at S = 512, 8 % at 2,048; none at 16,384. ``heads`` counts them over the batch.
+    """
+    programs = persistent_programs(device, tile.warps)
     pairs = cdiv(tiles, 2) * heads
-    if pairs == 0 or head_dim > 128:
-        return 0
-    idle = cdiv(pairs, programs) * programs / pairs - 1
-    return programs if START / max(steps, 1) > idle else 0
+    return cdiv(pairs, programs) * programs / pairs - 1 if pairs else 1
+
+
+def persistent_programs(device, warps):
+    """As many as run at once: a multiprocessor has the registers of eight warps with up to 255 a thread."""
+    return device.multiprocessors * 8 // warps
 
 
 def keys_gradient_tile(device, head_dim, itemsize, heavy):
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
+    if "keys_gradient" in _chosen:
+        return _chosen["keys_gradient"]
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)

@@ -27,8 +27,13 @@ from .arguments import (
 from .backward import delta_kernel, keys_gradient_kernel, queries_gradient_kernel
 from .decode import run_decode
 from .forward import forward_kernel
+from .forward_hopper import launch_warp_groups
 from .launch import (
+    ALTERNATING,
+    PERSISTENT,
+    WARP_GROUPS,
     Tile,
+    forward_form,
     forward_tile,
     heavy,
     keys_gradient_tile,
@@ -77,13 +82,18 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
     device, is_heavy = Device.of(q.device), heavy(softcap, dropout_p)
     tile = forward_tile(device, D, q.element_size(), is_heavy)
     tiles = tile_count(S, tile.block_m, cu_q)
-    persistent = 0
-    if cu_q is None and not is_heavy:  # Packed tiles are no pairs; heavy ones share multiprocessors.
-        steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
-        persistent = persistent_programs(device, D, tile, tiles, B * H, steps)
+    pairs_up = cu_q is None and not is_heavy  # Packed tiles are no pairs; heavy ones share multiprocessors.
+    steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
+    form = forward_form(device, D, tile, tiles, B * H, steps, pairs_up)
+    if form in (WARP_GROUPS, ALTERNATING):
+        assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
+        assert sinks is None, "warp groups have no sinks"
+        assert left is None, "warp groups have no window to the left"
+        launch_warp_groups(device, q, k, v, out_heads, lse, scale, right, alternate=form == ALTERNATING)
+        return out, lse
     launch(
         forward_kernel,
-        persistent or tiles * H * B,
+        persistent_programs(device, tile.warps) if form == PERSISTENT else tiles * H * B,
         q,
         tile,
         **matrices(q=q, k=k, v=v, out=out_heads),
@@ -94,7 +104,7 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
         lse=lse,
         sinks=sinks,
         tiles=tiles,
-        PERSISTENT=persistent > 0,
+        PERSISTENT=form == PERSISTENT,
     )
     return out, lse
 
