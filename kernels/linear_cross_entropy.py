@@ -21,7 +21,7 @@ from .gate import GateCase
 from .launch import Device
 from .linear_call import MIB, SCHEMA, Call
 from .loss_checks import autocast, check_options, check_same_dtype, check_target, finish
-from .operator import define
+from .operator import define, define_with_gradients
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -134,8 +134,7 @@ _tokens_op = define(
 
 
 # The sum of all tokens' losses with its gradients: three matrix products where the operator above needs four,
-# because the derivative by each token's loss is known from the start. What it is multiplied by later (1 / N,
-# a loss scale) waits for the backward pass, so that no float16 underflows here.
+# because the derivative by each token's loss is known from the start.
 
 
 def _allocate_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -158,28 +157,10 @@ def _run_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def _save_sum(ctx, inputs, output) -> None:
-    ctx.wanted, ctx.dtype = inputs[0], inputs[1].dtype
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate_sum(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, ...]:
-    # Scaled copies: what is saved must serve a second backward pass.
-    gradients = (
-        (saved * grad).to(ctx.dtype) if want and grad is not None else None
-        for saved, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
-    )
-    return None, *gradients, *(None,) * (len(Call._fields) - 3)
-
-
-_sum_op = define(
+_sum_op = define_with_gradients(
     f"linear_cross_entropy_sum(bool[] wanted, {SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_sum,
     _allocate_sum,
-    backward=_differentiate_sum,
-    save=_save_sum,
 )
 
 # -------------------------------------------------------------------------------------------- public function

@@ -9,11 +9,13 @@ token's loss and its derivative by the student's logits are
     js        β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M)      (1 − β)·p_S·(log p_S − log M − KL(p_S ‖ M)) / τ
 
 The tokens go by in chunks (``linear_chunks``): the logits of a chunk are two matrix products, and one kernel
-reads them. The backward pass computes them again, writes the gradient over the student's, and multiplies by the
-student's head and hidden states; the gradient of the head is summed over the chunks in float32.
+reads them. From the gradient of the student's logits, written in their place, two more products give those of its
+hidden states and of its head, which is summed over the chunks in float32. Where the loss of all tokens is one number
+that happens in the same pass, four products in all; where each token's loss is asked for, the backward pass computes
+the logits a second time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from .launch import Device, cdiv, next_power_of_2, run
 from .linear_call import MIB
 from .linear_chunks import add_product, chunk_rows
 from .loss_checks import REDUCTIONS, autocast, check_same_dtype, check_target
-from .operator import define
+from .operator import define, define_with_gradients
 from .reference import divergence as definition
 from .reference import loss as losses
 from .reference.dtypes import widen
@@ -109,7 +111,12 @@ def row_losses(
 
 
 def row_gradients(
-    call: Call, student: Tensor, teacher: Tensor, target: Tensor | None, grad_loss: Tensor
+    call: Call,
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    grad_loss: Tensor,
+    statistics: Tensor | None,
 ) -> Tensor:
     """The gradient of the student's logits, in their dtype; the kernels write it in their place."""
     if not call.kernels:
@@ -117,10 +124,33 @@ def row_gradients(
         if target is not None:
             gradient.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
         return gradient.to(student.dtype)
-    _, statistics = row_losses(call, student, teacher, target)
     blocks = cdiv(student.shape[1], block_of(student.shape[1]))
     run_rows(kl_backward, blocks, call, student, teacher, target, grad_loss.contiguous(), statistics)
     return student
+
+
+def sweep(
+    call: Call, grad_loss: Tensor | None = None, wanted: Sequence[bool] = (False, False)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over the tokens: the loss of each (N,) and, with ``grad_loss`` (N,), the gradients of the student's
+    hidden states and of its head that are wanted (empty where not), the latter in float32."""
+    hidden, weight = call[:2]
+    loss = _allocate(*call)
+    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
+    grad_weight = hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=loss.dtype)
+    # The operands are in their dtype already: autocast must not narrow the float32 sums.
+    with torch.autocast(hidden.device.type, enabled=False):
+        for some in chunks(call):
+            student, teacher, target = logits_of(call, some)
+            loss[some], statistics = row_losses(call, student, teacher, target)
+            if not any(wanted):
+                continue
+            gradients = row_gradients(call, student, teacher, target, grad_loss[some], statistics)
+            if wanted[0]:
+                torch.mm(gradients, weight, out=grad_hidden[some])
+            if wanted[1]:
+                add_product(grad_weight, gradients.T, hidden[some])
+    return loss, grad_hidden, grad_weight
 
 
 # -------------------------------------------------------------------------------------------------- operators
@@ -137,35 +167,24 @@ def _allocate(*inputs) -> Tensor:
 
 
 def _run(*inputs) -> Tensor:
-    call = Call(*inputs)
-    loss = _allocate(*inputs)
-    with torch.autocast(call.student_hidden.device.type, enabled=False):
-        for some in chunks(call):
-            loss[some] = row_losses(call, *logits_of(call, some))[0]
-    return loss
+    return sweep(Call(*inputs))[0]
+
+
+def _allocate_gradients(wanted, hidden, weight, weight_dtype) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape if wanted[0] else 0), hidden.new_empty(
+        weight.shape if wanted[1] else 0, dtype=weight_dtype
+    )
 
 
 def _allocate_backward(grad_loss, wanted, *inputs) -> tuple[Tensor, Tensor]:
     hidden, weight = inputs[:2]
-    return hidden.new_empty(hidden.shape if wanted[0] else 0), hidden.new_empty(
-        weight.shape if wanted[1] else 0
-    )
+    return _allocate_gradients(wanted, hidden, weight, weight.dtype)
 
 
 def _run_backward(grad_loss, wanted, *inputs) -> tuple[Tensor, Tensor]:
     call = Call(*inputs)
-    hidden, weight = call[:2]
-    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
-    grad_weight = hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=grad_loss.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for some in chunks(call):
-            gradients = row_gradients(call, *logits_of(call, some), grad_loss[some])
-            if wanted[0]:
-                torch.mm(gradients, weight, out=grad_hidden[some])
-            if wanted[1]:
-                add_product(grad_weight, gradients.T, hidden[some])
-    # A copy even where the dtype stays: an operator's outputs are its own.
-    return grad_hidden, grad_weight.to(weight.dtype)
+    _, grad_hidden, grad_weight = sweep(call, grad_loss, wanted)
+    return grad_hidden, grad_weight.to(call.student_weight.dtype)
 
 
 _backward_op = define(
@@ -189,6 +208,26 @@ def _differentiate(ctx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
 
 _kl_op = define(
     f"linear_kl_divergence({_SCHEMA}) -> Tensor", _run, _allocate, backward=_differentiate, save=_save
+)
+
+
+def _allocate_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = inputs[:2]
+    wide = widen(hidden[:0]).dtype
+    return hidden.new_empty((), dtype=wide), *_allocate_gradients(wanted, hidden, weight, wide)
+
+
+def _run_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*inputs)
+    ones = call.student_hidden.new_ones((), dtype=widen(call.student_hidden[:0]).dtype)
+    loss, *gradients = sweep(call, ones.expand(call.student_hidden.shape[0]), wanted)
+    return loss.sum(), *gradients
+
+
+_sum_op = define_with_gradients(
+    f"linear_kl_divergence_sum(bool[] wanted, {_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    _run_sum,
+    _allocate_sum,
 )
 
 # -------------------------------------------------------------------------------------------- public function
@@ -219,8 +258,8 @@ def linear_kl_divergence(
     in float32 (float64 for float64). The temperature's square, by which Hinton multiplies the loss, is left to the
     caller. Gradients reach the student's hidden states and head; the teacher gets none.
 
-    Memory beside the inputs and the gradients: a float32 copy of the head's gradient, and a workspace of 256 MiB
-    or half of the student's head. Ignored tokens take part in the matrix products.
+    Memory beside the inputs and the gradients: a float32 copy of the head's gradient, a copy of the hidden states'
+    gradient, and a workspace of 256 MiB or half of the student's head. Ignored tokens take part in the matrix products.
 
     Args:
         student_hidden: (..., E), any floating dtype. Under autocast the four tensors are cast as for
@@ -264,11 +303,17 @@ def linear_kl_divergence(
         loss = definition.kl_divergence(*logits, kind, beta, temperature)
         loss = loss if flat is None else torch.where(flat == ignore_index, 0, loss)
     else:
-        head = (teacher_rows, teacher_head, flat)
-        loss = _kl_op(hidden, weight, *head, ignore_index, kind, beta, temperature, kernels)
-    loss = loss.view(student_hidden.shape[:-1])
-    counted = torch.ones_like(loss)
-    if target is not None:
+        call = Call(
+            hidden, weight, teacher_rows, teacher_head, flat, ignore_index, kind, beta, temperature, kernels
+        )
+        wanted = [torch.is_grad_enabled() and p.requires_grad for p in call[:2]]
+        summed = any(wanted) and reduction != "none"
+        loss = _sum_op(wanted, *call)[0] if summed else _kl_op(*call)
+    if reduction == "none":
+        return loss.view(student_hidden.shape[:-1])
+    if target is None:
+        counted = loss.new_ones(tokens)
+    else:
         counted = losses.token_weight(target, None, ignore_index, loss.dtype)
     return losses.reduce(loss, counted, reduction)
 
@@ -322,4 +367,5 @@ def _gate_run(vocabulary: int, dtype: torch.dtype, kind: str) -> None:
     student, teacher = (torch.empty(128, vocabulary, dtype=dtype, device="meta") for _ in range(2))
     target, grad_loss = (torch.empty(128, dtype=d, device="meta") for d in (torch.int64, torch.float32))
     call = Call(student, student, teacher, teacher, target, -100, kind, 0.5, 2.0, True)
-    row_gradients(call, student, teacher, target, grad_loss)
+    _, statistics = row_losses(call, student, teacher, target)
+    row_gradients(call, student, teacher, target, grad_loss, statistics)

@@ -37,6 +37,32 @@ def define(
     return op
 
 
+def define_with_gradients(schema: str, run: Callable, fake: Callable) -> Callable:
+    """The operator ``name(bool[] wanted, Tensor a, ..., ...) -> (Tensor, Tensor grad_a, ...)``: a number together with
+    its gradients by the first tensors, those that are wanted, found in the same pass.
+
+    What the number is multiplied by later (1 / N, a loss scale) waits for the backward pass, so that no float16
+    underflows in ``run``, whose gradients may be wider than the tensors.
+    """
+
+    def save(ctx, inputs, output) -> None:
+        gradients = output[1:]
+        ctx.wanted, ctx.dtype, ctx.others = inputs[0], inputs[1].dtype, len(inputs) - 1 - len(gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*gradients)
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, ...]:
+        # Scaled copies: what is saved must serve a second backward pass.
+        gradients = (
+            (saved * grad).to(ctx.dtype) if want and grad is not None else None
+            for saved, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
+        )
+        return None, *gradients, *(None,) * ctx.others
+
+    return define(schema, run, fake, backward=backward, save=save)
+
+
 def _autograd(op: torch._ops.OpOverload, differentiate: Callable, save: Callable | None) -> Callable:
     """What ``torch.library.register_autograd`` builds, less its search for default values of arguments, which
     takes half the host time of a call."""

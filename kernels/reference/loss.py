@@ -1,6 +1,7 @@
 """Cross entropy and distillation losses, token by token; ``reduce`` makes one number of them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .dtypes import widen
@@ -43,7 +44,8 @@ def cross_entropy(
     log_p = z.log_softmax(-1)
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long().unsqueeze(-1)
-    target_log_p = log_p.gather(-1, index).squeeze(-1)
+    # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 10 bytes a logit.
+    target_log_p = -F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
     lse = z.gather(-1, index).squeeze(-1) - target_log_p
     w = None if weight is None else weight.to(z.dtype)
     counted = token_weight(target, w, ignore_index, z.dtype)

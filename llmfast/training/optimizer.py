@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from llmfast.training.config import TrainingConfig
+from llmfast.training.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
