@@ -41,9 +41,7 @@ COMMANDS = {
     "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
-    "model info": Command(
-        "llmfast.models.commands:info", "Show a model's size, arithmetic and memory, and what fits a GPU."
-    ),
+    "model info": Command("llmfast.models.commands:info", "Show a model's size, memory and what fits a GPU."),
     "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
     "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
     "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),
