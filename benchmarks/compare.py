@@ -43,13 +43,17 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return measure.name_of(self.dtype)
 
     def __str__(self) -> str:
         return f"{self.op} {' '.join(f'{name}={size}' for name, size in self.shape.items())}"
 
     def wanted(self, inputs: Inputs) -> list[str]:
         return [name for name, x in inputs.items() if x.is_floating_point() and name not in self.constant]
+
+    def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
+        """Every contender's result on every pass, those included that cannot take part."""
+        return run_case(self, device, rounds, ceilings)
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -152,7 +156,6 @@ class Entrant:
 
 
 def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-    """Every contender's result on every pass of the case, those included that cannot take part."""
     if device == "cuda":
         prepare_compiler()
     generator = torch.Generator(device)
@@ -190,6 +193,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
             entrant.error, entrant.allowed, worst = judge.error(entrant.function)
             whole = BOTH if case.wanted(inputs) else FORWARD
             run = _call(case, entrant.function, whole, leaves(case, inputs))
+            run()
             entrant.peak = measure.peak_bytes(run, device)
         except ModuleNotFoundError as error:
             absent[contender.name] = "missing", str(error)
@@ -248,7 +252,6 @@ def _time_pass(
 def _timed(
     case: Case, pass_: str, entrant: Entrant, timing: measure.Timing, ceilings: dict[str, float]
 ) -> Result:
-    moved, operations = case.work[pass_]
     return _result(
         case,
         pass_,
@@ -256,8 +259,7 @@ def _timed(
         entrant.status,
         entrant.note,
         **vars(timing),
-        fraction_of_copy=moved / timing.median_s / ceilings["copy_bytes_per_s"],
-        fraction_of_gemm=operations / timing.median_s / ceilings["gemm_flops_per_s"],
+        **measure.fractions(ceilings, case.dtype_name, case.work[pass_], timing.median_s),
         peak_bytes=entrant.peak,
         host_s=entrant.host[pass_],
         error=entrant.error if entrant.error < float("inf") else None,

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <thread>
+
+#include "parallel.h"
+#include "prefetch.h"
 
 namespace llmfast {
 namespace {
@@ -9,12 +13,6 @@ namespace {
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
 constexpr size_t kRoomToLearn = 1 << 16;    // short pieces beside the vocabulary's
 constexpr size_t kMediumSlots = 1 << 17;    // 8 MB, of which only what is used is ever touched
-
-inline void prefetch(const void* at) {
-#if defined(__GNUC__)
-    __builtin_prefetch(at);
-#endif
-}
 
 }  // namespace
 
@@ -27,23 +25,42 @@ struct Encoder::Batch {
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
-      pairs_(vocabulary_),
       short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
+    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table) {
+        if (table == 0) {
+            pairs_.emplace(vocabulary_);
+        } else {
+            learn_tokens();
+        }
+    });
+}
+
+// Fills the table of short pieces with the vocabulary, some tokens at a time while their slots are fetched.
+void Encoder::learn_tokens() {
+    constexpr size_t kAtOnce = 32;
+    Key keys[kAtOnce];
+    uint32_t ids[kAtOnce];
+    size_t count = 0;
     for (uint32_t id = 0; id <= vocabulary_.largest_id(); ++id) {
         const std::string_view token = vocabulary_.bytes(id);
-        if (token.empty() || token.size() > kLongestShortKey) continue;
-        short_pieces_.learn(short_key(token.data(), token.size(), false), &id, 1);
+        if (!token.empty() && token.size() <= kLongestShortKey) {
+            keys[count] = short_key(token.data(), token.size(), false);
+            prefetch_line(short_pieces_.slot(short_pieces_.index(keys[count])));
+            ids[count++] = id;
+        }
+        if (count < kAtOnce && id < vocabulary_.largest_id()) continue;
+        for (size_t i = 0; i < count; ++i) short_pieces_.learn(keys[i], &ids[i], 1);
+        count = 0;
     }
 }
 
 // The ids of a piece of up to 31 bytes that the table of short pieces does not hold.
 size_t Encoder::encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const {
     const MediumKey key = medium_key(piece.data(), piece.size());
-    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, medium_pieces_.index(key))) {
-        return MediumPieces::copy(*slot, out);
-    }
+    const size_t index = medium_pieces_.index(key);
+    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
     const size_t count = encode_unknown(piece, out, piece.size() > kLongestShortKey, scratch);
     if (count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
         short_pieces_.learn(short_key(piece.data(), piece.size(), false), out, count);
@@ -59,7 +76,7 @@ size_t Encoder::encode_unknown(std::string_view piece, uint32_t* out, bool look_
         out[0] = vocabulary_.find(piece);
         if (out[0] != kNoToken) return 1;
     }
-    return merge(pairs_, piece, out, scratch);
+    return merge(*pairs_, piece, out, scratch);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
@@ -104,7 +121,10 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
             const Key key = short_key(text.data() + start, length, text.size() - start >= 16);
             batch.keys[i] = key;
             batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
-            prefetch(short_pieces_.slot(batch.slots[i]));
+            prefetch_line(short_pieces_.slot(batch.slots[i]));
+        } else if (length <= kLongestMediumKey) {
+            batch.slots[i] = static_cast<uint32_t>(medium_pieces_.index(medium_key(text.data() + start, length)));
+            prefetch_line(medium_pieces_.slot(batch.slots[i]));
         }
         start = batch.ends[i];
     }

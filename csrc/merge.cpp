@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "newer_machines.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -67,7 +68,7 @@ bool is_ascii(std::string_view piece) {
 class ShortMerge {
   public:
     explicit ShortMerge(uint32_t* ids, size_t count) : ids_(ids), left_(~0ull >> (64 - count)), count_(count) {
-        for (size_t i = count - 1; i < (count + 15) / 16 * 16; ++i) pairs_[i] = kNone;
+        std::fill_n(pairs_, (count + 15) / 16 * 16, kNone);
     }
 
     void set(size_t place, uint32_t merged) {
@@ -123,10 +124,23 @@ class ShortMerge {
     int32_t pairs_[64];
 };
 
-size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
+inline size_t merge_parts(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
     ShortMerge merge(ids, count);
-    for (size_t i = 0; i + 1 < count; ++i) merge.set(i, pairs.find(ids[i], ids[i + 1]));
+    uint64_t likely = 0;  // first all pairs that may be there, without a branch that would be guessed wrong
+    for (size_t i = 0; i + 1 < count; ++i) likely |= uint64_t{pairs.may_have(ids[i], ids[i + 1])} << i;
+    for (; likely; likely &= likely - 1) {
+        const size_t at = static_cast<size_t>(std::countr_zero(likely));
+        merge.set(at, pairs.find(ids[at], ids[at + 1]));
+    }
     return merge.run(pairs, starts);
+}
+
+LLMFAST_NEWER size_t merge_parts_newer(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
+    return merge_parts(pairs, ids, count, starts);
+}
+
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
+    return is_newer() ? merge_parts_newer(pairs, ids, count, starts) : merge_parts(pairs, ids, count, starts);
 }
 
 // Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
@@ -220,10 +234,7 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
 size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
     if (!byte_tokens(pairs, piece, out)) return 0;
     if (piece.size() > kShort) return merge_by_windows(pairs, out, piece.size(), scratch);
-    ShortMerge merge(out, piece.size());
-    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(piece.data());
-    for (size_t i = 0; i + 1 < piece.size(); ++i) merge.set(i, pairs.byte_pair(bytes[i], bytes[i + 1]));
-    return merge.run(pairs, nullptr);
+    return merge_short(pairs, out, piece.size(), nullptr);
 }
 
 size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {

@@ -7,6 +7,7 @@
 
 #include "merge.h"
 #include "parallel.h"
+#include "prefetch.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -59,7 +60,7 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : byte_pairs_(65536, kNoToken), characters_(65536, kNoToken) {
+    : characters_(65536, kNoToken) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
@@ -82,12 +83,16 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         for (to = from; to < ids.size() && vocabulary.bytes(ids[to]).size() == length;) ++to;
         find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
+            constexpr size_t kAhead = 8;
+            if (i + kAhead < to) {
+                const auto [left, right] = halves[i - from + kAhead];
+                prefetch_line(&entries()[scramble(left, right) >> shift_]);
+            }
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
             const std::string_view token = vocabulary.bytes(ids[i]);
             if (!insert(left, right, ids[i])) return false;
             ordered = ordered && left < ids[i] && right < ids[i];
-            if (length == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = ids[i];
             if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
         }
     }

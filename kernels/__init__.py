@@ -17,13 +17,27 @@ from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
 from .newton_schulz import newton_schulz
+from .nf4 import (
+    NF4Linear,
+    NF4Tensor,
+    dequantize_nf4,
+    from_bitsandbytes,
+    from_bitsandbytes_state,
+    nf4_linear,
+    quantize_nf4,
+    to_bitsandbytes,
+    to_bitsandbytes_state,
+)
 from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
+    "NF4Linear",
+    "NF4Tensor",
     "attention_weights",
     "backend",
     "cross_entropy",
+    "dequantize_nf4",
     "flash_attention",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -31,14 +45,20 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "flash_decode",
+    "from_bitsandbytes",
+    "from_bitsandbytes_state",
     "geglu",
     "gelu",
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
     "newton_schulz",
+    "nf4_linear",
+    "quantize_nf4",
     "rms_norm",
     "rope",
     "sdpa",
     "swiglu",
+    "to_bitsandbytes",
+    "to_bitsandbytes_state",
 ]

@@ -47,7 +47,7 @@ def check_options(
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the dtype in which autocast, where it is on, computes linear layers."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    if device == "meta" or not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if t is None else t.to(dtype) for t in tensors)

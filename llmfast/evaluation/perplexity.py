@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from llmfast.data.shards import TokenShards
+from llmfast.data.windows import IGNORED
 from llmfast.models.decoder import Decoder
 
-IGNORED = -100
 BATCH_TOKENS = 8192
 
 

@@ -1,11 +1,13 @@
 """The trainer: repeatable to the bit, resumable to the bit, the same for a batch in parts or whole."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from small_run import new_run
 
+from llmfast.data.loader import IGNORED
 from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
 from llmfast.training.fit import save
 from llmfast.training.trainer import Trainer
@@ -151,3 +153,60 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     config.model = dataclasses.replace(config.model, layers=2)
     with pytest.raises(ValueError, match="does not fit"):
         Trainer(config, prepared.train).restore(read_checkpoint(folder))
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_with_masks_no_document_sees_another(tmp_path, packing):
+    """Trap: packed rows in which the end of one document is context for the next."""
+    session = new_run(tmp_path)
+    config, shards = session.trainer.config, session.prepared.train
+    config.data.packing, config.data.document_masks = packing, True
+    trainer = Trainer(config, shards)
+    batch = trainer.loader.next(256)
+    assert len(batch.cu_seqlens) > 257  # some rows hold the end of one document and the start of another
+    whole = trainer.forward(batch)
+    tokens, targets = batch.tokens.flatten(), batch.targets.flatten()
+    nats, count = 0.0, 0
+    for begin, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+        wanted = int((targets[begin:end] != IGNORED).sum())
+        if wanted:
+            alone = trainer.model(tokens[None, begin:end], targets[None, begin:end])
+            nats += alone.item() * wanted
+        count += wanted
+    assert whole.item() == pytest.approx(nats / count, rel=1e-5)
+    assert trainer.step().fault is None
+
+
+@pytest.mark.parametrize("settings", [{"batch_warmup": 0.5}, {"context_warmup": 0.5}, {"schedule": "wsd"}])
+def test_warm_ups_resume_exactly(tmp_path, settings):
+    session = new_run(tmp_path, steps=12, batch_size=16, accumulate=2, **settings)
+    trainer = session.trainer
+    losses(trainer, 3)
+    folder = save(session)
+    rest = losses(trainer, 9)
+    resumed = Trainer(trainer.config, session.prepared.train)
+    resumed.restore(read_checkpoint(folder))
+    assert losses(resumed, 9) == rest
+
+
+def test_smaller_batches_read_fewer_rows(tmp_path):
+    trainer = new_run(tmp_path, steps=12, batch_size=16, batch_warmup=0.5).trainer
+    tokens = [trainer.step().tokens // 16 for _ in range(8)]
+    assert tokens == [2, 2, 4, 4, 8, 8, 16, 16]
+    assert trainer.loader.position == sum(tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 12, "batch_warmup": 0.1}, "batch_size 12 must be divisible"),
+        ({"context_warmup": 0.1}, "context_warmup needs a context divisible by 8, got 12"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(tmp_path, settings, message):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, context=12)
+    config.training = dataclasses.replace(config.training, **settings)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, session.prepared.train)
