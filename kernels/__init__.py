@@ -16,6 +16,7 @@ from .backend import backend
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
+from .lora import Adapted, lora_linear, lora_mlp
 from .newton_schulz import newton_schulz
 from .nf4 import (
     NF4Linear,
@@ -32,6 +33,7 @@ from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
+    "Adapted",
     "NF4Linear",
     "NF4Tensor",
     "attention_weights",
@@ -52,6 +54,8 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "lora_linear",
+    "lora_mlp",
     "newton_schulz",
     "nf4_linear",
     "quantize_nf4",
