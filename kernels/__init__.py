@@ -14,6 +14,7 @@ from .attention import (
 )
 from .backend import backend
 from .cross_entropy import cross_entropy
+from .int8 import int8_linear, quantize_int8
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
 from .lora import Adapted, lora_linear, lora_mlp
@@ -51,6 +52,7 @@ __all__ = [
     "from_bitsandbytes_state",
     "geglu",
     "gelu",
+    "int8_linear",
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
@@ -58,6 +60,7 @@ __all__ = [
     "lora_mlp",
     "newton_schulz",
     "nf4_linear",
+    "quantize_int8",
     "quantize_nf4",
     "rms_norm",
     "rope",
