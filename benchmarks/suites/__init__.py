@@ -11,6 +11,7 @@ OPS = {
     "cross_entropy": "cross entropy of logits, forward and with its gradient",
     "linear_cross_entropy": "the last layer and its cross entropy in one, forward and with both gradients",
     "attention": "dense, causal, windowed and packed attention, forward and backward; decoding from a cache",
+    "nf4": "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step",
 }
 
 PROGRAMS = {

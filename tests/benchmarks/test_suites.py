@@ -34,7 +34,7 @@ def run(bench, name, cases, folder):
 
 
 @pytest.mark.parametrize(
-    "suite", ["norm", "activation", "rope", "cross_entropy", "linear_cross_entropy", "attention"]
+    "suite", ["norm", "activation", "rope", "cross_entropy", "linear_cross_entropy", "attention", "nf4"]
 )
 def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     report = bench.run_suite(suite, bench.Options(device="cpu", out=tmp_path), say=lambda line: None)
