@@ -18,6 +18,7 @@ from .gate import GateCase
 from .int8_kernels import int8_few_tokens, int8_tiles
 from .launch import Device, cdiv, evenly_spaced_rows, run
 from .loss_checks import autocast
+from .nf4.linear import without_autocast
 from .nf4.products import FEW_TOKENS, MOST_TOKENS, few_tokens_launch, tile_splits, tiles_launch
 from .operator import define
 from .partials import sum_partials
@@ -50,7 +51,7 @@ def _allocate(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kern
 
 
 def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kernels: bool) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x, kernels):
         if not kernels:
             return definition.linear(x, codes, scale, bias)
         how = strategy(x.shape[0], x.shape[1], x.dtype)
@@ -104,7 +105,7 @@ def _tiles(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tens
 def _run_backward(grad: Tensor, codes: Tensor, scale: Tensor, kernels: bool) -> Tensor:
     """In grad's dtype by the kernels, and wide without them."""
     dtype = grad.dtype if kernels else widen(grad).dtype
-    with torch.autocast(grad.device.type, enabled=False):
+    with without_autocast(grad, kernels):
         return (grad.to(dtype) @ _decoded(codes, scale, dtype)).to(grad.dtype)
 
 

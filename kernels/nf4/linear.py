@@ -10,6 +10,7 @@ Nothing decoded is kept for the backward pass, which decodes anew.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,11 @@ def unpack(w: Weight) -> tuple[Tensor, tuple]:
     return (w.bytes, w.layout.arguments) if isinstance(w, NF4Tensor) else (w, NOT_PACKED)
 
 
+def without_autocast(x: Tensor, kernels: bool) -> AbstractContextManager:
+    """The definition computes wide, also where autocast is on; what the kernels get is in autocast's dtype already."""
+    return nullcontext() if kernels else torch.autocast(x.device.type, enabled=False)
+
+
 def allocate(call: Call) -> tuple[Tensor, Tensor]:
     x = call.x
     dtype = x.dtype if call.kernels else widen(x.new_empty(0)).dtype
@@ -81,7 +87,7 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """y (M, N), and ``x · Aᵀ`` (M, R) for the backward pass: in the dtype of x, and wide without the kernels."""
     x = call.x
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x, call.kernels):
         if not call.kernels:
             weight = call.numbers(torch.float32 if call.layout else x.dtype)
             return definition.linear(x, weight, call.bias, call.lora_a, call.lora_b, call.lora_scale)
@@ -108,7 +114,7 @@ def gradients(call: Call, grad: Tensor, hidden: Tensor, wanted: Sequence[bool]) 
     dtype = call.x.dtype if call.kernels else widen(call.x).dtype
     x, grad = call.x.to(dtype), grad.to(dtype)
     grad_x = grad_bias = grad_a = grad_b = None
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x, call.kernels):
         if wanted[0]:
             grad_x = grad @ call.numbers(dtype)
         if wanted[1]:
