@@ -28,7 +28,7 @@ def int8_few_tokens(
     row = tl.where(n < rows, n, 0).to(tl.int64)
     column = (part[:, None] * STEP + tl.arange(0, STEP)[None, :])[:, None, :]
     w = codes + row[None, :, None] * tl.multiple_of(width, STEP) + column
-    here = x + m[None, :, None] * x_stride.to(tl.int64) + column
+    here = x + m[None, :, None].to(tl.int64) * x_stride + column
     total = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
     for k in range(0, width, PARTS * STEP):
         inside = (k + part * STEP < width)[:, None, None]

@@ -165,7 +165,7 @@ def by_tiles(factors: Factors) -> Tensor:
         (*tiles, splits),
         x,
         *factors.arguments(x, y),
-        *(tokens, rows, width, factors.rank, factors.lora_scale, splits, cdiv(steps, splits)),
+        *(tokens, rows, width, factors.rank, factors.lora_scale, cdiv(steps, splits)),
         *factors.layout.scale_starts,
         **factors.constants(),
         ROWS=chosen.rows,
