@@ -24,6 +24,9 @@ SUITES = {
     "attention": Suite(
         "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
     ),
+    "nf4": Suite(
+        "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step"
+    ),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
     "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),

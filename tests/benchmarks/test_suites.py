@@ -33,6 +33,7 @@ def run(bench, name, cases, folder):
         "cross_entropy",
         "linear_cross_entropy",
         "attention",
+        "nf4",
         "train_step",
         "generate",
     ],
