@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class Trainer:
 
     def _update(self, loss: float, norm: Tensor) -> str | None:
         """Change the weights by the gradient, or say why not."""
-        overflow = self.scaler.enabled and not torch.isfinite(norm)
+        overflow = self.scaler.enabled and math.isfinite(loss) and not torch.isfinite(norm)
         self.scaler.update(finite=not overflow)
         if overflow and self.scaler.scale >= 1:
             fault = None  # of no consequence: the scale is halved and the next step goes on
