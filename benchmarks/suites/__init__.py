@@ -25,7 +25,8 @@ SUITES = {
         "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
     ),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
-    "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
+    "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
+    "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),
     "loader": Suite("batches out of token shards: tokens/s", ("cpu",)),
 }
