@@ -35,6 +35,7 @@ def run(bench, name, cases, folder):
         "attention",
         "nf4",
         "train_step",
+        "qlora",
         "generate",
     ],
 )
