@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,12 +34,18 @@ else:
     # No -march: the engine picks its instruction set when it runs, so one wheel serves every machine.
     flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-strict-aliasing", "-g0"]
 
+macros = [("NB_COMPACT_ASSERTIONS", "1")]
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    macros.append(
+        ("NB_FREE_THREADED", "1")
+    )  # the engine does without the GIL: importing it must not bring it back
+
 engine = Extension(
     "llmfast._bpe",
     sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
     depends=sorted(map(str, Path("csrc").glob("*.h"))),
     include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
-    define_macros=[("NB_COMPACT_ASSERTIONS", "1")],
+    define_macros=macros,
     extra_compile_args=flags,
     language="c++",
 )

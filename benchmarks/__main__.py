@@ -2,26 +2,34 @@
 
 python -m benchmarks                         what there is
 python -m benchmarks norm attention --quick  runs suites, a file of results each
-python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR
+python -m benchmarks cpu [--quick]           all that a CPU can tell, and its report
+python -m benchmarks tune OP                  launch choices of an op, timed on this GPU
+python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR; --plots, --readme
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 from pathlib import Path
 
-from .results import FOLDER
-from .suites import OPS, PROGRAMS
+from .results import FOLDER, ROOT
+from .suites import PROGRAMS, SUITES
+
+COMPOSED = {"cpu": "all of the CPU's own, those of train_step and generate included, and their report"}
 
 
 def listing() -> str:
-    lines = ["Ops, on a GPU (python -m benchmarks NAME ... [--quick]; NAME --help has all options):", ""]
-    lines += [f"  {name:<22}{about}" for name, about in OPS.items()]
-    lines += ["", "On the CPU, each with options of its own (NAME --help):", ""]
-    lines += [f"  {name:<22}{about}" for name, about in PROGRAMS.items()]
-    return "\n".join([*lines, "", "Results: python -m benchmarks report [DIR] [--short]"])
+    ops = {name: suite.about for name, suite in SUITES.items() if "cuda" in suite.devices}
+    parts = {name: suite.about for name, suite in SUITES.items() if "cuda" not in suite.devices}
+    lines = ["On a GPU (python -m benchmarks NAME ... [--quick]; NAME --help has all options):", ""]
+    lines += [f"  {name:<22}{about}" for name, about in ops.items()]
+    lines += ["", "On the CPU:", ""]
+    lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts | PROGRAMS).items()]
+    lines += ["", "Launch choices of an op, timed on this GPU: python -m benchmarks tune OP"]
+    return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
 
 
 def without_gpu() -> str | None:
@@ -41,42 +49,72 @@ def report(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="of result files")
     parser.add_argument("--short", action="store_true", help="one table: ours beside the best other")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there")
+    parser.add_argument("--readme", action="store_true", help="write the tables of README.md anew")
     options = parser.parse_args(arguments)
-    print(render(options.folder, options.short))
+    if options.readme:
+        from .readme import refreshed
+
+        readme = ROOT / "README.md"
+        readme.write_text(refreshed(readme.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
+    if options.plots:
+        from .plots import draw
+
+        for path in draw(options.folder, options.plots):
+            print(path)
+    if not (options.readme or options.plots):
+        print(render(options.folder, options.short))
 
 
 def run(arguments: list[str]) -> int:
     from .run import NO_TIME, Options, run_suite
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs suites.")
-    parser.add_argument("suites", nargs="+", choices=list(OPS), metavar="SUITE", help=", ".join(OPS))
+    parser.add_argument("suites", nargs="+", choices=list(SUITES), metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="fewer shapes: under a minute a suite")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny, only to try it out"
+        "--device",
+        choices=("cuda", "cpu"),
+        help="cuda, but for suites of the CPU; kernels on a cpu: as --tiny",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a rehearsal on the CPU: its figures mean nothing"
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
     options = parser.parse_args(arguments)
-    reason = without_gpu() if options.device == "cuda" else None
-    if reason:
-        print(f"{', '.join(options.suites)}: skipped: {reason} (--device cpu tries a suite out without one)")
-        return 0
-    chosen = Options(options.device, options.quick, options.out, options.limit)
-    reports = [run_suite(name, chosen) for name in options.suites]
-    return int(any(reason != NO_TIME for report in reports for reason in report.not_run.values()))
+    failed = False
+    for name in options.suites:
+        device = "cpu" if options.tiny else options.device or SUITES[name].devices[0]
+        reason = without_gpu() if device == "cuda" else None
+        if reason:
+            print(f"{name}: skipped: {reason} (--device cpu tries a suite out without one)")
+            continue
+        chosen = Options(device, options.quick, options.tiny, options.out, options.limit)
+        report = run_suite(name, chosen)
+        failed |= any(reason != NO_TIME for reason in report.not_run.values())
+    return int(failed)
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
         return 0
     if arguments[0] == "report":
         report(arguments[1:])
+    elif arguments[0] == "cpu":
+        from .cpu import main as run_parts
+
+        return run_parts(arguments[1:])
+    elif arguments[0] == "tune":
+        from .tune import main as tune
+
+        return tune(arguments[1:])
     elif arguments[0] in PROGRAMS:
         sys.argv = arguments
         runpy.run_module(f"{__package__}.suites.{arguments[0]}", run_name="__main__", alter_sys=True)
     elif arguments == ["names"]:
-        print(*OPS, sep="\n")
+        print(*(name for name, suite in SUITES.items() if "cuda" in suite.devices), sep="\n")
     elif arguments == ["check-gpu"]:
         import llmfast.kernels  # noqa: F401  what is to be measured: without it, nothing else need be tried
 
@@ -87,4 +125,10 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as in `... report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

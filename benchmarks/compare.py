@@ -43,13 +43,17 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return measure.name_of(self.dtype)
 
     def __str__(self) -> str:
         return f"{self.op} {' '.join(f'{name}={size}' for name, size in self.shape.items())}"
 
     def wanted(self, inputs: Inputs) -> list[str]:
         return [name for name, x in inputs.items() if x.is_floating_point() and name not in self.constant]
+
+    def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
+        """Every contender's result on every pass, those included that cannot take part."""
+        return run_case(self, device, rounds, ceilings)
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -152,7 +156,6 @@ class Entrant:
 
 
 def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-    """Every contender's result on every pass of the case, those included that cannot take part."""
     if device == "cuda":
         prepare_compiler()
     generator = torch.Generator(device)
@@ -189,7 +192,8 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
             entrant = Entrant(contender.name, contender.build())
             entrant.error, entrant.allowed, worst = judge.error(entrant.function)
             whole = BOTH if case.wanted(inputs) else FORWARD
-            run = _call(case, entrant.function, whole, leaves(case, inputs))
+            run = call(case, entrant.function, whole, leaves(case, inputs))
+            run()
             entrant.peak = measure.peak_bytes(run, device)
         except ModuleNotFoundError as error:
             absent[contender.name] = "missing", str(error)
@@ -204,7 +208,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
     return entrants, absent
 
 
-def _call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
+def call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
     """The work of a pass, on these inputs, as a function of nothing."""
 
     def forward() -> object:
@@ -234,7 +238,7 @@ def _time_pass(
     samplers, failed = {}, {}
     for entrant in entrants:
         try:
-            calls = [_call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
+            calls = [call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
             entrant.host[pass_] = measure.host_seconds(calls[0], device)
             samplers[entrant.name] = measure.Sampler(calls, device)
         except Exception as error:  # out of memory, most of the time
@@ -248,7 +252,6 @@ def _time_pass(
 def _timed(
     case: Case, pass_: str, entrant: Entrant, timing: measure.Timing, ceilings: dict[str, float]
 ) -> Result:
-    moved, operations = case.work[pass_]
     return _result(
         case,
         pass_,
@@ -256,8 +259,7 @@ def _timed(
         entrant.status,
         entrant.note,
         **vars(timing),
-        fraction_of_copy=moved / timing.median_s / ceilings["copy_bytes_per_s"],
-        fraction_of_gemm=operations / timing.median_s / ceilings["gemm_flops_per_s"],
+        **measure.fractions(ceilings, case.dtype_name, case.work[pass_], timing.median_s),
         peak_bytes=entrant.peak,
         host_s=entrant.host[pass_],
         error=entrant.error if entrant.error < float("inf") else None,

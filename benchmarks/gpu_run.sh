@@ -20,7 +20,7 @@ unset TRITON_INTERPRET
 started=$SECONDS
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-python=${PYTHON:-python3} out=benchmarks/results wheels="" limit=540 build=yes device=cuda quick=()
+python=${PYTHON:-python3} out=benchmarks/results wheels="" limit=540 build=yes tiny="" quick=()
 while [[ ${1:-} == --* ]]; do
     case $1 in
         --out) out=$2 && shift ;;
@@ -28,7 +28,7 @@ while [[ ${1:-} == --* ]]; do
         --limit) limit=$2 && shift ;;
         --quick) quick=(--quick) ;;
         --no-build) build="" ;;
-        --cpu) device=cpu ;;
+        --cpu) tiny=yes quick=(--tiny) ;;
         *) echo "gpu_run.sh: unknown option $1; the head of $0 lists them" >&2 && exit 2 ;;
     esac
     shift
@@ -101,8 +101,8 @@ benchmarks() {
             return
         fi
         # The suite itself stops before a case that would not end in time; what still runs later hangs.
-        within "$((seconds + reserve / 2))" "$python" -m benchmarks "${suites[0]}" --device "$device" "${quick[@]}" \
-            --out "$out" --limit "$((seconds > 20 ? seconds - 10 : seconds))"
+        within "$((seconds + reserve / 2))" "$python" -m benchmarks "${suites[0]}" "${quick[@]}" --out "$out" \
+            --limit "$((seconds > 20 ? seconds - 10 : seconds))"
         code=$?
         [[ $code == 0 ]] || fail "bench ${suites[0]} ended with code $code (124: out of time)"
         suites=("${suites[@]:1}")
@@ -129,7 +129,7 @@ main() {
         fi
     fi
     if [[ $part != tests ]]; then
-        if [[ -n $no_gpu && $device == cuda ]]; then
+        if [[ -n $no_gpu && -z $tiny ]]; then
             echo "== bench ${*:-(every suite)} skipped: it needs a GPU, and $no_gpu (--cpu rehearses without)"
         else
             benchmarks "$@"

@@ -6,11 +6,15 @@ On a CPU the same functions run calls under the host's clock, so that a suite ca
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -54,18 +58,27 @@ def input_sets(input_bytes: int, device: str) -> int:
 
 
 class Sampler:
-    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs."""
+    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs.
 
-    def __init__(self, calls: list[Call], device: str):
-        self.calls, self.device = calls, device
+    A ``long`` call has run before and is a sample by itself; no graph could hold it.
+    """
+
+    def __init__(self, calls: list[Call], device: str, *, long: bool = False):
+        self.calls, self.device, self.repeats = calls, device, 1
+        if long:
+            self.play, self.method = self._one_by_one, "events" if device == "cuda" else "clock"
+            return
         for call in calls:  # compiles, allocates
             call()
         self.play, self.method = self._player()
-        self.repeats = 1
         once = self.sample() * len(calls)
         self.repeats = min(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))), MOST_REPEATS)
         if device == "cpu":
             self.repeats = 1
+
+    def _one_by_one(self) -> None:
+        for call in self.calls:
+            call()
 
     def sample(self) -> float:
         elapsed = self._on_gpu() if self.device == "cuda" else self._on_cpu()
@@ -88,19 +101,15 @@ class Sampler:
         return start.elapsed_time(end) / 1e3
 
     def _player(self) -> tuple[Call, str]:
-        def one_by_one() -> None:
-            for call in self.calls:
-                call()
-
         if self.device != "cuda":
-            return one_by_one, "clock"
+            return self._one_by_one, "clock"
         if waits_for_device(self.calls[0]):
-            return one_by_one, "events"
+            return self._one_by_one, "events"
         try:
             graph = captured(self.calls)
         except RuntimeError:  # Some peers cannot be captured: what their users get is launched by the host.
             torch.cuda.synchronize()
-            return one_by_one, "events"
+            return self._one_by_one, "events"
         graph.replay()
         return graph.replay, "graph"
 
@@ -167,34 +176,67 @@ def host_seconds(call: Call, device: str) -> float | None:
 
 
 def peak_bytes(call: Call, device: str) -> int | None:
-    """The most memory that the call allocates at a time, its result included."""
-    if device != "cuda":
+    """The most memory that the call, which has run before, takes at a time above what was held before, its result
+    included; None where the system does not say (on a CPU, Linux does)."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what is freed and kept would hide as much of what is allocated next
+        RESET_PEAK.write_text("5")
+        before = _resident()["VmRSS"]
+        call()
+        return _resident()["VmHWM"] - before
+    except (OSError, AttributeError, KeyError):
         return None
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
-def ceilings(device: str, rounds: int = 20) -> dict[str, float]:
-    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a bfloat16
-    matrix product of random numbers (zeros draw less power and run faster)."""
-    on_gpu = device == "cuda"
-    elements, size = (2**29, 8192) if on_gpu else (2**20, 128)
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+RESET_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def _resident() -> dict[str, int]:
+    """Bytes of memory that the process holds (VmRSS) and the most it held (VmHWM)."""
+    found = re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    return {name: 1024 * int(size) for name, size in found}
+
+
+def ceilings(device: str, tiny: bool = False, rounds: int = 20) -> dict[str, float]:
+    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a matrix
+    product of random numbers (zeros draw less power and run faster), by dtype."""
+    elements, size = (2**29, 8192) if device == "cuda" else (2**20, 128) if tiny else (2**25, 1024)
     source = torch.randint(2**15, (elements,), device=device, dtype=torch.int16)
     copy = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    operands = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.bfloat16, torch.float32)}
     with own_stream(device):
-        samplers = {
-            "copy": Sampler([lambda: copy.copy_(source)], device),
-            "gemm": Sampler([lambda: a @ b], device),
-        }
+        samplers = {"copy": Sampler([lambda: copy.copy_(source)], device)}
+        for dtype, (x, y) in operands.items():
+            samplers[name_of(dtype)] = Sampler([functools.partial(torch.matmul, x, y)], device)
         timings = in_turn(samplers, rounds)
+    products = {f"{name_of(dtype)}_flops_per_s": timings[name_of(dtype)].median_s for dtype in operands}
     return {
         "copy_bytes_per_s": 2 * source.nbytes / timings["copy"].median_s,
-        "gemm_flops_per_s": 2 * size**3 / timings["gemm"].median_s,
+        **{name: 2 * size**3 / seconds for name, seconds in products.items()},
+    }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def fractions(
+    ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float
+) -> dict[str, float]:
+    """Of the copy's and of the matrix product's rate (that of bfloat16 for dtypes without one of their own)."""
+    moved, operations = work
+    product = ceilings.get(f"{dtype}_flops_per_s", ceilings["bfloat16_flops_per_s"])
+    return {
+        "fraction_of_copy": moved / seconds / ceilings["copy_bytes_per_s"],
+        "fraction_of_gemm": operations / seconds / product,
     }

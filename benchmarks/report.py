@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .results import OURS, Report, Result, read_all
+from .results import OURS, PYTORCH, TEXT, Report, Result, read_all
 
 
-def render(folder: Path, short: bool = False) -> str:
-    reports = read_all(folder)
+def render(folder: Path, short: bool = False, sizes: tuple[str, ...] = ()) -> str:
+    """All result files of a folder, or those of the given sizes."""
+    reports = [report for report in read_all(folder) if not sizes or report.size in sizes]
     if not reports:
         return f"No results in {folder}."
     return "\n".join(short_lines(reports) if short else long_lines(reports))
 
 
 def shape_text(result: Result) -> str:
-    return " ".join(f"{name}={size}" for name, size in result.shape.items())
+    return " ".join(f"{name}={rate(size) if name in LONG else size}" for name, size in result.shape.items())
+
+
+LONG = ("bytes", "tokens")  # counts that are said in millions
 
 
 def duration(seconds: float) -> str:
@@ -25,9 +29,31 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
-def fraction(result: Result) -> float:
-    """Of the ceiling that binds: the larger of the two fractions."""
-    return max(result.fraction_of_copy, result.fraction_of_gemm)
+def fraction(result: Result) -> str:
+    """Of the ceiling that binds, the larger of the two fractions; nothing where there is none to speak of."""
+    known = [each for each in (result.fraction_of_copy, result.fraction_of_gemm) if each is not None]
+    return f"{max(known):.0%}" if known else ""
+
+
+def speed(result: Result) -> str:
+    """Tokens a second of a job, megabytes a second of text, the time of anything else."""
+    if result.dtype == TEXT:
+        return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
+    if result.tokens:
+        return f"{rate(result.tokens / result.median_s)} tokens/s"
+    return duration(result.median_s)
+
+
+def rate(value: float) -> str:
+    """Three digits, with thousands, millions."""
+    for unit, size in (("M", 1e6), ("k", 1e4)):
+        if value >= size:
+            return f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def grouped(results: Iterable[Result]) -> dict[tuple, list[Result]]:
@@ -51,19 +77,42 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
     for report in reports:
         yield f"## {report.suite}"
         yield ""
-        yield f"{machine_line(report)} {ceiling_line(report)}"
-        yield ""
-        yield (
-            "Median of a call, and in brackets the fraction of the measured ceiling that binds it (copy or matrix "
-            "product). † was launched by the host call by call, the others as CUDA graphs."
-        )
-        by_table: dict[tuple, list[Result]] = {}
-        for result in report.results:
-            by_table.setdefault((result.op, result.pass_, result.dtype), []).append(result)
-        for (op, pass_, dtype), results in by_table.items():
-            yield from ("", f"### {op}, {pass_}, {dtype}", "")
+        yield f"{machine_line(report)} {ceiling_line(report)} {legend(report)}"
+        for title, results in tables(report.results).items():
+            yield from ("", f"### {title}", "")
             yield from op_table(results)
         yield from ("", *notes(report))
+
+
+def legend(report: Report) -> str:
+    """How to read the cells of this report's tables."""
+    said = ["Medians"]
+    if any(result.fraction_of_copy for result in report.results):
+        said.append("in brackets the fraction of the measured ceiling that binds, copy or matrix product")
+    elif any(result.contender == PYTORCH for result in report.results):
+        said.append("in brackets the ratio to PyTorch")
+    if any(result.tokens or result.dtype == TEXT for result in report.results):
+        said.append("of a whole job also the most memory that it takes")
+    if any(result.method == "events" and not result.tokens for result in report.results):
+        said.append("† was launched by the host call by call, the others as CUDA graphs")
+    return f"{'; '.join(said)}."
+
+
+def tables(results: list[Result]) -> dict[str, list[Result]]:
+    """Results by table: one an op, pass and dtype; ops that have but one shape share a table."""
+    shapes: dict[str, set] = {}
+    for result in results:
+        shapes.setdefault(result.op, set()).add(tuple(result.shape.items()))
+    together = len(shapes) > 1 and all(len(each) == 1 for each in shapes.values())
+    by_title: dict[str, list[Result]] = {}
+    for result in results:
+        words = (
+            ([] if together else [result.op])
+            + [result.pass_]
+            + ([result.dtype] if result.dtype != TEXT else [])
+        )
+        by_title.setdefault(", ".join(words), []).append(result)
+    return by_title
 
 
 def machine_line(report: Report) -> str:
@@ -71,32 +120,52 @@ def machine_line(report: Report) -> str:
     if machine["gpu"]:
         where = f"{machine['gpu']} (capability {machine['capability']}, driver {machine['driver']})"
     else:
-        where = f"CPU only ({machine['processor']}): these figures show that the suite runs, and no speed"
+        where = f"{machine['processor']}, {machine['cores']} cores"
+        where += ": a rehearsal, whose figures mean nothing" if report.size == "tiny" else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{where}; {versions}; revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}."
 
 
 def ceiling_line(report: Report) -> str:
-    copy, gemm = report.ceilings["copy_bytes_per_s"], report.ceilings["gemm_flops_per_s"]
-    return f"Measured in the same run: copy {copy / 1e9:.0f} GB/s, matrix product {gemm / 1e12:.1f} TFLOP/s."
+    return f"Measured in the same run: {ceilings_line(report.ceilings)}." if report.ceilings else ""
+
+
+def ceilings_line(ceilings: dict[str, float]) -> str:
+    products = {
+        name.removesuffix("_flops_per_s"): rate
+        for name, rate in ceilings.items()
+        if name.endswith("_flops_per_s")
+    }
+    rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in products.items())
+    return f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix product {rates}"
 
 
 def op_table(results: list[Result]) -> Iterator[str]:
     names = list(dict.fromkeys(r.contender for r in results if r.status in ("ok", "wrong")))
+    with_op = len({result.op for result in results}) > 1
     rows = []
     for group in grouped(results).values():
         by_name = {result.contender: result for result in group}
-        best = min((r.median_s for r in group if r.status == "ok"), default=None)
-        rows.append([shape_text(group[0]), *(cell(by_name.get(name), best) for name in names)])
-    yield from table(["shape", *names], rows)
+        label = f"{group[0].op} {shape_text(group[0])}" if with_op else shape_text(group[0])
+        rows.append([label, *(cell(by_name.get(name), by_name) for name in names)])
+    yield from table(["op and shape" if with_op else "shape", *names], rows)
 
 
-def cell(result: Result | None, best: float | None) -> str:
+def cell(result: Result | None, group: dict[str, Result]) -> str:
     if result is None or result.median_s is None:
         return "–" if result is None else result.status
-    text = f"{duration(result.median_s)}{'†' if result.method == 'events' else ''} ({fraction(result):.0%})"
+    text = f"{speed(result)}{'†' if result.method == 'events' and not result.tokens else ''}"
+    yardstick = group.get(PYTORCH)
+    share = fraction(result)
+    if not share and yardstick and yardstick.median_s and result is not yardstick:
+        share = f"{result.median_s / yardstick.median_s:.2g}×"
+    said = [share] if share else []
+    if (result.tokens or result.dtype == TEXT) and (result.peak_bytes or 0) >= 2**20:
+        said.append(memory(result.peak_bytes))
+    text += f" ({', '.join(said)})" if said else ""
     if result.status == "wrong":
         return f"{text} WRONG"
+    best = min(each.median_s for each in group.values() if each.status == "ok")
     return f"**{text}**" if result.median_s == best else text
 
 
@@ -120,8 +189,7 @@ def short_lines(reports: list[Report]) -> Iterator[str]:
     """Ours beside the fastest other that is right; and all that is not as it should be."""
     rows = []
     for report in reports:
-        groups = grouped(report.results).values()
-        rows += [[report.machine["time"][5:16], *row] for group in groups for row in short_rows(group)]
+        rows += [[report.machine["time"][5:16], *row] for row in short_rows_of(report.results)]
     yield from dict.fromkeys(machine_line(report) for report in reports)
     yield ""
     yield from table(["run", "op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"], rows)
@@ -134,21 +202,26 @@ def short_lines(reports: list[Report]) -> Iterator[str]:
         yield from (f"not measured: {case}: {reason}" for case, reason in report.not_run.items())
 
 
+def short_rows_of(results: Iterable[Result]) -> list[list[str]]:
+    return [row for group in grouped(results).values() for row in short_rows(group)]
+
+
 def short_rows(group: list[Result]) -> Iterator[list[str]]:
     others = [r for r in group if r.status == "ok" and not r.contender.startswith(OURS)]
     best = min(others, key=lambda result: result.median_s, default=None)
     for mine in group:
         if not mine.contender.startswith(OURS):
             continue
-        row = [mine.op, shape_text(mine), mine.pass_]
+        what = [mine.pass_] if mine.dtype in (TEXT, "int64") else [mine.pass_, mine.dtype]
+        row = [mine.op, shape_text(mine), ", ".join(what)]
         if mine.median_s is None:
             yield [*row, mine.status, "", "", "", ""]
             continue
         name = "" if mine.contender == OURS else mine.contender.removeprefix(OURS)
         wrong = " WRONG" if mine.status == "wrong" else ""
-        row += [duration(mine.median_s) + name + wrong, f"{fraction(mine):.0%}"]
+        row += [speed(mine) + name + wrong, fraction(mine)]
         if best:
-            row += [best.contender, duration(best.median_s), f"{best.median_s / mine.median_s:.2f}×"]
+            row += [best.contender, speed(best), f"{best.median_s / mine.median_s:.2f}×"]
         else:
             row += ["none", "", ""]
         yield row

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-OURS = "llmfast"
+OURS, PYTORCH = "llmfast", "PyTorch"
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
+TEXT = "text"  # in the place of a dtype
 STATUSES = ("ok", "wrong", "failed", "missing", "skipped")
 # What a figure may depend on: reported by version wherever it is installed.
 LIBRARIES = (
@@ -53,9 +54,12 @@ class Result:
     p80_s: float | None = None
     bytes: int | None = None  # the fewest that must move: each input read once, each output written once
     flops: int | None = None
+    tokens: int | None = None  # that a call works through, where a job is measured
     fraction_of_copy: float | None = None  # of the copy bandwidth measured in this run
     fraction_of_gemm: float | None = None  # of the matrix product's rate measured in this run
-    peak_bytes: int | None = None  # forward and backward together, above what was allocated before
+    peak_bytes: int | None = (
+        None  # of forward and backward together or of the job, above what was held before
+    )
     host_s: float | None = None  # the host's share of a call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None
@@ -90,18 +94,23 @@ class Report:
 
     @property
     def file_name(self) -> str:
+        """A quick run, or a rehearsal, replaces no full one."""
         where = self.machine.get("gpu") or f"cpu {self.machine['processor']}"
-        return f"{re.sub(r'[^a-z0-9]+', '-', where.lower()).strip('-')}-{self.suite}.json"
+        machine = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+        return f"{machine}-{self.suite}{'' if self.size in ('full', 'cpu') else f'-{self.size}'}.json"
 
     def write(self, folder: Path) -> Path:
-        """Writes the file whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self.file_name
         content = {"schema": SCHEMA, **vars(self), "results": [result.to_json() for result in self.results]}
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-        return path
+        return write_json(folder / self.file_name, content)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
 
 
 def read(path: Path) -> Report:

@@ -63,8 +63,15 @@ std::string_view bytes_of(nb::handle value) {
     return {data, static_cast<size_t>(length)};
 }
 
+// A str, or UTF-8 in bytes, a memory map, a memoryview; `owner` keeps the latter from moving.
 std::string_view text_of(nb::handle value, nb::object& owner) {
-    return PyBytes_Check(value.ptr()) ? bytes_of(value) : utf8_of(value, owner);
+    if (PyUnicode_Check(value.ptr())) return utf8_of(value, owner);
+    if (PyBytes_Check(value.ptr())) return bytes_of(value);
+    owner = nb::steal(PyMemoryView_FromObject(value.ptr()));
+    if (!owner.is_valid()) throw nb::python_error();
+    const Py_buffer* buffer = PyMemoryView_GET_BUFFER(owner.ptr());
+    if (!PyBuffer_IsContiguous(buffer, 'C')) throw nb::value_error("text must be contiguous in memory");
+    return {static_cast<const char*>(buffer->buf), static_cast<size_t>(buffer->len)};
 }
 
 // An array that owns memory from malloc.
@@ -88,7 +95,8 @@ struct ReleaseGil {
 
 class Core {
   public:
-    Core(nb::dict ranks, nb::dict specials, std::string_view pattern)
+    // `ranks` is a dict of bytes to int, or the contents of a rank file.
+    Core(nb::handle ranks, nb::dict specials, std::string_view pattern)
         : encoder_(vocabulary_from(ranks), pattern_named(pattern)),
           specials_(specials_from(specials)),
           decoder_(encoder_.vocabulary(), specials_),
@@ -139,8 +147,11 @@ class Core {
         return match.special ? nb::cast(match.special->bytes) : nb::none();
     }
 
-    nb::object token_bytes(uint32_t id) const {
-        const std::string_view bytes = decoder_.bytes(id);
+    uint32_t largest_id() const { return decoder_.largest_id(); }
+    size_t n_ordinary() const { return encoder_.vocabulary().size(); }
+
+    nb::object token_bytes(nb::handle token) const {
+        const std::string_view bytes = decoder_.bytes(as_id(token.ptr()));
         if (bytes.empty()) return nb::none();
         return nb::bytes(bytes.data(), bytes.size());
     }
@@ -206,7 +217,22 @@ class Core {
     }
 
   private:
-    static Vocabulary vocabulary_from(nb::dict ranks) {
+    static Vocabulary vocabulary_from(nb::handle ranks) {
+        if (nb::isinstance<nb::dict>(ranks)) return vocabulary_from_dict(nb::borrow<nb::dict>(ranks));
+        std::vector<uint32_t> ids;
+        std::vector<size_t> ends = {0};
+        std::string bytes;
+        for_each_rank(bytes_of(ranks), [&](std::string_view token, uint32_t rank, size_t) {
+            bytes += token;
+            ends.push_back(bytes.size());
+            ids.push_back(rank);
+        });
+        std::vector<std::string_view> tokens(ids.size());
+        for (size_t i = 0; i < ids.size(); ++i) tokens[i] = {bytes.data() + ends[i], ends[i + 1] - ends[i]};
+        return Vocabulary(tokens, ids);
+    }
+
+    static Vocabulary vocabulary_from_dict(nb::dict ranks) {
         std::vector<std::string_view> tokens;
         std::vector<uint32_t> ids;
         tokens.reserve(nb::len(ranks));
@@ -242,13 +268,14 @@ class Core {
         if (PyUnicode_Check(documents.ptr()) || PyBytes_Check(documents.ptr())) {
             throw nb::type_error("expected a sequence of texts, got one text: put it in a list");
         }
-        nb::object fast = nb::steal(PySequence_Fast(documents.ptr(), "expected a sequence of str or bytes"));
-        if (!fast.is_valid()) throw nb::python_error();
-        owners.push_back(fast);
-        std::vector<std::string_view> texts(static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
+        // A tuple keeps the texts, whatever another thread does to a list while this one works without the GIL.
+        nb::object all = nb::steal(PySequence_Tuple(documents.ptr()));
+        if (!all.is_valid()) throw nb::python_error();
+        owners.push_back(all);
+        std::vector<std::string_view> texts(static_cast<size_t>(PyTuple_GET_SIZE(all.ptr())));
         for (size_t i = 0; i < texts.size(); ++i) {
             nb::object owner;
-            texts[i] = text_of(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)), owner);
+            texts[i] = text_of(PyTuple_GET_ITEM(all.ptr(), static_cast<Py_ssize_t>(i)), owner);
             if (owner.is_valid()) owners.push_back(owner);
         }
         return texts;
@@ -313,13 +340,17 @@ class Core {
     PythonInts ints_;
 };
 
-// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not.
+// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not, or that repeats.
 nb::dict parse_ranks(nb::bytes contents) {
     nb::dict ranks;
-    for_each_rank(bytes_of(contents), [&](std::string_view token, uint32_t rank) {
+    size_t tokens = 0;
+    for_each_rank(bytes_of(contents), [&](std::string_view token, uint32_t rank, size_t line) {
         const nb::bytes key(token.data(), token.size());
         const nb::int_ value(rank);
         if (PyDict_SetItem(ranks.ptr(), key.ptr(), value.ptr()) < 0) throw nb::python_error();
+        if (nb::len(ranks) != ++tokens) {
+            throw std::invalid_argument("line " + std::to_string(line) + " repeats token " + printable(token));
+        }
     });
     return ranks;
 }
@@ -341,11 +372,17 @@ nb::list split_text(nb::handle text, std::string_view pattern) {
     return pieces;
 }
 
+size_t boundary(nb::handle text, std::string_view pattern, size_t from) {
+    nb::object owner;
+    const std::string_view all = text_of(text, owner);
+    return certain_boundary(pattern_named(pattern), all.data(), all.size(), from);
+}
+
 }  // namespace
 
 void bind_encoding(nb::module_& module) {
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
-        .def(nb::init<nb::dict, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
+        .def(nb::init<nb::handle, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
         .def("encode_ordinary", [](const Core& core, nb::handle text) { return core.to_list(core.encode_ordinary(text)); })
         .def("encode_ordinary_to_numpy",
              [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); })
@@ -363,11 +400,15 @@ void bind_encoding(nb::module_& module) {
         .def("merge_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, false)); })
         .def("encode_documents", &Core::encode_documents, "documents"_a, "separator"_a.none(), "threads"_a, "narrow"_a)
         .def("count", &Core::count)
+        .def_prop_ro("largest_id", &Core::largest_id)
+        .def_prop_ro("n_ordinary", &Core::n_ordinary)
         .def("find_special", &Core::find_special)
         .def("find", &Core::find)
-        .def("token_bytes", &Core::token_bytes)
+        .def("token_bytes", &Core::token_bytes, "token"_a.none())
         .def("decode", &Core::decode_text)
         .def("decode_bytes", &Core::decode_bytes);
     module.def("parse_ranks", &parse_ranks, "The dict of bytes to int of a tiktoken rank file.");
+    module.def("certain_boundary", &boundary, "text"_a, "pattern"_a, "start"_a,
+               "The first offset in the UTF-8, at or after `start` > 0, where it can be cut without changing its pieces.");
     module.def("split", &split_text, "text"_a, "pattern"_a, "The pieces of a str or bytes under a named pattern.");
 }

@@ -9,7 +9,7 @@ namespace llmfast {
 struct Masks {
     uint64_t letter, upper, digit, space, blank, newline, apostrophe, slash;  // ASCII; blank is 0x20
     uint64_t high;                                                            // bytes of 0x80 and more
-};
+};  // piece_starts.h adds the characters of other scripts to them
 
 // Classifies 64 bytes.
 using Classifier = void (*)(const uint8_t* text, Masks& masks);

@@ -7,6 +7,7 @@
 
 #include "merge.h"
 #include "parallel.h"
+#include "prefetch.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -36,13 +37,23 @@ struct Halves { uint32_t left, right; };
 void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> ids,
                  std::vector<Halves>& halves) {
     constexpr size_t kChunk = 4096;
-    halves.resize(ids.size());
+    const size_t length = vocabulary.bytes(ids[0]).size();
+    halves.assign(ids.size(), Halves{kNoToken, kNoToken});
     run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk) {
+        const size_t begin = chunk * kChunk, count = std::min(kChunk, ids.size() - begin);
         MergeScratch scratch;
-        std::vector<uint32_t> parts(vocabulary.longest());
-        for (size_t i = chunk * kChunk; i < std::min(ids.size(), (chunk + 1) * kChunk); ++i) {
-            const bool two = merge_bytes(pairs, vocabulary.bytes(ids[i]), parts.data(), scratch) == 2;
-            halves[i] = two ? Halves{parts[0], parts[1]} : Halves{kNoToken, kNoToken};
+        std::vector<uint32_t> parts(count * length);
+        std::vector<Piece> pieces;
+        std::vector<size_t> places;
+        for (size_t i = begin; i < begin + count; ++i) {
+            uint32_t* const own = &parts[(i - begin) * length];
+            if (!byte_tokens(pairs, vocabulary.bytes(ids[i]), own)) continue;
+            pieces.push_back({own, length});
+            places.push_back(i);
+        }
+        merge_parts(pairs, pieces, scratch);
+        for (size_t i = 0; i < pieces.size(); ++i) {
+            if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
         }
     });
 }
@@ -59,7 +70,7 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : byte_pairs_(65536, kNoToken), characters_(65536, kNoToken) {
+    : characters_(65536, kNoToken) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
@@ -82,12 +93,16 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         for (to = from; to < ids.size() && vocabulary.bytes(ids[to]).size() == length;) ++to;
         find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
+            constexpr size_t kAhead = 8;
+            if (i + kAhead < to) {
+                const auto [left, right] = halves[i - from + kAhead];
+                prefetch_line(&entries()[scramble(left, right) >> shift_]);
+            }
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
             const std::string_view token = vocabulary.bytes(ids[i]);
             if (!insert(left, right, ids[i])) return false;
             ordered = ordered && left < ids[i] && right < ids[i];
-            if (length == 2) byte_pairs_[size_t{byte_at(token, 0)} << 8 | byte_at(token, 1)] = ids[i];
             if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
         }
     }

@@ -22,11 +22,13 @@ class PairTable {
   public:
     explicit PairTable(const Vocabulary& vocabulary);
 
+    // False for most pairs that do not merge.
+    bool may_have(uint32_t left, uint32_t right) const { return passes(scramble(left, right)); }
+
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
         const uint64_t pair = scramble(left, right);
-        const uint64_t bit = pair >> (shift_ - 3);
-        if (!(filter()[bit >> 6] >> (bit & 63) & 1)) return kNoToken;
+        if (!passes(pair)) return kNoToken;
         const uint64_t tag = pair << 24;
         const uint64_t* const home = entries() + (pair >> shift_);
         for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
@@ -35,9 +37,8 @@ class PairTable {
         return kNoToken;
     }
 
-    // The token of a byte, or kNoToken; the token of two bytes, or kNoToken.
+    // The token of a byte, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
-    uint32_t byte_pair(uint8_t left, uint8_t right) const { return byte_pairs_[size_t{left} << 8 | right]; }
 
     // The token that the bytes of a character of two or three bytes merge into, or kNoToken. Merging may start from
     // it only if ranks grow from merge to merge, as training makes them; where they do not, there are none.
@@ -53,6 +54,10 @@ class PairTable {
     static uint64_t scramble(uint32_t left, uint32_t right) {
         return ((uint64_t{left} << 24 | right) * 0x9E3779B97F4B) & ((1ull << 48) - 1);
     }
+    bool passes(uint64_t pair) const {
+        const uint64_t bit = pair >> (shift_ - 3);
+        return filter()[bit >> 6] >> (bit & 63) & 1;
+    }
     uint64_t* entries() const { return static_cast<uint64_t*>(entries_->data()); }
     uint64_t* filter() const { return static_cast<uint64_t*>(filter_->data()); }
 
@@ -64,7 +69,7 @@ class PairTable {
     std::unique_ptr<Pages> entries_;   // 0: empty
     std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
     std::array<uint32_t, 256> bytes_;
-    std::vector<uint32_t> byte_pairs_, characters_;
+    std::vector<uint32_t> characters_;
     std::bitset<65536> straddles_;
 };
 

@@ -1,6 +1,6 @@
-// Where pieces start in 64 bytes of ASCII, by arithmetic on bit masks: what pretokenize.cpp says one character at a
-// time, said for a block at once. Shifting left by one asks about the character before, right about the one behind;
-// adding carries through runs.
+// Where pieces start in 64 bytes, by arithmetic on bit masks: what pretokenize.cpp says one character at a time, said
+// for a block at once. Shifting left by one asks about the character before, right about the one behind; adding
+// carries through runs. All bytes of a character have its classes, so that runs are runs in any script.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "classify.h"
 #include "rules.h"
+#include "unicode.h"
 
 namespace llmfast {
 
@@ -28,12 +29,41 @@ inline uint64_t without_blank_lines(uint64_t indents, uint64_t horizontal, uint6
     return indents;
 }
 
-// The bytes `text[0, count)`, count <= 64, classified in `m`, start a piece at bit 0. Returns the bits > 0 where other
-// pieces start for certain, whatever follows: those too near to the end or to the first byte that is not ASCII are
-// left out, as are those inside white space that reaches it.
+// Adds the characters among `text[0, count)` that are not ASCII to the masks; `inside` receives their bytes behind the
+// first. Returns how many bytes it went over: it stops before numbers, white space and, where case splits words,
+// before what a word may have on both sides of a split.
 template <Rules kRules>
-inline uint64_t piece_starts(const Masks& m, int count, const Byte* text, const Byte* text_end) {
-    if (m.high) count = std::min(count, lowest_bit(m.high));
+inline int add_other_scripts(Masks& m, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
+    constexpr uint8_t kNotHere = kNumber | kSpace | (kRules.case_splits ? kMark : 0);
+    uint64_t either_case = 0;
+    for (uint64_t rest = m.high & (~0ull >> (64 - count)); rest;) {
+        const int at = lowest_bit(rest);
+        const Character character = character_at(text + at, text_end);
+        const int size = static_cast<int>(character.size);
+        if ((character.classes & kNotHere) || at + size > count) {
+            count = at;
+            break;
+        }
+        const uint64_t bytes = ((1ull << size) - 1) << at;
+        rest &= ~bytes;
+        inside |= bytes & (bytes << 1);
+        if (character.classes & kLetter) m.letter |= bytes;
+        if constexpr (kRules.case_splits) {
+            if (!(character.classes & kLower)) m.upper |= bytes & m.letter;
+            if ((character.classes & kLower) && (character.classes & kUpper)) either_case |= bytes;
+        }
+    }
+    const uint64_t unclear = m.upper & either_case << 1;
+    return unclear ? std::min(count, lowest_bit(unclear)) : count;
+}
+
+// The bytes `text[0, count)`, count <= 64, classified in `m`, start a piece at bit 0. Returns the bits > 0 where other
+// pieces start for certain, whatever follows: those too near to the end or to a character that is left to
+// pretokenize.cpp are not among them, nor are those inside white space that reaches it.
+template <Rules kRules>
+inline uint64_t piece_starts(Masks& m, int count, const Byte* text, const Byte* text_end) {
+    uint64_t inside = 0;
+    if (m.high) count = add_other_scripts<kRules>(m, inside, count, text, text_end);
     if (count < 4) return 0;
     const uint64_t valid = ~0ull >> (64 - count);
     const uint64_t letter = m.letter & valid, digit = m.digit & valid, space = m.space & valid;
@@ -60,7 +90,8 @@ inline uint64_t piece_starts(const Masks& m, int count, const Byte* text, const 
         const uint64_t horizontal = white & ~newline;
         starts = opening | run_starts(white) | (horizontal & ~(space >> 1));
         starts |= without_blank_lines(horizontal & ((newline & ~taken) << 1), horizontal, newline);
-        starts |= run_starts(letter) & ~(horizontal << 1) & ~(opening << 1);
+        const uint64_t behind_opening = (inside + (opening << 1)) & ~inside;
+        starts |= run_starts(letter) & ~(horizontal << 1) & ~behind_opening;
 
         if constexpr (kRules.longest_number == 1) {
             starts |= digit;

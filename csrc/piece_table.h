@@ -14,7 +14,7 @@
 
 namespace llmfast {
 
-// `kWords` of 8 bytes make a key, the last one with the length on top; as many bytes hold ids.
+// `kWords` of 8 bytes make a key, whose last one is neither 0 nor ~0; as many bytes hold ids.
 template <typename KeyType>
 class PieceTable {
   public:
@@ -77,7 +77,7 @@ class PieceTable {
     }
 
   private:
-    static constexpr uint64_t kClaimed = ~0ull;  // a slot that is being written: no key has 255 bytes
+    static constexpr uint64_t kClaimed = ~0ull;  // a slot that is being written
 
     Pages pages_;
     Slot* slots_;

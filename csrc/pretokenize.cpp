@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "classify.h"
+#include "newer_machines.h"
 #include "piece_starts.h"
 #include "rules.h"
 #include "unicode.h"
@@ -138,9 +139,9 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     const Byte* at = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
-        // ASCII goes by blocks. A block yields at most 63 pieces.
+        // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
         if (capacity - count < 63 && capacity > 63) break;
-        if (*at < 0x80 && capacity - count >= 63 && end - at > 3 && at[1] < 0x80) {
+        if (capacity - count >= 63 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
             if (size == 64) {
@@ -169,13 +170,24 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     return count;
 }
 
+template <Rules kRules>
+LLMFAST_NEWER size_t split_newer(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    return split_by<kRules>(text, length, ends, capacity);
+}
+
+template <Rules kRules>
+size_t split_best(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    return is_newer() ? split_newer<kRules>(text, length, ends, capacity)
+                      : split_by<kRules>(text, length, ends, capacity);
+}
+
 size_t split_none(size_t length, uint32_t* ends) {
     if (length > UINT32_MAX) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
     ends[0] = static_cast<uint32_t>(length);
     return length > 0;
 }
 
-// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; the rest is split by itself.
+// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; each stretch is then split by itself.
 
 inline bool is_kanji_or_kana(uint32_t point) {
     return (point >= 0x4E00 && point <= 0x9FA5) || (point >= 0x3040 && point <= 0x30FF);
@@ -187,20 +199,12 @@ inline bool is_ascii_punctuation(Byte byte) {
     return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation);
 }
 
-const Byte* skip_kanji_and_kana(const Byte* at, const Byte* end) {
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if (!is_kanji_or_kana(character.point)) break;
-        at += character.size;
-    }
-    return at;
-}
-
-// The end of the stretch without numbers, kanji and kana.
+// The end of the stretch at `at`, which is no number: of kanji and kana, or of neither.
 const Byte* deepseek_segment(const Byte* at, const Byte* end) {
+    const bool kanji_or_kana = is_kanji_or_kana(character_at(at, end).point);
     while (at < end) {
         const Character character = character_at(at, end);
-        if ((character.classes & kNumber) || is_kanji_or_kana(character.point)) break;
+        if ((character.classes & kNumber) || is_kanji_or_kana(character.point) != kanji_or_kana) break;
         at += character.size;
     }
     return at;
@@ -235,11 +239,11 @@ size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t ca
     const Byte* segment = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
-        if (at == segment) segment = deepseek_segment(at, end);
-        if (at == segment) {  // a number, kanji or kana
-            const Byte* stop = number_piece<kLlama3>(at, end);
-            at = segment = stop > at ? stop : skip_kanji_and_kana(at, end);
+        const Byte* const behind_number = at == segment ? number_piece<kLlama3>(at, end) : at;
+        if (behind_number > at) {
+            at = segment = behind_number;
         } else {
+            if (at == segment) segment = deepseek_segment(at, end);
             const Byte* stop = deepseek_match(at, segment);
             if (stop == at) {  // what the expression does not match, up to its next match, is a piece too
                 do stop += character_at(stop, segment).size;
@@ -262,11 +266,11 @@ size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t ca
 size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, size_t capacity) {
     switch (pattern) {
         case Pattern::none: return split_none(length, ends);
-        case Pattern::gpt2: return split_by<kGpt2>(text, length, ends, capacity);
-        case Pattern::cl100k: return split_by<kCl100k>(text, length, ends, capacity);
-        case Pattern::llama3: return split_by<kLlama3>(text, length, ends, capacity);
-        case Pattern::qwen2: return split_by<kQwen2>(text, length, ends, capacity);
-        case Pattern::o200k: return split_by<kO200k>(text, length, ends, capacity);
+        case Pattern::gpt2: return split_best<kGpt2>(text, length, ends, capacity);
+        case Pattern::cl100k: return split_best<kCl100k>(text, length, ends, capacity);
+        case Pattern::llama3: return split_best<kLlama3>(text, length, ends, capacity);
+        case Pattern::qwen2: return split_best<kQwen2>(text, length, ends, capacity);
+        case Pattern::o200k: return split_best<kO200k>(text, length, ends, capacity);
         case Pattern::deepseek: return split_deepseek(text, length, ends, capacity);
     }
     return 0;
@@ -274,11 +278,17 @@ size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, s
 
 size_t certain_boundary(Pattern pattern, const char* text, size_t length, size_t from) {
     if (pattern == Pattern::none) return length;
-    // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
-    for (size_t at = from > 0 ? from : 1; at < length; ++at) {
-        const Byte here = static_cast<Byte>(text[at]);
-        const Byte before = static_cast<Byte>(text[at - 1]);
-        if ((here == ' ' || here == '\n') && static_cast<Byte>((before | 0x20) - 'a') < 26) return at;
+    const Byte* const begin = reinterpret_cast<const Byte*>(text);
+    for (size_t at = std::max<size_t>(from, 1); at < length; ++at) {
+        const Byte here = begin[at], before = begin[at - 1];
+        // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
+        if ((here == ' ' || here == '\n') && is_ascii_letter(before)) return at;
+        // So does what follows a newline; but white space would be one with it, and o200k takes slashes along. More
+        // white space before the newline could be cut otherwise at the end of a text.
+        if (before == '\n' && at > 1 && here != '/' && !(character_at(begin + at, begin + length).classes & kSpace) &&
+            !is_continuation(here) && !(character_before(begin + at - 1, begin).classes & kSpace)) {
+            return at;
+        }
     }
     return length;
 }

@@ -50,14 +50,18 @@ class PythonInts {
     mutable std::vector<PyObject*> ints_;
 };
 
-// One int as an id; OverflowError for what no id can be, TypeError for what is no int.
+[[noreturn]] inline void throw_no_id(nanobind::handle value) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_OverflowError, "%R is no token id: they are in 0..2**32 - 1", value.ptr());
+    throw nanobind::python_error();
+}
+
+// One int as an id; OverflowError (tiktoken's) for what no id can be, TypeError for what is no int.
 inline uint32_t as_id(PyObject* value) {
     if (PyLong_CheckExact(value)) {
-        const long id = PyLong_AsLong(value);
-        if (id >= 0 && static_cast<unsigned long>(id) <= UINT32_MAX) return static_cast<uint32_t>(id);
-        PyErr_Clear();
-        PyErr_SetString(PyExc_OverflowError, "a token id is not in 0..2**32 - 1");
-        throw nanobind::python_error();
+        const long long id = PyLong_AsLongLong(value);
+        if (id < 0 || id > UINT32_MAX) throw_no_id(value);
+        return static_cast<uint32_t>(id);
     }
     PyObject* exact = PyNumber_Index(value);  // NumPy's integers and the like
     if (!exact) throw nanobind::python_error();
@@ -72,10 +76,7 @@ void for_each_of(const Py_buffer& buffer, Use use) {
     for (Py_ssize_t i = 0; i < buffer.shape[0]; ++i, at += stride) {
         T value;
         std::memcpy(&value, at, sizeof value);
-        if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) {
-            PyErr_SetString(PyExc_OverflowError, "a token id is not in 0..2**32 - 1");
-            throw nanobind::python_error();
-        }
+        if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) throw_no_id(nanobind::int_(value));
         use(static_cast<uint32_t>(value));
     }
 }
@@ -112,6 +113,7 @@ void for_each_id(nanobind::handle tokens, Use use) {
     if (!PyList_CheckExact(tokens.ptr()) && for_each_in_array(tokens, use)) return;
     nanobind::object fast = nanobind::steal(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
     if (!fast.is_valid()) throw nanobind::python_error();
+    const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast.ptr()); ++i) {
         use(as_id(PySequence_Fast_GET_ITEM(fast.ptr(), i)));
     }

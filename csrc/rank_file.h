@@ -22,24 +22,29 @@ constexpr std::array<uint8_t, 256> base64_values() {
 // Decodes padded base64 into `bytes`; false if it is none.
 inline bool decode_base64(std::string_view text, std::string& bytes) {
     static constexpr std::array<uint8_t, 256> kValues = base64_values();
-    bytes.clear();
     if (text.empty() || text.size() % 4 != 0) return false;
     const size_t padding = text.ends_with("==") ? 2 : text.ends_with("=") ? 1 : 0;
+    bytes.resize(text.size() / 4 * 3);
+    char* out = bytes.data();
+    uint8_t wrong = 0;
     for (size_t at = 0; at < text.size(); at += 4) {
         uint32_t group = 0;
         for (size_t i = 0; i < 4; ++i) {
             const bool padded = at + i >= text.size() - padding;
             const uint8_t value = padded ? 0 : kValues[static_cast<uint8_t>(text[at + i])];
-            if (value == 64) return false;
+            wrong |= value;
             group = group << 6 | value;
         }
-        bytes += {static_cast<char>(group >> 16), static_cast<char>(group >> 8), static_cast<char>(group)};
+        *out++ = static_cast<char>(group >> 16);
+        *out++ = static_cast<char>(group >> 8);
+        *out++ = static_cast<char>(group);
     }
+    if (wrong >= 64) return false;
     bytes.resize(bytes.size() - padding);
     return true;
 }
 
-// Calls `use(token, rank)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
+// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
 // that does not parse.
 template <typename Use>
 void for_each_rank(std::string_view contents, Use use) {
@@ -61,7 +66,7 @@ void for_each_rank(std::string_view contents, Use use) {
             throw std::invalid_argument("line " + std::to_string(number) + " is '" + std::string(line.substr(0, 80)) +
                                         "', not a token in base64 and its rank");
         }
-        use(std::string_view(token), rank);
+        use(std::string_view(token), rank, number);
     }
 }
 

@@ -65,4 +65,15 @@ inline Character character_at(const uint8_t* at, const uint8_t* end) {
     return {size, point, classes_of(point)};
 }
 
+// The character that ends at `end` (> begin).
+inline Character character_before(const uint8_t* end, const uint8_t* begin) {
+    for (const uint8_t* at = end - 1; at >= begin && end - at <= 4; --at) {
+        if (is_continuation(*at)) continue;
+        const Character character = character_at(at, end);
+        if (at + character.size == end) return character;
+        break;
+    }
+    return {1, 0xFFFD, kPunctuation};
+}
+
 }  // namespace llmfast

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "hash.h"
+#include "prefetch.h"
 
 namespace llmfast {
 
@@ -40,7 +41,11 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
     bytes_.reserve(total);
     spans_.assign(size_t{largest} + 1, Span{0, 0});
     slots_.assign(std::bit_ceil(tokens.size() * 2), kNoToken);
-    for (size_t i = 0; i < tokens.size(); ++i) insert(tokens[i], ids[i]);
+    constexpr size_t kAhead = 8;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        if (i + kAhead < tokens.size()) prefetch_line(&slots_[hash_bytes(tokens[i + kAhead]) & (slots_.size() - 1)]);
+        insert(tokens[i], ids[i]);
+    }
 }
 
 void Vocabulary::insert(std::string_view token, uint32_t id) {
@@ -50,6 +55,7 @@ void Vocabulary::insert(std::string_view token, uint32_t id) {
     }
     spans_[id] = {static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(token.size())};
     bytes_ += token;
+    if (token.size() > kLongestShortKey) long_tokens_.set(long_hash(token));
     const size_t mask = slots_.size() - 1;
     size_t at = hash_bytes(token) & mask;
     for (; slots_[at] != kNoToken; at = (at + 1) & mask) {
@@ -58,8 +64,17 @@ void Vocabulary::insert(std::string_view token, uint32_t id) {
     slots_[at] = id;
 }
 
+// Of a token of 16 bytes and more, by its ends.
+size_t Vocabulary::long_hash(std::string_view token) {
+    uint64_t first, last;
+    std::memcpy(&first, token.data(), 8);
+    std::memcpy(&last, token.data() + token.size() - 8, 8);
+    return (hash_words(first, last) + token.size()) % (1 << 16);
+}
+
 uint32_t Vocabulary::find(std::string_view token) const {
     if (token.empty() || token.size() > longest_) return kNoToken;
+    if (token.size() > kLongestShortKey && !long_tokens_[long_hash(token)]) return kNoToken;
     const size_t mask = slots_.size() - 1;
     for (size_t at = hash_bytes(token) & mask;; at = (at + 1) & mask) {
         const uint32_t id = slots_[at];

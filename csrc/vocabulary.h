@@ -1,6 +1,7 @@
 // Tokens both ways: bytes -> id by a hash table, id -> bytes by position. An id is also the token's merge rank.
 #pragma once
 
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -37,10 +38,12 @@ class Vocabulary {
     struct Span { uint32_t offset, length; };
 
     void insert(std::string_view token, uint32_t id);
+    static size_t long_hash(std::string_view token);
 
     std::string bytes_;              // every token, one behind another
     std::vector<Span> spans_;        // by id
     std::vector<uint32_t> slots_;    // ids by the hash of their bytes; a power of two
+    std::bitset<1 << 16> long_tokens_;  // a bit for each token of 16 bytes and more: most long pieces are none
     size_t longest_ = 0, count_ = 0;
 };
 

@@ -1,6 +1,8 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
 from .activation import geglu, gelu, swiglu
+from .adamw import adamw_
+from .adamw_8bit import adamw_8bit_
 from .attention import (
     attention_weights,
     flash_attention,
@@ -37,6 +39,8 @@ __all__ = [
     "Adapted",
     "NF4Linear",
     "NF4Tensor",
+    "adamw_",
+    "adamw_8bit_",
     "attention_weights",
     "backend",
     "cross_entropy",

@@ -25,6 +25,7 @@ from llmfast import __version__
 class Command:
     target: str  # "module:function", imported only when the command is called
     help: str
+    own_arguments: bool = False  # reads its words, --help included, itself
 
     def function(self) -> Callable[..., None]:
         module, name = self.target.split(":")
@@ -38,11 +39,23 @@ COMMANDS = {
     "tokenizer train": Command(
         "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
     ),
-    "tokenizer encode": Command("llmfast.tokenizer.commands:encode", "Turn text into token ids."),
+    "tokenizer encode": Command(
+        "llmfast.tokenizer.commands:encode", "Turn text into ids, or files into shards."
+    ),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "tokenizer compare": Command(
+        "llmfast.tokenizer.commands:compare", "Count the tokens of different tokenizers."
+    ),
+    "data prepare": Command("llmfast.data.commands:prepare", "Turn text into a tokenizer and token shards."),
+    "data report": Command("llmfast.data.commands:report", "Show what prepared data is made of."),
+    "model info": Command("llmfast.models.commands:info", "Show a model's size, memory and what fits a GPU."),
     "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
+    "sweep": Command("llmfast.training.command:sweep", "Train over a grid of settings and compare the runs."),
     "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
+    "bench": Command(
+        "llmfast.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
+    ),
     "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),
 }
 
@@ -69,7 +82,9 @@ def run(arguments: list[str]) -> None:
     """Finds the command that the first words name, imports it alone, and calls it with the rest."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
-    if name in COMMANDS:
+    if name in COMMANDS and COMMANDS[name].own_arguments:
+        COMMANDS[name].function()(rest)
+    elif name in COMMANDS:
         _call(COMMANDS[name].function(), f"llmfast {name}", rest)
     elif name in ("-V", "--version"):
         print(f"llmfast {__version__}")

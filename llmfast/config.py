@@ -71,16 +71,26 @@ def unfilled(config: Config) -> Config:
     return config if needed or config != type(config)() else _unfilled(config, {})
 
 
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, as plain values; 1e-3 is a number, and a setting given twice an error.
+
+    Raises:
+        ValueError: it is not YAML.
+        OSError: the file cannot be read.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass instance as nested dictionaries of plain values (what JSON and YAML can hold)."""
     return _converter.unstructure(config)
 
 
 def _load(cls: type[Config], path: str | Path) -> tuple[Config, dict]:
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path)
     tree = {} if tree is None else tree
     try:
         return from_dict(cls, tree), tree
@@ -261,10 +271,15 @@ def _dump(name: str, value: Any) -> list[str]:
 
 def field_help(cls: type) -> dict[str, str]:
     """What each field means: from the class docstring's ``Attributes:`` and the strings under fields."""
-    try:
-        documentation = docstring_parser.parse_from_object(cls)
-    except (OSError, TypeError):  # the class has no source file, as one typed at a prompt
-        documentation = docstring_parser.parse(cls.__doc__ or "")
-    return {
-        each.arg_name: " ".join(each.description.split()) for each in documentation.params if each.description
-    }
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        try:
+            documentation = docstring_parser.parse_from_object(base)
+        except (OSError, TypeError):  # the class has no source file, as one typed at a prompt
+            documentation = docstring_parser.parse(base.__doc__ or "")
+        found |= {
+            each.arg_name: " ".join(each.description.split())
+            for each in documentation.params
+            if each.description
+        }
+    return found

@@ -20,7 +20,9 @@ def model():
 
 def shards_of(folder, count):
     writer = ShardWriter(folder, vocab_size=50, eot_token=0, fingerprint="x")
-    writer.add(np.random.default_rng(0).integers(1, 50, count), 1, 3 * count)
+    tokens = np.random.default_rng(0).integers(1, 50, count)
+    tokens[-1] = 0  # the end of the one document
+    writer.add(tokens, 1, 3 * count)
     writer.finish()
     return TokenShards(folder)
 

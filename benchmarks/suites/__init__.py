@@ -1,17 +1,36 @@
 """What can be measured, each in the module of its name.
 
-A suite of an op has ``cases(size)``, with sizes "full", "quick" (under a minute a suite) and "tiny" (to try it out on a
-CPU); all run in the same way. A program measures on the CPU and has options and output of its own.
+A suite has ``cases(size)``; all suites run in the same way. Sizes are "full" and "quick" (under a minute a suite) on a
+GPU, "cpu" and "cpu-quick" for what is worth measuring on a CPU, and "tiny", which only shows that a suite works. A
+program measures on the CPU and has options and output of its own.
 """
 
-OPS = {
-    "norm": "rms_norm, layer_norm and a fused residual, forward and backward",
-    "activation": "swiglu, geglu and gelu with a bias, forward and backward",
-    "rope": "rotary position embedding of queries and keys, forward and backward",
-    "cross_entropy": "cross entropy of logits, forward and with its gradient",
-    "linear_cross_entropy": "the last layer and its cross entropy in one, forward and with both gradients",
-    "attention": "dense, causal, windowed and packed attention, forward and backward; decoding from a cache",
-    "nf4": "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step",
+from typing import NamedTuple
+
+
+class Suite(NamedTuple):
+    about: str
+    devices: tuple[str, ...] = ("cuda",)  # where its figures mean something, the first by default
+
+
+SUITES = {
+    "norm": Suite("rms_norm, layer_norm and a fused residual, forward and backward"),
+    "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
+    "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
+    "cross_entropy": Suite("cross entropy of logits, forward and with its gradient"),
+    "linear_cross_entropy": Suite(
+        "the last layer and its cross entropy in one, forward and with both gradients"
+    ),
+    "attention": Suite(
+        "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
+    ),
+    "nf4": Suite(
+        "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step"
+    ),
+    "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
+    "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
+    "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),
+    "loader": Suite("batches out of token shards: tokens/s", ("cpu",)),
 }
 
 PROGRAMS = {

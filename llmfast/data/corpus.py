@@ -1,21 +1,28 @@
-"""Where text comes from: the interpreter's own standard library, files, folders, globs, or Hugging Face datasets."""
+"""Documents to train on: from the interpreter's own standard library, files of any kind, or Hugging Face datasets."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-FEW_DOCUMENTS = 20  # below this, files are cut into pieces, so that some can be held out for validation
+from llmfast.data import datasets_hub, readers
+from llmfast.data.shards import Share
+
+FEW_DOCUMENTS = 20  # below this, text files are cut into pieces, so that some can be held out for validation
 PIECE_CHARACTERS = 16_384
+LARGE_ROW = 10**6  # characters: rows of a dataset above this (whole books) are cut into pieces as well
+LARGE_BYTES = 2**26  # text files above this are never held in memory whole
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name it is known by (a path, or dataset and row)."""
+    """One text and the name it is known by (a path, a line of a file, or a row of a dataset)."""
 
     name: str
     text: str
@@ -26,63 +33,108 @@ class Document:
         So the answer is the same on every machine and in any order, and a text that occurs twice can not be on both
         sides.
         """
-        digest = hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") < fraction * 2**64
+        return is_held_out(self.text.encode("utf-8", "surrogatepass"), fraction)
+
+
+def is_held_out(text: bytes, fraction: float) -> bool:
+    """Whether a document of these bytes of UTF-8 is one of the ``fraction`` held out for validation."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < fraction * 2**64
 
 
 class Corpus:
     """Documents from ``sources``, in a fixed order; iterate it as often as needed.
 
-    A source is a file, a folder (its text files, recursively), a glob pattern, or ``hf:NAME[:SPLIT[:COLUMN]]`` (a
-    Hugging Face dataset, streamed). No source means the running interpreter's standard library: tens of megabytes of
+    A source is a file, a folder (its files, recursively), a glob pattern, ``hf:NAME[:SPLIT[:COLUMN]]`` (a Hugging Face
+    dataset, streamed) or a short name of one (``fineweb-edu``, ``fineweb``, ``tinystories``, ``openwebtext``,
+    ``tinyshakespeare``); from Python also a ``datasets.Dataset``, a ``datasets.IterableDataset``, or any iterable of
+    texts. A file is one document, except ``.jsonl`` and ``.parquet``, in which each row is; any of them may be
+    compressed (``.gz``, ``.zst``). No source means the running interpreter's standard library: tens of megabytes of
     Python and documentation strings that every machine with Python has.
 
     Files that are not UTF-8 are skipped and counted in ``skipped`` (filled as iteration goes).
+
+    Args:
+        sources: as above.
+        column: the field that holds the text, in files and datasets that have fields.
+        share: read only this part: every n-th file, piece, line, row group or row.
 
     Raises:
         ValueError: a source that names nothing, or (when iterated) no readable text at all.
     """
 
-    def __init__(self, sources: Sequence[str] = ()):
-        self.sources = tuple(map(str, sources))
+    def __init__(
+        self,
+        sources: Sequence[Any] = (),
+        *,
+        column: str | None = None,
+        share: Share = Share(),  # noqa: B008
+    ):
+        self.sources = tuple(str(source) if isinstance(source, Path) else source for source in sources)
+        self.column, self.share = column, share
         self.skipped: list[str] = []
-        self._files = [file for source in self.sources if not _is_dataset(source) for file in _files(source)]
+        named = [source for source in self.sources if isinstance(source, str)]
+        self._files = [
+            file for source in named if not datasets_hub.is_dataset(source) for file in _files(source)
+        ]
         if not self.sources:
             self._files = _standard_library()
-        self._datasets = [source for source in self.sources if _is_dataset(source)]
+        self._datasets = [s for s in self.sources if not isinstance(s, str) or datasets_hub.is_dataset(s)]
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped = []
-        few = not self._datasets and len(self._files) < FEW_DOCUMENTS
-        found = False
-        for document in self._whole_documents():
-            found = True
-            yield from _pieces(document) if few else (document,)
-        if not found:
+        documents = itertools.chain(
+            self._from_texts([file for file in self._files if not readers.has_rows(file)]),
+            *(self._from_rows(file) for file in self._files if readers.has_rows(file)),
+            *(self._from_dataset(source) for source in self._datasets),
+        )
+        first = next(documents, None)
+        if first is None and self.share.index == 0:  # another part of little data may be empty
             skipped = f" ({len(self.skipped)} files are not UTF-8 text)" if self.skipped else ""
-            raise ValueError(
-                f"no readable text in {', '.join(self.sources) or 'the standard library'}{skipped}"
-            )
+            raise ValueError(f"no readable text in {self.describe()}{skipped}")
+        if first is not None:
+            yield first
+            yield from documents
 
     def describe(self) -> str:
         """The sources in words."""
-        return ", ".join(self.sources) or "Python's standard library"
+        names = (source if isinstance(source, str) else type(source).__name__ for source in self.sources)
+        return ", ".join(names) or "Python's standard library"
 
-    def _whole_documents(self) -> Iterator[Document]:
-        for path in self._files:
-            try:
-                text = path.read_bytes().decode("utf-8")
-            except UnicodeDecodeError:
-                self.skipped.append(str(path))
+    def _from_texts(self, files: list[Path]) -> Iterator[Document]:
+        few = not self._datasets and len(self._files) < FEW_DOCUMENTS
+        numbers = itertools.count()
+        for path in files:
+            large = path.stat().st_size > LARGE_BYTES
+            if not (few or large):
+                if self.share.has(next(numbers)) and (text := self._read(path)):
+                    yield Document(str(path), text)
                 continue
+            pieces = readers.text_pieces(path, PIECE_CHARACTERS) if large else _pieces(self._read(path))
+            for start, text in pieces:
+                if self.share.has(next(numbers)):
+                    yield Document(f"{path}[{start}:{start + len(text)}]", text)
+
+    def _read(self, path: Path) -> str:
+        try:
+            text = readers.read_text(path)
+        except UnicodeDecodeError:
+            self.skipped.append(str(path))
+            return ""
+        return text if text.strip() else ""
+
+    def _from_rows(self, path: Path) -> Iterator[Document]:
+        for place, text in readers.rows(path, self.column, self.share):
             if text.strip():
-                yield Document(str(path), text)
-        for source in self._datasets:
-            yield from _dataset_documents(source)
+                yield Document(f"{path}:{place}", text)
 
-
-def _is_dataset(source: str) -> bool:
-    return source.startswith("hf:")
+    def _from_dataset(self, source: Any) -> Iterator[Document]:
+        name = source if isinstance(source, str) else type(source).__name__
+        for row, text in enumerate(datasets_hub.texts(source, self.column, self.share)):
+            pieces = _pieces(text) if len(text) > LARGE_ROW else [(0, text)]
+            for start, piece in pieces:
+                if piece.strip():
+                    place = f"{row}:{start}" if len(text) > LARGE_ROW else row
+                    yield Document(f"{name}[{place}]", piece)
 
 
 def _standard_library() -> list[Path]:
@@ -106,7 +158,9 @@ def _files(source: str) -> list[Path]:
     else:
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not found:
-            raise ValueError(f"no file, folder or pattern match at {source!r}")
+            raise ValueError(
+                f"no file, folder or pattern match at {source!r}; named datasets are {', '.join(datasets_hub.NAMED)}"
+            )
     if not found:
         raise ValueError(f"the folder {source!r} holds no files")
     return found
@@ -116,42 +170,17 @@ def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def _pieces(document: Document) -> Iterator[Document]:
-    """Cut a long text at line ends into pieces of about PIECE_CHARACTERS."""
-    text, start = document.text, 0
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """Cut a long text at line ends into pieces of about PIECE_CHARACTERS; (start, piece) of each."""
+    start = 0
     while start < len(text):
         end = text.find("\n", start + PIECE_CHARACTERS)
         end = len(text) if end < 0 else end + 1
-        yield Document(f"{document.name}[{start}:{end}]", text[start:end])
+        yield start, text[start:end]
         start = end
 
 
-def _dataset_documents(source: str) -> Iterator[Document]:
-    """Rows of ``hf:NAME[:SPLIT[:COLUMN]]``, streamed; the column defaults to the first that holds text."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"{source} needs the datasets library: pip install 'llmfast[hf]'") from None
-    name, split, column = (*source.removeprefix("hf:").split(":"), "", "")[:3]
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises its own, requests' and huggingface_hub's errors
-        raise ValueError(f"dataset {source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    first = next(iter(rows), None)
-    if first is None:
-        return
-    texts = [key for key, value in first.items() if isinstance(value, str)]
-    column = column or ("text" if "text" in texts else next(iter(texts), ""))
-    if column not in texts:
-        raise ValueError(
-            f"{source} has no text column {column!r}; its text columns are {', '.join(texts) or 'none'}"
-        )
-    for index, row in enumerate(rows):
-        if row[column] and row[column].strip():
-            yield Document(f"{source}[{index}]", row[column])
-
-
-def batched(documents: Iterator[Document], characters: int) -> Iterator[list[Document]]:
+def batched(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
     """Group documents into lists of about ``characters`` in all."""
     group: list[Document] = []
     size = 0

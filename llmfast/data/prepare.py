@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from llmfast.data.config import DataConfig
+from llmfast.config import to_dict
+from llmfast.data.ahead import read_ahead
+from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
-from llmfast.data.shards import ShardWriter, TokenShards
+from llmfast.data.journal import JOURNAL, Journal
+from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder
-from llmfast.tokenizer import Tokenizer
+from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
 
 END_OF_TEXT = "<|endoftext|>"
-ENCODE_CHARACTERS = (
-    2**24
-)  # documents are encoded in groups of this size: memory stays bounded, cores stay busy
+ENCODE_CHARACTERS = 2**24  # documents are encoded in groups of this size: memory stays bounded, cores busy
 SPLITS = ("train", "validation")
+
+Report = Callable[[str], None]
+HeldOut = Callable[[Document], bool]
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,7 @@ class Prepared:
     validation: TokenShards
 
 
-def prepare(
-    config: DataConfig, folder: Path, *, report: Callable[[str], None] = lambda line: None
-) -> Prepared:
+def prepare(config: SourceConfig, folder: Path, *, report: Report = lambda line: None) -> Prepared:
     """Train (or load) the tokenizer, encode the corpus, and write both under ``folder``, whole or not at all.
 
     ``report`` is told, in a line each, what was read and made.
@@ -43,33 +48,55 @@ def prepare(
         ValueError: no readable text, too little of it, or a vocabulary size that cannot be had.
         OSError: a file that cannot be read, or a full disk.
     """
-    corpus = Corpus(config.sources)
-    held_out = _split_rule(corpus, config.validation_fraction)
     with atomic_folder(folder) as partial:
-        if config.tokenizer:
-            tokenizer = Tokenizer.load(config.tokenizer)
-            report(f"vocabulary  {tokenizer.n_vocab:,} tokens from {config.tokenizer}")
-        else:
-            texts = (document.text for document in corpus if not held_out(document))
-            tokenizer = Tokenizer.train(texts, config.vocab_size, special_tokens=(END_OF_TEXT,))
-            report(f"vocabulary  {tokenizer.n_vocab:,} tokens, trained on the training documents")
-        tokenizer.save(partial)
-        for split in SPLITS:
-            (partial / split).mkdir()
-            wanted = (document for document in corpus if held_out(document) == (split == "validation"))
-            _write_shards(wanted, tokenizer, partial / split)
+        skipped = prepare_resumably(config, partial, report=report)
     prepared = open_prepared(folder)
-    for split, shards in (("train", prepared.train), ("validation", prepared.validation)):
-        report(
-            f"{split:<11} {shards.documents:,} documents, {shards.text_bytes / 1e6:,.1f} MB, {len(shards):,} tokens"
-            f" ({shards.text_bytes / len(shards):.2f} bytes each)"
-        )
-    if corpus.skipped:
-        report(f"skipped     {len(corpus.skipped)} files that are not UTF-8 text")
+    describe(prepared, report)
+    if skipped:
+        report(f"skipped     {skipped} files that are not UTF-8 text")
     return prepared
 
 
-def open_prepared(folder: Path) -> Prepared:
+def prepare_resumably(
+    config: SourceConfig,
+    folder: Path,
+    *,
+    share: Share = Share(),  # noqa: B008
+    processes: int = 1,
+    report: Report = lambda line: None,
+) -> int:
+    """As ``prepare``, into ``folder`` itself: what a killed process had completed there is kept and gone on from.
+
+    Returns the number of files skipped because they are not UTF-8 text.
+
+    Args:
+        share: encode only this part of the corpus (the others may be made elsewhere, at the same time); the tokenizer
+            must then be given, so that all parts have the same.
+        processes: divide this part further between so many processes of this machine. Encoding uses all cores with one,
+            too; more of them read faster.
+
+    Raises:
+        ValueError: as ``prepare``; or the folder holds something prepared by other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if share.count > 1 and not config.tokenizer:
+        raise ValueError("a part of the corpus needs a tokenizer that all parts share: give data.tokenizer")
+    if processes > 1 and share.count > 1:
+        raise ValueError(
+            f"give either a part ({share.index}/{share.count}) or {processes} processes, not both"
+        )
+    if config.tokenizer or not (folder / "tokenizer.json").exists():
+        tokenizer = _tokenizer(config, report)
+        _check_same_tokenizer(folder, tokenizer)
+        tokenizer.save(folder)
+    if processes == 1:
+        return _encode(config, folder, share)
+    shares = [Share(index, processes) for index in range(processes)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return sum(pool.map(_encode, itertools.repeat(config), itertools.repeat(folder), shares))
+
+
+def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
     """Open what ``prepare`` wrote.
 
     Raises:
@@ -77,13 +104,24 @@ def open_prepared(folder: Path) -> Prepared:
     """
     folder = Path(folder)
     tokenizer = Tokenizer.load(folder)
-    splits = [TokenShards(folder / split) for split in SPLITS]
+    splits = [TokenShards(folder / split, verify=verify) for split in SPLITS]
     for shards in splits:
         if shards.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the token shards in {shards.folder} were made with another tokenizer than {folder}'s"
             )
+        if not shards.documents:
+            raise ValueError(f"{shards.folder} holds no documents; data.validation_fraction decides how many")
     return Prepared(tokenizer, *splits)
+
+
+def describe(prepared: Prepared, report: Report) -> None:
+    """What the shards hold, a line a split."""
+    for split, shards in (("train", prepared.train), ("validation", prepared.validation)):
+        report(
+            f"{split:<11} {shards.documents:,} documents, {shards.text_bytes / 1e6:,.1f} MB, {len(shards):,} tokens"
+            f" ({shards.text_bytes / len(shards):.2f} bytes each)"
+        )
 
 
 def compression_baselines(shards: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
@@ -99,7 +137,142 @@ def _without(tokens: np.ndarray, token: int) -> list[int]:
     return tokens[tokens != token].tolist()
 
 
-def _split_rule(corpus: Corpus, fraction: float) -> Callable[[Document], bool]:
+# --- the tokenizer -------------------------------------------------------------------------------------------
+
+
+def _tokenizer(config: SourceConfig, report: Report) -> Tokenizer:
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer)
+        report(f"vocabulary  {tokenizer.n_vocab:,} tokens from {config.tokenizer}")
+        return tokenizer
+    corpus = Corpus(config.sources, column=config.column)
+    held_out = _split_rule(corpus, config.validation_fraction)
+    training = (document.text for document in corpus if not held_out(document))
+    tokenizer = Tokenizer.train(
+        _first_characters(training, config.tokenizer_characters),
+        config.vocab_size,
+        special_tokens=(END_OF_TEXT,),
+    )
+    report(f"vocabulary  {tokenizer.n_vocab:,} tokens, trained on the training documents")
+    return tokenizer
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer from a path, or a published one by name (``gpt2``, ``cl100k_base``, ...).
+
+    Raises:
+        ValueError: neither; or no end-of-text token, which documents are separated by.
+        OSError: a published one that is not cached and cannot be fetched.
+    """
+    if not Path(name).exists() and name in list_encoding_names():
+        encoding = get_encoding(name)
+        tokenizer = Tokenizer(
+            name,
+            pat_str=encoding._pat_str,
+            mergeable_ranks=encoding._mergeable_ranks,
+            special_tokens=encoding._special_tokens,
+        )
+    else:
+        tokenizer = Tokenizer.load(name)
+    _end_of_text(tokenizer)
+    return tokenizer
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    try:
+        return tokenizer.eot_token
+    except KeyError as error:
+        raise ValueError(f"no token to end documents with: {error.args[0]}") from None
+
+
+def _check_same_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    if (folder / "tokenizer.json").exists() and Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{folder} holds shards of another tokenizer; choose another folder")
+
+
+def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
+    for text in texts:
+        if count <= 0:
+            return
+        yield text[:count]
+        count -= len(text)
+
+
+# --- encoding ------------------------------------------------------------------------------------------------
+
+
+def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
+    """Write this part's shards of both splits, going on from what its journal says is complete; files skipped."""
+    tokenizer = Tokenizer.load(folder)
+    corpus = Corpus(config.sources, column=config.column, share=share)
+    # A part cannot see whether the others have documents of both sides: there the hash alone decides.
+    alone = share.count == 1
+    held_out = (
+        _split_rule(corpus, config.validation_fraction) if alone else _by_hash(config.validation_fraction)
+    )
+    journal = Journal(folder / JOURNAL.replace(".", f"{share.suffix}."), _settings(config, tokenizer))
+    if journal.complete:
+        return 0
+    writers = [
+        ShardWriter(
+            _made(folder / split),
+            vocab_size=tokenizer.n_vocab,
+            eot_token=_end_of_text(tokenizer),
+            fingerprint=tokenizer.fingerprint,
+            share=share,
+            done=journal.shards.get(split),
+        )
+        for split in SPLITS
+    ]
+
+    def shards() -> dict[str, list[Shard]]:
+        return {split: writer.shards for split, writer in zip(SPLITS, writers, strict=True)}
+
+    done = journal.documents
+    completed = [len(writer.shards) for writer in writers]
+    for group in read_ahead(batched(itertools.islice(corpus, done, None), ENCODE_CHARACTERS)):
+        for split, writer in zip(SPLITS, writers, strict=True):
+            add_documents(writer, tokenizer, [d for d in group if held_out(d) == (split == "validation")])
+        done += len(group)
+        # A shard of one split is full: both are closed, so that the journal describes one moment.
+        if completed != [len(writer.shards) for writer in writers]:
+            for writer in writers:
+                writer.next_shard()
+            completed = [len(writer.shards) for writer in writers]
+            journal.save(done, shards())
+    for writer in writers:
+        writer.finish()
+    journal.save(done, shards(), complete=True)
+    return len(corpus.skipped)
+
+
+def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict:
+    """What decides the shards."""
+    reads = {name: to_dict(config)[name] for name in ("sources", "column", "validation_fraction")}
+    return {"tokenizer": tokenizer.fingerprint, **reads}
+
+
+def add_documents(writer: ShardWriter, tokenizer: Tokenizer, documents: list[Document]) -> None:
+    """Encode ``documents`` on all cores and append them."""
+    if documents:
+        texts = [document.text.encode("utf-8", "surrogatepass") for document in documents]
+        tokens, _ = tokenizer.encode_documents(texts)
+        writer.add(tokens, len(texts), sum(map(len, texts)))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+# --- the split -----------------------------------------------------------------------------------------------
+
+
+def _by_hash(fraction: float) -> HeldOut:
+    return lambda document: document.is_held_out(fraction)
+
+
+def _split_rule(corpus: Corpus, fraction: float) -> HeldOut:
     """The rule that says which documents are held out; both sides get at least one document."""
     sides = set()
     first = None
@@ -107,7 +280,7 @@ def _split_rule(corpus: Corpus, fraction: float) -> Callable[[Document], bool]:
         first = first or document
         sides.add(document.is_held_out(fraction))
         if len(sides) == 2:
-            return lambda document: document.is_held_out(fraction)
+            return _by_hash(fraction)
     # A small corpus: its hashes all fell on one side. The first document then goes to the other side.
     if not any(document.text != first.text for document in corpus):
         raise ValueError(
@@ -115,18 +288,3 @@ def _split_rule(corpus: Corpus, fraction: float) -> Callable[[Document], bool]:
         )
     (held_out,) = sides
     return lambda document: (document.text == first.text) != held_out
-
-
-def _write_shards(documents: Iterator[Document], tokenizer: Tokenizer, folder: Path) -> None:
-    try:
-        eot_token = tokenizer.eot_token
-    except KeyError as error:
-        raise ValueError(f"no token to end documents with: {error.args[0]}") from None
-    writer = ShardWriter(
-        folder, vocab_size=tokenizer.n_vocab, eot_token=eot_token, fingerprint=tokenizer.fingerprint
-    )
-    for group in batched(documents, ENCODE_CHARACTERS):
-        texts = [document.text.encode() for document in group]
-        tokens, _ = tokenizer.encode_documents(texts)
-        writer.add(tokens, len(texts), sum(map(len, texts)))
-    writer.finish()

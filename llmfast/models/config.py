@@ -7,11 +7,68 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched so that a model reads longer than it was first trained for."""
+
+    kind: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+    """linear: every frequency divided by factor (Chen et al. 2023). dynamic: a base that grows with the sequence
+    (NTK-aware). llama3: low frequencies only (Llama 3.1). yarn: by part, with a temperature (Peng et al. 2023)."""
+    factor: float = 1.0
+    """How many times longer the context becomes."""
+    original_context: int | None = None
+    """Context of the first training; model.context / factor if left out."""
+    low_frequency_factor: float = 1.0
+    """llama3: wavelengths above original_context / this are divided by factor in full."""
+    high_frequency_factor: float = 4.0
+    """llama3: wavelengths below original_context / this are kept."""
+    beta_fast: float = 32.0
+    """yarn: frequencies that turn more often than this within original_context are kept."""
+    beta_slow: float = 1.0
+    """yarn: frequencies that turn less often than this are divided by factor in full."""
+    attention_factor: float | None = None
+    """yarn: factor on cosines and sines; 0.1·ln(factor) + 1 if left out (YaRN, section 3.4)."""
+    truncate: bool = True
+    """yarn: round the bounds of the ramp between the two to whole pairs."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Mixture of experts: each token is sent to a few of many feed-forwards."""
+
+    count: int = 0
+    """Experts a layer; 0 for none, a plain feed-forward."""
+    active: int = 2
+    """Experts that a token is sent to (top-k)."""
+    width: int | None = None
+    """Feed-forward width of one expert; model.ff_width if left out."""
+    pattern: str = "e"
+    """Which layers have experts (e) and which are dense (d), repeated over the layers: "de" is every second one."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """How the router's logits become scores (sigmoid: DeepSeek-V3)."""
+    normalize: bool = True
+    """Divide the scores of a token's experts by their sum."""
+    shared_width: int = 0
+    """Width of an expert that every token passes (DeepSeek's n shared experts are one n times as wide); 0 for none."""
+    shared_gate: bool = False
+    """Weigh the shared expert by a sigmoid of the token (Qwen2-MoE)."""
+    auxiliary_weight: float = 0.01
+    """Weight of the load-balancing loss (Switch Transformer, eq. 4); 0 leaves it out."""
+    bias_rate: float = 0.0
+    """Step by which the router's bias moves against imbalance after each optimizer step (auxiliary-loss-free
+    balancing, Wang et al. 2024, who use 0.001); 0 leaves it out."""
+    z_loss_weight: float = 0.0
+    """Weight of the squared log-sum of the router's logits (ST-MoE, eq. 5); 0 leaves it out."""
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and choices of one decoder (pre-norm blocks, RMSNorm, RoPE, SwiGLU, grouped-query attention)."""
+    """Shape and choices of one decoder: GPT-2, Llama, Qwen, Mixtral and what lies between."""
 
     vocab_size: int = 4096
-    """V: rows of the embedding table. A training run takes it from its tokenizer."""
+    """V: number of tokens. A training run takes it from its tokenizer."""
+    vocab_multiple: int = 1
+    """Fill the embedding table up to a multiple of this (GPT-2: 50257 to 50304 by 64), which matrix products like;
+    the rows added are never predicted and get no gradient."""
     width: int = 128
     """E: width of the residual stream."""
     layers: int = 3
@@ -23,37 +80,59 @@ class DecoderConfig:
     head_width: int | None = None
     """D: width of one head; width / heads if left out."""
     ff_width: int | None = None
-    """F: width of the SwiGLU feed-forward; 8/3 of width rounded up to a multiple of 32 if left out."""
+    """F: width of the feed-forward; if left out, 4 times width for gelu, 8/3 rounded up to a multiple of 32 for gated
+    activations."""
     context: int = 128
     """Longest sequence the model is trained on and generates."""
+
+    positions: Literal["rope", "learned"] = "rope"
+    """rope: queries and keys are turned by their position; learned: a table of positions is added to the embedding."""
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Stretching of the rotary frequencies."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with bias."""
     norm_eps: float = 1e-6
-    """Added to the mean square inside RMSNorm."""
+    """Added to the mean square (or the variance) inside the norms."""
     qk_norm: bool = False
     """Normalise each query and key head before attention."""
+    activation: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"] = "swiglu"
+    """Activation of the feed-forward; swiglu and geglu are gated. tanh: GPT-2's approximation of gelu."""
+    biases: Literal["none", "qkv", "all"] = "none"
+    """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2)."""
+    window: int | None = None
+    """Sliding-window attention: each token sees this many, itself included; all before it if left out."""
+    window_pattern: str = "s"
+    """Which layers slide (s) and which see all (f), repeated over the layers: "sssf" is three of four."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the embedding, of attention and of what a block adds (GPT-2: 0.1)."""
+    experts: ExpertsConfig = ExpertsConfig()
+    """Mixture of experts in place of the feed-forward."""
+
     tie_embeddings: bool = True
     """Share the embedding table with the output head."""
-    embedding_init: Literal["linear", "normal"] = "linear"
-    """linear: variance 2/(V + E) truncated at 3 sigma, as for a linear layer; normal: standard deviation 0.02."""
-
+    embedding_init: Literal["linear", "normal", "fan_in", "unit"] = "linear"
+    """linear: variance 2/(V + E) truncated at 3 sigma, as for a linear layer; normal: standard deviation 0.02 (GPT-2);
+    fan_in: variance 1/E; unit: variance 1."""
+    matrix_init: Literal["fan_in", "linear", "normal"] = "fan_in"
+    """Matrices of the blocks. fan_in: variance 1/in; linear: 2/(in + out); normal: standard deviation 0.02 (GPT-2)."""
     scale_embedding: bool = False
     """Multiply embeddings by sqrt(E) on their way in (Vaswani et al. 2017, section 3.4; Gemma). With a tied table of
     linear-layer size, tokens would otherwise start far quieter than what the blocks add to them."""
+    smear: bool = False
+    """Add to each embedding a learned share of the one before it, with which small models learn to copy early."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "context"):
+        for name in ("vocab_size", "vocab_multiple", "width", "layers", "heads", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.head_width is None and self.width % self.heads:
             raise ValueError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}; set model.head_width"
             )
-        fill = {
-            "kv_heads": self.heads,
-            "head_width": self.width // self.heads,
-            "ff_width": -(-8 * self.width // (3 * 32)) * 32,
-        }
+        expansion = -(-8 * self.width // (3 * 32)) * 32 if self.gated else 4 * self.width
+        fill = {"kv_heads": self.heads, "head_width": self.width // self.heads, "ff_width": expansion}
         for name, value in fill.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -62,30 +141,89 @@ class DecoderConfig:
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}: "
                 "each key/value head serves the same number of query heads"
             )
-        if self.head_width % 2:
-            raise ValueError(f"model.head_width {self.head_width} is odd; rotary embedding turns pairs")
+        if self.head_width % 8 or not 8 <= self.head_width <= 256:
+            raise ValueError(
+                f"model.head_width {self.head_width} is not a multiple of 8 from 8 to 256, which attention takes"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be at least 0 and below 1, got {self.dropout}")
+        self._check_window()
+        self._check_rope_scaling()
+        self._check_experts()
+
+    def _check_window(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"model.window must be at least 1, got {self.window}")
+        _check_pattern("model.window_pattern", self.window_pattern, "sf")
+
+    def _check_rope_scaling(self) -> None:
+        scaling = self.rope_scaling
+        if scaling.factor < 1:
+            raise ValueError(f"model.rope_scaling.factor must be at least 1, got {scaling.factor}")
+        if scaling.kind != "none" and self.positions != "rope":
+            raise ValueError(f"model.rope_scaling needs model.positions rope, but they are {self.positions}")
+
+    def _check_experts(self) -> None:
+        experts = self.experts
+        _check_pattern("model.experts.pattern", experts.pattern, "ed")
+        if not experts.count:
+            return
+        if not self.gated:
+            raise ValueError(
+                f"model.experts need a gated model.activation (swiglu, geglu), not {self.activation}"
+            )
+        if not 1 <= experts.active <= experts.count:
+            raise ValueError(
+                f"model.experts.active must be from 1 to model.experts.count {experts.count}, got {experts.active}"
+            )
+        if experts.shared_gate and not experts.shared_width:
+            raise ValueError(
+                "model.experts.shared_gate weighs a shared expert: set model.experts.shared_width"
+            )
 
     @property
-    def block_parameters(self) -> int:
-        """Parameters of all blocks and the final norm: everything but the embedding table and the output head."""
-        attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        if self.qk_norm:
-            attention += 2 * self.head_width
-        feed_forward = 3 * self.width * self.ff_width
-        return self.layers * (attention + feed_forward + 2 * self.width) + self.width
+    def gated(self) -> bool:
+        """Whether the feed-forward multiplies by a gate."""
+        return self.activation.startswith(("swiglu", "geglu"))
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the embedding table: the vocabulary, filled up."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def expert_width(self) -> int:
+        """Feed-forward width of one expert."""
+        return self.experts.width or self.ff_width
+
+    @property
+    def original_context(self) -> int:
+        """Context of the first training, which RoPE scaling starts from."""
+        return self.rope_scaling.original_context or max(1, int(self.context / self.rope_scaling.factor))
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a token of this layer sees, itself included; None for all before it."""
+        return self.window if self.window_pattern[layer % len(self.window_pattern)] == "s" else None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer's feed-forward is a mixture of experts."""
+        pattern = self.experts.pattern
+        return self.experts.count > 0 and pattern[layer % len(pattern)] == "e"
 
     @property
     def parameters(self) -> int:
         """All parameters, a tied table counted once."""
-        tables = 1 if self.tie_embeddings else 2
-        return self.block_parameters + tables * self.vocab_size * self.width
+        from llmfast.models.size import parameters_by_part
+
+        return sum(parameters_by_part(self).values())
 
     def flops_per_token(self, sequence: int | None = None) -> float:
-        """Floating-point operations of one training step per token: forward plus twice that for backward.
+        """Floating-point operations of one training step per token; see ``llmfast.models.size.flops_by_part``."""
+        from llmfast.models.size import flops_by_part
 
-        2 per parameter that takes part in a matrix product (an embedding look-up does not) and, in attention,
-        4·H·D per visible key, of which a causal sequence sees half on average (PaLM, appendix B).
-        """
-        matrix_parameters = self.block_parameters + self.vocab_size * self.width
-        keys = (sequence or self.context) / 2
-        return 3 * (2 * matrix_parameters + 4 * self.layers * self.heads * self.head_width * keys)
+        return sum(flops_by_part(self, sequence).values())
+
+
+def _check_pattern(name: str, pattern: str, letters: str) -> None:
+    if not pattern or set(pattern) - set(letters):
+        raise ValueError(f"{name} is made of the letters {' and '.join(letters)}, got {pattern!r}")

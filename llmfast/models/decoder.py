@@ -1,17 +1,28 @@
 """The decoder, read top to bottom: embedding, blocks of attention and feed-forward, final norm, head.
 
-Shape letters: B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model
-width, F feed-forward width, V vocabulary, N tokens (B·S flattened).
+By its configuration it is GPT-2, Llama, Qwen, Mixtral or what lies between. Shape letters: B batch, S query length,
+T key length, H query heads, K key/value heads, D head width, E model width, F feed-forward width, V vocabulary,
+N tokens (B·S flattened).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from llmfast.kernels import flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
+from llmfast.kernels import flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
 from llmfast.models.cache import KVCache, LayerCache
+from llmfast.models.checkpointing import Checkpointing, run_block
 from llmfast.models.config import DecoderConfig
+from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
+from llmfast.models.feed_forward import FeedForward, GatedFeedForward
+from llmfast.models.initialise import initialise
+from llmfast.models.rotary import rotary_table
+from llmfast.models.smear import Smear
 
 
 class RMSNorm(nn.Module):
@@ -22,60 +33,102 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, eps=self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The norm of x; with a residual, of ``h = x + residual``, and h beside it."""
+        return rms_norm(x, self.weight, eps=self.eps, residual=residual)
+
+
+class LayerNorm(RMSNorm):
+    """Layer norm with a learned scale and bias (Ba et al. 2016)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        return layer_norm(x, self.weight, self.bias, eps=self.eps, residual=residual)
+
+
+def norm(config: DecoderConfig, width: int) -> RMSNorm:
+    return (LayerNorm if config.norm == "layer" else RMSNorm)(width, config.norm_eps)
+
+
+class Places(NamedTuple):
+    """Where the tokens of a batch stand, for attention."""
+
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and sines (positions, D/2) by position; None for learned positions."""
+    positions: Tensor | None = None
+    """Position of each token (B, S) in its document; None where row s of ``rotary`` is for column s."""
+    cu_seqlens: Tensor | None = None
+    """Where each document starts in the batch laid end to end; None where each row is one."""
 
 
 class Attention(nn.Module):
-    """Causal grouped-query self-attention with rotary positions."""
+    """Causal grouped-query self-attention."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         # One product gives queries, keys and values: a wider product runs closer to the hardware's peak than three.
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
-        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
-        self.q_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        outputs = (self.heads + 2 * self.kv_heads) * self.head_width
+        self.qkv = nn.Linear(config.width, outputs, bias=config.biases != "none")
+        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.biases == "all")
+        self.q_norm = norm(config, self.head_width) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(config, self.head_width) if config.qk_norm else nn.Identity()
+        window = config.window_of(layer)
+        self.window = None if window is None else (window - 1, 0)
+        self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
         B, S, _ = x.shape
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        cos, sin = rotary
-        q, k = rope(self.q_norm(q), self.k_norm(k), cos=cos, sin=sin)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if places.rotary is not None:
+            cos, sin = places.rotary
+            q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
         if cache is not None:
             k, v = cache.append(k, v)
-        # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
-        mixed = flash_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=True)
-        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU feed-forward (Shazeer 2020): down(silu(gate(x)) · up(x)), gate and up in one product."""
-
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.ff_width, bias=False)
-        self.down = nn.Linear(config.ff_width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x)))
+        options = {"causal": True, "window": self.window, "dropout_p": self.dropout if self.training else 0.0}
+        if places.cu_seqlens is None:
+            # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
+            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+            mixed = flash_attention(q, k, v, **options).transpose(1, 2)
+        else:
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+            mixed = flash_attention(q, k, v, cu_seqlens_q=places.cu_seqlens, **options)
+        return self.out(mixed.reshape(B, S, -1))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); beside it what its router did, if it has one."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.attention_norm = norm(config, config.width)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = norm(config, config.width)
+        self.has_experts = config.has_experts(layer)
+        if self.has_experts:
+            self.feed_forward = MixtureOfExperts(config)
+        else:
+            self.feed_forward = (
+                GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
+            )
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(
+        self, x: Tensor, places: Places, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routed | None]:
+        attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
+        normed, x = self.feed_forward_norm(
+            attended, residual=x
+        )  # the sum and its norm in one pass over memory
+        added, routed = self.feed_forward(normed), None
+        if self.has_experts:
+            added, routed = added
+        return x + self.dropout(added), routed
 
 
 class Decoder(nn.Module):
@@ -83,29 +136,77 @@ class Decoder(nn.Module):
 
     ``forward(tokens)`` gives logits (B, S, V); ``forward(tokens, targets)`` gives the mean loss in nats per target
     without ever holding the logits; ``forward(tokens, cache=cache)`` continues a sequence.
+
+    >>> model = Decoder(DecoderConfig(vocab_size=100, width=32, layers=2))
+    >>> tokens = torch.randint(100, (2, 16))
+    >>> model(tokens).shape
+    torch.Size([2, 16, 100])
+    >>> model(tokens[:, :-1], tokens[:, 1:]).backward()
     """
 
     cos: Tensor
     sin: Tensor
+    expert_counts: Tensor
+    head_bias: Tensor
 
     def __init__(self, config: DecoderConfig, *, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.activation_checkpointing: Checkpointing = "none"
+        self.embedding = nn.Embedding(config.table_rows, config.width)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.context, config.width) if learned else None
+        self.smear = Smear(config.width) if config.smear else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = norm(config, config.width)
+        self.head = nn.Linear(config.width, config.table_rows, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        initialise(self, generator)
+        for name, buffer in _derived_buffers(config).items():
+            self.register_buffer(name, buffer, persistent=False)
+        if not self.embedding.weight.is_meta:
+            initialise(self, generator)
+
+    @classmethod
+    def from_tensors(cls, config: DecoderConfig, tensors: dict[str, Tensor]) -> Decoder:
+        """A decoder whose parameters are ``tensors`` themselves, by name (a tied head left out): none is drawn first.
+
+        Raises:
+            ValueError: names or shapes that are not those of ``config``.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        own = {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}
+        if not config.tie_embeddings:
+            own["head.weight"] = model.head.weight
+        odd = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
+        if odd:
+            raise ValueError(f"the tensors do not fit the model's configuration: {', '.join(odd[:3])}")
+        model.load_state_dict(tensors, strict=False, assign=True)
+        if config.tie_embeddings:
+            model.head.weight = model.embedding.weight
+        device = model.embedding.weight.device
+        for name, buffer in _derived_buffers(config).items():
+            setattr(model, name, buffer.to(device))
+        return model
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
+
+        Args:
+            tokens, targets: int64. While training, the loss of a mixture of experts includes its balancing losses.
+            cu_seqlens: (documents + 1,) int32, from 0 to B·S: where each document starts in the batch laid end to end,
+                row after row. Tokens then see their own document only, and positions count from its start. Entries
+                may repeat; no document may be longer than the context.
+            cache: what was read before; this call's tokens are added to it. Not together with ``cu_seqlens``.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
@@ -113,53 +214,111 @@ class Decoder(nn.Module):
         past, S = (cache.length if cache is not None else 0), tokens.shape[1]
         if past + S > self.config.context:
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
-        x = self.embedding(tokens)
-        if self.config.scale_embedding:
-            x = x * self.config.width**0.5
-        rotary = self.cos[past : past + S], self.sin[past : past + S]
+        if cu_seqlens is not None and cache is not None:
+            raise ValueError("cu_seqlens and cache do not go together: a cache continues one sequence a row")
+        x, places = self._embed(tokens, past, cu_seqlens, cache)
+        routed = []
         for index, block in enumerate(self.blocks):
-            x = block(x, rotary, cache.layers[index] if cache is not None else None)
+            layer_cache = cache.layers[index] if cache is not None else None
+            x, from_router = run_block(self.activation_checkpointing, block, x, places, layer_cache)
+            if from_router is not None:
+                routed.append(from_router)
         x = self.norm(x)
         if cache is not None:
             cache.length += S
         if targets is None:
-            return self.head(x)
-        return linear_cross_entropy(x, self.head.weight, targets)
+            return self.head(x)[..., : self.config.vocab_size]
+        loss = linear_cross_entropy(x, self.head.weight, targets, self._head_bias(x))
+        if routed and self.training:
+            self.expert_counts += torch.stack([each.counts for each in routed])
+            loss = loss + balancing_loss(routed, self.config)
+        return loss
+
+    def _embed(
+        self, tokens: Tensor, past: int, cu_seqlens: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Places]:
+        """Embeddings (B, S, E), and what attention must know about where they stand."""
+        S = tokens.shape[1]
+        positions = None if cu_seqlens is None else document_positions(cu_seqlens, tokens.shape)
+        x = self.embedding(tokens)
+        if self.config.scale_embedding:
+            x = x * self.config.width**0.5
+        if self.smear is not None:
+            x = self.smear(x, positions, cache)
+        if self.positions is not None:
+            x = x + (
+                self.positions.weight[past : past + S] if positions is None else self.positions(positions)
+            )
+            return self.dropout(x), Places(None, None, cu_seqlens)
+        cos, sin = self.cos, self.sin
+        if self.config.rope_scaling.kind == "dynamic" and past + S > self.config.original_context:
+            cos, sin = (table.to(cos) for table in rotary_table(self.config, past + S, cos.device))
+        if positions is None:
+            cos, sin = cos[past : past + S], sin[past : past + S]
+        return self.dropout(x), Places((cos, sin), positions, cu_seqlens)
+
+    def _head_bias(self, x: Tensor) -> Tensor | None:
+        """0 for tokens and far below every logit for the rows that fill up the table; None if there are none."""
+        return self.head_bias.to(x.dtype) if len(self.head_bias) else None
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout and balancing losses for a while; afterwards as before."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
+
+    def router_statistics(self) -> dict[str, Tensor]:
+        """How evenly experts were used since ``balance_experts`` was last called, by layer; empty without experts.
+
+        ``load`` (layers, X): share of the choices; ``max_violation`` (layers,): the busiest expert's load over the
+        mean load, less 1 (Wang et al. 2024); ``unused`` (layers,): how many experts got no token.
+        """
+        if not len(self.expert_counts):
+            return {}
+        load = self.expert_counts / self.expert_counts.sum(-1, keepdim=True).clamp(min=1)
+        return {
+            "load": load,
+            "max_violation": load.amax(-1) * load.shape[-1] - 1,
+            "unused": (self.expert_counts == 0).sum(-1),
+        }
+
+    @torch.no_grad()
+    def balance_experts(self) -> None:
+        """To be called after each optimizer step: moves the routers' biases against the imbalance of the step, by
+        ``experts.bias_rate`` (Wang et al. 2024, algorithm 1; over all ranks where there are several), and starts
+        counting anew."""
+        counts = self.expert_counts
+        if not len(counts):
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+        routers = [block.feed_forward.router for block in self.blocks if block.has_experts]
+        for router, count in zip(routers, counts.double(), strict=True):
+            router.bias += self.config.experts.bias_rate * (count.mean() - count).sign().to(router.bias.dtype)
+        counts.zero_()
 
 
-def rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, D/2) of the rotary angles position · base^(−2i/D) (Su et al. 2021, eq. 15).
+def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
+    """Buffers that follow from the configuration, or live for one step, and are in no checkpoint."""
+    first = config.original_context if config.rope_scaling.kind == "dynamic" else config.context
+    cos, sin = rotary_table(config, first) if config.positions == "rope" else (torch.empty(0), torch.empty(0))
+    head_bias = torch.zeros(config.table_rows if config.table_rows > config.vocab_size else 0)
+    head_bias[
+        config.vocab_size :
+    ] = -1e4  # exp of it is 0 in every dtype, and nothing computed with it is NaN
+    with_experts = sum(map(config.has_experts, range(config.layers)))
+    counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
+    return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts}
 
-    Angles are formed in float64: in float32 a late position's angle is off by its last digits.
-    """
-    exponent = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
-    angles = torch.outer(
-        torch.arange(config.context, dtype=torch.float64),
-        config.rope_base**-exponent,
-    )
-    return angles.cos().float(), angles.sin().float()
 
-
-@torch.no_grad()
-def initialise(model: Decoder, generator: torch.Generator | None = None) -> None:
-    """Fill the weights, in order, from ``generator``.
-
-    Matrices have variance 1/fan_in; those that write to the residual stream are divided by sqrt(2·layers) so that
-    its variance does not grow with depth (GPT-2, section 2.3). The embedding table follows
-    ``config.embedding_init``.
-    """
-    config = model.config
-
-    def normal(weight: Tensor, std: float) -> None:
-        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
-
-    table_std = 0.02 if config.embedding_init == "normal" else (2 / (config.vocab_size + config.width)) ** 0.5
-    normal(model.embedding.weight, table_std)
-    if not config.tie_embeddings:
-        normal(model.head.weight, config.width**-0.5)
-    residual_scale = (2 * config.layers) ** -0.5
-    for block in model.blocks:
-        normal(block.attention.qkv.weight, config.width**-0.5)
-        normal(block.attention.out.weight, (config.heads * config.head_width) ** -0.5 * residual_scale)
-        normal(block.feed_forward.gate_up.weight, config.width**-0.5)
-        normal(block.feed_forward.down.weight, config.ff_width**-0.5 * residual_scale)
+def document_positions(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
+    """Each token's place in its document, (B, S), for documents laid end to end over the rows of a batch."""
+    tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    document = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
+    return (tokens - cu_seqlens[document]).view(shape)

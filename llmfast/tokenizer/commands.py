@@ -1,8 +1,11 @@
-"""``llmfast tokenizer train|encode|decode|info``."""
+"""``llmfast tokenizer train|encode|decode|info|compare``."""
 
 import re
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -22,8 +25,8 @@ def train(
         out: Folder to write the tokenizer to; a tokenizer that is there is replaced.
         data: Files, folders, globs or hf:NAME[:SPLIT[:COLUMN]]; Python's own standard library if left out.
         vocab_size: Size of the vocabulary, special tokens included; at least 256 and those.
-        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, none
-            or a regular expression.
+        pattern: What cuts text into words, inside which merges happen: gpt2, cl100k, llama3, qwen2, o200k, deepseek,
+            none or a regular expression.
         special_tokens: Texts that are one token each and never merged.
         min_frequency: Learn no token from a pair that is rarer than this.
 
@@ -51,34 +54,68 @@ def train(
 
 
 def encode(
-    tokenizer: str, *, text: str | None = None, file: Path | None = None, special: bool = False
+    tokenizer: str,
+    *,
+    files: tyro.conf.Positional[tuple[Path, ...]] = (),
+    text: str | None = None,
+    special: bool = False,
+    out: Path | None = None,
 ) -> None:
-    """Turn text into token ids, printed on one line; reads standard input if given no text.
+    """Turn text into token ids: printed, a line for each file, or written to token shards.
+
+    Shards are made on all cores. If the command is interrupted, the same command goes on where it ended.
 
     Args:
-        tokenizer: A tokenizer or run folder, or a tokenizer file.
-        text: Text to encode.
-        file: UTF-8 file to encode.
+        tokenizer: A tokenizer or run folder, a tokenizer file, or a published encoding such as gpt2 or o200k_base.
+        files: Files to encode, each a document; standard input if there are none.
+        text: Text to encode instead.
         special: Encode special tokens that the text spells out as such, and not as ordinary text.
+        out: Folder to write token shards to, and an index of them; each document ends with the end-of-text token.
 
     Raises:
-        ValueError: both text and file are given, the text is not UTF-8, or there is no such tokenizer.
-        OSError: the file cannot be read.
+        ValueError: two sources of text, text that is not UTF-8, no such tokenizer, or a folder of other shards.
+        OSError: a file that cannot be read, or a full disk.
     """
     opened = _open(tokenizer)
-    if text is not None and file is not None:
-        raise ValueError("give text or file, not both")
-    if text is None:
-        text = _decoded(_read(file), file)
-    ids = opened.encode(text, allowed_special="all") if special else opened.encode_ordinary(text)
-    print(*ids)
+    if text is not None and files:
+        raise ValueError("give text or files, not both")
+    if out is not None:
+        if not files:
+            raise ValueError("shards are made from files: name some")
+        if special:
+            raise ValueError(
+                "special tokens that files spell out are ordinary text in shards; leave out --special"
+            )
+        _encode_to_shards(opened, files, out)
+        return
+    texts = [text] if text is not None else [_decoded(_read(file), file) for file in files or [None]]
+    for text in texts:
+        print(*(opened.encode(text, allowed_special="all") if special else opened.encode_ordinary(text)))
+
+
+def _encode_to_shards(tokenizer, files: tuple[Path, ...], out: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from llmfast.data.file_shards import encode_files
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("encoding")
+        shards = encode_files(
+            files, out, tokenizer, progress=lambda done, total: bars.update(bar, completed=done, total=total)
+        )
+    tokens, documents, size = (
+        sum(getattr(shard, of) for shard in shards) for of in ("tokens", "documents", "text_bytes")
+    )
+    print(f"{out}: {tokens:,} tokens, {documents:,} documents, {size / tokens:.2f} bytes a token")
 
 
 def decode(tokenizer: str, *, ids: tuple[int, ...] = (), file: Path | None = None) -> None:
     """Turn token ids into text; reads them from standard input if given none. No line end is added.
 
     Args:
-        tokenizer: A tokenizer or run folder, or a tokenizer file.
+        tokenizer: A tokenizer or run folder, a tokenizer file, or a published encoding such as gpt2 or o200k_base.
         ids: Token ids.
         file: File of ids, with spaces, commas or line ends between.
 
@@ -106,7 +143,7 @@ def info(tokenizer: str) -> None:
     """Show what a tokenizer is made of: vocabulary, special tokens, longest tokens, and a fingerprint.
 
     Args:
-        tokenizer: A tokenizer or run folder, or a tokenizer file.
+        tokenizer: A tokenizer or run folder, a tokenizer file, or a published encoding such as gpt2 or o200k_base.
 
     Raises:
         ValueError: there is no such tokenizer, or it is damaged.
@@ -131,9 +168,31 @@ def info(tokenizer: str) -> None:
     Console(highlight=False).print(table)
 
 
-def _open(tokenizer: str):
-    from llmfast.tokenizer import Tokenizer
+def compare(
+    *,
+    texts: tyro.conf.Positional[tuple[Path, ...]] = (),
+    encodings: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ("gpt2", "cl100k_base", "o200k_base"),
+) -> None:
+    """Count the tokens that tokenizers make of the same files: by file, and by script of the lines.
 
+    Args:
+        texts: UTF-8 files.
+        encodings: Published encodings, tokenizer folders or files, with blanks or commas between.
+
+    Raises:
+        ValueError: a file that is not UTF-8, or a damaged tokenizer.
+        OSError: a file or a tokenizer that is not there.
+    """
+    from llmfast.tokenizer.compare import compare as compared
+
+    print(compared(texts, [name for names in encodings for name in names.split(",")]))
+
+
+def _open(tokenizer: str):
+    from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
+
+    if tokenizer in list_encoding_names() and not Path(tokenizer).exists():
+        return Tokenizer.of(get_encoding(tokenizer))
     return Tokenizer.load(tokenizer)
 
 

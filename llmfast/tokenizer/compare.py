@@ -100,10 +100,10 @@ def compare(
         FileNotFoundError: a text or a tokenizer that does not exist.
         ValueError: no text, no encoding, or a file that is not UTF-8.
     """
-    paths = [Path(text) for text in texts]
-    chosen = [_encoding(encoding) for encoding in encodings]
-    if not paths or not chosen:
+    paths, encodings = [Path(text) for text in texts], list(encodings)
+    if not paths or not encodings:
         raise ValueError("give at least one text and one encoding to compare")
+    chosen = [_encoding(encoding) for encoding in encodings]
     files = []
     by_script: dict[str, list[str]] = {}
     for path in paths:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from llmfast.tokenizer import patterns, unstable
+from llmfast.tokenizer.rank_files import RankFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ class Encoding:
         name: what the encoding is called.
         pat_str: the regular expression that cuts text into pieces; merges never cross them. The published
             patterns (`llmfast.tokenizer.patterns.NATIVE`) run in the engine, any other through the `regex` library.
-        mergeable_ranks: token bytes -> id, which is also the order of merging, lowest first.
+        mergeable_ranks: token bytes -> id, which is also the order of merging, lowest first; or a rank file.
         special_tokens: text -> id; never split, and encoded only where they are allowed.
         explicit_n_vocab: where given, the number of tokens must be this, and ids have no holes.
 
@@ -42,22 +43,20 @@ class Encoding:
         name: str,
         *,
         pat_str: str,
-        mergeable_ranks: dict[bytes, int],
+        mergeable_ranks: dict[bytes, int] | RankFile,
         special_tokens: dict[str, int],
         explicit_n_vocab: int | None = None,
     ):
         self.name = name
         self._pat_str = pat_str
-        self._mergeable_ranks = mergeable_ranks
+        self._ranks = mergeable_ranks
         self._special_tokens = special_tokens
-        self.max_token_value = max(
-            max(mergeable_ranks.values(), default=0), max(special_tokens.values(), default=0)
-        )
-        if explicit_n_vocab:
-            assert len(mergeable_ranks) + len(special_tokens) == explicit_n_vocab
-            assert self.max_token_value == explicit_n_vocab - 1
         self._special_token_values = set(special_tokens.values())
         self._core_bpe = patterns.engine(mergeable_ranks, special_tokens, pat_str)
+        self.max_token_value = self._core_bpe.largest_id
+        if explicit_n_vocab:
+            assert self._core_bpe.n_ordinary + len(special_tokens) == explicit_n_vocab
+            assert self.max_token_value == explicit_n_vocab - 1
 
     def __repr__(self) -> str:
         return f"<Encoding {self.name!r}>"
@@ -101,15 +100,19 @@ class Encoding:
         return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, num_threads)
 
     def encode_documents(
-        self, documents: Sequence[str | bytes], *, append_eot: bool = True, num_threads: int | None = None
+        self,
+        documents: Sequence[str | patterns.Buffer],
+        *,
+        append_eot: bool = True,
+        num_threads: int | None = None,
     ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
         """The ids of many documents in one array, and where each document starts and ends in it.
 
-        Special tokens in the text are plain text. Bytes need not be UTF-8: a stray byte counts as punctuation where
-        text is split, and decodes to itself.
+        Special tokens in the text are plain text. Bytes (or a memoryview, say of a memory map, which is not copied)
+        need not be UTF-8: a stray byte counts as punctuation where text is split, and decodes to itself.
 
         Args:
-            documents: texts, or their UTF-8.
+            documents: texts, or their UTF-8 in bytes.
             append_eot: put `eot_token` behind each document.
             num_threads: threads to use; all cores if None. The result does not depend on it.
 
@@ -234,6 +237,10 @@ class Encoding:
         return self.max_token_value + 1
 
     # ---- What tiktoken has with an underscore, and others use
+
+    @functools.cached_property
+    def _mergeable_ranks(self) -> dict[bytes, int]:
+        return self._ranks.data if isinstance(self._ranks, RankFile) else self._ranks
 
     def _encode_single_piece(self, text_or_bytes: str | bytes) -> list[int]:
         """The ids of a piece that is not to be split."""

@@ -67,10 +67,11 @@ def token_bytes(text: str) -> bytes:
 # ---- Writing
 
 
-# Expressions that Oniguruma, Hugging Face's library, reads otherwise than tiktoken's does, in its dialect:
-# $ also matches before a newline there, and {1,3}+ repeats.
+# Expressions that Oniguruma, Hugging Face's library, reads otherwise than tiktoken's does, in its dialect ($ also
+# matches before a newline there, and {1,3}+ repeats), and those that Hugging Face applies one after another.
 _IN_ONIGURUMA = {
-    patterns.CL100K: patterns.LLAMA3.replace(r"|\s*[\r\n]+|", r"|\s+\z|\s*[\r\n]+|"),
+    patterns.CL100K: (patterns.LLAMA3.replace(r"|\s*[\r\n]+|", r"|\s+\z|\s*[\r\n]+|"),),
+    patterns.DEEPSEEK: patterns.DEEPSEEK_STEPS,
 }
 _FROM_ONIGURUMA = {theirs: ours for ours, theirs in _IN_ONIGURUMA.items()}
 
@@ -129,9 +130,12 @@ def _pre_tokenizer(pat_str: str) -> dict[str, Any]:
         return _byte_level(use_regex=True)
     if pat_str == WHOLE:
         return _byte_level(use_regex=False)
-    expression = {"Regex": _IN_ONIGURUMA.get(pat_str, pat_str)}
-    split = {"type": "Split", "pattern": expression, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, _byte_level(use_regex=False)]}
+    expressions = _IN_ONIGURUMA.get(pat_str, (pat_str,))
+    return {"type": "Sequence", "pretokenizers": [*map(_split, expressions), _byte_level(use_regex=False)]}
+
+
+def _split(expression: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
 
 
 # ---- Reading
@@ -256,20 +260,26 @@ def _pattern(pre_tokenizer: Any) -> str:
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Sequence":
         steps = _field(pre_tokenizer, "pretokenizers", list)
     kinds = [step.get("type") if isinstance(step, dict) else None for step in steps]
-    if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise ValueError(
-            f"its pre-tokenizer is {kinds}; supported are ['ByteLevel'] and ['Split', 'ByteLevel']"
-        )
-    if steps[-1].get("add_prefix_space"):
+    if kinds[-1:] != ["ByteLevel"] or set(kinds[:-1]) - {"Split"}:
+        raise ValueError(f"its pre-tokenizer is {kinds}; supported are 'Split' steps, then one 'ByteLevel'")
+    *splits, byte_level = steps
+    if byte_level.get("add_prefix_space"):
         raise ValueError("its pre-tokenizer has add_prefix_space=true, which is not supported")
-    published = steps[-1].get("use_regex", True)
-    if len(steps) == 1:
+    published = byte_level.get("use_regex", True)
+    if not splits:
         return patterns.GPT2 if published else WHOLE
-    split = steps[0]
-    if published or split.get("behavior") != "Isolated" or split.get("invert"):
-        raise ValueError("its pre-tokenizer splits otherwise than by one expression that matches the pieces")
+    if published or any(split.get("behavior") != "Isolated" or split.get("invert") for split in splits):
+        raise ValueError("its pre-tokenizer splits otherwise than by expressions that match the pieces")
+    expressions = tuple(_expression(split) for split in splits)
+    if len(expressions) > 1 and expressions not in _FROM_ONIGURUMA:
+        raise ValueError(f"its pre-tokenizer splits {len(expressions)} times, and not as DeepSeek does")
+    return _FROM_ONIGURUMA.get(expressions, expressions[0])
+
+
+def _expression(split: dict[str, Any]) -> str:
+    """What a step splits by; some files write line ends as such, others escape them."""
     expression = _field(_field(split, "pattern", dict), "Regex", str)
-    return _FROM_ONIGURUMA.get(expression, expression)
+    return expression.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _normalization(normalizer: Any) -> str | None:

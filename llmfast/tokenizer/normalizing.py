@@ -44,8 +44,8 @@ class NormalizingTokenizer(Tokenizer):
     def encode_batch(self, text: list[str], **options) -> list[list[int]]:
         return super().encode_batch([self._normal(one) for one in text], **options)
 
-    def encode_documents(self, documents: Sequence[str | bytes], **options):
-        texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in documents]
+    def encode_documents(self, documents: Sequence[str | patterns.Buffer], **options):
+        texts = [one if isinstance(one, str) else str(one, "utf-8", "replace") for one in documents]
         return super().encode_documents([self._normal(text) for text in texts], **options)
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:

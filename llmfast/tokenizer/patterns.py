@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Set
+from typing import TypeAlias
 
 import numpy as np
 
 from llmfast import _bpe
+from llmfast.tokenizer.rank_files import RankFile
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -33,6 +37,34 @@ O200K = "|".join(
     ]
 )
 
+# DeepSeek V3 splits three times in sequence: numbers are cut out, then runs of kanji and kana, and each part is split
+# by the third expression, which leaves pieces that it does not match. DEEPSEEK gives the same pieces at once.
+DEEPSEEK_STEPS = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_KANJI_OR_KANA = "[一-龥\u3040-ゟ゠-ヿ]"
+_UNASSIGNED, _KANA_PUNCTUATION = "[\u3040\u3097\u3098]", "[゛゜゠・]"
+_KANA_LETTER = f"(?:(?!{_UNASSIGNED}|{_KANA_PUNCTUATION}){_KANJI_OR_KANA})"
+_OTHER_LETTER = rf"(?:(?!{_KANJI_OR_KANA})[\p{{L}}\p{{M}}])"
+DEEPSEEK = "|".join(
+    [
+        r"\p{N}{1,3}",
+        f"{_UNASSIGNED}?{_KANA_LETTER}+",
+        f"{_KANA_PUNCTUATION}+",
+        f"(?:{_UNASSIGNED}(?!{_KANA_LETTER}))+",
+        r"[!-/:-@\[-`{-~][A-Za-z]+",
+        rf"[^\r\n\p{{L}}\p{{P}}\p{{S}}]?{_OTHER_LETTER}+",
+        rf" ?(?:(?!{_KANJI_OR_KANA})[\p{{P}}\p{{S}}])+[\r\n]*",
+        r"\s*[\r\n]+",
+        rf"\s+(?=$|[\s\p{{N}}]|{_KANJI_OR_KANA})",
+        r"\s+",
+        rf"(?:(?!{_KANJI_OR_KANA}|[\s\p{{L}}\p{{M}}\p{{N}}\p{{P}}\p{{S}}])[\s\S](?!{_OTHER_LETTER}))+",
+    ]
+)
+
 WHOLE = r"[\s\S]+"  # no splitting at all: the text is one piece
 
 # Regular expression -> the engine's name for it.
@@ -45,6 +77,7 @@ NATIVE = {
     LLAMA3: "llama3",
     QWEN2: "qwen2",
     O200K: "o200k",
+    DEEPSEEK: "deepseek",
 }
 
 
@@ -55,11 +88,18 @@ def compiled(pat_str: str):
     return regex.compile(pat_str)
 
 
-def engine(ranks: dict[bytes, int], specials: dict[str, int], pat_str: str) -> Engine:
+def engine(ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str) -> Engine:
     """The engine for a pattern."""
+    if isinstance(ranks, RankFile):
+        ranks = ranks.data if ranks.may_have_changed else ranks.contents
     if pat_str in NATIVE:
         return _bpe.Core(ranks, specials, NATIVE[pat_str])
     return RegexCore(ranks, specials, pat_str)
+
+
+def certain_boundary(pat_str: str, text: Buffer, start: int) -> int:
+    """The first offset in UTF-8, at or after `start` > 0, where it can be cut between its pieces; else its length."""
+    return _bpe.certain_boundary(text, NATIVE.get(pat_str, "none"), start)
 
 
 def last_certain_boundary(pat_str: str, text: str) -> int:
@@ -76,13 +116,15 @@ def last_certain_boundary(pat_str: str, text: str) -> int:
 class RegexCore:
     """The engine's face for a pattern that it does not know: `regex` splits, the engine merges."""
 
-    def __init__(self, ranks: dict[bytes, int], specials: dict[str, int], pat_str: str):
+    def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
         self._pattern = compiled(pat_str)
         self._specials = specials
         for shared in (
             "find",
             "find_special",
+            "largest_id",
+            "n_ordinary",
             "token_bytes",
             "decode",
             "decode_bytes",
@@ -134,7 +176,7 @@ class RegexCore:
     def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
         ends = [] if separator is None else [separator]
         parts = [
-            self.encode_ordinary(one.decode("utf-8", "replace") if isinstance(one, bytes) else one) + ends
+            self.encode_ordinary(one if isinstance(one, str) else str(one, "utf-8", "replace")) + ends
             for one in documents
         ]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)

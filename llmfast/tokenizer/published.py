@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tiktoken import load
 
 from llmfast import _bpe
+from llmfast.tokenizer.rank_files import RankFile
 
 # GPT-2 writes bytes as visible characters: these stand for themselves, the others follow from U+0100 on.
 _VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and byte != 0x20]
@@ -15,9 +16,13 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _TO_BYTE = {0x100 + i: byte for i, byte in enumerate(_HIDDEN)} | {0x20: None}
 
 
-def load_tiktoken_bpe(tiktoken_bpe_file: str, expected_hash: str | None = None) -> dict[bytes, int]:
+def load_tiktoken_bpe(
+    tiktoken_bpe_file: str, expected_hash: str | None = None
+) -> RankFile | dict[bytes, int]:
     """tiktoken's function of that name: the ranks in a file, which is downloaded once and whose hash is checked."""
     contents = load.read_file_cached(tiktoken_bpe_file, expected_hash)
+    if expected_hash is not None:
+        return RankFile(contents)
     try:
         return _bpe.parse_ranks(contents)
     except ValueError as fault:

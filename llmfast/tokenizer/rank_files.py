@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode, b64encode
+import functools
+from base64 import b64encode
+from collections import UserDict
 from pathlib import Path
+
+from llmfast import _bpe
 
 # What the files do not say: the pattern and the special tokens that the published ones were made for.
 _END = "<|endoftext|>"
@@ -20,24 +23,25 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
+class RankFile(UserDict[bytes, int]):
+    """The tokens of a rank file, for whose contents the engine has no need of a dict: made when it is asked for."""
+
+    def __init__(self, contents: bytes):
+        self.contents = contents
+
+    @functools.cached_property
+    def data(self) -> dict[bytes, int]:
+        return _bpe.parse_ranks(self.contents)
+
+    @property
+    def may_have_changed(self) -> bool:
+        return "data" in self.__dict__
+
+
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """The tokens of a rank file; ValueError, naming the file and the line, where it is damaged."""
-    ranks: dict[bytes, int] = {}
-    for i, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line:
-            continue
-        try:
-            encoded, number = line.split()
-            token, rank = b64decode(encoded, validate=True), int(number)
-            if rank < 0:
-                raise ValueError("negative")
-        except (ValueError, binascii.Error):
-            fault = f"line {i} is {line[:80]!r}, not a token and its rank"
-            raise ValueError(f"{path} is damaged: {fault}") from None
-        if token in ranks:
-            raise ValueError(f"{path} is damaged: line {i} repeats token {token!r}")
-        ranks[token] = rank
+    """The tokens of a rank file; ValueError, naming the file and the fault, where it is damaged."""
     try:
+        ranks = _bpe.parse_ranks(path.read_bytes())
         check_ranks(ranks)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None

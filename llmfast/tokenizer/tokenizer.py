@@ -25,6 +25,7 @@ PATTERNS = {
     "llama3": patterns.LLAMA3,
     "qwen2": patterns.QWEN2,
     "o200k": patterns.O200K,
+    "deepseek": patterns.DEEPSEEK,
     "none": training.WHOLE,
 }
 
@@ -65,8 +66,8 @@ class Tokenizer(Encoding):
                 the number of distinct words, not with the length of the text.
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
-                ``llama3``, ``qwen2``, ``o200k``; ``none`` to cut nowhere) or a regular expression for the
-                `regex` library, which is slower and reads each file whole.
+                ``llama3``, ``qwen2``, ``o200k``, ``deepseek``; ``none`` to cut nowhere) or a regular expression for
+                the `regex` library, which is slower and reads each file whole.
             special_tokens: their ids follow those of the merges. In the text they end a document and are not
                 learned from.
             min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
@@ -170,6 +171,13 @@ class Tokenizer(Encoding):
             )
         except ValueError as error:
             raise ValueError(f"{path} cannot be loaded: {error}") from None
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Tokenizer:
+        """An encoding, such as a published one, as a tokenizer; the engine is shared."""
+        tokenizer = cls.__new__(cls)
+        tokenizer.__dict__.update(encoding.__dict__)
+        return tokenizer
 
     def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
         """The same tokenizer for transformers; special tokens in text are always encoded as such."""

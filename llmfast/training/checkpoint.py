@@ -2,7 +2,8 @@
 
 ``RUN/checkpoints/step-000500/`` holds ``model.safetensors``, ``config.json`` (the model's shape) and
 ``tokenizer.json``, which is all that generation needs, and ``optimizer.safetensors`` and ``state.json``, which
-resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files.
+resuming needs as well. ``state.json`` carries the SHA-256 of the two tensor files, the optimizer's scalars (its step
+counters, a tensor file would spend more on their names), and the revision of the code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,8 +25,8 @@ from llmfast.files import atomic_folder
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.revision import revision
 
-KEPT = 2
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -32,40 +35,90 @@ class Checkpoint:
     """A checkpoint read back: everything that resuming needs."""
 
     folder: Path
-    step: int
-    position: int
+    state: dict[str, Any]
+    """``Trainer.state()``, with the validation loss, and the code's revision."""
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
 
 def save_checkpoint(
-    run: Path, *, step: int, position: int, model: Decoder, optimizer: dict[str, Tensor], tokenizer: Tokenizer
+    run: Path,
+    state: dict[str, Any],
+    *,
+    config: DecoderConfig,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    tokenizer: Tokenizer,
 ) -> Path:
-    """Write the checkpoint of ``step`` (optimizer steps done, training windows read), then drop all but the last two.
+    """Write the checkpoint of ``state["step"]``; returns its folder.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    folder = run / "checkpoints" / f"step-{step:06d}"
+    folder = checkpoint_folder(run, state["step"])
+    optimizer, scalars = split_scalars(optimizer)
     with atomic_folder(folder) as partial:
-        for name, tensors in zip(TENSOR_FILES, (model_tensors(model), optimizer), strict=True):
+        for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial / name)
-        state = {
-            "step": step,
-            "position": position,
-            "sha256": {name: _sha256(partial / name) for name in TENSOR_FILES},
-        }
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        (partial / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
-        tokenizer.save(partial)
-    for old in checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+        write_state(partial, state | {"scalars": scalars}, config, tokenizer)
     return folder
+
+
+def split_scalars(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, float]]]:
+    """Tensors that have dimensions, and the others as (dtype, value), which JSON holds exactly."""
+    scalars = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 0}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in scalars}
+    return rest, {
+        name: (str(each.dtype).removeprefix("torch."), each.item()) for name, each in scalars.items()
+    }
+
+
+def join_scalars(tensors: dict[str, Tensor], scalars: dict[str, tuple[str, float]]) -> dict[str, Tensor]:
+    """What ``split_scalars`` was given."""
+    return tensors | {
+        name: torch.tensor(value, dtype=getattr(torch, dtype)) for name, (dtype, value) in scalars.items()
+    }
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is or will be."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def write_state(folder: Path, state: dict[str, Any], config: DecoderConfig, tokenizer: Tokenizer) -> None:
+    """Write what a checkpoint holds besides its tensor files, which must be there."""
+    record = state | {
+        "revision": revision(),
+        "sha256": {name: _sha256(folder / name) for name in TENSOR_FILES},
+    }
+    (folder / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    tokenizer.save(folder)
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss; None where none was evaluated."""
+    losses = [(read_state(path).get("validation_loss"), path) for path in checkpoints(run)]
+    known = [(loss, path) for loss, path in losses if loss is not None]
+    return min(known, default=(None, None), key=lambda pair: pair[0])[1]
+
+
+def drop_old_checkpoints(run: Path, *, keep_last: int, keep_best: bool) -> None:
+    """Remove all checkpoints but the newest ``keep_last`` and, if wished, the best."""
+    best = best_checkpoint(run) if keep_best else None
+    for old in checkpoints(run)[:-keep_last]:
+        if old != best:
+            shutil.rmtree(old)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -74,9 +127,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ValueError: a file is missing, damaged, or not the one that was saved.
     """
+    state = read_state(folder, verify=True)
+    model, optimizer = (_read_tensors(folder / name) for name in TENSOR_FILES)
+    return Checkpoint(folder, state, model, join_scalars(optimizer, state["scalars"]))
+
+
+def read_state(folder: Path, *, verify: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors; ``verify`` also checks that the tensor files are those saved.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not the one that was saved.
+    """
     state = _read_json(folder / "state.json")
-    tensors = [_read_tensors(folder / name, state["sha256"][name]) for name in TENSOR_FILES]
-    return Checkpoint(folder, state["step"], state["position"], *tensors)
+    for name in TENSOR_FILES if verify else ():
+        _verify(folder / name, state["sha256"][name])
+    return state
 
 
 def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -94,9 +159,9 @@ def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
                 f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)"
             )
         folder = found[-1]
-    sha256 = _read_json(folder / "state.json")["sha256"]
-    model = Decoder(from_dict(DecoderConfig, _read_json(folder / "config.json")))
-    load_model_tensors(model, _read_tensors(folder / "model.safetensors", sha256["model.safetensors"]))
+    _verify(folder / "model.safetensors", read_state(folder)["sha256"]["model.safetensors"])
+    config = from_dict(DecoderConfig, _read_json(folder / "config.json"))
+    model = Decoder.from_tensors(config, _read_tensors(folder / "model.safetensors"))
     return model.eval(), Tokenizer.load(folder)
 
 
@@ -116,7 +181,9 @@ def load_model_tensors(model: Decoder, tensors: dict[str, Tensor]) -> None:
     odd = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
     if odd:
         raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
-    model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def _read_json(path: Path) -> dict:
@@ -128,20 +195,25 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        intact = _sha256(path) == sha256
-        tensors = load_file(path) if intact else {}
+        return load_file(path)
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
     except SafetensorError as error:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
-    if not intact:
+
+
+def _verify(path: Path, sha256: str) -> None:
+    try:
+        actual = _sha256(path)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint file {path} is missing") from None
+    if actual != sha256:
         raise ValueError(
             f"checkpoint file {path} is damaged: its SHA-256 is not the one in state.json; "
             f"remove the folder {path.parent} to go on from the checkpoint before it"
         )
-    return tensors
 
 
 def _sha256(path: Path) -> str:

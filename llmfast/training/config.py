@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmfast.data.config import DataConfig
+from llmfast.models.checkpointing import Checkpointing
 from llmfast.models.config import DecoderConfig
 
 
@@ -19,16 +20,27 @@ class TrainingConfig:
     """Sequences per optimizer step."""
     accumulate: int = 1
     """Split each batch into this many parts to save memory; the result is that of the whole batch."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices inside the blocks, AdamW for the rest."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW with moments of 8 bits, a quarter of the memory. muon: Muon for the matrices inside the blocks,
+    AdamW for the rest."""
     learning_rate: float = 6e-3
     """Peak learning rate of AdamW."""
     matrix_learning_rate: float = 0.02
     """Peak learning rate of Muon."""
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """The learning rate after its warm-up: half a cosine, constant with a decay at the end (warm-up, stable, decay), a
+    line, or constant."""
     warmup: float = 0.03
     """Share of the steps in which the learning rate rises from 0."""
+    decay: float = 0.2
+    """Share of the steps in which the learning rate falls at the end (wsd only)."""
     final_learning_rate: float = 0.0
-    """Where the cosine ends, as a share of the peak."""
+    """Where the learning rate ends, as a share of the peak."""
+    batch_warmup: float = 0.0
+    """Share of the steps with smaller batches: an eighth, a quarter, half of batch_size for a third of them each."""
+    context_warmup: float = 0.0
+    """Share of the steps with rows cut into shorter ones: an eighth, a quarter, half of the context for a third of them
+    each. The tokens of each step and their order stay the same."""
     weight_decay: float = 0.1
     """Decay of the matrices (not of norms and the embedding table)."""
     beta1: float = 0.9
@@ -41,28 +53,76 @@ class TrainingConfig:
     """Decides initialisation and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a CUDA GPU if there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the machine computes it in hardware. Parameters stay float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the machine computes it in hardware. Parameters stay float32. float16 scales the loss, so
+    that small gradients survive."""
     compile: bool = True
     """Compile the model with torch.compile (a C++ compiler is needed on CPU)."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again to save memory: nothing, all but matrix products, or whole blocks."""
     evaluate_every: int = 250
     """Steps between evaluations on part of the validation split; 0 leaves them out."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; the last two are kept."""
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation loss as well."""
+    async_checkpoints: bool = False
+    """Write checkpoints in the background, from a copy in memory."""
     sample_every: int = 250
     """Steps between samples shown while learning; 0 leaves them out."""
+    evaluations: tuple[str, ...] = ()
+    """More to evaluate every evaluate_every steps, as module:function: called with (model, tokenizer), it returns
+    figures by name."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss or gradient is not a finite number, or whose loss is a spike: end the run, or
+    go on with the next batch. The batch is saved for study and the weights are not touched in either case."""
+    spike: float = 0.0
+    """A loss over this many times the median of the last 100 steps is a spike; 0 for none."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where to send the log besides log.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"training.batch_size {self.batch_size} is not a multiple of training.accumulate {self.accumulate}"
             )
-        for name in ("learning_rate", "matrix_learning_rate"):
-            if getattr(self, name) <= 0:
+        for name in ("learning_rate", "matrix_learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:  # not a NaN either
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "decay", "final_learning_rate", "batch_warmup", "context_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"training.{name} is a share, from 0 to 1; got {getattr(self, name)}")
+        if self.spike != 0 and not self.spike > 1:
+            raise ValueError(f"training.spike must be above 1, or 0 for none; got {self.spike}")
+
+
+@dataclass
+class ParallelConfig:
+    """How the processes that torchrun starts divide the work."""
+
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """ddp: every process has the whole model; fsdp: parameters, gradients and optimizer state are divided between all;
+    hsdp: divided inside groups, which hold copies."""
+    group: int = 0
+    """Processes in one group of hsdp; those of one machine if 0."""
+    tensor: int = 1
+    """Processes that divide each matrix product (tensor parallel), each such group a copy of ddp. Not compiled, and
+    without samples on the way."""
+    cpu_offload: bool = False
+    """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1 or self.group < 0:
+            raise ValueError(f"parallel.tensor {self.tensor} or parallel.group {self.group} is too small")
+        if self.tensor > 1 and self.strategy != "ddp":
+            raise ValueError(f"parallel.tensor {self.tensor} goes with the strategy ddp, not {self.strategy}")
+        if self.cpu_offload and self.strategy == "ddp":
+            raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
 
 
 @dataclass
@@ -72,3 +132,4 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -20,8 +20,11 @@ class Status:
     loss: float
     """Smoothed training loss, nats per token."""
     bits_per_byte: float
+    gradient_norm: float
     tokens_per_second: float
     seconds_left: float
+    memory: int
+    """Peak bytes of this process on its device."""
     utilisation: float | None = None
     """Share of the device's datasheet peak, where that is known (model-FLOP utilisation)."""
 
@@ -29,11 +32,13 @@ class Status:
         parts = [
             f"loss {self.loss:.3f}",
             f"{self.bits_per_byte:.3f} bits/byte",
+            f"gradient {self.gradient_norm:.2f}",
             f"{_count(self.tokens_per_second)} tokens/s",
         ]
         if self.utilisation is not None:
             parts.append(f"MFU {self.utilisation:.0%}")
-        return "  ".join([*parts, f"{_clock(self.seconds_left)} left"])
+        parts.append(size(self.memory))
+        return "  ".join([*parts, f"{clock(self.seconds_left)} left"])
 
 
 class Display:
@@ -99,7 +104,13 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _clock(seconds: float) -> str:
+def size(bytes: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{bytes / 2**30:.1f} GiB" if bytes >= 2**30 else f"{bytes / 2**20:.0f} MiB"
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

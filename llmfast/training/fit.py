@@ -3,82 +3,204 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
-import time
+import errno
+import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from safetensors.torch import save_file
 
-from llmfast.data.prepare import END_OF_TEXT, Prepared
+from llmfast.data.prepare import END_OF_TEXT
+from llmfast.evaluation.perplexity import Evaluation
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
 from llmfast.inference.sampling import Sampling
-from llmfast.training.checkpoint import checkpoints, save_checkpoint
-from llmfast.training.display import Display, Status
+from llmfast.training.checkpoint import checkpoint_folder
+from llmfast.training.display import Display
+from llmfast.training.pace import Pace
+from llmfast.training.profiling import StepProfiler
+from llmfast.training.saving import Saver
 from llmfast.training.session import Session
-from llmfast.training.trainer import Trainer
+from llmfast.training.signals import stop_requests
+from llmfast.training.tracking import Tracker, open_trackers
+from llmfast.training.trainer import StepResult
 
-SMOOTHING = 0.95
+__all__ = ["fit", "sample_prompt", "save"]
+
 PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
 PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+BAD_STEPS = 10  # skipped in a row, after which a run stops: its weights do not recover by themselves
 
 
-def fit(session: Session, *, console: Console | None = None) -> None:
+def fit(session: Session, *, console: Console | None = None, profile: bool = False) -> None:
     """Train until ``config.training.steps`` are done, saving on the way and at the end.
 
-    SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt.
+    SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt. ``profile`` writes a trace
+    of a few steps to RUN/profile.json.
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
-        ValueError: the loss is no longer a finite number.
+        ValueError: a bad step, as ``training.on_bad_step`` tells it.
+        OSError: the last checkpoint cannot be written.
     """
-    run, prepared, trainer = session.run, session.prepared, session.trainer
-    training = trainer.config.training
-    run.rewind_log(trainer.steps_done)
-    pace = _Pace(trainer)
-    with _stop_requests() as stop, Display(training.steps, console=console) as display:
-        while trainer.steps_done < training.steps and not stop:
-            result = trainer.step()
-            step, loss = trainer.steps_done, result.loss.item()
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss} at step {step}: a lower training.learning_rate may help; "
-                    "the last checkpoint is untouched"
-                )
-            run.log(
-                step=step,
-                loss=loss,
-                gradient_norm=result.gradient_norm.item(),
-                learning_rate_factor=result.learning_rate_factor,
+    _Fit(session, console, profile).run()
+
+
+class _Fit:
+    """One call of ``fit``."""
+
+    def __init__(self, session: Session, console: Console | None, profile: bool):
+        self.session, self.trainer, self.folder = session, session.trainer, session.run
+        self.training = session.trainer.config.training
+        self.world = session.trainer.world
+        quiet = console if self.world.is_main else Console(quiet=True)
+        self.display = Display(self.training.steps, console=quiet)
+        self.saver = Saver(session.run, session.trainer, session.prepared.tokenizer)
+        self.pace = Pace(session)
+        self.trackers: list[Tracker] = []
+        self.profiler = (
+            StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
+        )
+        self.validation: tuple[int, float] | None = None  # the newest: step and loss
+        self.bad_in_a_row = 0
+
+    def run(self) -> None:
+        trainer, stopped = self.trainer, False
+        if self.world.is_main:
+            self.folder.rewind_log(trainer.steps_done)
+            self.trackers = open_trackers(
+                self.training.track, self.folder, trainer.config, trainer.steps_done
             )
-            display.update(pace.status(loss, prepared))
-            if _due(training.evaluate_every, step):
-                part = trainer.evaluate(prepared.validation, max_tokens=PART_TOKENS)
-                run.log(step=step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
-            if _due(training.sample_every, step):
-                display.sample(step, *_sample(session))
-            if _due(training.checkpoint_every, step) and step < training.steps:
-                save(session)
-            pace.resume_clock()
-    # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
-    if not any(path.name == f"step-{trainer.steps_done:06d}" for path in checkpoints(run.folder)):
-        save(session)
-    if stop:
-        raise KeyboardInterrupt
+        with stop_requests() as stop, self.display, contextlib.ExitStack() as at_end:
+            for tracker in self.trackers:
+                at_end.callback(tracker.close)
+            while trainer.steps_done < self.training.steps and not stopped:
+                self._step()
+                self._at_intervals(trainer.steps_done)
+                with self._full_disk_told():
+                    self.saver.poll()
+                self.pace.resume_clock()
+                stopped = self.world.any(bool(stop))
+        self.saver.wait()
+        # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
+        if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
+            self.saver.save(validation_loss=self._validation_loss())
+            self.saver.wait()
+        self.world.wait()
+        if stopped:
+            raise KeyboardInterrupt
+
+    def _step(self) -> None:
+        if self.profiler:
+            self.profiler.before_step()
+        result = self.trainer.step()
+        if self.profiler and (told := self.profiler.after_step()):
+            self.display.say(told)
+        step = self.trainer.steps_done
+        if result.fault:
+            self._bad_step(step, result)
+            return
+        self.bad_in_a_row = 0
+        self._log(
+            step,
+            loss=result.loss.item(),
+            gradient_norm=result.gradient_norm.item(),
+            learning_rate_factor=result.learning_rate_factor,
+            **result.routing,
+        )
+        self.display.update(self.pace.status(result))
+
+    def _bad_step(self, step: int, result: StepResult) -> None:
+        """Save the batch, then stop or go on."""
+        file = self.folder.folder / "bad-steps" / f"step-{step:06d}-rank-{self.world.rank}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        save_file(
+            {"tokens": result.batch.tokens.contiguous(), "targets": result.batch.targets.contiguous()}, file
+        )
+        self._log(step, fault=result.fault)
+        self.bad_in_a_row += 1
+        if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
+            raise ValueError(
+                f"{result.fault} at step {step}: a lower training.learning_rate may help; "
+                f"the batch is in {file}, the last checkpoint is untouched"
+            )
+        self.display.say(f"step {step:,} skipped: {result.fault}; its batch is in {file}")
+
+    def _at_intervals(self, step: int) -> None:
+        training = self.training
+        if _due(training.evaluate_every, step):
+            self._evaluate(step)
+        if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
+            self.display.sample(step, *_sample(self.session))
+        if _due(training.checkpoint_every, step) and step < training.steps:
+            with self._full_disk_told():
+                self.saver.save(validation_loss=self._validation_loss())
+
+    def _evaluate(self, step: int) -> None:
+        part = self._validate()
+        self._log(step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
+        for name in self.training.evaluations:
+            with self.trainer.inference() as model:
+                figures = named_evaluation(name)(model, self.session.prepared.tokenizer)
+            self._log(step, **figures)
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            self.display.say(f"  {step:>6,} │ {shown}")
+
+    def _validate(self) -> Evaluation:
+        part = self.trainer.evaluate(self.session.prepared.validation, max_tokens=PART_TOKENS)
+        self.validation = self.trainer.steps_done, part.loss
+        return part
+
+    def _validation_loss(self) -> float | None:
+        """That of the present weights, where the best checkpoint is to be told by it."""
+        if not (self.training.keep_best and self.training.evaluate_every):
+            return None
+        if self.validation is None or self.validation[0] != self.trainer.steps_done:
+            self._validate()
+        return self.validation[1]
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        """A full disk costs a checkpoint, not the run: the next one may find room."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            self.display.say(
+                f"step {self.trainer.steps_done:,}: checkpoint not saved, {os.strerror(error.errno).lower()}; "
+                "earlier ones are whole, training goes on"
+            )
+
+    def _log(self, step: int, **record: Any) -> None:
+        if not self.world.is_main:
+            return
+        self.folder.log(step=step, **record)
+        figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(step, figures)
 
 
-def save(session: Session) -> Path:
+def save(session: Session, *, validation_loss: float | None = None) -> Path:
     """Write a checkpoint of where the session's trainer is; returns its folder."""
-    trainer = session.trainer
-    return save_checkpoint(
-        session.run.folder,
-        step=trainer.steps_done,
-        position=trainer.batches.position,
-        model=trainer.model,
-        optimizer=trainer.optimizer_tensors(),
-        tokenizer=session.prepared.tokenizer,
-    )
+    Saver(session.run, session.trainer, session.prepared.tokenizer).save(validation_loss=validation_loss)
+    return checkpoint_folder(session.run.folder, session.trainer.steps_done)
+
+
+def named_evaluation(name: str) -> Any:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"training.evaluations: {name!r} is not module:function ({error})") from None
 
 
 def _due(interval: int, step: int) -> bool:
@@ -87,7 +209,8 @@ def _due(interval: int, step: int) -> bool:
 
 def sample_prompt(session: Session) -> str:
     """What the model is asked to continue: ``def`` for Python's library, else how a held-out document begins."""
-    if not session.trainer.config.data.sources:
+    data = session.trainer.config.data
+    if not data.sources and not data.prepared:
         return "def "
     held_out = session.prepared.validation
     tokens = held_out.read(1, min(PROMPT_TOKENS, len(held_out) - 1)).tolist()
@@ -97,68 +220,13 @@ def sample_prompt(session: Session) -> str:
 def _sample(session: Session) -> tuple[str, str]:
     """The prompt and the model's continuation."""
     tokenizer, prompt = session.prepared.tokenizer, sample_prompt(session)
-    tokens = generate_tokens(
-        session.trainer.model,
-        encode_prompt(tokenizer, prompt),
-        SAMPLE_TOKENS,
-        sampling=Sampling(temperature=0.7, top_p=0.95),
-        stop=tokenizer.eot_token,
-    )
-    text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
-    return prompt, "".join(text)
-
-
-class _Pace:
-    """Smooths the loss and measures the speed of training itself, without evaluations, samples and saving."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.loss: float | None = None
-        self.seconds = 0.0
-        self.steps = 0
-        self.started = time.perf_counter()
-
-    def resume_clock(self) -> None:
-        """What happened since the last status was not training."""
-        self.started = time.perf_counter()
-
-    def status(self, loss: float, prepared: Prepared) -> Status:
-        trainer = self.trainer
-        now = time.perf_counter()
-        # The first step of a process compiles: it says nothing of the speed to expect.
-        if self.loss is not None:
-            self.seconds, self.steps = self.seconds + now - self.started, self.steps + 1
-        self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
-        per_step = self.seconds / self.steps if self.steps else now - self.started
-        speed = trainer.tokens_per_step / per_step
-        return Status(
-            step=trainer.steps_done,
-            loss=self.loss,
-            bits_per_byte=self.loss / math.log(2) * len(prepared.train) / prepared.train.text_bytes,
-            tokens_per_second=speed,
-            seconds_left=(trainer.config.training.steps - trainer.steps_done) * per_step,
-            utilisation=trainer.utilisation(speed),
+    with session.trainer.inference() as model:
+        tokens = generate_tokens(
+            model,
+            encode_prompt(tokenizer, prompt),
+            SAMPLE_TOKENS,
+            sampling=Sampling(temperature=0.7, top_p=0.95),
+            stop=tokenizer.eot_token,
         )
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM fills, so that a step is never torn; a second signal acts at once."""
-    received: list[int] = []
-    previous = {}
-
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            previous[each] = signal.signal(each, remember)
-    except ValueError:  # not the main thread: signals are the caller's business
-        pass
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
+        return prompt, "".join(text)

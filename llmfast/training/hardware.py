@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 
 import torch
 
@@ -40,7 +42,7 @@ def choose_device(wish: str) -> torch.device:
 
 
 def choose_precision(wish: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for ``auto``, ``float32`` or ``bfloat16``."""
+    """The dtype of matrix products for ``auto``, ``float32``, ``bfloat16`` or ``float16``."""
     if wish == "auto":
         if device.type == "cuda":
             in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -61,3 +63,20 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((rate * 1e12 for part, rate in PEAK_TFLOPS.items() if part in name), None)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The most bytes that this process has held so far: on its GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes here

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmfast.data.loader import Batches
+from llmfast.data.loader import IGNORED, Batch, Loader
+from llmfast.data.order import random_integer
 from llmfast.data.shards import TokenShards
-from llmfast.evaluation.perplexity import IGNORED, Evaluation, evaluate
+from llmfast.data.windows import PackedWindows, StreamWindows
+from llmfast.evaluation.perplexity import Evaluation, evaluate
 from llmfast.models.decoder import Decoder
 from llmfast.training.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from llmfast.training.config import RunConfig
+from llmfast.training.distributed import World
+from llmfast.training.guard import Guard, LossScaler
 from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
+from llmfast.training.limits import check_division, check_memory
 from llmfast.training.optimizer import (
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
-from llmfast.training.schedule import learning_rate_factor
+from llmfast.training.parallel import Placement
+from llmfast.training.schedule import batch_size_at, context_at, learning_rate_factor
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did. Tensors, so that reading them (a wait for the GPU) is the caller's choice."""
+    """What one optimizer step did."""
 
     loss: Tensor
-    """Mean loss over the batch's targets, before the update, nats per token."""
+    """Mean loss over the targets of the whole batch, before the update, nats per token."""
     gradient_norm: Tensor
     """Before clipping."""
     learning_rate_factor: float
+    tokens: int
+    """Tokens in the batch, all processes together."""
+    routing: dict[str, float] = field(default_factory=dict)
+    """How evenly experts were used, where the model has any."""
+    fault: str | None = None
+    """Why the step was not taken; None if it was."""
+    batch: Batch | None = None
+    """This process's rows, where there was a fault."""
 
 
 class Trainer:
@@ -41,57 +57,126 @@ class Trainer:
 
     Everything it does is decided by ``config`` and ``shards``: on one machine's CPU two trainers give bit-equal losses,
     and one restored from a checkpoint continues as if it had never stopped.
+
+    Raises:
+        ValueError: settings that cannot be had with this data or this number of processes.
     """
 
-    def __init__(self, config: RunConfig, shards: TokenShards):
+    def __init__(self, config: RunConfig, shards: TokenShards, world: World = World()):  # noqa: B008
         training = config.training
-        self.config, self.shards = config, shards
+        self.config, self.shards, self.world = config, shards, world
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.compiled = training.compile and can_compile(self.device)
+        check_memory(config, world, self.device)
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         generator = torch.Generator().manual_seed(training.seed)
-        self.model = Decoder(config.model, generator=generator).to(self.device)
-        # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
-        # carries the compiler's prefix.
-        self._forward = torch.compile(self.model) if self.compiled else self.model
+        self.placement = Placement(
+            Decoder(config.model, generator=generator),
+            config.parallel,
+            world,
+            device=self.device,
+            precision=self.precision,
+            compile=self.compiled,
+        )
+        self.model: Decoder = self.placement.model
+        self.model.activation_checkpointing = training.activation_checkpointing
+        windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
+        self.windows = windows(shards, config.model.context)
+        check_division(config, self.placement.data_share.count)
+        if training.optimizer == "muon" and (self.placement.is_divided or self.placement.tensor):
+            divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
+            raise ValueError(
+                f"muon needs whole matrices, which parallel.{divided} divides; use training.optimizer adamw"
+            )
         self._begin()
 
     def _begin(self) -> None:
-        self.steps_done = 0
-        self.optimizers = build_optimizers(self.model, self.config.training)
         training = self.config.training
-        self.batches = Batches(
-            self.shards, self.config.model.context, training.batch_size, seed=training.seed
+        self.steps_done = 0
+        self.optimizers = build_optimizers(self.model, training)
+        self.scaler = LossScaler(self.precision == torch.float16)
+        self.guard = Guard(training.spike)
+        self.loader = Loader(
+            self.windows,
+            seed=training.seed,
+            share=self.placement.data_share,
+            document_masks=self.config.data.document_masks,
         )
 
     def step(self) -> StepResult:
         """One optimizer step on the next batch.
 
-        A batch is worked through in ``accumulate`` parts; each part's loss counts by its share of the batch's
-        targets, so that the gradient is that of the whole batch.
+        A batch is worked through in ``accumulate`` parts; each part's loss counts by its share of the batch's targets
+        over all processes, so that the gradient is that of the whole batch. A step whose loss or gradient is bad
+        changes nothing but the place in the data.
         """
         training = self.config.training
         factor = learning_rate_factor(training, self.steps_done)
         set_learning_rate(self.optimizers, factor)
-        tokens, targets = (each.to(self.device, non_blocking=True) for each in next(self.batches))
-        loss = torch.zeros((), device=self.device)
-        counted = (targets != IGNORED).sum()
-        for part, part_targets in zip(
-            tokens.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True
-        ):
-            share = (part_targets != IGNORED).sum() / counted
-            with self.autocast():
-                part_loss = self._forward(part, part_targets) * share
-            part_loss.backward()
-            loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        # Decided by the step: dropout needs no state to be saved, and continues exactly.
+        torch.manual_seed(
+            random_integer((training.seed, self.steps_done, self.placement.data_share.index)) >> 1
+        )
+        context = context_at(training, self.config.model.context, self.steps_done)
+        batch_size = batch_size_at(training, self.steps_done)
+        batch = self.loader.next(batch_size, context).to(self.device)
+        loss = self._backward(batch, context)
+        norm = self.placement.gradient_norm() / self.scaler.scale
+        routing = _routing_figures(self.model)
+        fault = self._update(float(loss), norm)
         self.steps_done += 1
-        return StepResult(loss, norm, factor)
+        tokens = batch_size * self.config.model.context
+        return StepResult(loss, norm, factor, tokens, routing, fault, batch if fault else None)
+
+    def _backward(self, batch: Batch, context: int) -> Tensor:
+        """Gradients of the mean loss over all processes' targets; returns that loss."""
+        size = (
+            self.world.size
+        )  # tensor-parallel processes count the same targets: both sums are as many times too large
+        counted = self.world.sum((batch.targets != IGNORED).sum())
+        rows = (
+            self.config.training.batch_size
+            // self.config.training.accumulate
+            // self.placement.data_share.count
+        )
+        parts = batch.split(rows * self.config.model.context // context)
+        loss = torch.zeros((), device=self.device)
+        for part in parts:
+            share = (part.targets != IGNORED).sum() / counted
+            with self.placement.part(last=part is parts[-1]):
+                with self.autocast():
+                    part_loss = self.forward(part) * share
+                # Averaged over processes on the way, hence times their number.
+                self.scaler.scaled(part_loss * size if size > 1 else part_loss).backward()
+            loss += part_loss.detach()
+        return self.world.sum(loss)
+
+    def _update(self, loss: float, norm: Tensor) -> str | None:
+        """Change the weights by the gradient, or say why not."""
+        overflow = self.scaler.enabled and not torch.isfinite(norm)
+        self.scaler.update(finite=not overflow)
+        if overflow and self.scaler.scale >= 1:
+            fault = None  # of no consequence: the scale is halved and the next step goes on
+        else:
+            fault = self.guard.fault(loss, float(norm))
+        if not overflow and fault is None:
+            clip = (self.config.training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            self.placement.scale_gradients(clip / self.scaler.scale)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.balance_experts()
+        self.model.expert_counts.zero_()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        return fault
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The model's mean loss on a batch."""
+        if batch.cu_seqlens is None:
+            return self.placement.forward(batch.tokens, batch.targets)
+        return self.placement.forward(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Matrix products in the run's precision; parameters and reductions stay float32."""
@@ -99,7 +184,17 @@ class Trainer:
 
     def evaluate(self, shards: TokenShards, **options: int | None) -> Evaluation:
         """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision."""
-        return evaluate(self.model, shards, autocast=self.autocast(), **options)
+        with self.inference():
+            return evaluate(self.model, shards, autocast=self.autocast(), **options)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[Decoder]:
+        """The model without dropout, for evaluation and samples."""
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train()
 
     def seconds_per_step(self, steps: int = 20) -> float:
         """Median time of a step, measured on steps that are then undone (the first, which compiles, not counted)."""
@@ -108,7 +203,7 @@ class Trainer:
         times = []
         for _ in range(steps):
             start = time.perf_counter()
-            self.step().loss.item()
+            self.step()
             times.append(time.perf_counter() - start)
         load_model_tensors(self.model, before)
         self._begin()
@@ -118,17 +213,51 @@ class Trainer:
         """The optimizers' state, named, for a checkpoint."""
         return optimizer_tensors(self.optimizers, self.model)
 
+    def state(self) -> dict[str, Any]:
+        """All that continuing needs besides tensors, as plain values."""
+        return {
+            "step": self.steps_done,
+            "position": self.loader.position,
+            "data": self.shards.checksum,
+            "scaler": self.scaler.state(),
+            "losses": self.guard.state(),
+        }
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint: parameters, optimizer state, place in the data and in the schedule."""
+        """Continue from a checkpoint: parameters, optimizer state, place in the data and in the schedule.
+
+        Raises:
+            ValueError: it is of another model or of other data.
+        """
+        state = checkpoint.state
+        if state["data"] != self.shards.checksum:
+            raise ValueError(
+                f"the token shards in {self.shards.folder} are not those that {checkpoint.folder} was trained on"
+            )
         load_model_tensors(self.model, checkpoint.model)
         load_optimizer_tensors(self.optimizers, self.model, checkpoint.optimizer)
-        self.steps_done, self.batches.position = checkpoint.step, checkpoint.position
+        self.steps_done, self.loader.position = state["step"], state["position"]
+        self.scaler.restore(state["scaler"])
+        self.guard.restore(state["losses"])
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of a full batch."""
         return self.config.training.batch_size * self.config.model.context
 
     def utilisation(self, tokens_per_second: float) -> float | None:
-        """Share of the device's peak that the model's arithmetic takes; None where the peak is not known."""
+        """Share of the devices' peak that the model's arithmetic takes; None where the peak is not known."""
         peak = peak_flops(self.device, self.precision)
-        return tokens_per_second * self.config.model.flops_per_token() / peak if peak else None
+        flops = tokens_per_second * self.config.model.flops_per_token()
+        return flops / (peak * self.world.size) if peak else None
+
+
+def _routing_figures(model: Decoder) -> dict[str, float]:
+    """The worst layer's imbalance, and the experts without a token in all layers, of this step and process."""
+    statistics = model.router_statistics()
+    if not statistics:
+        return {}
+    return {
+        "expert_max_violation": statistics["max_violation"].max().item(),
+        "experts_unused": statistics["unused"].sum().item(),
+    }

@@ -58,8 +58,63 @@ def plot_losses(
         )
         axes.set_ylim(0, top)
         axes.legend(loc="upper right", frameon=True)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        _save(figure, path)
+
+
+def plot_sweep(
+    logs: dict[str, list[dict[str, Any]]], results: list[tuple[dict[str, Any], float]], folder: Path
+) -> list[Path]:
+    """Draw a sweep to PNG files in ``folder``: the runs' training losses, and the final loss by each setting.
+
+    ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs. Returns the files.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    files = [folder / "losses.png"]
+    with matplotlib.style.context("seaborn-v0_8-whitegrid"):
+        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        for name, records in logs.items():
+            steps, losses = _series(records, "loss")
+            axes.plot(steps, _smoothed(losses), label=name)
+        axes.set(
+            xlabel="step", ylabel="training loss, smoothed (nats per token)", title="The runs of the sweep"
+        )
+        axes.legend(fontsize=8)
+        _save(figure, files[0])
+        names = list(results[0][0]) if results else []
+        for name in names:
+            files.append(folder / f"{name.rpartition('.')[2]}.png")
+            figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+            _plot_setting(figure.subplots(), name, results)
+            _save(figure, files[-1])
+    return files
+
+
+def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], float]]) -> None:
+    """Final loss by one setting, a line for each combination of the others."""
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for settings, loss in results:
+        others = ", ".join(
+            f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key != name
+        )
+        lines.setdefault(others, []).append((settings[name], loss))
+    numeric = all(isinstance(settings[name], int | float) for settings, _ in results)
+    for others, points in lines.items():
+        points.sort(key=lambda point: point[0] if numeric else str(point[0]))
+        values = [value if numeric else str(value) for value, _ in points]
+        axes.plot(values, [loss for _, loss in points], marker="o", label=others or None)
+    if numeric and all(settings[name] > 0 for settings, _ in results):
+        axes.set_xscale("log")
+    axes.set(xlabel=name, ylabel="validation loss (nats per token)")
+    if len(lines) > 1:
+        axes.legend(fontsize=8)
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     atomic_write(path, buffer.getvalue())
 
 

@@ -1,18 +1,25 @@
 """Preparation: train and validation disjoint by document, all text kept, nothing half-written."""
 
 import gzip
+import itertools
+import json
 
 import pytest
 from small_run import write_corpus
 
+from llmfast.cli import main
+from llmfast.data import prepare as prepare_module
+from llmfast.data import shards as shards_module
 from llmfast.data.config import DataConfig
 from llmfast.data.corpus import Corpus
-from llmfast.data.prepare import compression_baselines, open_prepared, prepare
+from llmfast.data.prepare import compression_baselines, open_prepared, prepare, prepare_resumably
+from llmfast.data.report import report_on
+from llmfast.data.shards import Share
 
 
 def documents_of(shards, tokenizer):
-    text = tokenizer.decode(shards.read(0, len(shards)).tolist())
-    return text.split("<|endoftext|>")[1:-1]
+    spans = zip(*(each.tolist() for each in shards.document_spans), strict=True)
+    return [tokenizer.decode(shards.read(start, length - 1).tolist()) for start, length in spans]
 
 
 @pytest.fixture
@@ -93,3 +100,120 @@ def test_baselines_are_those_of_the_held_out_text(corpus, tmp_path):
 def test_a_validation_share_that_leaves_a_side_empty_is_refused(fraction):
     with pytest.raises(ValueError, match="validation_fraction"):
         DataConfig(validation_fraction=fraction)
+
+
+# --- in place: resumable, in parts, in parallel --------------------------------------------------------------
+
+
+def prepared_from(folder):
+    prepared = open_prepared(folder)
+    return [documents_of(shards, prepared.tokenizer) for shards in (prepared.train, prepared.validation)]
+
+
+def small_groups(monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 4000)
+    monkeypatch.setattr(prepare_module, "ENCODE_CHARACTERS", 3000)
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing that runs afterwards may matter."""
+
+
+@pytest.mark.parametrize("moment", [0, 1, 7, 20])
+def test_a_killed_preparation_goes_on_and_ends_the_same(corpus, tmp_path, monkeypatch, moment):
+    small_groups(monkeypatch)
+    settings = config(corpus)
+    prepare_resumably(settings, tmp_path / "whole")
+
+    add, calls = shards_module.ShardWriter.add, itertools.count()
+
+    def killed(*arguments):
+        if next(calls) == moment:
+            raise Killed
+        add(*arguments)
+
+    monkeypatch.setattr(shards_module.ShardWriter, "add", killed)
+    with pytest.raises(Killed):
+        prepare_resumably(settings, tmp_path / "killed")
+    with pytest.raises(ValueError, match="no token shards"):
+        open_prepared(tmp_path / "killed")
+    monkeypatch.setattr(shards_module.ShardWriter, "add", add)
+    prepare_resumably(settings, tmp_path / "killed")
+
+    def files(folder):
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert len(list((tmp_path / "whole" / "train").glob("*.bin"))) > 2
+
+
+def test_work_done_is_not_done_again(corpus, tmp_path, monkeypatch):
+    small_groups(monkeypatch)
+    prepare_resumably(config(corpus), tmp_path / "data")
+    monkeypatch.setattr(shards_module.ShardWriter, "add", None)
+    prepare_resumably(config(corpus), tmp_path / "data")
+
+
+def test_a_folder_of_other_settings_is_left_alone(corpus, tmp_path):
+    prepare_resumably(config(corpus), tmp_path / "data")
+    with pytest.raises(ValueError, match="prepared with another validation_fraction"):
+        prepare_resumably(config(corpus, validation_fraction=0.4), tmp_path / "data")
+    prepare_resumably(config(corpus, vocab_size=270), tmp_path / "other")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        prepare_resumably(config(corpus, tokenizer=str(tmp_path / "other")), tmp_path / "data")
+
+
+def test_parts_made_apart_are_the_whole(corpus, tmp_path):
+    prepare_resumably(config(corpus), tmp_path / "whole")
+    given = config(corpus, tokenizer=str(tmp_path / "whole"))
+    for index in (2, 0, 1):
+        prepare_resumably(given, tmp_path / "parts", share=Share(index, 3))
+    whole, parts = prepared_from(tmp_path / "whole"), prepared_from(tmp_path / "parts")
+    assert [sorted(documents) for documents in parts] == [sorted(documents) for documents in whole]
+
+
+def test_processes_share_the_work(corpus, tmp_path):
+    prepare_resumably(config(corpus), tmp_path / "one")
+    prepare_resumably(config(corpus), tmp_path / "two", processes=2)
+    one, two = prepared_from(tmp_path / "one"), prepared_from(tmp_path / "two")
+    assert [sorted(documents) for documents in two] == [sorted(documents) for documents in one]
+
+
+def test_a_part_without_a_tokenizer_is_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"give data\.tokenizer"):
+        prepare_resumably(config(corpus), tmp_path / "data", share=Share(0, 2))
+
+
+# --- report --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_is_there(tmp_path):
+    folder = write_corpus(tmp_path / "corpus")
+    for path in sorted(folder.iterdir())[:7]:
+        (folder / f"copy-{path.name}").write_bytes(path.read_bytes())
+    prepared = prepare(config(folder), tmp_path / "data")
+    report = report_on(prepared)
+    train, validation = report.splits["train"], report.splits["validation"]
+    assert train.documents + validation.documents == 67
+    assert train.duplicate_documents + validation.duplicate_documents == 7
+    assert report.in_both == 0
+    tokens = prepared.train.read(0, len(prepared.train)).tolist()
+    assert train.vocabulary_coverage == len(set(tokens)) / prepared.tokenizer.n_vocab
+    (text, share), *_ = train.common_tokens
+    assert share == max(map(tokens.count, set(tokens))) / len(tokens)
+    assert tokens.count(prepared.tokenizer.encode(text)[0]) == pytest.approx(share * len(tokens))
+    seen, target = report.samples[0]
+    assert documents_of(prepared.train, prepared.tokenizer)[0].startswith(seen + target)
+
+
+def test_the_commands_prepare_and_report(corpus, tmp_path, capsys):
+    data = str(tmp_path / "data")
+    arguments = ["--sources", str(corpus), "--vocab_size", "300", "--validation_fraction", "0.2"]
+    assert main(["data", "prepare", data, *arguments]) == 0
+    assert "train " in capsys.readouterr().out
+    assert main(["data", "report", data]) == 0
+    assert "of 300 tokens used" in capsys.readouterr().out
+    assert main(["data", "report", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vocab_size"] == 300
+    assert main(["data", "prepare", data, *arguments, "--shard", "3/2", "--tokenizer", data]) == 2
+    assert "part 3 of 2 does not exist" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmfast.data import shards as shards_module
-from llmfast.data.shards import ShardWriter, TokenShards
+from llmfast.data.shards import ShardWriter, Share, TokenShards
 
 EOT = 0
 
@@ -59,10 +59,14 @@ def damage_index(folder):
     (folder / "index.json").write_text("{")
 
 
-def strange_index(folder):
+def alter_index(folder):
     index = json.loads((folder / "index.json").read_text())
-    del index["shards"][0]["tokens"]
+    index["shards"][0]["text_bytes"] += 1
     (folder / "index.json").write_text(json.dumps(index))
+
+
+def old_format(folder):
+    (folder / "index.json").write_text(json.dumps({"format": 1, "shards": []}))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,8 @@ def strange_index(folder):
         (alter, r"00000.bin is altered"),
         (remove, r"00000.bin is missing"),
         (damage_index, r"index.json is damaged"),
-        (strange_index, r"index.json is damaged"),
+        (alter_index, r"index.json is damaged: its SHA-256"),
+        (old_format, r"index.json is damaged: its format is 1; this version reads 2"),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):
@@ -80,6 +85,43 @@ def test_damage_is_named(tmp_path, damage, message):
     damage(tmp_path / "s")
     with pytest.raises(ValueError, match=message):
         TokenShards(tmp_path / "s")
+
+
+def test_boundaries_are_kept_and_checked(tmp_path):
+    write(tmp_path / "s", [[1, 2], [3], [4, 5, 6]])
+    starts, lengths = TokenShards(tmp_path / "s").document_spans
+    assert (starts.tolist(), lengths.tolist()) == ([1, 4, 6], [3, 2, 4])
+    ends = tmp_path / "s" / "00000.ends"
+    ends.write_bytes(ends.read_bytes()[::-1])
+    with pytest.raises(ValueError, match=r"00000.ends are altered"):
+        _ = TokenShards(tmp_path / "s").document_spans
+
+
+def test_checksums_may_be_left_to_another_process(tmp_path):
+    write(tmp_path / "s", [[1, 2]])
+    alter(tmp_path / "s")
+    assert len(TokenShards(tmp_path / "s", verify=False)) == 4
+    truncate(tmp_path / "s")
+    with pytest.raises(ValueError, match="truncated"):
+        TokenShards(tmp_path / "s", verify=False)
+
+
+def test_parts_are_read_as_one_when_all_are_there(tmp_path):
+    for part in range(3):
+        writer = ShardWriter(tmp_path, vocab_size=99, eot_token=EOT, fingerprint="abc", share=Share(part, 3))
+        writer.add(np.array([part + 1, EOT]), 1, 1)
+        writer.finish()
+        if part < 2:
+            with pytest.raises(ValueError, match=r"not complete: .*index-00002-of-00003.json not there yet"):
+                TokenShards(tmp_path)
+    shards = TokenShards(tmp_path)
+    assert shards.read(0, len(shards)).tolist() == [0, 1, 0, 0, 2, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "-1/2", "1/0", "a/b"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="part"):
+        Share.parse(text)
 
 
 def test_a_folder_without_shards_says_so(tmp_path):

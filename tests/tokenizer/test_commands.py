@@ -1,4 +1,4 @@
-"""llmfast tokenizer train, encode, decode, info: through the command line, as a person would."""
+"""llmfast tokenizer train, encode, decode, info, compare: through the command line, as a person would."""
 
 import io
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from llmfast import cli
+from llmfast.data.shards import TokenShards
 from llmfast.tokenizer import Tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog über sleeps 🙂\n" * 40
@@ -41,7 +42,7 @@ def test_encode_and_decode_round_trip(folder, tmp_path, capfdbinary, monkeypatch
     file.write_text(text, encoding="utf-8", newline="")
     give_input(monkeypatch, text.encode())
     assert run("encode", folder, "--text", text) == 0
-    assert run("encode", folder, "--file", file) == 0
+    assert run("encode", folder, file) == 0
     assert run("encode", folder) == 0
     lines = capfdbinary.readouterr().out.splitlines()
     assert lines[0] == lines[1] == lines[2]
@@ -60,6 +61,30 @@ def test_special_tokens_are_ordinary_text_unless_asked_for(folder, capsys):
     ordinary, special = capsys.readouterr().out.splitlines()
     assert len(ordinary.split()) > 1
     assert special == str(Tokenizer.load(folder).eot_token)
+
+
+def test_files_become_shards(folder, tmp_path, capsys):
+    """Each file is a document that ends with the end-of-text token, and the shard begins with one."""
+    tokenizer = Tokenizer.load(folder)
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("the <|endoftext|>", encoding="utf-8")
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert run("encode", folder, *files, "--out", tmp_path / "shards") == 0
+    shards = TokenShards(tmp_path / "shards")
+    end = tokenizer.eot_token
+    first, second = (tokenizer.encode_ordinary(file.read_text("utf-8")) for file in files)
+    assert shards.read(0, len(shards)).tolist() == [end, *first, end, *second, end]
+    assert (shards.documents, shards.fingerprint) == (2, tokenizer.fingerprint)
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'shards'}: {len(shards):,} tokens, 2 documents")
+
+
+def test_compare_counts_by_file_and_by_script(folder, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the dog\nсобака\n", encoding="utf-8")
+    assert run("compare", tmp_path / "text.txt", "--with", f"{folder},{folder / 'tokenizer.json'}") == 0
+    header, file, _, cyrillic, latin = capsys.readouterr().out.splitlines()
+    assert header.split() == ["bytes", *["out", "tokens", "out", "bytes/token"] * 2]
+    assert file.startswith(str(tmp_path / "text.txt"))
+    assert (cyrillic.split()[:2], latin.split()[:2]) == (["Cyrillic", "13"], ["Latin", "8"])
 
 
 def test_info_shows_size_and_special_tokens(folder, capsys):
@@ -81,9 +106,17 @@ def test_info_shows_size_and_special_tokens(folder, capsys):
         ),
         (["train", "{tmp}/out", "--data", "{tmp}/text.txt", "--pattern", "gpt3"], "gpt3"),
         (["encode", "{tmp}/absent", "--text", "x"], "absent"),
-        (["encode", "{folder}", "--file", "{tmp}/absent"], "absent: no such file or directory"),
-        (["encode", "{folder}", "--file", "{tmp}/binary"], "binary is not UTF-8 text: byte 1 is wrong"),
-        (["encode", "{folder}", "--text", "x", "--file", "{tmp}/text.txt"], "not both"),
+        (["encode", "{folder}", "{tmp}/absent"], "absent: no such file or directory"),
+        (["encode", "{folder}", "{tmp}/binary"], "binary is not UTF-8 text: byte 1 is wrong"),
+        (["encode", "{folder}", "{tmp}/text.txt", "--text", "x"], "not both"),
+        (["encode", "{folder}", "--out", "{tmp}/out"], "name some"),
+        (["encode", "{folder}", "{tmp}/text.txt", "--special", "--out", "{tmp}/out"], "leave out --special"),
+        (["encode", "{folder}", "{tmp}/empty.txt", "--out", "{tmp}/out"], "all files are empty"),
+        (["encode", "{folder}", "{tmp}/absent", "--out", "{tmp}/out"], "absent: no such file or directory"),
+        (["encode", "{folder}", "{tmp}/text.txt", "--out", "{tmp}"], "is not empty"),
+        (["compare"], "at least one text"),
+        (["compare", "{tmp}/text.txt", "--with", "gpt3"], "'gpt3' is neither"),
+        (["compare", "{tmp}/binary", "--with", "{folder}"], "binary is not UTF-8"),
         (["decode", "{folder}", "--ids", "1", "300"], "300 is not a token id; they go from 0 to 299"),
         (["decode", "{folder}", "--file", "{tmp}/text.txt"], "'the' is not a token id"),
         (["decode", "{folder}", "--ids", "99999999999999999999"], "99999999999999999999 is not a token id"),

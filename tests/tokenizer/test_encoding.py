@@ -148,13 +148,17 @@ def test_wrong_types_and_unknown_ids():
             encoding.encode(wrong)
     with pytest.raises(TypeError):
         encoding.decode(["a"])
+    with pytest.raises(ValueError, match="contiguous"):
+        encoding.encode_documents([memoryview(b"abcd")[::2]], append_eot=False)
     for unknown in (299, 70_000):
         with pytest.raises(KeyError, match=str(unknown)):
             encoding.decode([104, unknown])
         with pytest.raises(KeyError, match=str(unknown)):
             encoding.decode_single_token_bytes(unknown)
-    with pytest.raises(OverflowError):
-        encoding.decode([-1])
+    for no_id in (-1, 2**32, 2**64):
+        for decode in (encoding.decode, encoding.decode_bytes, encoding.decode_tokens_bytes):
+            with pytest.raises(OverflowError, match=str(no_id)):
+                decode([no_id])
     with pytest.raises(KeyError):
         encoding.encode_single_token("nothing like it")
     with pytest.raises(TypeError, match="list"):

@@ -1,11 +1,14 @@
 """The trainer: repeatable to the bit, resumable to the bit, the same for a batch in parts or whole."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from small_run import new_run
 
+from llmfast.data.loader import IGNORED
+from llmfast.models.config import ExpertsConfig
 from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
 from llmfast.training.fit import save
 from llmfast.training.trainer import Trainer
@@ -15,7 +18,7 @@ def losses(trainer, steps):
     return [trainer.step().loss.item() for _ in range(steps)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
     session = new_run(tmp_path, optimizer=optimizer, precision=precision)
@@ -28,7 +31,7 @@ def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
     assert losses(Trainer(config, prepared.train), 6) != first
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, optimizer):
     """Trap: optimizer state not saved, the data begun anew, the schedule restarted."""
     session = new_run(tmp_path, optimizer=optimizer, steps=12)
@@ -151,3 +154,94 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     config.model = dataclasses.replace(config.model, layers=2)
     with pytest.raises(ValueError, match="does not fit"):
         Trainer(config, prepared.train).restore(read_checkpoint(folder))
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_with_masks_no_document_sees_another(tmp_path, packing):
+    """Trap: packed rows in which the end of one document is context for the next."""
+    session = new_run(tmp_path)
+    config, shards = session.trainer.config, session.prepared.train
+    config.data.packing, config.data.document_masks = packing, True
+    trainer = Trainer(config, shards)
+    batch = trainer.loader.next(256)
+    assert len(batch.cu_seqlens) > 257  # some rows hold the end of one document and the start of another
+    whole = trainer.forward(batch)
+    tokens, targets = batch.tokens.flatten(), batch.targets.flatten()
+    nats, count = 0.0, 0
+    for begin, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+        wanted = int((targets[begin:end] != IGNORED).sum())
+        if wanted:
+            alone = trainer.model(tokens[None, begin:end], targets[None, begin:end])
+            nats += alone.item() * wanted
+        count += wanted
+    assert whole.item() == pytest.approx(nats / count, rel=1e-5)
+    assert trainer.step().fault is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        ({"batch_warmup": 0.5}, {}),
+        ({"context_warmup": 0.5}, {}),
+        ({"activation_checkpointing": "selective"}, {"dropout": 0.2}),
+        ({}, {"experts": ExpertsConfig(count=4, active=2, bias_rate=0.01)}),
+    ],
+    ids=["batch", "context", "dropout", "experts"],
+)
+def test_all_that_changes_from_step_to_step_resumes_exactly(tmp_path, settings, model):
+    """Trap: dropout that begins anew, router biases that are lost."""
+    session = new_run(tmp_path, steps=12, batch_size=16, accumulate=2, **settings)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, **model)
+    trainer = Trainer(config, session.prepared.train)
+    session = dataclasses.replace(session, trainer=trainer)
+    losses(trainer, 3)
+    folder = save(session)
+    rest = losses(trainer, 9)
+    resumed = Trainer(trainer.config, session.prepared.train)
+    resumed.restore(read_checkpoint(folder))
+    assert losses(resumed, 9) == rest
+
+
+def test_experts_are_balanced_and_watched(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2, bias_rate=0.01))
+    trainer = Trainer(config, session.prepared.train)
+    routing = trainer.step().routing
+    assert routing["expert_max_violation"] >= 0
+    assert routing["experts_unused"] >= 0
+    assert trainer.model.blocks[0].feed_forward.router.bias.abs().max() > 0
+    assert not trainer.model.expert_counts.any()  # counted anew for each step
+
+
+def test_dropout_is_off_in_evaluation(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, dropout=0.5)
+    trainer = Trainer(config, session.prepared.train)
+    assert trainer.evaluate(session.prepared.validation) == trainer.evaluate(session.prepared.validation)
+    assert trainer.model.training
+
+
+def test_smaller_batches_read_fewer_rows(tmp_path):
+    trainer = new_run(tmp_path, steps=12, batch_size=16, batch_warmup=0.5).trainer
+    tokens = [trainer.step().tokens // 16 for _ in range(8)]
+    assert tokens == [2, 2, 4, 4, 8, 8, 16, 16]
+    assert trainer.loader.position == sum(tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 12, "batch_warmup": 0.1}, "batch_size 12 must be divisible"),
+        ({"context_warmup": 0.1}, "context_warmup needs a context divisible by 8, got 12"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(tmp_path, settings, message):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, context=12)
+    config.training = dataclasses.replace(config.training, **settings)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, session.prepared.train)

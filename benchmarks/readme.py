@@ -1,0 +1,74 @@
+"""Tables of results in README.md, rendered from the result files; and figures that no file backs.
+
+A table stands between two comments, and ``python -m benchmarks report --readme`` writes it anew:
+
+    <!-- results: h100-norm.json op="rms_norm,layer_norm" pass=forward -->
+    ...
+    <!-- end of results -->
+
+Without conditions it holds all that the file does. A transcript (``<!-- transcript: FILE -->`` before a fence) is
+held to its file by a test of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from .report import machine_line, short_rows_of, table
+from .results import FOLDER, OURS, Result, read
+
+TABLE = re.compile(r"<!-- results: (?P<how>.+?) -->\n(?P<body>.*?)<!-- end of results -->", re.DOTALL)
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+# A number with a unit of speed, or by which something is faster or slower.
+FIGURE = re.compile(
+    r"\d[\d.,]*\s*(?:"
+    r"×|x\b|[kKMGT]?B/s|[kMGT]?FLOPS?(?:/s)?\b|[mµn]s\b|[kM]?\s*(?:tokens?|bytes?|steps?)(?:/s\b| (?:a|per) second)"
+    r"|times\s+(?:as fast|faster|slower|the speed)|%\s+(?:faster|slower|of (?:the )?(?:peak|ceiling|bandwidth))"
+    r"|(?:k|M|million )tokens)",
+    re.IGNORECASE,
+)
+
+
+def refreshed(text: str, folder: Path = FOLDER) -> str:
+    """The text with every table of results rendered from its file.
+
+    Raises:
+        ValueError: a file that is not there, or that holds nothing of what is asked for.
+    """
+
+    def render(found: re.Match) -> str:
+        lines = "\n".join(lines_of(found["how"], folder))
+        return f"<!-- results: {found['how']} -->\n\n{lines}\n\n<!-- end of results -->"
+
+    return TABLE.sub(render, text)
+
+
+def lines_of(how: str, folder: Path) -> list[str]:
+    """The table that ``FILE [op=A,B] [pass=...] [dtype=...]`` asks for, and the machine."""
+    file, *conditions = shlex.split(how)
+    path = folder / file
+    if not path.is_file():
+        raise ValueError(f"results: {file}: there is no such file in {folder}")
+    report = read(path)
+    wanted = [result for result in report.results if all(holds(result, each) for each in conditions)]
+    rows = short_rows_of(wanted)
+    if not rows:
+        raise ValueError(f"results: {how}: {file} holds no result of {OURS} like that")
+    head = ["op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"]
+    return [*table(head, rows), "", machine_line(report)]
+
+
+def holds(result: Result, condition: str) -> bool:
+    name, _, values = condition.partition("=")
+    if name not in ("op", "pass", "dtype"):
+        raise ValueError(f"results: {condition}: a condition is op=, pass= or dtype=")
+    return getattr(result, "pass_" if name == "pass" else name) in values.split(",")
+
+
+def unbacked(text: str) -> list[str]:
+    """Speed figures outside of tables of results and of fences."""
+    prose = COMMENT.sub("", FENCE.sub("", TABLE.sub("", text)))
+    return [found.group() for found in FIGURE.finditer(prose)]

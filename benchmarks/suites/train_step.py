@@ -1,0 +1,208 @@
+"""Training steps of whole models: ours, the plain PyTorch loop in the manner of nanoGPT, transformers.
+
+All hold the same weights, see the same random tokens and do the same: the loss, its gradients, clipping, AdamW. They
+are checked on the first tokens of one sequence, the others' targets being ignored: the loss, the gradient of the
+embedding table, and the table after a step. Memory is that of weights and optimizer state, and the most that a step
+takes beside them. Fused AdamW is taken where each of them takes it: nanoGPT's loop on a GPU only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from llmfast.models.config import DecoderConfig, RopeScaling
+from llmfast.models.decoder import Decoder
+from llmfast.models.presets import preset
+from llmfast.training.config import TrainingConfig
+from llmfast.training.optimizer import build_optimizers
+
+from ..contenders import Contender
+from ..hugging_face import same_model
+from ..jobs import Job, Program
+from ..plain import PlainDecoder
+from ..results import OURS, PYTORCH
+
+IGNORED = -100
+CHECKED = 64  # targets
+LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
+CLIP = 1.0
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+SHAPES = {
+    "GPT-2 124M": preset("gpt2", vocab_size=50304, dropout=0.0),
+    # The context that Llama 3 was first trained with, for which positions are not stretched.
+    "Llama 1B": preset("llama-3.2-1b", context=8192, rope_scaling=RopeScaling()),
+    "quickstart": DecoderConfig(vocab_size=4096, width=128, layers=3, heads=4, context=128),
+    "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
+    "toy GPT-2": preset("gpt2", vocab_size=128, width=32, layers=2, heads=2, context=32, dropout=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model by name, with the sequences of a batch."""
+
+    model: str
+    batch: int
+    sequence: int
+    dtype: torch.dtype = torch.bfloat16
+    compiles: bool = True
+
+
+def steps(size: str) -> tuple[str, list[Step]]:
+    """The device, and what is measured there."""
+    both = torch.float32, torch.bfloat16
+    if size == "tiny":
+        models = "toy", "toy GPT-2"
+        return "cpu", [Step(model, 2, 16, dtype, compiles=False) for model in models for dtype in both]
+    if size == "cpu-quick":
+        return "cpu", [Step("quickstart", 4, 128, dtype, compiles=False) for dtype in both]
+    if size == "cpu":
+        small = [Step("quickstart", 16, 128, dtype) for dtype in both]
+        large = [Step("GPT-2 124M", 1, 256, dtype, compiles=dtype == torch.float32) for dtype in both]
+        return "cpu", small + large
+    quick = [Step("GPT-2 124M", 16, 1024)]
+    return "cuda", quick if size == "quick" else [*quick, Step("Llama 1B", 4, 4096)]
+
+
+def cases(size: str) -> Iterator[Job]:
+    device, wanted = steps(size)
+    for step in wanted:
+        yield job(step, device)
+
+
+def job(step: Step, device: str) -> Job:
+    config = SHAPES[step.model]
+    generator = torch.Generator().manual_seed(0)
+    ours = functools.cache(lambda: Decoder(config, generator=torch.Generator().manual_seed(0)))
+    draw = torch.randint(config.vocab_size, (step.batch, step.sequence + 1), generator=generator)
+    tokens, targets = (each.contiguous().to(device) for each in (draw[:, :-1], draw[:, 1:]))
+
+    def plain() -> PlainDecoder:
+        model = PlainDecoder(config)
+        model.load_state_dict(ours().state_dict())
+        return model
+
+    def transformers() -> nn.Module:
+        return same_model(config, ours().state_dict())
+
+    def contender(name: str, build: Callable[[], nn.Module], compiled: bool = False, **options) -> Contender:
+        def program() -> Program:
+            model = build().to(device)
+            return training(name, model, tokens, targets, step.dtype, compiled)
+
+        return Contender(name, program, **options)
+
+    contenders = [contender(OURS, decoder(ours)), contender(PYTORCH, plain)]
+    if step.compiles:
+        contenders.insert(1, contender(f"{OURS} compiled", decoder(ours), True))
+        contenders.append(contender(f"{PYTORCH} compiled", plain, True))
+    contenders.append(contender("transformers", transformers, module="transformers"))
+
+    few = min(CHECKED, step.sequence)
+    part = tokens[:1, :few].contiguous(), targets[:1, :few].contiguous()
+
+    def evidence(dtype: torch.dtype) -> dict[str, Tensor]:
+        model = plain().to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+        return training(PYTORCH, model, *part, dtype).evidence()
+
+    count = step.batch * step.sequence
+    # Weights are read forward and backward; gradients, and both moments with the weights, are read and written.
+    moved = 4 * config.parameters * (2 + 2 + 6)
+    return Job(
+        op=step.model,
+        shape={"B": step.batch, "S": step.sequence},
+        dtype=step.dtype,
+        pass_="training step",
+        exact=lambda: evidence(torch.float64),
+        plain=lambda: evidence(step.dtype),
+        contenders=contenders,
+        work=(moved, int(count * config.flops_per_token(step.sequence))),
+        tokens=count,
+    )
+
+
+def decoder(ours: Callable[[], Decoder]) -> Callable[[], Decoder]:
+    """A copy: training changes it."""
+
+    def build() -> Decoder:
+        model = Decoder(ours().config)
+        model.load_state_dict(ours().state_dict())
+        return model
+
+    return build
+
+
+def optimizers(name: str, model: nn.Module) -> list[Optimizer]:
+    if name.startswith(OURS):
+        beta1, beta2 = BETAS
+        config = TrainingConfig(
+            optimizer="adamw", learning_rate=LEARNING_RATE, beta1=beta1, beta2=beta2, weight_decay=0.0
+        )
+        return build_optimizers(model, config)
+    on_gpu = next(model.parameters()).is_cuda
+    fused = on_gpu or not name.startswith(PYTORCH)
+    return [AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=fused)]
+
+
+def loss_of(model: nn.Module) -> Loss:
+    """The mean loss, as each library takes targets: transformers labels that it does not shift."""
+    if isinstance(model, (Decoder, PlainDecoder)):
+        return model
+    return lambda tokens, targets: model(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+
+
+def table_of(model: nn.Module) -> Tensor:
+    return model.embedding.weight if hasattr(model, "embedding") else model.get_input_embeddings().weight
+
+
+def training(
+    name: str, model: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dtype, compiled: bool = False
+) -> Program:
+    """One step, and what is found in the first."""
+    loss_function = loss_of(model)
+    if compiled:
+        loss_function = torch.compile(loss_function, dynamic=False)
+    optimizer = optimizers(name, model)
+    low = dtype in (torch.bfloat16, torch.float16)
+
+    def gradients(targets: Tensor) -> Tensor:
+        with torch.enable_grad(), torch.autocast(tokens.device.type, dtype if low else None, enabled=low):
+            loss = loss_function(tokens, targets)
+        loss.backward()
+        return loss
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for each in optimizer:
+            each.step()
+            each.zero_grad()
+
+    def evidence() -> dict[str, Tensor]:
+        some = torch.full_like(targets, IGNORED)
+        few = min(CHECKED, targets.shape[1])
+        some[:1, :few] = targets[:1, :few]
+        table = table_of(model)
+        found = {"loss": gradients(some).detach(), "gradient of the embedding": table.grad.clone()}
+        update()
+        return found | {"embedding after a step": table.detach().clone()}
+
+    def step() -> Tensor:
+        loss = gradients(targets).detach()
+        update()
+        return loss
+
+    return Program(evidence, step, lambda: held(model, optimizer))
+
+
+def held(model: nn.Module, optimizers: list[Optimizer]) -> int:
+    """Bytes of weights and optimizer state."""
+    state = [value for each in optimizers for entries in each.state.values() for value in entries.values()]
+    tensors = [*model.parameters(), *model.buffers(), *(each for each in state if isinstance(each, Tensor))]
+    return sum(tensor.nbytes for tensor in tensors)

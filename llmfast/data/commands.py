@@ -1,0 +1,95 @@
+"""``llmfast data ...``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from llmfast.data.config import SourceConfig
+
+
+def prepare(
+    out: Path,
+    *,
+    config: SourceConfig | None = None,
+    shard: str = "0/1",
+    processes: int = 1,
+) -> None:
+    """Turn text into a tokenizer and token shards. Killed and started again, it goes on where it was.
+
+    Args:
+        out: Folder to write; train from it with llmfast train --data.prepared FOLDER.
+        config: What to read.
+        shard: Encode only part i of n, as in 2/8 (parts count from 0): on other machines the others. Needs a tokenizer.
+        processes: Read with so many processes; encoding uses all cores with one, too.
+
+    Raises:
+        ValueError: no readable text, a damaged file, or a folder prepared with other settings.
+    """
+    from rich.console import Console
+
+    from llmfast.data.prepare import describe, open_prepared, prepare_resumably
+    from llmfast.data.shards import Share
+
+    console = Console(highlight=False, soft_wrap=True)
+    share = Share.parse(shard)
+    prepare_resumably(config or SourceConfig(), out, share=share, processes=processes, report=console.print)
+    if share.count > 1:
+        console.print(
+            f"part        {share.index}/{share.count} is in {out}; it can be trained from when all are"
+        )
+        return
+    describe(open_prepared(out), console.print)
+    console.print(f"saved in    {out}; look at it with: llmfast data report {out}")
+
+
+def report(folder: Path, *, json: bool = False) -> None:
+    """Show what prepared data is made of.
+
+    Args:
+        folder: What llmfast data prepare wrote.
+        json: Print JSON instead of a table.
+
+    Raises:
+        ValueError: damaged or missing shards.
+    """
+    from llmfast.data.prepare import open_prepared
+    from llmfast.data.report import report_on
+
+    found = report_on(open_prepared(folder))
+    (_print_json if json else _print_tables)(found)
+
+
+def _print_json(found) -> None:
+    print(json.dumps(asdict(found), ensure_ascii=False, indent=2))
+
+
+def _print_tables(found) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("", *found.splits, box=None, pad_edge=False)
+    rows = {
+        "documents": lambda split: f"{split.documents:,}",
+        "  duplicates": lambda split: f"{split.duplicate_documents:,}",
+        "  median length": lambda split: f"{split.median_document:,} tokens",
+        "  longest": lambda split: f"{split.longest_document:,} tokens",
+        "tokens": lambda split: f"{split.tokens:,}",
+        "bytes of text": lambda split: f"{split.text_bytes:,}",
+        "tokens per byte": lambda split: f"{split.tokens_per_byte:.3f}",
+        f"of {found.vocab_size:,} tokens used": lambda split: f"{split.vocabulary_coverage:.1%}",
+    }
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, figure in rows.items():
+        table.add_row(name, *map(figure, found.splits.values()))
+    console.print(table)
+    console.print(f"\ndocuments in both splits: {found.in_both}\n\nmost frequent tokens in training:")
+    for token, share in found.splits["train"].common_tokens:
+        console.print(Text(f"  {share:6.2%}  {token!r}"))
+    console.print("\nwhat the model sees, and what it is to predict next:")
+    for seen, target in found.samples:
+        console.print(Text(f"  {seen!r} → {target!r}"))

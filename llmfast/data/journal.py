@@ -1,0 +1,54 @@
+"""What a preparation has completed so far, so that a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmfast.data.shards import Shard
+from llmfast.files import atomic_write
+
+JOURNAL = "journal.json"
+
+
+class Journal:
+    """Documents read, the shards that hold them by split, and whether that is all.
+
+    Raises:
+        ValueError: the journal in the folder is damaged, or of other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        self.documents, self.complete = 0, False
+        self.shards: dict[str, list[Shard]] = {}
+        if path.exists():
+            self._read()
+
+    def save(self, documents: int, shards: dict[str, list[Shard]], *, complete: bool = False) -> None:
+        """Record that the first ``documents`` of the corpus are in ``shards`` (atomic)."""
+        record = {
+            "settings": self.settings,
+            "documents": documents,
+            "complete": complete,
+            "shards": {split: [asdict(shard) for shard in each] for split, each in shards.items()},
+        }
+        atomic_write(self.path, json.dumps(record, indent=1) + "\n")
+
+    def _read(self) -> None:
+        try:
+            record = json.loads(self.path.read_text())
+            self.documents, self.complete = record["documents"], record["complete"]
+            self.shards = {
+                split: [Shard(**each) for each in shards] for split, shards in record["shards"].items()
+            }
+            before = record["settings"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from None
+        if differing := [name for name, value in self.settings.items() if before.get(name) != value]:
+            raise ValueError(
+                f"{self.path.parent} was prepared with another {differing[0]} "
+                f"({before.get(differing[0])!r}, not {self.settings[differing[0]]!r}); choose another folder"
+            )

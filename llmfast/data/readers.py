@@ -1,0 +1,191 @@
+"""Text in files: plain, JSON Lines and Parquet, each also compressed with gzip or Zstandard."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmfast.data.shards import Share
+
+JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = (".parquet",)
+COMPRESSED = (".gz", ".zst")
+PARQUET_ROWS = 1024  # read at a time
+
+
+def has_rows(path: Path) -> bool:
+    """Whether each row of the file is a document, and not the file as a whole."""
+    return _kind(path) in JSON_LINES + PARQUET
+
+
+def read_text(path: Path) -> str:
+    """A text file, whole.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        ValueError: it is compressed and damaged.
+    """
+    with _open(path) as file:
+        try:
+            return file.read().decode("utf-8")
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def text_pieces(path: Path, characters: int) -> Iterator[tuple[int, str]]:
+    """A text file of any size as (start, piece), in characters, each ending at a line's end after ``characters``.
+
+    Raises:
+        ValueError: it is not UTF-8, or compressed and damaged.
+    """
+    start = 0
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        try:
+            while piece := text.read(characters):
+                piece += text.readline()
+                yield start, piece
+                start += len(piece)
+        except (UnicodeDecodeError, *DAMAGE) as error:
+            raise _damaged(path, error) from None
+
+
+def rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+    """(row number, text) of this share of a JSON Lines or Parquet file.
+
+    Raises:
+        ValueError: a damaged file, or one without such a column of text; says which it has.
+    """
+    return (_parquet_rows if _kind(path) in PARQUET else _json_rows)(path, column, share)
+
+
+def text_column(row: Mapping[str, Any], column: str | None, where: object) -> str:
+    """The field of ``row`` that holds text: the one wished for, or ``text``, or the first of type str.
+
+    Raises:
+        ValueError: there is none, or not the one wished for.
+    """
+    texts = [key for key, value in row.items() if isinstance(value, str)]
+    chosen = column or ("text" if "text" in texts else next(iter(texts), None))
+    if chosen not in texts:
+        wished = f"text column {column!r}" if column else "text column"
+        raise ValueError(f"{where} has no {wished}; its text columns are {', '.join(texts) or 'none'}")
+    return chosen
+
+
+def _json_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if share.has(number - 1) and line.strip():
+                    yield number, _json_text(line, column, f"{path}:{number}")
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def _json_text(line: bytes, column: str | None, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is neither an object nor a string")
+    return row[text_column(row, column, where)]
+
+
+def _parquet_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+    """Whole row groups are shared out, which are what a Parquet file can be read by."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+    with file:
+        strings = {
+            field.name: ""
+            for field in file.schema_arrow
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        }
+        chosen = text_column(strings, column, path)
+        first = 0
+        for group in range(file.num_row_groups):
+            if share.has(group):
+                yield from _row_group(file, group, chosen, first)
+            first += file.metadata.row_group(group).num_rows
+
+
+def _row_group(file: Any, group: int, column: str, first: int) -> Iterator[tuple[int, str]]:
+    for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column]):
+        for text in batch.column(0).to_pylist():
+            if text is not None:
+                yield first, text
+            first += 1
+
+
+# --- compression ---------------------------------------------------------------------------------------------
+
+DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def _kind(path: Path) -> str:
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return name.suffix.lower()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file as it was before it was compressed."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path)
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(_ZstandardFile(path))
+    return open(path, "rb")
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Reads all frames of a .zst file; a cut-off one is an EOFError, as in gzip, not the end."""
+
+    def __init__(self, path: Path):
+        import zstandard
+
+        self._zstandard, self._file = zstandard, open(path, "rb")  # noqa: SIM115 (closed by close)
+        self._decoder = zstandard.ZstdDecompressor().decompressobj()
+        self._ready, self._started = b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._ready:
+            if self._decoder.eof:
+                data = self._decoder.unused_data or self._file.read(2**20)
+                if not data:
+                    return 0
+                self._decoder, self._started = self._zstandard.ZstdDecompressor().decompressobj(), False
+            elif not (data := self._file.read(2**20)):
+                raise EOFError("compressed file ended before the end of the stream")
+            self._ready = self._decompress(data)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            return self._decoder.decompress(data)
+        except self._zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged: {error}")

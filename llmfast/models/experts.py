@@ -1,0 +1,115 @@
+"""Mixture of experts: a router sends each token to a few of many feed-forwards (Shazeer et al. 2017).
+
+Beside the shape letters of ``decoder.py``: X experts, k experts a token is sent to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfast.models.config import DecoderConfig
+from llmfast.models.feed_forward import GatedFeedForward, gated_activation
+from llmfast.models.grouped import grouped_linear
+
+
+class Routed(NamedTuple):
+    """What a router did with N tokens: the material of its balancing losses and statistics."""
+
+    counts: Tensor
+    """How many times each expert was chosen, (X,) int64."""
+    scores: Tensor
+    """Mean score of each expert, (X,), differentiable."""
+    z: Tensor
+    """Mean squared log-sum-exp of the logits, a scalar, differentiable."""
+
+
+class Router(nn.Module):
+    """Chooses k experts for each token and weighs them."""
+
+    bias: Tensor
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config.experts
+        self.weight = nn.Parameter(torch.empty(self.config.count, config.width))
+        # Moved by Decoder.balance_experts and not by gradients; it decides which experts are chosen, not their weight.
+        self.register_buffer("bias", torch.zeros(self.config.count))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Routed]:
+        """x (N, E) -> experts (N, k), their weights (N, k) in float32, and statistics.
+
+        In float32 under autocast too: which of two close experts wins must not depend on rounding.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            logits = F.linear(x.to(wide), self.weight.to(wide))  # (N, X)
+            scores = logits.softmax(-1) if self.config.score == "softmax" else logits.sigmoid()
+            chosen = (scores + self.bias).topk(self.config.active, dim=-1).indices
+            weights = scores.gather(-1, chosen)
+            if self.config.normalize:
+                weights = weights / weights.sum(-1, keepdim=True)
+            counts = (chosen.flatten()[:, None] == torch.arange(scores.shape[1], device=x.device)).sum(0)
+            shares = scores / scores.sum(
+                -1, keepdim=True
+            )  # as they are for softmax; sigmoid scores made to sum to 1
+            return chosen, weights, Routed(counts, shares.mean(0), logits.logsumexp(-1).square().mean())
+
+
+class Experts(nn.Module):
+    """X gated feed-forwards, whose products run as one grouped product over tokens sorted by expert."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        X, E, W = config.experts.count, config.width, config.expert_width
+        self.activation = gated_activation(config.activation)
+        self.gate_up = nn.Parameter(torch.empty(X, 2 * W, E))
+        self.down = nn.Parameter(torch.empty(X, E, W))
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x (tokens, E) sorted by expert; ``ends`` (X,) int32, behind each expert's last token."""
+        return grouped_linear(self.activation(grouped_linear(x, self.gate_up, ends)), self.down, ends)
+
+
+class MixtureOfExperts(nn.Module):
+    """Σ over a token's experts of weight · expert(x), plus the shared expert if there is one."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        shared = config.experts.shared_width
+        self.shared = GatedFeedForward(config, shared) if shared else None
+        self.shared_gate = nn.Linear(config.width, 1, bias=False) if config.experts.shared_gate else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routed]:
+        flat = x.reshape(-1, x.shape[-1])  # (N, E)
+        chosen, weights, routed = self.router(flat)
+        N, k = chosen.shape
+        order = chosen.flatten().argsort(stable=True)  # places in (N·k), those of expert 0 first
+        ends = routed.counts.cumsum(0).to(torch.int32)
+        out = self.experts(flat[order // k], ends)
+        # Back in the order of tokens, and summed over k there: a scattered sum would not be the same in every run.
+        out = out[order.argsort()].view(N, k, -1)
+        out = (out * weights.unsqueeze(-1).to(out.dtype)).sum(1)
+        if self.shared is not None:
+            gate = 1 if self.shared_gate is None else self.shared_gate(flat).sigmoid()
+            out = out + gate * self.shared(flat)
+        return out.view(x.shape), routed
+
+
+def balancing_loss(routed: list[Routed], config: DecoderConfig) -> Tensor:
+    """What is added to the training loss, a mean over the layers with experts.
+
+    auxiliary_weight · X · Σ share of choices · mean score (Switch Transformer, eq. 4, divided by k: 1 · weight where
+    all experts are used alike), and z_loss_weight · mean squared log-sum-exp of the logits (ST-MoE, eq. 5).
+    """
+    total = 0.0
+    for counts, scores, z in routed:
+        shares = counts / counts.sum().clamp(min=1)
+        total = total + config.experts.auxiliary_weight * len(counts) * (shares * scores).sum()
+        total = total + config.experts.z_loss_weight * z
+    return total / len(routed)

@@ -1,0 +1,131 @@
+"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2, HSDP, tensor parallel), or both."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from llmfast.data.shards import Share
+from llmfast.training.config import ParallelConfig
+from llmfast.training.distributed import World
+from llmfast.training.tensor_parallel import TensorParallel
+
+# Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
+_SYNC = "forward_sync_buffers"
+_OWN_BUFFERS = {
+    _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
+
+
+class Placement:
+    """A model on its processes.
+
+    ``forward`` is what to call; ``model`` keeps the plain names of parameters, as a checkpoint has them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ParallelConfig,
+        world: World,
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        compile: bool,
+    ):
+        self.world, self.device = world, device
+        self.is_divided = world.size > 1 and config.strategy != "ddp"
+        self.tensor: TensorParallel | None = None
+        group = None  # of the processes with copies of this one's parameters: all of them
+        if self.is_divided:
+            self._divide(model, config, precision)
+        elif config.tensor > 1:
+            mesh = _tensor_mesh(config, world, device)
+            self.tensor = TensorParallel(model.to(device), mesh.get_group("tensor"))
+            group = mesh.get_group("copy")
+        else:
+            model.to(device)
+        self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
+        self.model = model
+        # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
+        # carries the compiler's prefix.
+        self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
+        if self.data_share.count > 1 and not self.is_divided:
+            self.forward = DistributedDataParallel(
+                self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
+            )
+
+    def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        low = precision != torch.float32
+        options = {
+            "mesh": _mesh(config, self.world, self.device),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+            if low
+            else MixedPrecisionPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+            if config.cpu_offload
+            else OffloadPolicy(),
+        }
+        for block in model.blocks:
+            fully_shard(block, **options)
+        fully_shard(model, **options)
+        for name, buffer in model.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, buffer.to(self.device))
+
+    @contextlib.contextmanager
+    def part(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of one part of a batch: gradients travel between processes with the last one."""
+        if self.is_divided:
+            self.model.set_requires_gradient_sync(last)
+        waits = isinstance(self.forward, DistributedDataParallel) and not last
+        with self.forward.no_sync() if waits else contextlib.nullcontext():
+            yield
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, the same in every process."""
+        if self.tensor is not None:
+            self.tensor.finish_gradients()
+            return self.tensor.gradient_norm()
+        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return (norm.full_tensor() if self.is_divided else norm).to(self.device)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply every gradient by ``factor``."""
+        for parameter in self.model.parameters():
+            if (gradient := parameter.grad) is not None:
+                local = gradient.to_local() if self.is_divided else gradient
+                local.mul_(factor.to(local.device))
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""
+        return tensors if self.tensor is None else self.tensor.whole(tensors)
+
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process needs of a checkpoint's parameters or optimizer state."""
+        return tensors if self.tensor is None else self.tensor.mine(tensors)
+
+
+def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
+    if config.strategy == "fsdp":
+        return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
+    group = config.group or world.local_size
+    if world.size % group:
+        raise ValueError(f"parallel.group {group} does not divide the {world.size} processes")
+    return init_device_mesh(device.type, (world.size // group, group), mesh_dim_names=("copy", "shard"))
+
+
+def _tensor_mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
+    if world.size % config.tensor:
+        raise ValueError(f"parallel.tensor {config.tensor} does not divide the {world.size} processes")
+    shape = (world.size // config.tensor, config.tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "tensor"))

@@ -1,0 +1,33 @@
+"""A profiler trace of a few training steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+FIRST, STEPS = 3, 3  # after compilation and the allocator's first rounds; few, since traces are large
+
+
+class StepProfiler:
+    """Traces steps 3 to 5 of a process into a file for chrome://tracing or ui.perfetto.dev."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._seen = 0
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        self._profile = profile(activities=activities, record_shapes=True)
+
+    def before_step(self) -> None:
+        self._seen += 1
+        if self._seen == FIRST:
+            self._profile.start()
+
+    def after_step(self) -> str | None:
+        """What to tell the user, when the trace is written."""
+        if self._seen != FIRST + STEPS - 1:
+            return None
+        self._profile.stop()
+        self._profile.export_chrome_trace(str(self.file))
+        return f"profile of {STEPS} steps in {self.file}; open it in https://ui.perfetto.dev"

@@ -1,0 +1,95 @@
+"""Where a run's log goes besides ``log.jsonl``: TensorBoard, Weights & Biases, Trackio."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from llmfast.config import to_dict
+from llmfast.training.config import RunConfig
+from llmfast.training.run import Run
+
+PROJECT = "llmfast"
+
+
+class Tracker(Protocol):
+    def log(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, for ``tensorboard --logdir``."""
+
+    def __init__(self, run: Run, config: RunConfig, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What was logged after the checkpoint that this process goes on from is to be forgotten.
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases in RUN/wandb; without network with WANDB_MODE=offline, and ``wandb sync`` later."""
+
+    def __init__(self, run: Run, config: RunConfig, step: int):
+        import wandb
+
+        self._run = wandb.init(
+            project=PROJECT,
+            name=run.folder.name,
+            id=_identity(run),
+            resume="allow",
+            dir=str(run.folder),
+            config=to_dict(config),
+        )
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of Trackio, kept on this machine; ``trackio show`` draws it."""
+
+    def __init__(self, run: Run, config: RunConfig, step: int):
+        import trackio
+
+        self._trackio = trackio
+        trackio.init(
+            project=PROJECT,
+            name=f"{run.folder.name}-{_identity(run)}",
+            config=to_dict(config),
+            resume="allow",
+        )
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._trackio.log(figures, step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+
+
+def open_trackers(names: tuple[str, ...], run: Run, config: RunConfig, step: int) -> list[Tracker]:
+    """The trackers by name, for a run that goes on from ``step``.
+
+    Raises:
+        ModuleNotFoundError: the library of one is not installed.
+    """
+    return [TRACKERS[name](run, config, step) for name in names]
+
+
+def _identity(run: Run) -> str:
+    """The same for every process that goes on with a run."""
+    return hashlib.sha256(str(run.folder.absolute()).encode()).hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""Several processes: the losses of one, checkpoints that any number goes on from, and no process left waiting."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jobs
+import pytest
+from ranks import run_ranks
+from small_run import small_config, write_corpus
+
+from llmfast import config as config_files
+from llmfast.data.prepare import prepare
+from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
+from llmfast.training.config import ParallelConfig
+from llmfast.training.distributed import World
+from llmfast.training.run import Run
+
+pytestmark = [
+    pytest.mark.xdist_group("distributed"),  # one worker: the processes started here use the other cores
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+STRATEGIES = {
+    "ddp": ParallelConfig(),
+    "fsdp": ParallelConfig("fsdp"),
+    "hsdp": ParallelConfig("hsdp", group=1),
+    "fsdp, offloaded": ParallelConfig("fsdp", cpu_offload=True),
+    "tensor": ParallelConfig(tensor=2),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    config = small_config(write_corpus(folder / "corpus"))
+    prepare(config.data, folder / "data")
+    return folder / "data"
+
+
+def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
+    config = small_config(
+        data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training)
+    )
+    config.data = dataclasses.replace(config.data, sources=(), prepared=str(data))
+    config.model = dataclasses.replace(config.model, layers=2, kv_heads=2, qk_norm=True, biases="all")
+    config.parallel = parallel
+    return config
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """Twelve steps of one process."""
+    return jobs.train(World(), tmp_path_factory.mktemp("alone"), run_config(data), 12)
+
+
+def close(pairs):
+    return [pytest.approx(pair, rel=2e-4) for pair in pairs]
+
+
+@pytest.mark.parametrize("parallel", STRATEGIES.values(), ids=STRATEGIES)
+def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone, tmp_path, parallel):
+    """Traps: gradients averaged where they should be summed; a checkpoint that only as many ranks can read."""
+    config = run_config(data, parallel)
+    both = run_ranks(jobs.train, 2, tmp_path, config, 6)
+    assert both[0] == both[1]
+    assert both[0] == close(alone[:6])
+    (saved,) = checkpoints(tmp_path / "run")
+
+    one = jobs.train(World(), tmp_path / "one", run_config(data), 6, saved)
+    assert one == close(alone[6:])
+
+    (from_one,) = checkpoints(tmp_path / "one" / "run")
+    assert set(read_checkpoint(from_one).optimizer) == set(read_checkpoint(saved).optimizer)
+    model, _ = load_model(saved)  # and it is a checkpoint as any other
+    assert model.config.layers == 2
+
+
+def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
+    config = run_config(data, ParallelConfig("fsdp"))
+    run_ranks(jobs.train, 2, tmp_path / "two", config, 4)
+    (saved,) = checkpoints(tmp_path / "two" / "run")
+    four = run_ranks(
+        jobs.train, 4, tmp_path / "four", run_config(data, ParallelConfig("hsdp", group=2)), 4, saved
+    )
+    assert four[0] == close(alone[4:8])
+    (saved,) = checkpoints(tmp_path / "four" / "run")
+    both = ParallelConfig(tensor=2)  # two copies of a model that two processes divide
+    four = run_ranks(jobs.train, 4, tmp_path / "again", run_config(data, both), 4, saved)
+    assert four[0] == close(alone[8:])
+
+
+def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
+    config = run_config(data, ParallelConfig("fsdp"), async_checkpoints=True)
+    losses, _ = run_ranks(jobs.train_on_while_saving, 2, tmp_path, config)
+    assert losses == pytest.approx([loss for loss, _ in alone[:5]], rel=2e-4)
+    (saved,) = checkpoints(tmp_path / "run")
+    assert saved.name == "step-000002"
+    assert not list(tmp_path.rglob("*.partial"))
+    assert jobs.train(World(), tmp_path / "one", run_config(data), 3, saved) == close(alone[2:5])
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(), ParallelConfig("fsdp")], ids=["ddp", "fsdp"])
+def test_an_overflow_in_one_rank_is_skipped_by_all(data, tmp_path, parallel):
+    """Trap: each rank decides for itself, and the copies of the weights drift apart."""
+    results = run_ranks(jobs.overflow, 2, tmp_path, run_config(data, parallel, precision="float16"))
+    assert results == [(2.0**15, True, None)] * 2
+
+
+def test_ranks_that_disagree_are_told_which(data):
+    with pytest.raises(AssertionError, match="ranks disagree: tokenizer is 'y' on rank 1, but 'x' on rank 0"):
+        run_ranks(jobs.disagree, 2)
+
+
+def test_a_failure_of_the_first_rank_ends_all():
+    with pytest.raises(AssertionError, match="the disk is on fire"):
+        run_ranks(jobs.fail_first, 2)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(data):
+    with pytest.raises(
+        AssertionError, match=r"batch_size 8 must be divisible by training.accumulate 8 times 2"
+    ):
+        run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
+
+
+def test_muon_is_not_run_on_parts_of_matrices(data):
+    """Trap: a part orthogonalised by itself is not a part of the orthogonal matrix."""
+    with pytest.raises(
+        AssertionError, match=r"muon needs whole matrices, which parallel\.strategy fsdp divides"
+    ):
+        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="muon"), 1)
+
+
+def test_the_command_line_under_torchrun(data, alone, tmp_path):
+    config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
+    config_files.save(config, tmp_path / "config.yaml")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "llmfast.cli", "train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run"]
+    answer = subprocess.run(
+        [*torchrun, *map(str, train)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("saved in") == 1  # one process speaks
+    found = [(r["loss"], r["gradient_norm"]) for r in Run(tmp_path / "run").records() if "loss" in r]
+    assert found == close(alone)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000006", "step-000012"]

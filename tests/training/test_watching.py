@@ -1,0 +1,158 @@
+"""What can be seen of a run: logs to other programs, profiles, evaluations of one's own, checks, sweeps."""
+
+import json
+
+import pytest
+from small_run import new_run, small_config, write_corpus
+
+from llmfast import config as config_files
+from llmfast.cli import main
+from llmfast.training.fit import fit
+from llmfast.training.sweep import combinations
+
+QUIET = {"steps": 4, "evaluate_every": 2, "sample_every": 0}
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    session = new_run(tmp_path, track=("tensorboard",), **QUIET)
+    fit(session)
+    events = EventAccumulator(str(session.run.folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation_loss")] == [2, 4]
+    logged = [record["loss"] for record in session.run.records() if "loss" in record]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    session = new_run(tmp_path, track=("wandb",), **QUIET)
+    fit(session)
+    (file,) = (session.run.folder / "wandb").glob("offline-run-*/*.wandb")
+    assert b"validation_loss" in file.read_bytes()
+
+
+def test_trackio(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setattr(trackio, "init", calls := Recorder())
+    monkeypatch.setattr(trackio, "log", calls.log)
+    monkeypatch.setattr(trackio, "finish", lambda: None)
+    fit(new_run(tmp_path, track=("trackio",), **QUIET))
+    assert calls.project == "llmfast"
+    assert [step for step, figures in calls.logged if "loss" in figures] == [1, 2, 3, 4]
+
+
+class Recorder:
+    """Stands for trackio, which starts a server of its own."""
+
+    def __init__(self):
+        self.logged = []
+
+    def __call__(self, project, **options):
+        self.project = project
+
+    def log(self, figures, step):
+        self.logged.append((step, figures))
+
+
+def count_letters(model, tokenizer):
+    return {"letters": float(tokenizer.n_vocab)}
+
+
+def test_evaluations_of_ones_own(tmp_path, capsys):
+    session = new_run(tmp_path, evaluations=(f"{__name__}:count_letters",), **QUIET)
+    fit(session)
+    assert [(r["step"], r["letters"]) for r in session.run.records() if "letters" in r] == [
+        (2, 300),
+        (4, 300),
+    ]
+    assert "letters 300" in capsys.readouterr().out
+    other = new_run(tmp_path / "other", evaluations=("llmfast:nothing",), **QUIET)
+    with pytest.raises(ValueError, match="'llmfast:nothing' is not module:function"):
+        fit(other)
+
+
+def test_a_profile_is_a_trace_of_a_few_steps(tmp_path):
+    session = new_run(tmp_path, steps=6, evaluate_every=0, sample_every=0)
+    fit(session, profile=True)
+    trace = json.loads((session.run.folder / "profile.json").read_text())
+    assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    config = small_config(write_corpus(tmp_path / "corpus"), steps=4, evaluate_every=0, sample_every=0)
+    config_files.save(config, tmp_path / "config.yaml")
+    return str(tmp_path / "config.yaml")
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(config_file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["train", "--config", config_file, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "parameters",
+        "4 steps of 64 tokens: 256 in all",
+        "first batch 4 rows",
+        "s a step",
+        "optimizer",
+    ):
+        assert part in said
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_one_batch_is_learnt_by_heart(config_file, capsys):
+    command = ["train", "--config", config_file, "--overfit_one_batch", "--training.learning_rate", "2e-2"]
+    assert main([*command, "--training.steps", "500"]) == 0
+    assert "learnt by heart" in capsys.readouterr().out
+    assert main([*command, "--training.steps", "3"]) == 2
+    assert "not learnt by heart" in capsys.readouterr().err
+
+
+def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp_path, capsys):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("training.learning_rate: [1e-4, 1e-2]\nmodel.width: [16, 32]\n")
+    command = ["sweep", str(grid), "--config", config_file, "--out", str(tmp_path / "sweep")]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    found = {(r["settings"]["training.learning_rate"], r["settings"]["model.width"]) for r in results}
+    assert found == {(1e-4, 16), (1e-4, 32), (1e-2, 16), (1e-2, 32)}
+    assert [r["loss"] for r in results] == sorted(r["loss"] for r in results)
+    assert results[0]["settings"]["training.learning_rate"] == 1e-2
+    for name in ("table.txt", "losses.png", "learning_rate.png", "width.png"):
+        assert (tmp_path / "sweep" / name).stat().st_size > 100
+    logs = {path: path.read_text() for path in tmp_path.rglob("log.jsonl")}
+    capsys.readouterr()
+    assert main(command) == 0  # all done already: nothing is trained again
+    assert {path: path.read_text() for path in tmp_path.rglob("log.jsonl")} == logs
+    assert "step 1/" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("training.lerning_rate: [1]", "training.lerning_rate is not a setting; did you mean learning_rate?"),
+        ("training.learning_rate: [-1.0]", "training.learning_rate must be positive"),
+        ("training.learning_rate: 1.0", "is not a grid"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_anything_is_trained(
+    grid, message, config_file, tmp_path, capsys
+):
+    (tmp_path / "grid.yaml").write_text(grid)
+    out = tmp_path / "sweep"
+    assert main(["sweep", str(tmp_path / "grid.yaml"), "--config", config_file, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_derived_settings_follow_in_a_sweep(tmp_path):
+    config = small_config(tmp_path)
+    runs = combinations({"model.width": [16, 64]}, config)
+    assert [each.model.head_width for _, each in runs] == [8, 32]
