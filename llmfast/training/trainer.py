@@ -163,7 +163,7 @@ class Trainer:
         else:
             fault = self.guard.fault(loss, float(norm))
         if not overflow and fault is None:
-            clip = (self.config.training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            clip = min(1.0, self.config.training.clip_norm / (float(norm) + 1e-6))
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
