@@ -51,8 +51,7 @@ def write_tokens(count: int, folder: Path) -> Path:
     writer = ShardWriter(folder, vocab_size=V, eot_token=0, fingerprint="counting")
     part = 2**20
     for start in range(0, count, part):
-        positions = np.arange(start + 1, min(start + part, count) + 1, dtype=np.int64)
-        tokens = positions * STEP % V
+        tokens = np.arange(start + 1, min(start + part, count) + 1, dtype=np.int64) * STEP % V
         writer.add(tokens, documents=int((tokens == 0).sum()), text_bytes=0)
     writer.finish()
     (file,) = folder.glob("*.bin")

@@ -20,8 +20,9 @@ class TrainingConfig:
     """Sequences per optimizer step."""
     accumulate: int = 1
     """Split each batch into this many parts to save memory; the result is that of the whole batch."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices inside the blocks, AdamW for the rest."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW with moments of 8 bits, a quarter of the memory. muon: Muon for the matrices inside the blocks,
+    AdamW for the rest."""
     learning_rate: float = 6e-3
     """Peak learning rate of AdamW."""
     matrix_learning_rate: float = 0.02

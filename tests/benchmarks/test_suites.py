@@ -33,7 +33,9 @@ def run(bench, name, cases, folder):
         "cross_entropy",
         "linear_cross_entropy",
         "attention",
+        "nf4",
         "train_step",
+        "qlora",
         "generate",
     ],
 )

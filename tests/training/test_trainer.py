@@ -18,7 +18,7 @@ def losses(trainer, steps):
     return [trainer.step().loss.item() for _ in range(steps)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
     session = new_run(tmp_path, optimizer=optimizer, precision=precision)
@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
     assert losses(Trainer(config, prepared.train), 6) != first
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, optimizer):
     """Trap: optimizer state not saved, the data begun anew, the schedule restarted."""
     session = new_run(tmp_path, optimizer=optimizer, steps=12)
