@@ -54,7 +54,7 @@ def evaluate(
     for first in range(0, len(starts), per_batch):
         rows = [_window(shards, start, context, stride, count) for start in starts[first : first + per_batch]]
         tokens, targets = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*rows, strict=True))
-        with autocast or contextlib.nullcontext():
+        with model.evaluating(), autocast or contextlib.nullcontext():
             loss = model(tokens, targets)
         targets_here = int((targets != IGNORED).sum())
         nats += float(loss) * targets_here
