@@ -86,10 +86,11 @@ class Trainer:
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
         check_division(config, self.placement.data_share.count)
-        if training.optimizer == "muon" and (self.placement.is_divided or self.placement.tensor):
+        if training.optimizer != "adamw" and (self.placement.is_divided or self.placement.tensor):
             divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
             raise ValueError(
-                f"muon needs whole matrices, which parallel.{divided} divides; use training.optimizer adamw"
+                f"{training.optimizer} needs whole matrices, which parallel.{divided} divides; "
+                "use training.optimizer adamw"
             )
         self._begin()
 
@@ -163,7 +164,7 @@ class Trainer:
         else:
             fault = self.guard.fault(loss, float(norm))
         if not overflow and fault is None:
-            clip = (self.config.training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            clip = min(1.0, self.config.training.clip_norm / (float(norm) + 1e-6))
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
