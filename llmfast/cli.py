@@ -40,7 +40,7 @@ COMMANDS = {
         "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
     ),
     "tokenizer encode": Command(
-        "llmfast.tokenizer.commands:encode", "Turn text into token ids, or files into token shards."
+        "llmfast.tokenizer.commands:encode", "Turn text into ids, or files into shards."
     ),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),

@@ -99,6 +99,7 @@ def quickstart_config(preset: Preset, *, data: tuple[str, ...], vocab_size: int,
         heads=size.width // 32 if size.width < 512 else size.width // 64,
         context=size.context,
         scale_embedding=True,
+        smear=True,
     )
     training = TrainingConfig(
         batch_size=size.batch,

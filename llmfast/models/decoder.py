@@ -22,6 +22,7 @@ from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialise import initialise
 from llmfast.models.rotary import rotary_table
+from llmfast.models.smear import Smear
 
 
 class RMSNorm(nn.Module):
@@ -155,6 +156,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.table_rows, config.width)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.context, config.width) if learned else None
+        self.smear = Smear(config.width) if config.smear else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config, config.width)
@@ -214,7 +216,7 @@ class Decoder(nn.Module):
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
             raise ValueError("cu_seqlens and cache do not go together: a cache continues one sequence a row")
-        x, places = self._embed(tokens, past, cu_seqlens)
+        x, places = self._embed(tokens, past, cu_seqlens, cache)
         routed = []
         for index, block in enumerate(self.blocks):
             layer_cache = cache.layers[index] if cache is not None else None
@@ -232,13 +234,17 @@ class Decoder(nn.Module):
             loss = loss + balancing_loss(routed, self.config)
         return loss
 
-    def _embed(self, tokens: Tensor, past: int, cu_seqlens: Tensor | None) -> tuple[Tensor, Places]:
+    def _embed(
+        self, tokens: Tensor, past: int, cu_seqlens: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Places]:
         """Embeddings (B, S, E), and what attention must know about where they stand."""
         S = tokens.shape[1]
         positions = None if cu_seqlens is None else document_positions(cu_seqlens, tokens.shape)
         x = self.embedding(tokens)
         if self.config.scale_embedding:
             x = x * self.config.width**0.5
+        if self.smear is not None:
+            x = self.smear(x, positions, cache)
         if self.positions is not None:
             x = x + (
                 self.positions.weight[past : past + S] if positions is None else self.positions(positions)
