@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
 from torch import Tensor, nn
 
 from llmfast.models.config import DecoderConfig
 
 
-def same_model(config: DecoderConfig, weights: dict[str, Tensor]) -> nn.Module:
-    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with our decoder's weights."""
-    theirs, renamed = gpt2(config, weights) if config.positions == "learned" else llama(config, weights)
-    theirs.load_state_dict(renamed)
+def same_model(config: DecoderConfig, weights: dict[str, Tensor], assign: bool = False) -> nn.Module:
+    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with our decoder's weights; ``assign``: made of these very tensors,
+    which are not drawn first (Llama)."""
+    convert = gpt2 if config.positions == "learned" else llama
+    with torch.device("meta") if assign else contextlib.nullcontext():
+        theirs, renamed = convert(config, weights)
+    theirs.load_state_dict(renamed, assign=assign)
+    if assign:
+        theirs.tie_weights()
+        rotary, device = theirs.model.rotary_emb, weights["embedding.weight"].device
+        theirs.model.rotary_emb = type(rotary)(theirs.config).to(device)
     return theirs
 
 

@@ -31,7 +31,7 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
       short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
-    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table) {
+    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
         if (table == 0) {
             pairs_.emplace(vocabulary_);
         } else {

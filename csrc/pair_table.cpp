@@ -39,7 +39,7 @@ void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span
     constexpr size_t kChunk = 4096;
     const size_t length = vocabulary.bytes(ids[0]).size();
     halves.assign(ids.size(), Halves{kNoToken, kNoToken});
-    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk) {
+    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
         const size_t begin = chunk * kChunk, count = std::min(kChunk, ids.size() - begin);
         MergeScratch scratch;
         std::vector<uint32_t> parts(count * length);

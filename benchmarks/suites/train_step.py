@@ -38,6 +38,7 @@ SHAPES = {
     "GPT-2 124M": preset("gpt2", vocab_size=50304, dropout=0.0),
     # The context that Llama 3 was first trained with, for which positions are not stretched.
     "Llama 1B": preset("llama-3.2-1b", context=8192, rope_scaling=RopeScaling()),
+    "Llama 8B": preset("llama-3.1-8b", context=8192, rope_scaling=RopeScaling()),
     "quickstart": DecoderConfig(vocab_size=4096, width=128, layers=3, heads=4, context=128),
     "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
     "toy GPT-2": preset("gpt2", vocab_size=128, width=32, layers=2, heads=2, context=32, dropout=0.0),

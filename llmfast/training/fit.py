@@ -84,6 +84,8 @@ class _Fit:
                     self.saver.poll()
                 self.pace.resume_clock()
                 stopped = self.world.any(bool(stop))
+        if self.profiler and (told := self.profiler.finish()):
+            self.display.say(told)
         self.saver.wait()
         # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():

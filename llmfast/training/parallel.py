@@ -99,12 +99,14 @@ class Placement:
         norm = torch.nn.utils.get_total_norm(gradients)
         return (norm.full_tensor() if self.is_divided else norm).to(self.device)
 
-    def scale_gradients(self, factor: Tensor) -> None:
+    def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by ``factor``."""
+        if factor == 1:
+            return
         for parameter in self.model.parameters():
             if (gradient := parameter.grad) is not None:
                 local = gradient.to_local() if self.is_divided else gradient
-                local.mul_(factor.to(local.device))
+                local.mul_(factor)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,10 +86,11 @@ class Trainer:
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
         check_division(config, self.placement.data_share.count)
-        if training.optimizer == "muon" and (self.placement.is_divided or self.placement.tensor):
+        if training.optimizer != "adamw" and (self.placement.is_divided or self.placement.tensor):
             divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
             raise ValueError(
-                f"muon needs whole matrices, which parallel.{divided} divides; use training.optimizer adamw"
+                f"{training.optimizer} needs whole matrices, which parallel.{divided} divides; "
+                "use training.optimizer adamw"
             )
         self._begin()
 
@@ -155,14 +157,14 @@ class Trainer:
 
     def _update(self, loss: float, norm: Tensor) -> str | None:
         """Change the weights by the gradient, or say why not."""
-        overflow = self.scaler.enabled and not torch.isfinite(norm)
+        overflow = self.scaler.enabled and math.isfinite(loss) and not torch.isfinite(norm)
         self.scaler.update(finite=not overflow)
         if overflow and self.scaler.scale >= 1:
             fault = None  # of no consequence: the scale is halved and the next step goes on
         else:
             fault = self.guard.fault(loss, float(norm))
         if not overflow and fault is None:
-            clip = (self.config.training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            clip = min(1.0, self.config.training.clip_norm / (float(norm) + 1e-6))
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
