@@ -34,6 +34,7 @@ def run(bench, name, cases, folder):
         "linear_cross_entropy",
         "attention",
         "nf4",
+        "optimizer",
         "train_step",
         "qlora",
         "generate",
