@@ -1,6 +1,8 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
 from .activation import geglu, gelu, swiglu
+from .adamw import adamw_
+from .adamw_8bit import adamw_8bit_
 from .attention import (
     attention_weights,
     flash_attention,
@@ -14,8 +16,10 @@ from .attention import (
 )
 from .backend import backend
 from .cross_entropy import cross_entropy
+from .int8 import int8_linear, quantize_int8
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
+from .lora import Adapted, lora_linear, lora_mlp
 from .newton_schulz import newton_schulz
 from .nf4 import (
     NF4Linear,
@@ -32,8 +36,11 @@ from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
+    "Adapted",
     "NF4Linear",
     "NF4Tensor",
+    "adamw_",
+    "adamw_8bit_",
     "attention_weights",
     "backend",
     "cross_entropy",
@@ -49,11 +56,15 @@ __all__ = [
     "from_bitsandbytes_state",
     "geglu",
     "gelu",
+    "int8_linear",
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "lora_linear",
+    "lora_mlp",
     "newton_schulz",
     "nf4_linear",
+    "quantize_int8",
     "quantize_nf4",
     "rms_norm",
     "rope",

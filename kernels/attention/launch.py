@@ -3,13 +3,14 @@
 What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
 compile gate holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
 fewer times. One exception: float32 at D = 256 spills with every tile that was tried, and runs nevertheless. Where a
-measurement on a chip decides otherwise, its comment says so.
+measurement on a chip decides otherwise, its comment says so, or a row of ``tables/attention.json`` (see ``tuned``).
 """
 
 import contextlib
 from dataclasses import dataclass
 
 from ..launch import cdiv
+from ..tuned import tuned
 
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 
@@ -60,6 +61,7 @@ def is_datacentre(device):
     return device.capability >= 90 and device.shared_memory >= 200 * 1024
 
 
+@tuned("attention", Tile)
 def forward_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
     if itemsize == 4:
@@ -112,6 +114,7 @@ def persistent_programs(device, warps):
     return device.multiprocessors * 8 // warps
 
 
+@tuned("attention", Tile)
 def keys_gradient_tile(device, head_dim, itemsize, heavy):
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     if "keys_gradient" in _chosen:
@@ -134,6 +137,7 @@ def keys_gradient_tile(device, head_dim, itemsize, heavy):
     return Tile(32, 64, 8, 2)
 
 
+@tuned("attention", Tile)
 def queries_gradient_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
     if itemsize == 4:
@@ -152,6 +156,7 @@ def splits_keys(queries, group, keys):
     return keys >= 512 and queries > 0 and (queries * group <= 64 or queries <= 32)
 
 
+@tuned("attention", Tile)
 def decode_tile(device, head_dim, itemsize, rows):
     """Rows are few, and reading the cache is all the time: small tiles, many of them in flight."""
     wide = padded_width(head_dim) * itemsize > 256

@@ -8,7 +8,7 @@ without a specialisation on the stride's value that would recompile when a lengt
 """
 
 from .._triton import tl, triton
-from ..reference.attention import PHILOX_ROUNDS
+from ..reference.philox import PHILOX_ROUNDS
 
 ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 INF = tl.constexpr(float("inf"))

@@ -7,8 +7,9 @@ tokens.
 import torch
 import torch.nn.functional as F
 
+from .philox import philox
+
 SHORT = 256  # S and T up to which scores are stored: at most 256 kB a head
-PHILOX_ROUNDS = 7  # The fewest that pass BigCrush (Salmon et al. 2011, "Parallel random numbers", table 2).
 
 
 def attention(
@@ -144,25 +145,12 @@ def dropout_keep(seed, dropout_p, sequence, head, row, column):
     The random number depends on the place alone, not on tiles or packing, so every kernel draws the same
     mask.
     """
-    return philox(seed, column, row, head, sequence) >> 1 >= dropout_threshold(dropout_p)
+    return philox(seed, column, row, head, sequence)[0] >> 1 >= dropout_threshold(dropout_p)
 
 
 def dropout_threshold(dropout_p):
     """The 31-bit integer below which a random number drops its element."""
     return min(round(dropout_p * 2**31), 2**31 - 1)
-
-
-def philox(seed, c0, c1, c2, c3):
-    """First 32-bit word of Philox4x32 (Salmon et al. 2011, section 4.3), held in int64 tensors."""
-    mask = 0xFFFFFFFF
-    key0, key1 = (seed & mask, (seed >> 32) & mask)
-    for _ in range(PHILOX_ROUNDS):
-        product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        # Arithmetic shifts, so mask: the products are unsigned 64-bit numbers held in int64.
-        c0, c1 = ((product2 >> 32) & mask) ^ c1 ^ key0, product2 & mask
-        c2, c3 = ((product0 >> 32) & mask) ^ c3 ^ key1, product0 & mask
-        key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
-    return c0
 
 
 def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):

@@ -7,6 +7,8 @@ N tokens (B·S flattened).
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -258,6 +260,18 @@ class Decoder(nn.Module):
     def _head_bias(self, x: Tensor) -> Tensor | None:
         """0 for tokens and far below every logit for the rows that fill up the table; None if there are none."""
         return self.head_bias.to(x.dtype) if len(self.head_bias) else None
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout and balancing losses for a while; afterwards as before."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
 
     def router_statistics(self) -> dict[str, Tensor]:
         """How evenly experts were used since ``balance_experts`` was last called, by layer; empty without experts.

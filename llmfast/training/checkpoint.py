@@ -108,9 +108,17 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where none was evaluated."""
-    losses = [(read_state(path).get("validation_loss"), path) for path in checkpoints(run)]
+    losses = [(_validation_loss(path), path) for path in checkpoints(run)]
     known = [(loss, path) for loss, path in losses if loss is not None]
     return min(known, default=(None, None), key=lambda pair: pair[0])[1]
+
+
+def _validation_loss(folder: Path) -> float | None:
+    """That of a checkpoint; None if it was not evaluated, or is damaged."""
+    try:
+        return read_state(folder).get("validation_loss")
+    except ValueError:
+        return None
 
 
 def drop_old_checkpoints(run: Path, *, keep_last: int, keep_best: bool) -> None:

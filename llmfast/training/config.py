@@ -20,8 +20,9 @@ class TrainingConfig:
     """Sequences per optimizer step."""
     accumulate: int = 1
     """Split each batch into this many parts to save memory; the result is that of the whole batch."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices inside the blocks, AdamW for the rest."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW with moments of 8 bits, a quarter of the memory. muon: Muon for the matrices inside the blocks,
+    AdamW for the rest."""
     learning_rate: float = 6e-3
     """Peak learning rate of AdamW."""
     matrix_learning_rate: float = 0.02
@@ -110,7 +111,8 @@ class ParallelConfig:
     group: int = 0
     """Processes in one group of hsdp; those of one machine if 0."""
     tensor: int = 1
-    """Processes that divide each matrix product (tensor parallel); with ddp."""
+    """Processes that divide each matrix product (tensor parallel), each such group a copy of ddp. Not compiled, and
+    without samples on the way."""
     cpu_offload: bool = False
     """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
 

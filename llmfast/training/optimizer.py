@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
+from llmfast.training.adamw import AdamW
+from llmfast.training.adamw_8bit import AdamW8bit
 from llmfast.training.config import TrainingConfig
 from llmfast.training.muon import Muon
 
@@ -24,7 +26,7 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
     ]
     inside = set(map(id, matrices))
     rest = [parameter for parameter in parameters.values() if id(parameter) not in inside]
-    adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "seed": config.seed}
     if config.optimizer == "muon":
         return [
             Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
@@ -34,7 +36,7 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    return [AdamW(groups, **adamw)]
+    return [(AdamW8bit if config.optimizer == "adamw8bit" else AdamW)(groups, **adamw)]
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:

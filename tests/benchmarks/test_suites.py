@@ -33,7 +33,9 @@ def run(bench, name, cases, folder):
         "cross_entropy",
         "linear_cross_entropy",
         "attention",
+        "nf4",
         "train_step",
+        "qlora",
         "generate",
     ],
 )
@@ -48,7 +50,12 @@ def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     assert content["machine"]["versions"]["torch"]
     assert content["ceilings"]["copy_bytes_per_s"] > 0
     assert content["ceilings"]["bfloat16_flops_per_s"] > 0
-    ours = [row for row in content["results"] if row["contender"].startswith("llmfast")]
+    # Some forms of a kernel run on one chip only; what is not skipped must be right.
+    ours = [
+        row
+        for row in content["results"]
+        if row["contender"].startswith("llmfast") and row["status"] != "skipped"
+    ]
     plain = [row for row in content["results"] if row["status"] == "ok" and row not in ours]
     assert {row["pass"] for row in ours} == {row["pass"] for row in plain}
     for row in ours + plain:

@@ -148,6 +148,9 @@ def test_dropout_acts_in_training_only(tokens):
     assert torch.equal(model.eval()(tokens), plain(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+    with model.evaluating():
+        assert torch.equal(model(tokens), plain(tokens))
+    assert model.blocks[0].training
     for part in ("dropout", "blocks.0.dropout"):
         model.get_submodule(part).eval()
     model.blocks[1].eval()

@@ -1,0 +1,171 @@
+"""AdamW with 8-bit moments on Triton kernels, interchangeable with bitsandbytes'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from llmfast.kernels import adamw_, adamw_8bit_
+from llmfast.kernels.adamw_8bit import code_tables
+from llmfast.kernels.reference.adamw import BLOCK
+from llmfast.training.adamw import (
+    Rounding,
+    add_master,
+    alike,
+    as_step,
+    call,
+    check_rounding,
+    gradient_scale,
+    saved_states,
+    update_settings,
+    wide_copy,
+)
+
+WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict hides what FSDP should not gather
+CODES, MAXIMA, TABLES = ("state1", "state2"), ("absmax1", "absmax2"), ("qmap1", "qmap2")
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """AdamW whose moments take 2 bytes a parameter in place of 8 (Dettmers et al. 2022, arXiv:2110.02861).
+
+    Names and values of the state are those of ``bitsandbytes.optim.AdamW8bit``, and either loads what the other saved.
+    Small parameters, which hold little memory and much of what is delicate, keep float32 moments.
+
+    Args:
+        params: tensors, or groups of them as for any ``torch.optim.Optimizer``.
+        lr, betas, eps, weight_decay, rounding, seed, clip_norm: as for ``llmfast.training.adamw.AdamW``.
+        min_8bit_size: parameters of fewer elements have float32 moments.
+
+    Raises:
+        ValueError: a setting out of its range; or, from ``step``, parameters that FSDP2 divides.
+
+    Example::
+
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(64, 64))
+        >>> optimizer = AdamW8bit([weight], lr=0.1)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> bool((weight < 1).all()), optimizer.state[weight]["state1"].dtype
+        (True, torch.uint8)
+    """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves the unscaling to ``step``
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        min_8bit_size: int = 4096,
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
+        clip_norm: float | None = None,
+    ):
+        check_rounding(rounding)
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.min_8bit_size = min_8bit_size
+        self.rounding, self.seed, self.clip_norm = rounding, seed, clip_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient; returns what ``closure`` does."""
+        loss = call(closure)
+        scale, found_inf = gradient_scale(self)
+        stream = 0
+        for group, parameters in alike(self):
+            states = {parameter: self._state_of(parameter) for parameter in parameters}
+            for update, names, dtype in (
+                (adamw_8bit_, (*CODES, *MAXIMA), torch.uint8),
+                (adamw_, CODES, torch.float32),
+            ):
+                chosen = [parameter for parameter in parameters if states[parameter]["state1"].dtype == dtype]
+                if not chosen:
+                    continue
+                masters = [
+                    states[parameter]["master"] for parameter in chosen if "master" in states[parameter]
+                ]
+                update(
+                    chosen,
+                    [parameter.grad for parameter in chosen],
+                    *([states[parameter][name] for parameter in chosen] for name in (*names, "step")),
+                    **update_settings(self, group, chosen[0].dtype, stream),
+                    masters=masters or None,
+                    scale=scale,
+                    found_inf=found_inf,
+                )
+                stream += 1
+        return loss
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        if isinstance(parameter, DTensor):
+            raise ValueError(
+                "AdamW8bit got parameters that are divided between processes: blocks of 256 moments would lie across "
+                "their parts; use AdamW, whose state is divided already"
+            )
+        state = self.state[parameter]
+        if not state:
+            coded = parameter.numel() >= self.min_8bit_size
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for name in CODES:
+                state[name] = torch.zeros_like(parameter, dtype=torch.uint8 if coded else torch.float32)
+            if coded:
+                blocks = -(-parameter.numel() // BLOCK)
+                for name in MAXIMA:
+                    state[name] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
+        add_master(state, parameter, self.rounding)
+        return state
+
+    def state_dict(self) -> dict:
+        """As ``bitsandbytes.optim.AdamW8bit`` saves it: steps as numbers (which waits for the device), and with codes
+        their tables."""
+        saved = super().state_dict()
+        saved["state"] = {number: self._as_saved(state) for number, state in saved["state"].items()}
+        return saved
+
+    def _as_saved(self, state: dict[str, Tensor]) -> dict:
+        state = {**state, "step": int(state["step"].item())}
+        if state["state1"].dtype == torch.uint8:
+            state |= zip(TABLES, code_tables(state["state1"].device), strict=True)
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load what this or ``bitsandbytes.optim.AdamW8bit`` saved.
+
+        Raises:
+            ValueError: groups that do not fit the parameters, or codes of another table.
+        """
+        groups = [{"lr": 0.0, **group} for group in state_dict["param_groups"]]
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        self.state.clear()
+        for parameter, saved in saved_states(self, state_dict):
+            saved = {**saved, **saved.get(WRAPPED, {})}
+            state = self.state[parameter]
+            state["step"] = as_step(saved["step"], parameter)
+            if "master" in saved:
+                state["master"] = wide_copy(saved["master"], parameter)
+            if saved["state1"].dtype != torch.uint8:
+                state |= {name: wide_copy(saved[name], parameter) for name in CODES}
+                continue
+            for name, table in zip(TABLES, code_tables(saved[TABLES[0]].device), strict=True):
+                if not torch.equal(saved[name].float(), table):
+                    raise ValueError(
+                        f"{name} is not bitsandbytes' dynamic map: these codes mean other numbers"
+                    )
+            for name in CODES:
+                state[name] = torch.empty_like(parameter, dtype=torch.uint8, requires_grad=False).copy_(
+                    saved[name]
+                )
+            for name in MAXIMA:
+                state[name] = saved[name].to(parameter.device, torch.float32, copy=True)
