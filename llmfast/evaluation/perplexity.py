@@ -42,8 +42,8 @@ def evaluate(
     Windows of the model's context start every ``stride`` tokens and a window scores only what the one before did not:
     with ``stride`` equal to the context (the default) windows do not overlap and their first tokens are predicted
     from little; a smaller stride gives every token at least context − stride tokens to be predicted from.
-    With ``max_tokens`` it is the mean over about as many, in windows spread evenly: documents stand in the order of their
-    names, so that the first of them would be a sample of one kind.
+    With ``max_tokens`` it is the mean over about as many, in windows spread evenly: documents stand in the order of
+    their names, so that the first of them would be a sample of one kind.
     """
     context = model.config.context
     stride = stride or context
