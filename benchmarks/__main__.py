@@ -3,6 +3,7 @@
 python -m benchmarks                         what there is
 python -m benchmarks norm attention --quick  runs suites, a file of results each
 python -m benchmarks cpu [--quick]           all that a CPU can tell, and its report
+python -m benchmarks tune OP                  launch choices of an op, timed on this GPU
 python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR; --plots, --readme
 """
 
@@ -27,7 +28,8 @@ def listing() -> str:
     lines += [f"  {name:<22}{about}" for name, about in ops.items()]
     lines += ["", "On the CPU:", ""]
     lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts | PROGRAMS).items()]
-    return "\n".join([*lines, "", "Results: python -m benchmarks report [DIR] [--short]"])
+    lines += ["", "Launch choices of an op, timed on this GPU: python -m benchmarks tune OP"]
+    return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
 
 
 def without_gpu() -> str | None:
@@ -104,6 +106,10 @@ def main(arguments: list[str]) -> int:
         from .cpu import main as run_parts
 
         return run_parts(arguments[1:])
+    elif arguments[0] == "tune":
+        from .tune import main as tune
+
+        return tune(arguments[1:])
     elif arguments[0] in PROGRAMS:
         sys.argv = arguments
         runpy.run_module(f"{__package__}.suites.{arguments[0]}", run_name="__main__", alter_sys=True)

@@ -192,7 +192,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
             entrant = Entrant(contender.name, contender.build())
             entrant.error, entrant.allowed, worst = judge.error(entrant.function)
             whole = BOTH if case.wanted(inputs) else FORWARD
-            run = _call(case, entrant.function, whole, leaves(case, inputs))
+            run = call(case, entrant.function, whole, leaves(case, inputs))
             run()
             entrant.peak = measure.peak_bytes(run, device)
         except ModuleNotFoundError as error:
@@ -208,7 +208,7 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
     return entrants, absent
 
 
-def _call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
+def call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
     """The work of a pass, on these inputs, as a function of nothing."""
 
     def forward() -> object:
@@ -238,7 +238,7 @@ def _time_pass(
     samplers, failed = {}, {}
     for entrant in entrants:
         try:
-            calls = [_call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
+            calls = [call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
             entrant.host[pass_] = measure.host_seconds(calls[0], device)
             samplers[entrant.name] = measure.Sampler(calls, device)
         except Exception as error:  # out of memory, most of the time

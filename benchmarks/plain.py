@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from llmfast.models.config import DecoderConfig
 
+Rotary = tuple[Tensor, Tensor] | None
+
 
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
-        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
+        bias = config.biases == "all"
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=bias)
+        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None) -> Tensor:
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.head_width).transpose(1, 2)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+        if rotary is not None:
+            q, k = rotated(q, *rotary), rotated(k, *rotary)
         if cache is not None:
             k, v = cache.append(k, v)
         grouped = self.heads != self.kv_heads
@@ -38,7 +42,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-class FeedForward(nn.Module):
+class GatedFeedForward(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.gate_up = nn.Linear(config.width, 2 * config.ff_width, bias=False)
@@ -49,16 +53,30 @@ class FeedForward(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class FeedForward(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ff_width)
+        self.down = nn.Linear(config.ff_width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+def norm(config: DecoderConfig) -> nn.Module:
+    return (nn.LayerNorm if config.norm == "layer" else nn.RMSNorm)(config.width, config.norm_eps)
+
+
 class Block(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm(config)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = norm(config)
+        self.feed_forward = (GatedFeedForward if config.gated else FeedForward)(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -69,25 +87,29 @@ class PlainDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm = norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        positions = torch.arange(config.context).double()
         exponents = torch.arange(0, config.head_width, 2).double() / config.head_width
-        self.angles = torch.outer(positions, config.rope_base**-exponents)
+        self.angles = torch.outer(torch.arange(config.context).double(), config.rope_base**-exponents)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, *, caches: list[Cache] | None = None
     ) -> Tensor:
         start = caches[0].length if caches else 0
-        x = self.embedding(tokens)
-        angles = self.angles[start : start + tokens.shape[1]].to(x.device)
-        wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        cos, sin = angles.cos().to(wide), angles.sin().to(wide)
+        here = slice(start, start + tokens.shape[1])
+        x, rotary = self.embedding(tokens), None
+        if self.positions is not None:
+            x = x + self.positions.weight[here]
+        else:
+            wide = x.dtype if x.dtype == torch.float64 else torch.float32
+            angles = self.angles[here].to(x.device)
+            rotary = angles.cos().to(wide), angles.sin().to(wide)
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, caches[index] if caches else None)
+            x = block(x, rotary, caches[index] if caches else None)
         logits = self.head(self.norm(x))
         if targets is None:
             return logits

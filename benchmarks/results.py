@@ -100,14 +100,17 @@ class Report:
         return f"{machine}-{self.suite}{'' if self.size in ('full', 'cpu') else f'-{self.size}'}.json"
 
     def write(self, folder: Path) -> Path:
-        """Writes the file whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self.file_name
         content = {"schema": SCHEMA, **vars(self), "results": [result.to_json() for result in self.results]}
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-        return path
+        return write_json(folder / self.file_name, content)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
 
 
 def read(path: Path) -> Report:

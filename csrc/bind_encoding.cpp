@@ -204,7 +204,7 @@ class Core {
         std::vector<IdBuffer> results(all.size());
         {
             const nb::gil_scoped_release release;
-            run_parallel(all.size(), threads, [&](size_t i) {
+            run_parallel(all.size(), threads, [&](size_t i, size_t) {
                 encode_with_specials(encoder_, specials_, enabled, all[i], results[i]);
             });
         }

@@ -21,6 +21,9 @@ struct Encoder::Batch {
     uint32_t ends[kBatch];
     uint32_t slots[kBatch];
     Key keys[kBatch];
+    size_t unknown_count;
+    Piece unknown[kBatch];       // pieces that no table holds, in the ids so far
+    uint32_t which[kBatch];      // which pieces these are
 };
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
@@ -28,7 +31,7 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
       short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
-    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table) {
+    run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
         if (table == 0) {
             pairs_.emplace(vocabulary_);
         } else {
@@ -56,43 +59,50 @@ void Encoder::learn_tokens() {
     }
 }
 
-// The ids of a piece of up to 31 bytes that the table of short pieces does not hold.
-size_t Encoder::encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const {
-    const MediumKey key = medium_key(piece.data(), piece.size());
-    const size_t index = medium_pieces_.index(key);
-    if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
-    const size_t count = encode_unknown(piece, out, piece.size() > kLongestShortKey, scratch);
-    if (count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
-        short_pieces_.learn(short_key(piece.data(), piece.size(), false), out, count);
-    } else if (count <= MediumPieces::kMostIds) {
-        medium_pieces_.learn(key, out, count);
+// Writes the ids of a piece that the table of short pieces does not hold and returns how many; 0 if it is unknown.
+size_t Encoder::look_up(std::string_view piece, uint32_t* out) const {
+    if (piece.size() <= kLongestMediumKey) {
+        const MediumKey key = medium_key(piece.data(), piece.size());
+        const size_t index = medium_pieces_.index(key);
+        if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
     }
-    return count;
+    if (piece.size() <= kLongestShortKey) return 0;
+    out[0] = vocabulary_.find(piece);
+    return out[0] != kNoToken;
 }
 
-// The ids of a piece that no table holds.
-size_t Encoder::encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const {
-    if (look_up) {
-        out[0] = vocabulary_.find(piece);
-        if (out[0] != kNoToken) return 1;
+// Remembers what a piece merged into.
+void Encoder::learn(std::string_view piece, const Piece& merged) const {
+    if (merged.count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
+        const Key key = short_key(piece.data(), piece.size(), false);
+        if (!short_pieces_.find(key, short_pieces_.index(key))) short_pieces_.learn(key, merged.ids, merged.count);
+    } else if (merged.count <= MediumPieces::kMostIds && piece.size() <= kLongestMediumKey) {
+        const MediumKey key = medium_key(piece.data(), piece.size());
+        if (!medium_pieces_.find(key, medium_pieces_.index(key))) medium_pieces_.learn(key, merged.ids, merged.count);
     }
-    return merge(*pairs_, piece, out, scratch);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
     if (piece.empty()) return 0;
-    MergeScratch scratch;
-    const size_t count = encode_unknown(piece, ids.room(piece.size()), look_up, scratch);
-    ids.grow(count);
-    return count;
+    uint32_t* const out = ids.room(piece.size());
+    Piece merged = {out, 1};
+    if (look_up) out[0] = vocabulary_.find(piece);
+    if (!look_up || out[0] == kNoToken) {
+        MergeScratch scratch;
+        merged.count = parts_of(*pairs_, piece, out);
+        merge_parts(*pairs_, {&merged, 1}, scratch);
+    }
+    ids.grow(merged.count);
+    return merged.count;
 }
 
-size_t Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids,
-                             MergeScratch& scratch) const {
+// Appends the ids of the batch; returns how many the last piece has.
+size_t Encoder::encode_batch(const char* text, Batch& batch, IdBuffer& ids, MergeScratch& scratch) const {
     uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + MediumPieces::kMostIds);
     uint32_t* out = begin;
     uint32_t start = 0;
     size_t last = 0;
+    batch.unknown_count = 0;
     for (size_t i = 0; i < batch.count; ++i) {
         const std::string_view piece(text + start, batch.ends[i] - start);
         start = batch.ends[i];
@@ -100,15 +110,41 @@ size_t Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids
         if (piece.size() <= kLongestShortKey) slot = short_pieces_.find(batch.keys[i], batch.slots[i]);
         if (slot) {
             last = ShortPieces::copy(*slot, out);
-        } else if (piece.size() <= kLongestMediumKey) {
-            last = encode_medium(piece, out, scratch);
         } else {
-            last = encode_unknown(piece, out, true, scratch);
+            last = look_up(piece, out);
+            if (last == 0) {
+                last = parts_of(*pairs_, piece, out);
+                batch.unknown[batch.unknown_count] = {out, last};
+                batch.which[batch.unknown_count++] = static_cast<uint32_t>(i);
+            }
         }
         out += last;
     }
+    if (batch.unknown_count > 0) {
+        out = settle(text, batch, out, scratch);
+        const size_t behind = batch.unknown_count - 1;
+        if (batch.which[behind] == batch.count - 1) last = batch.unknown[behind].count;
+    }
     ids.grow(static_cast<size_t>(out - begin));
     return last;
+}
+
+// Merges the parts of the unknown pieces, which stand among ids up to `end`, closes the gaps and returns the new end.
+uint32_t* Encoder::settle(const char* text, Batch& batch, uint32_t* end, MergeScratch& scratch) const {
+    size_t parts[kBatch];
+    const std::span<Piece> unknown(batch.unknown, batch.unknown_count);
+    for (size_t i = 0; i < unknown.size(); ++i) parts[i] = unknown[i].count;
+    merge_parts(*pairs_, unknown, scratch);
+    uint32_t* out = unknown[0].ids;
+    for (size_t i = 0; i < unknown.size(); ++i) {
+        const uint32_t start = batch.which[i] > 0 ? batch.ends[batch.which[i] - 1] : 0;
+        learn({text + start, batch.ends[batch.which[i]] - start}, unknown[i]);
+        const uint32_t* const behind = unknown[i].ids + parts[i];
+        const uint32_t* const next = i + 1 < unknown.size() ? unknown[i + 1].ids : end;
+        out = std::copy_n(unknown[i].ids, unknown[i].count, out);
+        out = std::copy(behind, next, out);
+    }
+    return out;
 }
 
 // Splits off the next pieces of `text`, and asks for the memory that the short ones will be looked up in.

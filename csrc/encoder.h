@@ -40,9 +40,10 @@ class Encoder {
 
     void learn_tokens();
     void fill(Batch& batch, std::string_view text) const;
-    size_t encode_batch(const char* text, const Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
-    size_t encode_medium(std::string_view piece, uint32_t* out, MergeScratch& scratch) const;
-    size_t encode_unknown(std::string_view piece, uint32_t* out, bool look_up, MergeScratch& scratch) const;
+    size_t encode_batch(const char* text, Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
+    size_t look_up(std::string_view piece, uint32_t* out) const;
+    uint32_t* settle(const char* text, Batch& batch, uint32_t* end, MergeScratch& scratch) const;
+    void learn(std::string_view piece, const Piece& merged) const;
 
     Vocabulary vocabulary_;
     std::optional<PairTable> pairs_;

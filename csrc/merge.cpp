@@ -10,11 +10,7 @@
 #include "unicode.h"
 
 namespace llmfast {
-namespace {
 
-constexpr size_t kShort = 64;  // parts whose state fits in a few registers and the nearest memory
-
-// One token a byte; false for a byte that is none.
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     bool all = true;
     for (size_t i = 0; i < piece.size(); ++i) {
@@ -23,6 +19,10 @@ bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) 
     }
     return all;
 }
+
+namespace {
+
+constexpr size_t kShort = 64;  // parts whose state fits in a few registers and the nearest memory
 
 [[noreturn]] void throw_no_token(const PairTable& pairs, std::string_view piece) {
     for (const char& byte : piece) {
@@ -67,80 +67,119 @@ bool is_ascii(std::string_view piece) {
 // upper bits and place in the lower.
 class ShortMerge {
   public:
-    explicit ShortMerge(uint32_t* ids, size_t count) : ids_(ids), left_(~0ull >> (64 - count)), count_(count) {
-        std::fill_n(pairs_, (count + 15) / 16 * 16, kNone);
-    }
-
-    void set(size_t place, uint32_t merged) {
-        pairs_[place] = merged == kNoToken ? kNone : static_cast<int32_t>(merged << 6 | place);
-    }
-
-    // Merges in place, packs the ids and, if asked, where their parts start; returns how many are left.
-    size_t run(const PairTable& pairs, uint32_t* starts) {
-        for (int32_t best = smallest(); best != kNone; best = smallest()) {
-            const size_t place = static_cast<size_t>(best) & 63;
-            const size_t gone = next(place);
-            ids_[place] = static_cast<uint32_t>(best) >> 6;
-            left_ &= ~(1ull << gone);
-            pairs_[gone] = kNone;
-            const size_t behind = next(place);
-            if (behind < 64) {
-                set(place, pairs.find(ids_[place], ids_[behind]));
-            } else {
-                pairs_[place] = kNone;
-            }
-            const uint64_t before = left_ & ((1ull << place) - 1);
-            if (before) {
-                const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
-                set(previous, pairs.find(ids_[previous], ids_[place]));
-            }
+    void start(const PairTable& pairs, Piece& piece) {
+        piece_ = &piece;
+        ids_ = piece.ids;
+        left_ = ~0ull >> (64 - piece.count);
+        std::fill_n(pairs_, (piece.count + 15) / 16 * 16, kNone);
+        uint64_t likely = 0;  // first all pairs that may be there, without a branch that would be guessed wrong
+        for (size_t i = 0; i + 1 < piece.count; ++i) likely |= uint64_t{pairs.may_have(ids_[i], ids_[i + 1])} << i;
+        for (; likely; likely &= likely - 1) {
+            const size_t at = static_cast<size_t>(std::countr_zero(likely));
+            set(at, pairs.find(ids_[at], ids_[at + 1]));
         }
+    }
+
+    // Merges the next pair in place; false if there is none.
+    bool step(const PairTable& pairs) {
+        const int32_t best = smallest();
+        if (best == kNone) return false;
+        const size_t place = static_cast<size_t>(best) & 63;
+        const size_t gone = next(place);
+        ids_[place] = static_cast<uint32_t>(best) >> 6;
+        left_ &= ~(1ull << gone);
+        pairs_[gone] = kNone;
+        const size_t behind = next(place);
+        if (behind < 64) {
+            set(place, pairs.find(ids_[place], ids_[behind]));
+        } else {
+            pairs_[place] = kNone;
+        }
+        const uint64_t before = left_ & ((1ull << place) - 1);
+        if (before) {
+            const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
+            set(previous, pairs.find(ids_[previous], ids_[place]));
+        }
+        return true;
+    }
+
+    // Packs the ids that are left and, if asked, where their parts start.
+    void finish(uint32_t* starts) {
         size_t kept = 0;
         for (uint64_t rest = left_; rest; rest &= rest - 1) {
             const size_t place = static_cast<size_t>(std::countr_zero(rest));
             if (starts) starts[kept] = static_cast<uint32_t>(place);
             ids_[kept++] = ids_[place];
         }
-        return kept;
+        piece_->count = kept;
     }
 
   private:
     static constexpr int32_t kNone = INT32_MAX;  // above every pair: ids have 24 bits
 
+    void set(size_t place, uint32_t merged) {
+        pairs_[place] = merged == kNoToken ? kNone : static_cast<int32_t>(merged << 6 | place);
+    }
     size_t next(size_t place) const {
         return static_cast<size_t>(std::countr_zero(left_ & (~1ull << place)));  // 64 where there is none
     }
     int32_t smallest() const {
         int32_t best = kNone;
-        for (size_t at = 0; at < count_; at += 16) {
+        for (size_t at = 0; at < piece_->count; at += 16) {
             for (size_t i = 0; i < 16; ++i) best = std::min(best, pairs_[at + i]);
         }
         return best;
     }
 
+    Piece* piece_;
     uint32_t* ids_;
     uint64_t left_;
-    size_t count_;
-    int32_t pairs_[64];
+    int32_t pairs_[kShort];
 };
 
-inline size_t merge_parts(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
-    ShortMerge merge(ids, count);
-    uint64_t likely = 0;  // first all pairs that may be there, without a branch that would be guessed wrong
-    for (size_t i = 0; i + 1 < count; ++i) likely |= uint64_t{pairs.may_have(ids[i], ids[i + 1])} << i;
-    for (; likely; likely &= likely - 1) {
-        const size_t at = static_cast<size_t>(std::countr_zero(likely));
-        merge.set(at, pairs.find(ids[at], ids[at + 1]));
+// The short ones among the pieces, step by step in turn: while one waits for memory, the others go on.
+inline void merge_in_turn(const PairTable& pairs, std::span<Piece> pieces) {
+    constexpr size_t kLanes = 6;
+    ShortMerge lanes[kLanes];
+    auto waiting = pieces.begin();
+    const auto start_next = [&](ShortMerge& lane) {
+        while (waiting != pieces.end() && waiting->count > kShort) ++waiting;
+        if (waiting == pieces.end()) return false;
+        lane.start(pairs, *waiting++);
+        return true;
+    };
+    size_t busy = 0;
+    while (busy < kLanes && start_next(lanes[busy])) ++busy;
+    while (busy > 0) {
+        for (size_t i = 0; i < busy;) {
+            if (lanes[i].step(pairs)) {
+                ++i;
+            } else {
+                lanes[i].finish(nullptr);
+                if (!start_next(lanes[i])) std::swap(lanes[i], lanes[--busy]);
+            }
+        }
     }
-    return merge.run(pairs, starts);
 }
 
-LLMFAST_NEWER size_t merge_parts_newer(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
-    return merge_parts(pairs, ids, count, starts);
+LLMFAST_NEWER void merge_in_turn_newer(const PairTable& pairs, std::span<Piece> pieces) { merge_in_turn(pairs, pieces); }
+
+inline void merge_one(const PairTable& pairs, Piece& piece, uint32_t* starts) {
+    ShortMerge merge;
+    merge.start(pairs, piece);
+    while (merge.step(pairs)) {
+    }
+    merge.finish(starts);
+}
+
+LLMFAST_NEWER void merge_one_newer(const PairTable& pairs, Piece& piece, uint32_t* starts) {
+    merge_one(pairs, piece, starts);
 }
 
 size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts) {
-    return is_newer() ? merge_parts_newer(pairs, ids, count, starts) : merge_parts(pairs, ids, count, starts);
+    Piece piece = {ids, count};
+    is_newer() ? merge_one_newer(pairs, piece, starts) : merge_one(pairs, piece, starts);
+    return piece.count;
 }
 
 // Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
@@ -231,21 +270,19 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
 
 }  // namespace
 
-size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
-    if (!byte_tokens(pairs, piece, out)) return 0;
-    if (piece.size() > kShort) return merge_by_windows(pairs, out, piece.size(), scratch);
-    return merge_short(pairs, out, piece.size(), nullptr);
+size_t parts_of(const PairTable& pairs, std::string_view piece, uint32_t* out) {
+    if (!is_ascii(piece)) {
+        if (const size_t count = character_tokens(pairs, piece, out)) return count;
+    }
+    if (!byte_tokens(pairs, piece, out)) throw_no_token(pairs, piece);
+    return piece.size();
 }
 
-size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch) {
-    if (!is_ascii(piece)) {
-        const size_t count = character_tokens(pairs, piece, out);
-        if (count > kShort) return merge_by_windows(pairs, out, count, scratch);
-        if (count > 0) return merge_short(pairs, out, count, nullptr);
+void merge_parts(const PairTable& pairs, std::span<Piece> pieces, MergeScratch& scratch) {
+    is_newer() ? merge_in_turn_newer(pairs, pieces) : merge_in_turn(pairs, pieces);
+    for (Piece& piece : pieces) {
+        if (piece.count > kShort) piece.count = merge_by_windows(pairs, piece.ids, piece.count, scratch);
     }
-    const size_t count = merge_bytes(pairs, piece, out, scratch);
-    if (count == 0) throw_no_token(pairs, piece);
-    return count;
 }
 
 }  // namespace llmfast

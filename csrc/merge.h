@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -21,11 +22,20 @@ struct MergeScratch {
     MergeQueue queue;
 };
 
-// Writes the ids of a piece to `out`, which has room for one a byte, and returns how many. Throws
-// std::invalid_argument for a byte that is no token.
-size_t merge(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch);
+// A piece as parts, at least one of them; merging changes both.
+struct Piece {
+    uint32_t* ids;
+    size_t count;
+};
 
-// The same from bytes, though characters may be tokens: to build the pair table. Returns 0 for a byte that is no token.
-size_t merge_bytes(const PairTable& pairs, std::string_view piece, uint32_t* out, MergeScratch& scratch);
+// One token a byte; false for a byte that is none.
+bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out);
+
+// Writes the parts that merging a piece starts from to `out`, which has room for one a byte: characters where they are
+// certain to come about, else bytes. Returns how many. Throws std::invalid_argument for a byte that is no token.
+size_t parts_of(const PairTable& pairs, std::string_view piece, uint32_t* out);
+
+// Merges the parts of many pieces, which takes less time than one after another.
+void merge_parts(const PairTable& pairs, std::span<Piece> pieces, MergeScratch& scratch);
 
 }  // namespace llmfast

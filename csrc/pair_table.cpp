@@ -37,13 +37,23 @@ struct Halves { uint32_t left, right; };
 void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> ids,
                  std::vector<Halves>& halves) {
     constexpr size_t kChunk = 4096;
-    halves.resize(ids.size());
-    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk) {
+    const size_t length = vocabulary.bytes(ids[0]).size();
+    halves.assign(ids.size(), Halves{kNoToken, kNoToken});
+    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
+        const size_t begin = chunk * kChunk, count = std::min(kChunk, ids.size() - begin);
         MergeScratch scratch;
-        std::vector<uint32_t> parts(vocabulary.longest());
-        for (size_t i = chunk * kChunk; i < std::min(ids.size(), (chunk + 1) * kChunk); ++i) {
-            const bool two = merge_bytes(pairs, vocabulary.bytes(ids[i]), parts.data(), scratch) == 2;
-            halves[i] = two ? Halves{parts[0], parts[1]} : Halves{kNoToken, kNoToken};
+        std::vector<uint32_t> parts(count * length);
+        std::vector<Piece> pieces;
+        std::vector<size_t> places;
+        for (size_t i = begin; i < begin + count; ++i) {
+            uint32_t* const own = &parts[(i - begin) * length];
+            if (!byte_tokens(pairs, vocabulary.bytes(ids[i]), own)) continue;
+            pieces.push_back({own, length});
+            places.push_back(i);
+        }
+        merge_parts(pairs, pieces, scratch);
+        for (size_t i = 0; i < pieces.size(); ++i) {
+            if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
         }
     });
 }

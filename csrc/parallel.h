@@ -6,8 +6,9 @@
 
 namespace llmfast {
 
-// Calls `work(i)` for 0 <= i < count on up to `threads` threads, this one among them. The first exception is thrown
-// again here, after all threads have ended.
-void run_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work);
+// Calls `work(i, member)` for 0 <= i < count on up to `threads` threads, this one among them; calls of one member, a
+// number below `threads`, come one after another, with growing i. The first exception is thrown again here, after all
+// threads have ended.
+void run_parallel(size_t count, size_t threads, const std::function<void(size_t i, size_t member)>& work);
 
 }  // namespace llmfast

@@ -16,8 +16,10 @@ from .attention import (
 )
 from .backend import backend
 from .cross_entropy import cross_entropy
+from .int8 import int8_linear, quantize_int8
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence
+from .lora import Adapted, lora_linear, lora_mlp
 from .newton_schulz import newton_schulz
 from .nf4 import (
     NF4Linear,
@@ -34,6 +36,7 @@ from .norm import layer_norm, rms_norm
 from .rope import rope
 
 __all__ = [
+    "Adapted",
     "NF4Linear",
     "NF4Tensor",
     "adamw_",
@@ -53,11 +56,15 @@ __all__ = [
     "from_bitsandbytes_state",
     "geglu",
     "gelu",
+    "int8_linear",
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "lora_linear",
+    "lora_mlp",
     "newton_schulz",
     "nf4_linear",
+    "quantize_int8",
     "quantize_nf4",
     "rms_norm",
     "rope",

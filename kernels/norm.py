@@ -37,6 +37,7 @@ from .norm_kernels import (
 from .operator import define
 from .partials import sum_partials
 from .reference import norm as definition
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -71,8 +72,9 @@ def _wide_launch(width: int) -> NormLaunch:
     return NormLaunch(1, _longest(width, 4096, unaligned=2048), 8, wide=True, resident=2)
 
 
+@tuned("norm", NormLaunch)
 @lru_cache
-def forward_launch(width: int) -> NormLaunch:
+def forward_launch(device: Device, width: int) -> NormLaunch:
     """Two 16-byte accesses a tensor and thread; at 16,384 columns, four."""
     block = max(next_power_of_2(width), 64)
     if block > _longest(width, 16384, unaligned=8192):
@@ -82,8 +84,9 @@ def forward_launch(width: int) -> NormLaunch:
     return NormLaunch(rows, block, warps, wide=False, resident=16 // warps)
 
 
+@tuned("norm", NormLaunch)
 @lru_cache
-def backward_launch(width: int, itemsize: int) -> NormLaunch:
+def backward_launch(device: Device, width: int, itemsize: int) -> NormLaunch:
     """Half the elements a thread: h, grad_y and the sums of both parameters' gradients are there at once. What
     the compile gate found to fit without a spill on every chip: 80 registers for one row of 2,048, 64 for 4,096
     in half precision, 128 for 8,192."""
@@ -142,7 +145,7 @@ def _run(
     y, h, stats = _allocate(x, weight, bias, residual, eps, weight_offset, centre)
     groups = _groups(weight, bias)
     x, rows = rows_of(x)
-    chosen = forward_launch(rows.width)
+    chosen = forward_launch(Device.of(x.device), rows.width)
     tile = {"BLOCK": chosen.block} if chosen.wide else {"BLOCK": chosen.block, "ROWS": chosen.rows}
     run(
         norm_forward_wide if chosen.wide else norm_forward,
@@ -189,10 +192,11 @@ def _run_backward(
     h, rows = rows_of(h)
     grad_y, grad_h, scale = (t if t is None else t.contiguous() for t in (grad_y, grad_h, weight))
     grad_x = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    chosen = backward_launch(rows.width, h.element_size())
+    device = Device.of(h.device)
+    chosen = backward_launch(device, rows.width, h.element_size())
     per_group = rows.count // groups
     column_blocks = max(1, cdiv(rows.width, chosen.block))
-    programs = backward_programs(chosen, per_group, groups * column_blocks, Device.of(h.device))
+    programs = backward_programs(chosen, per_group, groups * column_blocks, device)
     wanted = (weight if weight_gradient else None, bias)
     partials = [
         None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
@@ -391,7 +395,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     seen = set()
     for exponent in range(6, 19):
         width = 2**exponent
-        choice = (forward_launch(width), backward_launch(width, 2))
+        choice = (forward_launch(device, width), backward_launch(device, width, 2))
         if choice in seen:
             continue
         seen.add(choice)

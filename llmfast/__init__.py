@@ -15,6 +15,10 @@ _HOMES = {
     "list_encoding_names": "llmfast.tokenizer",
     "Decoder": "llmfast.models.decoder",
     "DecoderConfig": "llmfast.models.config",
+    "load_huggingface": "llmfast.integrations.huggingface",
+    "save_huggingface": "llmfast.integrations.huggingface",
+    "patch": "llmfast.integrations.patch",
+    "unpatch": "llmfast.integrations.patch",
     "train": "llmfast.training.command",
     "generate": "llmfast.inference.command",
 }

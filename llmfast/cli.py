@@ -40,7 +40,7 @@ COMMANDS = {
         "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
     ),
     "tokenizer encode": Command(
-        "llmfast.tokenizer.commands:encode", "Turn text into token ids, or files into token shards."
+        "llmfast.tokenizer.commands:encode", "Turn text into ids, or files into shards."
     ),
     "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
@@ -49,8 +49,12 @@ COMMANDS = {
     ),
     "data prepare": Command("llmfast.data.commands:prepare", "Turn text into a tokenizer and token shards."),
     "data report": Command("llmfast.data.commands:report", "Show what prepared data is made of."),
-    "model info": Command(
-        "llmfast.models.commands:info", "Show a model's size, arithmetic and memory, and what fits a GPU."
+    "model info": Command("llmfast.models.commands:info", "Show a model's size, memory and what fits a GPU."),
+    "model import": Command(
+        "llmfast.integrations.commands:import_model", "Turn a Hugging Face folder into one of llmfast."
+    ),
+    "model export": Command(
+        "llmfast.integrations.commands:export_model", "Write a model as a Hugging Face folder."
     ),
     "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
     "sweep": Command("llmfast.training.command:sweep", "Train over a grid of settings and compare the runs."),

@@ -13,6 +13,8 @@ from json import dumps
 # What the libraries of an extra are for.
 EXTRAS = {
     "hf": "Hugging Face weights, adapters and data sets",
+    "data": "Parquet and Zstandard files",
+    "ray": "preparing data on a Ray cluster",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
     "track": "tracking",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmfast.training.session import Session
     from llmfast.training.trainer import Trainer
 
-Preset = Literal["auto", "mini", "small", "base"]
+Preset = Literal["auto", "mini", "midi", "base"]
 DEFAULT_FOLDER = Path("runs/quickstart")
 
 
@@ -99,6 +99,7 @@ def quickstart_config(preset: Preset, *, data: tuple[str, ...], vocab_size: int,
         heads=size.width // 32 if size.width < 512 else size.width // 64,
         context=size.context,
         scale_embedding=True,
+        smear=True,
     )
     training = TrainingConfig(
         batch_size=size.batch,
@@ -123,7 +124,7 @@ class Size:
 
 PRESETS = {
     "mini": Size(width=128, layers=3, context=128, batch=16, learning_rate=2e-2),
-    "small": Size(width=256, layers=6, context=256, batch=16, learning_rate=6e-3),
+    "midi": Size(width=256, layers=6, context=256, batch=16, learning_rate=6e-3),
     "base": Size(width=512, layers=8, context=512, batch=64, learning_rate=3e-3),
 }
 
@@ -234,7 +235,7 @@ def _finish(session: Session, console: Console) -> None:
     console.print(f"\nsaved in {run.folder}: checkpoints, tokenizer, log.jsonl, loss.png\nnext:")
     console.print(f"  llmfast generate {run.folder} --prompt {shlex.quote(prompt)}")
     console.print(f"  llmfast quickstart --resume --out {run.folder}      (after Ctrl-C: goes on exactly)")
-    console.print("  llmfast quickstart --preset small --minutes 20      (bigger)")
+    console.print("  llmfast quickstart --preset midi --minutes 20      (bigger)")
 
 
 def _free_folder() -> Path:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Libraries that are imported where they are used, never by importing a package of ours.
 HEAVY = {
     "bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "streamlit", "tensorboard", "tokenizers",
-    "trackio", "transformers", "wandb",
+    "pyarrow", "ray", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip
 
 # What a part of llmfast may import of the rest of it, from the bottom up.

@@ -24,9 +24,13 @@ SUITES = {
     "attention": Suite(
         "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
     ),
+    "nf4": Suite(
+        "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step"
+    ),
     "optimizer": Suite("AdamW, with 8-bit moments too, and the iteration of Muon", ("cuda", "cpu")),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
-    "generate": Suite("decoding with a cache: tokens/s", ("cuda", "cpu")),
+    "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
+    "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),
     "loader": Suite("batches out of token shards: tokens/s", ("cpu",)),
 }

@@ -7,11 +7,14 @@ Tensors are (B, S, H, D) in memory, seen as (B, H, S, D), which is how a model's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import flash_attention, flash_decode
+from llmfast.kernels.attention.launch import ALTERNATING, PERSISTENT, TILES, WARP_GROUPS, Tile, choosing
 from llmfast.kernels.reference import attention as definition
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -104,6 +107,7 @@ def dense(B: int, H: int, K: int, S: int, D: int, causal: bool, window: int | No
         contenders=[
             given(OURS, partial(ours, **mask)),
             given("SDPA", plain),
+            *(alternatives(partial(ours, **mask)) if window is None else ()),
             *others,
             Contender("FlexAttention", partial(flex_attention, S, causal, window, grouped), gpu_only=True),
             *dao_contenders("flash_attn_func", flash_attn),
@@ -135,6 +139,50 @@ def first_group(name: str, x: Tensor, *, group: int) -> Tensor:
 
 def ours(q, k, v, *, causal: bool, window: int | None) -> Tensor:
     return flash_attention(q, k, v, causal=causal, window=None if window is None else (window, 0))
+
+
+@dataclass(frozen=True)
+class Alternative(Contender):
+    """Ours with launches that were not measured yet beside those it chooses."""
+
+    capability: tuple[int, int] | None = None  # the only one that it is for
+
+    def absence(self, device: str) -> tuple[str, str] | None:
+        absence = super().absence(device)
+        if absence is None and self.capability and torch.cuda.get_device_capability() != self.capability:
+            return "skipped", f"for compute capability {self.capability[0]}.{self.capability[1]} only"
+        return absence
+
+
+def alternatives(function: Callable) -> list[Contender]:
+    """What decides between them: the faster one of a pass becomes the choice of ``kernels/attention/launch.py``."""
+    hopper = (9, 0)
+    found = [
+        (f"{OURS}, {TILES}", {"forward": TILES}, None),
+        (f"{OURS}, {PERSISTENT}", {"forward": PERSISTENT}, None),
+        (f"{OURS}, {WARP_GROUPS}", {"forward": WARP_GROUPS}, hopper),
+        (f"{OURS}, {ALTERNATING}", {"forward": ALTERNATING}, hopper),
+        (f"{OURS}, dK/dV 64 × 128", {"keys_gradient": Tile(64, 128, 8, 2, tma=True)}, hopper),
+    ]
+    return [
+        Alternative(name, partial(launching, function, choices), gpu_only=True, capability=capability)
+        for name, choices, capability in found
+    ]
+
+
+def launching(function: Callable, choices: dict) -> Callable:
+    """``function`` with these launch choices, in its forward pass and in the backward pass that autograd runs later."""
+
+    def attend(q, k, v):
+        with choosing(**choices):
+            out = function(q, k, v)
+        if out.grad_fn is not None:
+            chosen = ExitStack()
+            out.grad_fn.register_prehook(lambda grads: chosen.enter_context(choosing(**choices)))
+            out.grad_fn.register_hook(lambda inputs, grads: chosen.close())
+        return out
+
+    return attend
 
 
 def exact(q, k, v, *, causal: bool, window: int | None) -> Tensor:

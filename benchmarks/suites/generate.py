@@ -17,10 +17,12 @@ from llmfast.models.cache import KVCache
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 
+from .. import measure
 from ..contenders import Contender
 from ..hugging_face import same_model
 from ..jobs import Job, Program
 from ..plain import Cache, PlainDecoder
+from ..quantized import dequantized, quantize_ours, quantize_theirs
 from ..results import OURS, PYTORCH
 from .train_step import SHAPES
 
@@ -37,13 +39,16 @@ class Decoding:
     prompt: int
     new: int
     dtype: torch.dtype = torch.bfloat16
+    nf4: bool = False  # matrices of the blocks in 4 bits
 
 
 def decodings(size: str) -> tuple[str, list[Decoding]]:
     """The device, and what is measured there."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
-        return "cpu", [Decoding("toy", 2, 8, 4, dtype) for dtype in both]
+        models = "toy", "toy GPT-2"
+        tried = [Decoding(model, 2, 8, 4, dtype) for model in models for dtype in both]
+        return "cpu", [*tried, Decoding("toy", 2, 8, 4, nf4=True)]
     if size == "cpu-quick":
         return "cpu", [Decoding("quickstart", 1, 16, 16, dtype) for dtype in both]
     if size == "cpu":
@@ -51,8 +56,8 @@ def decodings(size: str) -> tuple[str, list[Decoding]]:
         return "cpu", small + [
             Decoding("GPT-2 124M", batch, 32, 32, dtype) for batch in (1, 16) for dtype in both
         ]
-    models = ("Llama 1B",) if size == "quick" else ("Llama 1B", "GPT-2 124M")
-    return "cuda", [Decoding(model, batch, 128, 128) for model in models for batch in (1, 16)]
+    llama = [Decoding("Llama 1B", batch, 128, 128, nf4=nf4) for batch in (1, 16) for nf4 in (False, True)]
+    return "cuda", llama if size == "quick" else [*llama, Decoding("GPT-2 124M", 1, 128, 128)]
 
 
 def cases(size: str) -> Iterator[Job]:
@@ -68,18 +73,23 @@ def job(wanted: Decoding, device: str) -> Job:
     tokens = torch.randint(config.vocab_size, (wanted.batch, wanted.prompt + CHECKED), generator=generator)
     tokens = tokens.to(device)
 
-    def llmfast(dtype: torch.dtype = wanted.dtype) -> Program:
+    def llmfast() -> Program:
         model = Decoder(config)
         model.load_state_dict(ours().state_dict())
-        return program(wanted, tokens, model.to(device, dtype), reads_ours)
+        model.to(device, wanted.dtype).eval()
+        return program(wanted, tokens, quantize_ours(model) if wanted.nf4 else model, reads_ours)
 
     def plain(dtype: torch.dtype = wanted.dtype) -> Program:
+        """With the weights that the 4 bits stand for."""
+        weights = ours().state_dict()
         model = PlainDecoder(config)
-        model.load_state_dict(ours().state_dict())
+        model.load_state_dict(dequantized(weights, wanted.dtype) if wanted.nf4 else weights)
         return program(wanted, tokens, model.to(device, dtype), reads_plain)
 
     def transformers() -> Program:
         model = same_model(config, ours().state_dict()).to(device, wanted.dtype).eval()
+        if wanted.nf4:
+            model = quantize_theirs(model)
         theirs = program(wanted, tokens, model, reads_transformers)
         options = {"max_new_tokens": wanted.new, "min_new_tokens": wanted.new, "do_sample": False}
         prompt = tokens[:, : wanted.prompt]
@@ -90,8 +100,12 @@ def job(wanted: Decoding, device: str) -> Job:
             theirs.held,
         )
 
+    if wanted.nf4:
+        theirs = Contender("transformers + bitsandbytes", transformers, "bitsandbytes", gpu_only=True)
+    else:
+        theirs = Contender("transformers", transformers, "transformers")
     return Job(
-        op=f"{wanted.model} decoding",
+        op=f"{wanted.model}{', NF4' if wanted.nf4 else ''}, decoding",
         shape={"B": wanted.batch, "prompt": wanted.prompt, "new": wanted.new},
         dtype=wanted.dtype,
         pass_="generate",
@@ -99,8 +113,8 @@ def job(wanted: Decoding, device: str) -> Job:
         plain=lambda: plain().evidence(),
         contenders=[
             Contender(OURS, llmfast),
-            Contender(PYTORCH, plain),
-            Contender("transformers", transformers, module="transformers"),
+            Contender(f"{PYTORCH} {measure.name_of(wanted.dtype)}" if wanted.nf4 else PYTORCH, plain),
+            theirs,
         ],
         work=work(config, wanted),
         tokens=wanted.batch * wanted.new,
@@ -111,7 +125,10 @@ def work(config: DecoderConfig, wanted: Decoding) -> tuple[int, int]:
     """All weights and the filled part of the cache are read for each new token; the prompt is read at once."""
     kept = 2 * config.layers * config.kv_heads * config.head_width * wanted.batch
     filled = wanted.new * (wanted.prompt + wanted.new // 2)
-    moved = (wanted.new * config.parameters + kept * filled) * wanted.dtype.itemsize
+    table = config.vocab_size * config.width
+    matrix_bytes = 0.5 + 4 / 64 if wanted.nf4 else wanted.dtype.itemsize  # a float32 scale for each 64
+    weights = int((config.parameters - table) * matrix_bytes) + table * wanted.dtype.itemsize
+    moved = wanted.new * weights + kept * filled * wanted.dtype.itemsize
     read = wanted.batch * (wanted.prompt + wanted.new)
     return moved, read * int(config.flops_per_token(wanted.prompt + wanted.new)) // 3
 

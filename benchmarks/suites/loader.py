@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfast.data.loader import Batches
+from llmfast.data.loader import Loader
 from llmfast.data.shards import ShardWriter, TokenShards
+from llmfast.data.windows import StreamWindows
 
 from ..contenders import Contender
 from ..jobs import Job, Program
@@ -50,8 +51,8 @@ def write_tokens(count: int, folder: Path) -> Path:
     writer = ShardWriter(folder, vocab_size=V, eot_token=0, fingerprint="counting")
     part = 2**20
     for start in range(0, count, part):
-        positions = np.arange(start + 1, min(start + part, count) + 1, dtype=np.int64)
-        writer.add(positions * STEP % V, documents=0, text_bytes=0)
+        tokens = np.arange(start + 1, min(start + part, count) + 1, dtype=np.int64) * STEP % V
+        writer.add(tokens, documents=int((tokens == 0).sum()), text_bytes=0)
     writer.finish()
     (file,) = folder.glob("*.bin")
     return file
@@ -99,8 +100,13 @@ def reading(following: Next) -> Program:
 
 
 def ours(folder: Path, wanted: Reading) -> Next:
-    batches = Batches(TokenShards(folder), wanted.context, wanted.batch, seed=0)
-    return lambda: next(batches)
+    loader = Loader(StreamWindows(TokenShards(folder), wanted.context), seed=0)
+
+    def following() -> tuple[Tensor, Tensor]:
+        batch = loader.next(wanted.batch)
+        return batch.tokens, batch.targets
+
+    return following
 
 
 def nanogpt(file: Path, wanted: Reading) -> Next:

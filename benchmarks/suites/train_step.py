@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from llmfast.models.config import DecoderConfig
+from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
+from llmfast.models.presets import preset
 from llmfast.training.config import TrainingConfig
 from llmfast.training.optimizer import build_optimizers
 
@@ -34,19 +35,13 @@ CLIP = 1.0
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SHAPES = {
-    "GPT-2 124M": DecoderConfig(vocab_size=50304, width=768, layers=12, heads=12, context=1024),
-    "Llama 1B": DecoderConfig(
-        vocab_size=128256,
-        width=2048,
-        layers=16,
-        heads=32,
-        kv_heads=8,
-        ff_width=8192,
-        context=4096,
-        rope_base=500_000.0,
-    ),
+    "GPT-2 124M": preset("gpt2", vocab_size=50304, dropout=0.0),
+    # The context that Llama 3 was first trained with, for which positions are not stretched.
+    "Llama 1B": preset("llama-3.2-1b", context=8192, rope_scaling=RopeScaling()),
+    "Llama 8B": preset("llama-3.1-8b", context=8192, rope_scaling=RopeScaling()),
     "quickstart": DecoderConfig(vocab_size=4096, width=128, layers=3, heads=4, context=128),
     "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
+    "toy GPT-2": preset("gpt2", vocab_size=128, width=32, layers=2, heads=2, context=32, dropout=0.0),
 }
 
 
@@ -65,14 +60,16 @@ def steps(size: str) -> tuple[str, list[Step]]:
     """The device, and what is measured there."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
-        return "cpu", [Step("toy", 2, 16, dtype, compiles=False) for dtype in both]
+        models = "toy", "toy GPT-2"
+        return "cpu", [Step(model, 2, 16, dtype, compiles=False) for model in models for dtype in both]
     if size == "cpu-quick":
         return "cpu", [Step("quickstart", 4, 128, dtype, compiles=False) for dtype in both]
     if size == "cpu":
         small = [Step("quickstart", 16, 128, dtype) for dtype in both]
-        return "cpu", small + [Step("GPT-2 124M", 1, 1024, dtype) for dtype in both]
+        large = [Step("GPT-2 124M", 1, 256, dtype, compiles=dtype == torch.float32) for dtype in both]
+        return "cpu", small + large
     quick = [Step("GPT-2 124M", 16, 1024)]
-    return "cuda", quick if size == "quick" else [*quick, Step("Llama 1B", 2, 4096)]
+    return "cuda", quick if size == "quick" else [*quick, Step("Llama 1B", 4, 4096)]
 
 
 def cases(size: str) -> Iterator[Job]:

@@ -42,6 +42,14 @@ def tile_count(rows, block, cu_seqlens):
     return cdiv(rows, block) if cu_seqlens is None else rows // block + cu_seqlens.numel() - 1
 
 
+def typical_keys(S, T, left, right):
+    """How many keys the middle row sees: under a causal mask the mean of all rows."""
+    position = S // 2 + T - S
+    low = 0 if left is None else max(position - left, 0)
+    high = T if right is None else min(position + right + 1, T)
+    return max(high - low, 0)
+
+
 def tile_arguments(tile, head_dim):
     width = padded_width(head_dim)
     return {

@@ -3,12 +3,16 @@
 A choice is compiled at the widest head width of its class. Options that only add a mask or a load are taken together.
 """
 
+import contextlib
+
 import torch
 
 from ..gate import GateCase
 from .decode import run_append, run_decode
+from .launch import ALTERNATING, WARP_GROUPS, choosing
 from .ops import backward, forward
 
+MANY = 1000  # sequences, of which no multiprocessor count leaves a large part of the last round idle
 PLAIN = {"causal": True}
 DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
 CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
@@ -34,6 +38,22 @@ def gate_cases(device):
         for width in widths:
             expected = None if name == "fp32" or width < 64 else products(device)
             yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
+    for width in (64, 128):
+        yield training_case(
+            f"{width} causal, short", torch.bfloat16, width, PLAIN, products(device), batch=MANY
+        )
+    if device.capability == 90:
+        for width in (64, 128):
+            for name, form in (("causal", WARP_GROUPS), ("causal", ALTERNATING), ("full", WARP_GROUPS)):
+                case = training_case(
+                    f"{width} {name}, {form}",
+                    torch.bfloat16,
+                    width,
+                    {"causal": name == "causal"},
+                    ("wgmma", "tma"),
+                    form=form,
+                )
+                yield case
     yield decode_case("128 bf16 paged, 8 queries", torch.bfloat16, 128, queries=8, paged=True)
     if device.capability in (80, 90):
         yield decode_case("256 bf16", torch.bfloat16, 256, queries=1, paged=False)
@@ -47,8 +67,9 @@ def products(device):
     return ("tcgen05", "tma") if device.capability == 100 else ("mma", "cp.async")
 
 
-def training_case(name, dtype, width, options, instructions):
-    """Forward and backward of 8 query heads on 2 key heads."""
+def training_case(name, dtype, width, options, instructions, batch=2, form=None):
+    """Forward and backward of 8 query heads on 2 key heads; the forward pass alone of MANY short sequences, whose grid
+    is persistent then, and in another form."""
     packed = options.get("packed", False)
     float_options = (width**-0.5, options.get("window"), 0 if options.get("causal") else None)
     arguments = (*float_options, options.get("softcap"), options.get("dropout_p", 0.0))
@@ -57,20 +78,23 @@ def training_case(name, dtype, width, options, instructions):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def run():
-        q, k = (meta(2, 512, heads, width).transpose(1, 2) for heads in (8, 2))
+        q, k = (meta(batch, 512, heads, width).transpose(1, 2) for heads in (8, 2))
         cu = meta(3, dtype=torch.int32) if packed else None
         if packed:
             q, k = (x[0].transpose(0, 1) for x in (q, k))
         sinks = meta(8) if options.get("sinks") else None
         seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
-        out, lse = forward(q, k, k, sinks, seed, cu, cu, *arguments)
-        backward(out, None, q, k, k, out, lse, seed, cu, cu, *arguments)
+        with choosing(forward=form) if form else contextlib.nullcontext():
+            out, lse = forward(q, k, k, sinks, seed, cu, cu, *arguments)
+        if batch != MANY and form is None:
+            backward(out, None, q, k, k, out, lse, seed, cu, cu, *arguments)
 
     return GateCase("flash_attention", name, run, instructions and expectations(instructions))
 
 
 def expectations(instructions):
-    return dict.fromkeys(("forward_kernel", "queries_gradient_kernel"), instructions)
+    kernels = ("forward_kernel", "forward_hopper_kernel", "queries_gradient_kernel")
+    return dict.fromkeys(kernels, instructions)
 
 
 def decode_case(name, dtype, width, queries, paged):

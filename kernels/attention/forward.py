@@ -1,9 +1,9 @@
 """The forward pass: one program computes BLOCK_M rows of one head, walking over the keys (FlashAttention-2,
 Dao 2023, algorithm 1).
 
-The tiles of a head are started longest first: under a causal mask the last tile sees the most keys. The
-hardware hands the next tile to whichever multiprocessor is free, which balances the load as a persistent grid
-with a computed order would, and also where other work shares the chip.
+Two orders of tiles, and ``launch.persistent_programs`` chooses: a program a tile, those of a head longest first
+(under a causal mask the last tile sees the most keys), which the hardware hands to whichever multiprocessor is
+free; or as many programs as multiprocessors, each walking over pairs of tiles that see equally many keys.
 """
 
 from .._triton import tl, triton
@@ -67,27 +67,16 @@ def attend_keys(
     return acc, denominator, maximum
 
 
-@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
-def forward_kernel(
-    q, k, v, out, lse, sinks, seed, cu_q, cu_k,
-    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
-    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
-    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
-    out_batch: tl.int64, out_head: tl.int64, out_row: tl.int64,
-    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
-    threshold, keep_scale: tl.float32,
+@triton.jit
+def attend_rows(
+    q, k, v, out, lse, sinks, seed,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
+    entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
+    threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    head = program // tiles % heads
-    tile, sequence, q_start, k_start, S, T = locate(
-        tiles - 1 - program % tiles, program // tiles // heads, batch, cu_q, cu_k, S, T, BLOCK_M
-    )
-    first_row = tile * BLOCK_M
-    if first_row >= S:
-        return
-    entry = sequence if cu_q is None else 0
+    """The BLOCK_M rows of a head of a sequence from first_row on."""
     q = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
     out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
     k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
@@ -119,3 +108,56 @@ def forward_kernel(
     acc = acc * (keep_scale / denominator)[:, None]
     tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
     store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)
+
+
+@triton.jit
+def turns(tiles, heads_in_all, PERSISTENT: tl.constexpr):
+    """How many tiles this program takes; of a pair's two, an odd number's middle tile is taken once."""
+    if PERSISTENT:
+        pairs = (tiles + 1) // 2 * heads_in_all
+        return 2 * tl.cdiv(pairs - tl.program_id(0), tl.num_programs(0))
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return 1
+
+
+@triton.jit
+def tile_of_turn(turn, tiles, PERSISTENT: tl.constexpr):
+    """(tile, head in all, whether there is such a tile) of a program's turn."""
+    program = tl.program_id(0)
+    program = tl.program_id(0)
+    if PERSISTENT:
+        # Tile i of n and tile n - 1 - i see n + 1 tiles of keys together, whichever pair it is.
+        half = (tiles + 1) // 2
+        pair = program + turn // 2 * tl.num_programs(0)
+        short = pair % half
+        tile = tl.where(turn % 2 == 0, tiles - 1 - short, short)
+        return tile, pair // half, (turn % 2 == 0) | (2 * short != tiles - 1)
+    else:  # noqa: RET505
+        return tiles - 1 - program % tiles, program // tiles, True
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
+def forward_kernel(
+    q, k, v, out, lse, sinks, seed, cu_q, cu_k,
+    q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
+    k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
+    v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
+    out_batch: tl.int64, out_head: tl.int64, out_row: tl.int64,
+    rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
+    threshold, keep_scale: tl.float32,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
+        tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
+        tile, sequence, q_start, k_start, rows, keys = locate(
+            tile, head_in_all // heads, batch, cu_q, cu_k, S, T, BLOCK_M
+        )
+        if exists & (tile * BLOCK_M < rows):
+            attend_rows(
+                q, k, v, out, lse, sinks, seed,
+                q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+                out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
+                heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,
+                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA,
+            )  # fmt: skip

@@ -3,10 +3,14 @@
 What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
 compile gate holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
 fewer times. One exception: float32 at D = 256 spills with every tile that was tried, and runs nevertheless. Where a
-measurement on a chip decides otherwise, its comment says so.
+measurement on a chip decides otherwise, its comment says so, or a row of ``tables/attention.json`` (see ``tuned``).
 """
 
+import contextlib
 from dataclasses import dataclass
+
+from ..launch import cdiv
+from ..tuned import tuned
 
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 
@@ -23,6 +27,26 @@ class Tile:
     tma: bool = False
 
 
+# How the forward pass is launched: a program a tile; a persistent grid (see ``persistent_programs``); on 9.0, and only
+# where chosen below, a persistent grid of warp groups (``forward_hopper``), which may take turns at the tensor cores.
+TILES, PERSISTENT, WARP_GROUPS, ALTERNATING = "tiles", "persistent", "warp groups", "alternating warp groups"
+
+_chosen = {}
+
+
+@contextlib.contextmanager
+def choosing(**choices):
+    """Launches as given and not as chosen below, for measurements and tests: ``forward``, one of the four names above,
+    and ``keys_gradient``, a ``Tile``. For the whole process: the backward pass runs in a thread of its own."""
+    before = _chosen.copy()
+    _chosen.update(choices)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)
+
+
 def padded_width(head_dim):
     return next(width for width in WIDTHS if width >= head_dim)
 
@@ -37,6 +61,7 @@ def is_datacentre(device):
     return device.capability >= 90 and device.shared_memory >= 200 * 1024
 
 
+@tuned("attention", Tile)
 def forward_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
     if itemsize == 4:
@@ -54,8 +79,46 @@ def forward_tile(device, head_dim, itemsize, heavy):
     return Tile(64, 32, 8, 2)
 
 
+# What starting a program takes, in steps over a tile of keys (2 µs at 128 × 128 on 9.0): until a multiprocessor has it
+# and its first tiles arrive. A persistent grid saves it for all tiles but the first. Estimated, not yet measured.
+START = 0.4
+
+
+def forward_form(device, head_dim, tile, tiles, heads, steps, pairs_up):
+    """TILES or PERSISTENT; ``pairs_up`` says whether tiles i and n - 1 - i of a head are equal work.
+
+    WARP_GROUPS and ALTERNATING are never chosen here: they compile, and an emulation of them is exact, but no chip has
+    run them yet. ``benchmarks/suites/attention.py`` measures them beside the others.
+    """
+    if "forward" in _chosen:
+        return _chosen["forward"]
+    # At D > 128 the output's tile, which is written while the next one begins, would not fit beside the others.
+    pays = pairs_up and head_dim <= 128 and START / max(steps, 1) > idle(device, tile, tiles, heads)
+    return PERSISTENT if pays else TILES
+
+
+def idle(device, tile, tiles, heads):
+    """What a persistent grid adds to the time: the idle part of the last round, in which pairs of tiles are dealt out.
+
+    The hardware would hand single tiles to whoever is free, so persistence is for short sequences in many heads.
+    Expected at D = 128, causal, 16,384 tokens in 16 heads on 132 multiprocessors (15.5 waves of tiles, 3 % idle): 17 %
+    less time at S = 512, 8 % at 2,048; none at 16,384. ``heads`` counts them over the batch.
+    """
+    programs = persistent_programs(device, tile.warps)
+    pairs = cdiv(tiles, 2) * heads
+    return cdiv(pairs, programs) * programs / pairs - 1 if pairs else 1
+
+
+def persistent_programs(device, warps):
+    """As many as run at once: a multiprocessor has the registers of eight warps with up to 255 a thread."""
+    return device.multiprocessors * 8 // warps
+
+
+@tuned("attention", Tile)
 def keys_gradient_tile(device, head_dim, itemsize, heavy):
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
+    if "keys_gradient" in _chosen:
+        return _chosen["keys_gradient"]
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)
@@ -74,6 +137,7 @@ def keys_gradient_tile(device, head_dim, itemsize, heavy):
     return Tile(32, 64, 8, 2)
 
 
+@tuned("attention", Tile)
 def queries_gradient_tile(device, head_dim, itemsize, heavy):
     width = padded_width(head_dim)
     if itemsize == 4:
@@ -85,12 +149,14 @@ def queries_gradient_tile(device, head_dim, itemsize, heavy):
     return Tile(64, 64 if width <= 128 else 16, 8, 2)
 
 
-def splits_keys(rows, keys):
-    """Whether attention goes to the decoding kernels: its rows, the heads of a group together, are one tile, and
-    keys enough to split. There are too few programs otherwise, and each head of a group would read the keys."""
-    return 0 < rows <= 64 and keys >= 512
+def splits_keys(queries, group, keys):
+    """Whether attention goes to the decoding kernels, which pack the heads of a group into one tile: those rows are
+    few, or a forward tile of one head would be three quarters empty; and keys are enough to split. Forward would have
+    too few programs, and each head of a group would read the keys."""
+    return keys >= 512 and queries > 0 and (queries * group <= 64 or queries <= 32)
 
 
+@tuned("attention", Tile)
 def decode_tile(device, head_dim, itemsize, rows):
     """Rows are few, and reading the cache is all the time: small tiles, many of them in flight."""
     wide = padded_width(head_dim) * itemsize > 256
@@ -101,4 +167,4 @@ def decode_tile(device, head_dim, itemsize, rows):
 def decode_splits(device, programs, rows):
     """Parts of the cache, so that two programs wait for memory on each multiprocessor; each has 256 rows or more,
     or combining would cost more than it gains. Rows are the cache's capacity: only the chip knows its filling."""
-    return max(1, min(-(-2 * device.multiprocessors // programs), rows // 256, 128))
+    return max(1, min(cdiv(2 * device.multiprocessors, programs), rows // 256, 128))

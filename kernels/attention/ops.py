@@ -22,16 +22,23 @@ from .arguments import (
     size_arguments,
     tile_arguments,
     tile_count,
+    typical_keys,
 )
 from .backward import delta_kernel, keys_gradient_kernel, queries_gradient_kernel
 from .decode import run_decode
 from .forward import forward_kernel
+from .forward_hopper import launch_warp_groups
 from .launch import (
+    ALTERNATING,
+    PERSISTENT,
+    WARP_GROUPS,
     Tile,
+    forward_form,
     forward_tile,
     heavy,
     keys_gradient_tile,
     padded_width,
+    persistent_programs,
     queries_gradient_tile,
     splits_keys,
 )
@@ -62,7 +69,7 @@ def allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softc
 
 def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
     """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
-    if cu_q is None and seed is None and splits_keys(q.shape[2] * (q.shape[1] // k.shape[1]), k.shape[2]):
+    if cu_q is None and seed is None and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2]):
         return run_decode(
             q, addressable(k), addressable(v), None, None, sinks, 0, scale, left, right, softcap
         )
@@ -72,11 +79,21 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
         lse.fill_(-math.inf)
     q, k, v, out_heads = (as_heads(x) for x in (addressable(q), addressable(k), addressable(v), out))
     B, H, S, D = q.shape
-    tile = forward_tile(Device.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
+    device, is_heavy = Device.of(q.device), heavy(softcap, dropout_p)
+    tile = forward_tile(device, D, q.element_size(), is_heavy)
     tiles = tile_count(S, tile.block_m, cu_q)
+    pairs_up = cu_q is None and not is_heavy  # Packed tiles are no pairs; heavy ones share multiprocessors.
+    steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
+    form = forward_form(device, D, tile, tiles, B * H, steps, pairs_up)
+    if form in (WARP_GROUPS, ALTERNATING):
+        assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
+        assert sinks is None, "warp groups have no sinks"
+        assert left is None, "warp groups have no window to the left"
+        launch_warp_groups(device, q, k, v, out_heads, lse, scale, right, alternate=form == ALTERNATING)
+        return out, lse
     launch(
         forward_kernel,
-        tiles * H * B,
+        persistent_programs(device, tile.warps) if form == PERSISTENT else tiles * H * B,
         q,
         tile,
         **matrices(q=q, k=k, v=v, out=out_heads),
@@ -87,6 +104,7 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
         lse=lse,
         sinks=sinks,
         tiles=tiles,
+        PERSISTENT=form == PERSISTENT,
     )
     return out, lse
 

@@ -53,7 +53,7 @@ def linear_case(
             _meta(*shape, dtype=dtype) if adapter else None for shape in ((rows,), (16, 4096), (rows, 16))
         )
         x, record = _meta(tokens, 4096, dtype=dtype), _meta(layout.nbytes, dtype=torch.uint8)
-        linear._run(x, record, bias, lora_a, lora_b, 1.0, True, *layout.arguments)
+        linear.forward(linear.Call(x, record, bias, lora_a, lora_b, 1.0, True, layout))
 
     what = [f"{tokens} tokens, {rows} rows", str(dtype).removeprefix("torch.")]
     what += [f"{block_size} a block, plain scales"] if block_size != 64 else []

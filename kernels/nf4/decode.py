@@ -68,17 +68,22 @@ def decode(packed, code, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def block_scales(
-    record, absmax_at, nested_absmax_at, nested_code_at, offset_at, block, mask,
-    DOUBLE_QUANT: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """The float32 scales of blocks, read from the record."""
-    if DOUBLE_QUANT:
-        index = tl.load(record + absmax_at + block, mask, other=0).to(tl.int32)
-        nested_absmax = (record + nested_absmax_at).to(tl.pointer_type(tl.float32))
-        nested_code = (record + nested_code_at).to(tl.pointer_type(tl.float32))
-        offset = tl.load((record + offset_at).to(tl.pointer_type(tl.float32)))
-        group = tl.load(nested_absmax + block // GROUP, mask, other=0.0)
-        return tl.load(nested_code + index) * group + offset
-    else:  # noqa: RET505 (Triton compiles what follows a return, too)
-        return tl.load((record + absmax_at).to(tl.pointer_type(tl.float32)) + block, mask, other=0.0)
+def plain_scales(record, absmax_at, block, mask):
+    """The float32 scales of blocks, without double quantisation."""
+    return tl.load((record + absmax_at).to(tl.pointer_type(tl.float32)) + block, mask, other=0.0)
+
+
+@triton.jit
+def coded_scales(record, absmax_at, nested_absmax_at, block, mask, GROUP: tl.constexpr):
+    """With double quantisation: the codes of the scales of blocks, and the scales of their groups."""
+    nested_absmax = (record + nested_absmax_at).to(tl.pointer_type(tl.float32))
+    codes = tl.load(record + absmax_at + block, mask, other=0)
+    return codes, tl.load(nested_absmax + block // GROUP, mask, other=0.0)
+
+
+@triton.jit
+def scales_of_codes(record, nested_code_at, offset_at, codes, group):
+    """The float32 scales that ``coded_scales`` stand for."""
+    nested_code = (record + nested_code_at).to(tl.pointer_type(tl.float32))
+    offset = tl.load((record + offset_at).to(tl.pointer_type(tl.float32)))
+    return tl.load(nested_code + codes.to(tl.int32)) * group + offset

@@ -10,7 +10,7 @@ from ..backend import use_triton
 from ..launch import cdiv, run
 from ..operator import define
 from ..reference import nf4 as definition
-from .decode import block_scales
+from .decode import coded_scales, plain_scales, scales_of_codes
 from .layout import SCHEMA, Layout
 from .tensor import NF4Tensor, check_dtype
 
@@ -44,10 +44,12 @@ def dequantize_kernel(
     inside = (
         segment * 32 < numbers
     )  # what a last segment reads past the end is there: parts are padded to 16 bytes
-    scale = block_scales(
-        record, absmax_at, nested_absmax_at, nested_code_at, offset_at, segment * 32 // BLOCK, inside,
-        DOUBLE_QUANT, GROUP,
-    )[:, None]  # fmt: skip
+    block = segment * 32 // BLOCK
+    if DOUBLE_QUANT:
+        codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, inside, GROUP)
+        scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)[:, None]
+    else:
+        scale = plain_scales(record, absmax_at, block, inside)[:, None]
     place = segment[:, None] * 16 + tl.arange(0, 16)[None, :]
     packed = tl.load(record + place, inside[:, None], other=0).to(tl.int32)
     even = tl.gather(table, (packed >> 4).reshape(SEGMENTS * 16), 0).reshape(SEGMENTS, 16)

@@ -4,10 +4,13 @@ Both compute yᵀ = W · xᵀ, so that the decoded weight is the first operand o
 registers: it never goes through shared memory again. A byte holds two neighbours of a row. Their order within a
 sum is free, so the even places of a run of bytes make one product with the even places of x, and the odd places
 another; nothing is interleaved. Codes are multiplied as they are and the scale of a block, float32, after its sum.
+
+With double quantisation the scales are read two steps ahead, and what their codes mean one: Triton's pipeline leaves
+out loads narrower than 4 bytes, and a warp would wait in each step, twice. Plain scales it takes along by itself.
 """
 
 from .._triton import tl, triton
-from .decode import block_scales, decode
+from .decode import coded_scales, decode, plain_scales, scales_of_codes
 
 
 @triton.jit
@@ -44,12 +47,29 @@ def linear_few_tokens(
     half = width // 2
     w = record + row[None, :, None] * tl.multiple_of(half, BYTES)
     w += (part[:, None] * BYTES + tl.arange(0, BYTES)[None, :])[:, None, :]
-    here = x + m[None, :, None] * x_stride.to(tl.int64)
+    here = x + m[None, :, None].to(tl.int64) * x_stride
     here += (part[:, None] * (2 * BYTES) + tl.arange(0, 2 * BYTES)[None, :])[:, None, :]
     first_block = row * (width // BLOCK)
 
+    at = (part * BYTES)[:, None]  # of the step to come
+    if DOUBLE_QUANT:
+        block = first_block[None, :] + at * 2 // BLOCK
+        codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, at < half, GROUP)
+        next_scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)
+        at += PARTS * BYTES
+        block = first_block[None, :] + at * 2 // BLOCK
+        codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, at < half, GROUP)
     total = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
     for k in range(0, half, PARTS * BYTES):
+        if DOUBLE_QUANT:
+            scale = next_scale
+            next_scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)
+            at += PARTS * BYTES
+            block = first_block[None, :] + at * 2 // BLOCK
+            codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, at < half, GROUP)
+        else:
+            at = (k + part * BYTES)[:, None]
+            scale = plain_scales(record, absmax_at, first_block[None, :] + at * 2 // BLOCK, at < half)
         inside = (k + part * BYTES < half)[:, None]
         packed = tl.load(w + k, inside[:, :, None], other=0)
         both = tl.load(here + 2 * k, inside[:, :, None] & (m < tokens)[None, :, None], other=0.0)
@@ -57,10 +77,6 @@ def linear_few_tokens(
         even, odd = decode(packed, code, dtype, ASSEMBLY)
         product = tl.dot(even, x_even.permute(0, 2, 1))
         product = tl.dot(odd, x_odd.permute(0, 2, 1), product)
-        block = first_block[None, :] + (((k + part * BYTES) * 2) // BLOCK)[:, None]
-        scale = block_scales(
-            record, absmax_at, nested_absmax_at, nested_code_at, offset_at, block, inside, DOUBLE_QUANT, GROUP
-        )
         total += product * scale[:, :, None]
     out = tl.sum(total, 0)
     if hidden is not None:
@@ -71,10 +87,10 @@ def linear_few_tokens(
     tl.store(place, out.to(y.dtype.element_ty), (n < rows)[:, None] & (m < tokens)[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens", "splits", "steps_a_split", "lora_scale"])
+@triton.jit(do_not_specialize=["tokens", "steps_a_split", "lora_scale"])
 def linear_tiles(
     x, record, code, bias, hidden, lora_b, y,
-    tokens, rows, width, rank, lora_scale: tl.float32, splits, steps_a_split,
+    tokens, rows, width, rank, lora_scale: tl.float32, steps_a_split,
     absmax_at, nested_absmax_at, nested_code_at, offset_at,
     BLOCK: tl.constexpr, DOUBLE_QUANT: tl.constexpr, GROUP: tl.constexpr, ASSEMBLY: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, BYTES: tl.constexpr,
@@ -95,15 +111,30 @@ def linear_tiles(
     x_odd = x_even + tokens.to(tl.int64) * half
     first_block = row * (width // BLOCK)
 
+    inside = n < rows
+    at = first  # of the step to come
+    if DOUBLE_QUANT:
+        block = first_block + at * 2 // BLOCK
+        codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, inside, GROUP)
+        next_scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)
+        at += BYTES
+        block = first_block + at * 2 // BLOCK
+        codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, inside & (at < half), GROUP)
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for k in range(first, tl.minimum(first + steps_a_split * BYTES, half), BYTES):
+        if DOUBLE_QUANT:
+            scale = next_scale
+            next_scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)
+            at += BYTES
+            block = first_block + at * 2 // BLOCK
+            codes, group = coded_scales(
+                record, absmax_at, nested_absmax_at, block, inside & (at < half), GROUP
+            )
+        else:
+            scale = plain_scales(record, absmax_at, first_block + k * 2 // BLOCK, inside)
         even, odd = decode(tl.load(w + k), code, dtype, ASSEMBLY)
         product = tl.dot(even, tl.load(x_even + k).T)
         product = tl.dot(odd, tl.load(x_odd + k).T, product)
-        scale = block_scales(
-            record, absmax_at, nested_absmax_at, nested_code_at, offset_at, first_block + (k * 2) // BLOCK,
-            n < rows, DOUBLE_QUANT, GROUP,
-        )  # fmt: skip
         total += product * scale[:, None]
     if split == 0:
         if hidden is not None:

@@ -12,15 +12,17 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from llmfast.data.shards import INDEX, Shard, ShardWriter
+from llmfast.data.shards import Shard, ShardWriter, TokenShards, write_index
 from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer, patterns
 
 PLAN = "files.json"  # what the shards are made from
-PART_BYTES = 2**28  # at most so much work is done again after an interruption
+PART_BYTES = (
+    2**26
+)  # one shard each: no text has more tokens than a shard holds; so much work may be done again
 WINDOW_BYTES = 2**25  # text that is encoded at once: memory stays bounded, cores stay busy
 MAPPED_BYTES = 2**20  # smaller files are read: few of them could be mapped at the same time
 
@@ -38,8 +40,8 @@ def encode_files(
     """Writes the tokens of ``files`` to shards under ``folder``, which `TokenShards` opens.
 
     Each file is a document, and ends with the end-of-text token. Special tokens that a file spells out are ordinary
-    text, and bytes that are not UTF-8 are kept as they are. A file that goes on in another part is cut there: that
-    shard begins with an end-of-text token, as every shard does.
+    text, and bytes that are not UTF-8 are kept as they are. A file that goes on in another shard is cut there into
+    two documents, for a document has all of its tokens in one shard.
 
     Args:
         files: paths; their order is that of the documents.
@@ -62,25 +64,18 @@ def encode_files(
     except KeyError as error:
         raise ValueError(f"no token to end documents with: {error.args[0]}") from None
     _check_plan(folder, paths, sizes, tokenizer.fingerprint)
+    header = {"vocab_size": tokenizer.n_vocab, "eot_token": eot_token, "fingerprint": tokenizer.fingerprint}
     shards: list[Shard] = []
     for number, part in enumerate(parts(sizes)):
         inside = folder / f"{number:05d}"
-        if not (inside / INDEX).exists():
+        if not inside.exists():
             with atomic_folder(inside) as partial:
-                writer = ShardWriter(
-                    partial,
-                    vocab_size=tokenizer.n_vocab,
-                    eot_token=eot_token,
-                    fingerprint=tokenizer.fingerprint,
-                )
+                writer = ShardWriter(partial, **header)
                 _write_part(writer, _windows(paths, part, tokenizer), tokenizer, num_threads)
-        index = json.loads((inside / INDEX).read_text())
-        shards += [
-            replace(Shard(**shard), file=f"{inside.name}/{shard['file']}") for shard in index["shards"]
-        ]
+        written = TokenShards(inside, verify=False).shards
+        shards += [replace(shard, file=f"{inside.name}/{shard.file}") for shard in written]
         progress(min((number + 1) * PART_BYTES, sum(sizes)), sum(sizes))
-    index["shards"] = [asdict(shard) for shard in shards]
-    atomic_write(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_index(folder, shards, **header)
     return shards
 
 
@@ -147,7 +142,7 @@ def _write_part(
 def _windows(
     paths: list[Path], part: list[tuple[int, int, int]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Texts, bool]]:
-    """What is encoded at once: texts that each end a document, or a stretch of one that does not."""
+    """What is encoded at once: texts that each end a document, or one that does not."""
     ending: Texts = []
     size = 0
     for file, start, stop in part:
@@ -167,7 +162,7 @@ def _windows(
 def _stretches(
     text: memoryview, start: int, stop: int, tokenizer: Tokenizer
 ) -> Iterator[tuple[memoryview, bool]]:
-    """The text about [start, stop) in windows, cut where pieces certainly end, and whether each ends the text."""
+    """The text about [start, stop) in windows, cut where pieces certainly end, and whether each is the last."""
 
     def cut(at: int) -> int:
         return patterns.certain_boundary(tokenizer._pat_str, text, at) if 0 < at < len(text) else at
@@ -175,7 +170,7 @@ def _stretches(
     start, stop = cut(start), cut(stop)
     while start < stop:
         end = min(cut(min(start + WINDOW_BYTES, stop)), stop)
-        yield text[start:end], end == len(text)
+        yield text[start:end], end == stop
         start = end
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from llmfast.data.shards import Shard
 from llmfast.files import atomic_write
 
+JOURNAL = "journal.json"
+
 
 class Journal:
     """Documents read, the shards that hold them by split, and whether that is all.

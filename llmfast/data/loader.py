@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from llmfast.data.shards import Share
-from llmfast.data.windows import IGNORED, Windows
+from llmfast.data.windows import IGNORED, Rows, Windows
 
 __all__ = ["IGNORED", "Batch", "Loader"]
+
+AT_ONCE = 2**16  # tokens; small batches are made several at once, so that calls of NumPy cost little
+Wanted = tuple[int, int, int]  # position, batch size, context
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Loader:
 
     The row at each position is a function of (seed, position) alone, and ``position``, the rows that all ranks together
     have read, is the whole state: a run resumed with it goes on with exactly the next token, with any number of ranks.
-    The next batch is made in a thread while the current one is used.
+    The next batches are made in a thread while the current one is used.
 
     Args:
         windows: where rows come from.
@@ -82,7 +86,8 @@ class Loader:
         self.windows, self.seed, self.share = windows, seed, share
         self.position, self.document_masks = position, document_masks
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._ahead: tuple[tuple[int, int, int], Future[Batch]] | None = None
+        self._ready: deque[tuple[Wanted, Batch]] = deque()
+        self._ahead: tuple[Wanted, Future[list[Batch]]] | None = None
 
     def next(self, batch_size: int, context: int | None = None) -> Batch:
         """This rank's rows of the next batch of ``batch_size`` rows.
@@ -101,23 +106,51 @@ class Loader:
         if self.windows.context % context:
             raise ValueError(f"a context of {context} does not divide the full one, {self.windows.context}")
         wanted = (self.position, batch_size, context)
-        expected, future = self._ahead or (None, None)
-        batch = future.result() if wanted == expected else self._make(*wanted)
+        if not self._ready or self._ready[0][0] != wanted:
+            self._refill(wanted)
+        _, batch = self._ready.popleft()
         self.position += batch_size
-        following = (self.position, batch_size, context)
-        self._ahead = following, self._thread.submit(self._make, *following)
         return batch
 
-    def _make(self, position: int, batch_size: int, context: int) -> Batch:
+    def _refill(self, wanted: Wanted) -> None:
+        """Take the batches from ``wanted`` on that were made ahead, or make them, and have the following made."""
+        expected, future = self._ahead or (None, None)
+        batches = future.result() if wanted == expected else self._make(*wanted)
+        position, batch_size, context = wanted
+        ends = range(position, position + len(batches) * batch_size, batch_size)
+        self._ready = deque(
+            ((at, batch_size, context), batch) for at, batch in zip(ends, batches, strict=True)
+        )
+        following = (position + len(batches) * batch_size, batch_size, context)
+        self._ahead = following, self._thread.submit(self._make, *following)
+
+    def _make(self, position: int, batch_size: int, context: int) -> list[Batch]:
+        """This rank's rows of the batches from ``position`` on: one, or as many as make up AT_ONCE tokens."""
         mine = batch_size // self.share.count
-        epochs, places = np.divmod(position + self.share.index * mine + np.arange(mine), self.windows.count)
+        count = max(1, AT_ONCE // (mine * self.windows.context))
+        firsts = position + np.arange(count) * batch_size + self.share.index * mine
+        rows = self._read((firsts[:, None] + np.arange(mine)).ravel())
+        parts = zip(
+            *(each.reshape(count, -1, context) for each in (rows.tokens, rows.targets, rows.begins)),
+            strict=True,
+        )
+        return [self._batch(*part) for part in parts]
+
+    def _read(self, positions: np.ndarray) -> Rows:
+        epochs, places = np.divmod(positions, self.windows.count)
+        if epochs[0] == epochs[-1]:
+            return self.windows.read(places, self.seed, int(epochs[0]))
         parts = [
             self.windows.read(places[epochs == epoch], self.seed, int(epoch)) for epoch in np.unique(epochs)
         ]
-        tokens, targets, begins = (
-            np.concatenate([getattr(part, name) for part in parts]).reshape(-1, context)
-            for name in ("tokens", "targets", "begins")
+        return Rows(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("tokens", "targets", "begins")
+            )
         )
+
+    def _batch(self, tokens: np.ndarray, targets: np.ndarray, begins: np.ndarray) -> Batch:
         cu_seqlens = _cu_seqlens(begins) if self.document_masks else None
         batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), cu_seqlens)
         return batch.pinned() if torch.cuda.is_available() else batch

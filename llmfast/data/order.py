@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 
 ROUNDS = 6
@@ -11,16 +14,18 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 def shuffled(positions: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndarray:
     """The items at ``positions`` of a permutation of ``range(count)`` chosen by ``key``, int64.
 
-    A Feistel network (Luby & Rackoff 1988) over the smallest power of four that holds ``count``; results outside
-    are sent through again (cycle walking, Black & Rogaway 2002). Unlike a generator's ``permutation``, it costs as
-    much for 10⁹ items as for ten, and is the same in every version of NumPy.
+    A Feistel network (Luby & Rackoff 1988) on the pairs (left, right) of a rectangle of a little more than ``count``
+    cells; results outside are sent through again (generalised Feistel cipher with cycle walking, Black & Rogaway 2002).
+    Unlike a generator's ``permutation``, it costs as much for 10⁹ items as for ten, and is the same in every version of
+    NumPy.
     """
-    half = np.uint64(max(1, (max(1, count - 1).bit_length() + 1) // 2))
-    keys = [random_integer((*key, round)) for round in range(ROUNDS)]
+    height = math.isqrt(count - 1) + 1
+    width = -(-count // height)
+    keys = _round_keys(key)
     items = np.asarray(positions).astype(np.uint64)
     outside = np.ones(items.shape, bool)
     while outside.any():
-        items[outside] = _feistel(items[outside], half, keys)
+        items[outside] = _feistel(items[outside], np.uint64(height), np.uint64(width), keys)
         outside = items >= np.uint64(count)
     return items.astype(np.int64)
 
@@ -33,12 +38,19 @@ def random_integer(key: tuple[int, ...]) -> int:
     return int(state[0])
 
 
-def _feistel(items: np.ndarray, half: np.uint64, keys: list[int]) -> np.ndarray:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = items >> half, items & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ np.uint64(key)) & mask)
-    return left << half | right
+@functools.lru_cache(maxsize=64)
+def _round_keys(key: tuple[int, ...]) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(random_integer((*key, number))) for number in range(ROUNDS))
+
+
+def _feistel(
+    items: np.ndarray, height: np.uint64, width: np.uint64, keys: tuple[np.uint64, ...]
+) -> np.ndarray:
+    left, right = np.divmod(items, width)
+    for even, odd in zip(keys[::2], keys[1::2], strict=True):
+        left = (left + _mix(right ^ even) % height) % height
+        right = (right + _mix(left ^ odd) % width) % width
+    return left * width + right
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

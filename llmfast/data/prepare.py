@@ -17,7 +17,7 @@ from llmfast.config import to_dict
 from llmfast.data.ahead import read_ahead
 from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
-from llmfast.data.journal import Journal
+from llmfast.data.journal import JOURNAL, Journal
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
@@ -210,7 +210,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
     held_out = (
         _split_rule(corpus, config.validation_fraction) if alone else _by_hash(config.validation_fraction)
     )
-    journal = Journal(folder / f"journal{share.suffix}.json", _settings(config, tokenizer))
+    journal = Journal(folder / JOURNAL.replace(".", f"{share.suffix}."), _settings(config, tokenizer))
     if journal.complete:
         return 0
     writers = [

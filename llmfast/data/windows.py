@@ -59,8 +59,9 @@ class StreamWindows:
     def read(self, places: np.ndarray, seed: int, epoch: int) -> Rows:
         shift = random_integer((seed, epoch, 1)) % self.context
         starts = shuffled(places, self.count, (seed, epoch)) * self.context + shift
-        rows = self.shards.read_windows(starts, self.context + 1).astype(np.int64)
-        return Rows(rows[:, :-1], rows[:, 1:], rows[:, :-1] == self.shards.eot_token)
+        rows = self.shards.read_windows(starts, self.context + 1)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        return Rows(tokens.astype(np.int64), targets.astype(np.int64), tokens == self.shards.eot_token)
 
 
 class PackedWindows:
@@ -79,31 +80,34 @@ class PackedWindows:
         if not len(starts):
             raise ValueError(f"{shards.folder} holds no documents to pack")
         rows = best_fit(lengths, context)
+        self.count = int(rows.max()) + 1
+        # The padding of a row is one more piece at its end, of no document (start −1).
+        room = context - np.bincount(rows, weights=lengths).astype(np.int64)
+        short = np.flatnonzero(room)
+        starts, lengths = np.append(starts, np.full(len(short), -1)), np.append(lengths, room[short])
+        rows = np.append(rows, short)
         order = np.argsort(rows, kind="stable")
         # Pieces sorted by the row they are in; row r has those from first[r] to first[r + 1].
         self._starts, self._lengths = starts[order], lengths[order]
-        self.count = int(rows.max()) + 1
         self._first = np.searchsorted(rows[order], np.arange(self.count + 1))
-        self.padding = 1 - lengths.sum() / (self.count * context)
+        self.padding = room.sum() / (self.count * context)
 
     def read(self, places: np.ndarray, seed: int, epoch: int) -> Rows:
         rows = shuffled(places, self.count, (seed, epoch))
-        pieces, row = _ranges(self._first[rows], self._first[rows + 1] - self._first[rows])
-        lengths = self._lengths[pieces]
-        used = np.bincount(row, weights=lengths, minlength=len(rows)).astype(np.int64)
-        inside = np.arange(self.context) < used[:, None]
-        source, _ = _ranges(self._starts[pieces], lengths)  # of each token inside, in the order of the rows
-        tokens = np.full((len(rows), self.context), self.shards.eot_token, np.int64)
-        targets = np.full((len(rows), self.context), IGNORED, np.int64)
-        tokens[inside] = self.shards.read_at(source)
-        targets[inside] = self.shards.read_at(source + 1)
-
-        begins = np.zeros(tokens.shape, bool)
-        before = np.cumsum(lengths) - lengths
-        begins[row, before - (np.cumsum(used) - used)[row]] = True
-        padded = np.flatnonzero(used < self.context)  # the padding sees nothing of the documents before it
-        begins[padded, used[padded]] = True
-        return Rows(tokens, targets, begins)
+        pieces = _ranges(self._first[rows], self._first[rows + 1] - self._first[rows])
+        starts, lengths = self._starts[pieces], self._lengths[pieces]
+        is_padding = starts < 0
+        source = _ranges(np.where(is_padding, 0, starts), lengths)  # of each token, in the order of the rows
+        tokens = self.shards.read_at(source).astype(np.int64)
+        source += 1
+        targets = self.shards.read_at(source).astype(np.int64)
+        places = np.cumsum(lengths) - lengths
+        begins = np.zeros(len(tokens), bool)
+        begins[places] = True  # also of padding, which sees nothing of the documents before it
+        if is_padding.any():
+            padding = _ranges(places[is_padding], lengths[is_padding])
+            tokens[padding], targets[padding] = self.shards.eot_token, IGNORED
+        return Rows(*(each.reshape(-1, self.context) for each in (tokens, targets, begins)))
 
 
 def _pieces(starts: np.ndarray, lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,13 +117,15 @@ def _pieces(starts: np.ndarray, lengths: np.ndarray, context: int) -> tuple[np.n
     ever a target.
     """
     counts = -(-lengths // context)
-    number, document = _ranges(np.zeros_like(counts), counts)
-    offset = number * context
+    document = np.repeat(np.arange(len(starts)), counts)
+    offset = _ranges(np.zeros_like(counts), counts) * context
     return starts[document] - 1 + offset, np.minimum(lengths[document] - offset, context)
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """start, start + 1, ... (length of them) for each pair, joined; and which pair each came from."""
-    owner = np.repeat(np.arange(len(starts)), lengths)
-    before = np.cumsum(lengths) - lengths
-    return np.arange(len(owner)) + (starts - before)[owner], owner
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... (length of them, at least one) for each pair, joined: the running sum of their steps."""
+    steps = np.ones(lengths.sum(), np.int64)
+    if len(steps):
+        steps[0] = starts[0]
+        steps[np.cumsum(lengths[:-1])] = starts[1:] - (starts[:-1] + lengths[:-1] - 1)
+    return np.cumsum(steps, out=steps)

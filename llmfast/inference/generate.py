@@ -44,7 +44,8 @@ def generate_tokens(
             if cache is not None:
                 unread = seen[-(context // 2 or 1) :]
             cache = KVCache(model.config, 1, parameter.dtype, parameter.device)
-        logits = model(torch.tensor([unread], device=parameter.device), cache=cache)
+        with model.evaluating():
+            logits = model(torch.tensor([unread], device=parameter.device), cache=cache)
         token = int(sample(logits[:, -1], sampling, generator))
         yield token
         if token == stop:

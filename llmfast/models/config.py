@@ -120,6 +120,8 @@ class DecoderConfig:
     scale_embedding: bool = False
     """Multiply embeddings by sqrt(E) on their way in (Vaswani et al. 2017, section 3.4; Gemma). With a tied table of
     linear-layer size, tokens would otherwise start far quieter than what the blocks add to them."""
+    smear: bool = False
+    """Add to each embedding a learned share of the one before it, with which small models learn to copy early."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "vocab_multiple", "width", "layers", "heads", "context"):

@@ -7,6 +7,8 @@ N tokens (B·S flattened).
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialise import initialise
 from llmfast.models.rotary import rotary_table
+from llmfast.models.smear import Smear
 
 
 class RMSNorm(nn.Module):
@@ -153,6 +156,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.table_rows, config.width)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.context, config.width) if learned else None
+        self.smear = Smear(config.width) if config.smear else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config, config.width)
@@ -212,7 +216,7 @@ class Decoder(nn.Module):
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
             raise ValueError("cu_seqlens and cache do not go together: a cache continues one sequence a row")
-        x, places = self._embed(tokens, past, cu_seqlens)
+        x, places = self._embed(tokens, past, cu_seqlens, cache)
         routed = []
         for index, block in enumerate(self.blocks):
             layer_cache = cache.layers[index] if cache is not None else None
@@ -230,13 +234,17 @@ class Decoder(nn.Module):
             loss = loss + balancing_loss(routed, self.config)
         return loss
 
-    def _embed(self, tokens: Tensor, past: int, cu_seqlens: Tensor | None) -> tuple[Tensor, Places]:
+    def _embed(
+        self, tokens: Tensor, past: int, cu_seqlens: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Places]:
         """Embeddings (B, S, E), and what attention must know about where they stand."""
         S = tokens.shape[1]
         positions = None if cu_seqlens is None else document_positions(cu_seqlens, tokens.shape)
         x = self.embedding(tokens)
         if self.config.scale_embedding:
             x = x * self.config.width**0.5
+        if self.smear is not None:
+            x = self.smear(x, positions, cache)
         if self.positions is not None:
             x = x + (
                 self.positions.weight[past : past + S] if positions is None else self.positions(positions)
@@ -252,6 +260,18 @@ class Decoder(nn.Module):
     def _head_bias(self, x: Tensor) -> Tensor | None:
         """0 for tokens and far below every logit for the rows that fill up the table; None if there are none."""
         return self.head_bias.to(x.dtype) if len(self.head_bias) else None
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout and balancing losses for a while; afterwards as before."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
 
     def router_statistics(self) -> dict[str, Tensor]:
         """How evenly experts were used since ``balance_experts`` was last called, by layer; empty without experts.

@@ -15,6 +15,7 @@ def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
     parts = {
         "embedding": config.table_rows * E,
         "positions": config.context * E if config.positions == "learned" else 0,
+        "smear": E if config.smear else 0,
         "attention": layers * _attention(config),
         "feed-forward": (layers - moe_layers) * _feed_forward(config, config.ff_width),
         "experts": moe_layers * experts.count * 3 * E * config.expert_width,

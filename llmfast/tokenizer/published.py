@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tiktoken import load
 
+from llmfast import _bpe
 from llmfast.tokenizer.rank_files import RankFile
 
 # GPT-2 writes bytes as visible characters: these stand for themselves, the others follow from U+0100 on.
@@ -15,15 +16,17 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _TO_BYTE = {0x100 + i: byte for i, byte in enumerate(_HIDDEN)} | {0x20: None}
 
 
-def load_tiktoken_bpe(tiktoken_bpe_file: str, expected_hash: str | None = None) -> RankFile:
+def load_tiktoken_bpe(
+    tiktoken_bpe_file: str, expected_hash: str | None = None
+) -> RankFile | dict[bytes, int]:
     """tiktoken's function of that name: the ranks in a file, which is downloaded once and whose hash is checked."""
-    ranks = RankFile(load.read_file_cached(tiktoken_bpe_file, expected_hash))
-    if expected_hash is None:
-        try:
-            ranks.data
-        except ValueError as fault:
-            raise ValueError(f"Error parsing {tiktoken_bpe_file}: {fault}") from None
-    return ranks
+    contents = load.read_file_cached(tiktoken_bpe_file, expected_hash)
+    if expected_hash is not None:
+        return RankFile(contents)
+    try:
+        return _bpe.parse_ranks(contents)
+    except ValueError as fault:
+        raise ValueError(f"Error parsing {tiktoken_bpe_file}: {fault}") from None
 
 
 def data_gym_to_mergeable_bpe_ranks(

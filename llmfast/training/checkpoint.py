@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,17 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where none was evaluated."""
-    losses = [(read_state(path).get("validation_loss"), path) for path in checkpoints(run)]
+    losses = [(_validation_loss(path), path) for path in checkpoints(run)]
     known = [(loss, path) for loss, path in losses if loss is not None]
     return min(known, default=(None, None), key=lambda pair: pair[0])[1]
+
+
+def _validation_loss(folder: Path) -> float | None:
+    """That of a checkpoint; None if it was not evaluated, or is damaged."""
+    try:
+        return read_state(folder).get("validation_loss")
+    except ValueError:
+        return None
 
 
 def drop_old_checkpoints(run: Path, *, keep_last: int, keep_best: bool) -> None:
@@ -150,19 +159,49 @@ def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
     Raises:
         ValueError: nothing to load there, or a damaged file.
     """
+    folder = model_folder(path)
+    return load_decoder(folder), Tokenizer.load(folder)
+
+
+def model_folder(path: Path) -> Path:
+    """``path``, if it is a checkpoint folder, or the newest checkpoint of the run folder that it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
     path = Path(path)
-    folder = path
-    if not (path / "model.safetensors").exists():
-        found = checkpoints(path)
-        if not found:
-            raise ValueError(
-                f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)"
-            )
-        folder = found[-1]
+    if (path / "model.safetensors").exists():
+        return path
+    found = checkpoints(path)
+    if not found:
+        raise ValueError(f"{path} is neither a checkpoint nor a run folder with one (no checkpoints/step-*)")
+    return found[-1]
+
+
+def load_decoder(folder: Path) -> Decoder:
+    """The model of a checkpoint folder, for evaluation.
+
+    Raises:
+        ValueError: a missing or damaged file.
+    """
     _verify(folder / "model.safetensors", read_state(folder)["sha256"]["model.safetensors"])
     config = from_dict(DecoderConfig, _read_json(folder / "config.json"))
-    model = Decoder.from_tensors(config, _read_tensors(folder / "model.safetensors"))
-    return model.eval(), Tokenizer.load(folder)
+    return Decoder.from_tensors(config, _read_tensors(folder / "model.safetensors")).eval()
+
+
+def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None]) -> None:
+    """Write a checkpoint folder that holds a model to use, and no training to resume.
+
+    Raises:
+        OSError: the disk is full or not writable; what was at ``folder`` is untouched.
+    """
+    with atomic_folder(folder) as partial:
+        file = partial / "model.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in model_tensors(model).items()}, file)
+        state = {"step": 0, "sha256": {file.name: _sha256(file)}}
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
+        write_tokenizer(partial)
 
 
 def model_tensors(model: Decoder) -> dict[str, Tensor]:

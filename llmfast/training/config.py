@@ -111,7 +111,8 @@ class ParallelConfig:
     group: int = 0
     """Processes in one group of hsdp; those of one machine if 0."""
     tensor: int = 1
-    """Processes that divide each matrix product (tensor parallel); with ddp."""
+    """Processes that divide each matrix product (tensor parallel), each such group a copy of ddp. Not compiled, and
+    without samples on the way."""
     cpu_offload: bool = False
     """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
 

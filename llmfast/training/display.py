@@ -21,8 +21,9 @@ class Status:
     """Smoothed training loss, nats per token."""
     bits_per_byte: float
     gradient_norm: float
-    tokens_per_second: float
-    seconds_left: float
+    tokens_per_second: float | None
+    """None before it is known."""
+    seconds_left: float | None
     memory: int
     """Peak bytes of this process on its device."""
     utilisation: float | None = None
@@ -33,12 +34,15 @@ class Status:
             f"loss {self.loss:.3f}",
             f"{self.bits_per_byte:.3f} bits/byte",
             f"gradient {self.gradient_norm:.2f}",
-            f"{_count(self.tokens_per_second)} tokens/s",
         ]
+        if self.tokens_per_second is not None:
+            parts.append(f"{_count(self.tokens_per_second)} tokens/s")
         if self.utilisation is not None:
             parts.append(f"MFU {self.utilisation:.0%}")
         parts.append(size(self.memory))
-        return "  ".join([*parts, f"{clock(self.seconds_left)} left"])
+        if self.seconds_left is not None:
+            parts.append(f"{clock(self.seconds_left)} left")
+        return "  ".join(parts)
 
 
 class Display:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -22,19 +23,19 @@ from llmfast.training.checkpoint import TENSOR_FILES
 
 
 def write_divided(
-    folder: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], *, background: bool
+    folder: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], background: dist.ProcessGroup | None
 ) -> Future:
     """Write both tensor files into ``folder``, which all processes reach; all must call it.
 
-    With ``background``, the tensors are copied before this returns and written in a thread. When the future is done in
-    every process, ``name_files`` completes the work.
+    With a group of its own, ``background``, the tensors are copied before this returns and written in a thread, which
+    talks to those of the other processes. When the future is done in all of them, ``name_files`` completes the work.
     """
     files = dict.fromkeys(model, 1) | dict.fromkeys(optimizer, 2)
     writer = HuggingFaceStorageWriter(
         str(folder), fqn_to_index_mapping=files, save_distributed=True, enable_consolidation=True
     )
-    if background:
-        return dcp.async_save(model | optimizer, storage_writer=writer)
+    if background is not None:
+        return dcp.async_save(model | optimizer, storage_writer=writer, process_group=background)
     dcp.save(model | optimizer, storage_writer=writer)
     done: Future = Future()
     done.set_result(None)

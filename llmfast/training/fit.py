@@ -84,6 +84,8 @@ class _Fit:
                     self.saver.poll()
                 self.pace.resume_clock()
                 stopped = self.world.any(bool(stop))
+        if self.profiler and (told := self.profiler.finish()):
+            self.display.say(told)
         self.saver.wait()
         # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
@@ -133,7 +135,7 @@ class _Fit:
         training = self.training
         if _due(training.evaluate_every, step):
             self._evaluate(step)
-        if _due(training.sample_every, step):
+        if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
             self.display.sample(step, *_sample(self.session))
         if _due(training.checkpoint_every, step) and step < training.steps:
             with self._full_disk_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
@@ -62,6 +63,13 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((rate * 1e12 for part, rate in PEAK_TFLOPS.items() if part in name), None)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -39,15 +39,15 @@ class Pace:
                 self.steps + 1,
             )
         self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
-        per_step = self.seconds / self.steps if self.steps else elapsed
-        speed = self.tokens / self.seconds if self.steps else result.tokens / elapsed
+        steps_left = trainer.config.training.steps - trainer.steps_done
+        speed = self.tokens / self.seconds if self.steps else None
         return Status(
             step=trainer.steps_done,
             loss=self.loss,
             bits_per_byte=self.loss * self.nats_to_bits_per_byte,
             gradient_norm=float(result.gradient_norm),
             tokens_per_second=speed,
-            seconds_left=(trainer.config.training.steps - trainer.steps_done) * per_step,
+            seconds_left=steps_left * self.seconds / self.steps if self.steps else None,
             memory=memory_in_use(trainer.device),
-            utilisation=trainer.utilisation(speed),
+            utilisation=trainer.utilisation(speed) if speed else None,
         )

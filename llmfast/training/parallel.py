@@ -1,20 +1,26 @@
-"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2), or divided in groups (HSDP)."""
+"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2, HSDP, tensor parallel), or both."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
+from llmfast.training.tensor_parallel import TensorParallel
+
+# Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
+_SYNC = "forward_sync_buffers"
+_OWN_BUFFERS = {
+    _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 class Placement:
@@ -35,21 +41,29 @@ class Placement:
     ):
         self.world, self.device = world, device
         self.is_divided = world.size > 1 and config.strategy != "ddp"
-        self.data_share = Share(world.rank, world.size)
+        self.tensor: TensorParallel | None = None
+        group = None  # of the processes with copies of this one's parameters: all of them
         if self.is_divided:
             self._divide(model, config, precision)
+        elif config.tensor > 1:
+            mesh = _tensor_mesh(config, world, device)
+            self.tensor = TensorParallel(model.to(device), mesh.get_group("tensor"))
+            group = mesh.get_group("copy")
         else:
             model.to(device)
+        self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.model = model
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
-        self.forward: nn.Module = torch.compile(model) if compile else model
-        if world.size > 1 and not self.is_divided:
+        self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
+        if self.data_share.count > 1 and not self.is_divided:
             self.forward = DistributedDataParallel(
-                self.forward, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
             )
 
     def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
         low = precision != torch.float32
         options = {
             "mesh": _mesh(config, self.world, self.device),
@@ -78,20 +92,29 @@ class Placement:
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, the same in every process."""
+        if self.tensor is not None:
+            self.tensor.finish_gradients()
+            return self.tensor.gradient_norm()
         gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-        return whole(torch.nn.utils.get_total_norm(gradients)).to(self.device)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return (norm.full_tensor() if self.is_divided else norm).to(self.device)
 
-    def scale_gradients(self, factor: Tensor) -> None:
+    def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by ``factor``."""
+        if factor == 1:
+            return
         for parameter in self.model.parameters():
             if (gradient := parameter.grad) is not None:
-                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-                local.mul_(factor.to(local.device))
+                local = gradient.to_local() if self.is_divided else gradient
+                local.mul_(factor)
 
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""
+        return tensors if self.tensor is None else self.tensor.whole(tensors)
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be divided between processes, whole (all of them must ask)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process needs of a checkpoint's parameters or optimizer state."""
+        return tensors if self.tensor is None else self.tensor.mine(tensors)
 
 
 def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
@@ -101,3 +124,10 @@ def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceM
     if world.size % group:
         raise ValueError(f"parallel.group {group} does not divide the {world.size} processes")
     return init_device_mesh(device.type, (world.size // group, group), mesh_dim_names=("copy", "shard"))
+
+
+def _tensor_mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
+    if world.size % config.tensor:
+        raise ValueError(f"parallel.tensor {config.tensor} does not divide the {world.size} processes")
+    shape = (world.size // config.tensor, config.tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "tensor"))

@@ -15,6 +15,7 @@ class StepProfiler:
 
     def __init__(self, file: Path):
         self.file = file
+        file.unlink(missing_ok=True)
         self._seen = 0
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self._profile = profile(activities=activities, record_shapes=True)
@@ -26,8 +27,12 @@ class StepProfiler:
 
     def after_step(self) -> str | None:
         """What to tell the user, when the trace is written."""
-        if self._seen != FIRST + STEPS - 1:
+        return self.finish() if self._seen == FIRST + STEPS - 1 else None
+
+    def finish(self) -> str | None:
+        """Write the trace of what was seen so far, if any; what to tell the user."""
+        if self._seen < FIRST or self.file.exists():
             return None
         self._profile.stop()
         self._profile.export_chrome_trace(str(self.file))
-        return f"profile of {STEPS} steps in {self.file}; open it in https://ui.perfetto.dev"
+        return f"profile of {self._seen - FIRST + 1} steps in {self.file}; open it in https://ui.perfetto.dev"

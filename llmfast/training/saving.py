@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from llmfast.files import atomic_folder
@@ -24,7 +26,6 @@ from llmfast.training.checkpoint import (
     split_scalars,
     write_state,
 )
-from llmfast.training.divided import name_files, read_divided, write_divided
 from llmfast.training.run import Run
 from llmfast.training.trainer import Trainer
 
@@ -42,6 +43,9 @@ class Saver:
         self.run, self.trainer, self.tokenizer = run, trainer, tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future, Callable[[], None]] | None = None
+        # What the threads of a background save say to each other must not mix with what training says.
+        in_background = trainer.config.training.async_checkpoints and trainer.placement.is_divided
+        self._group = dist.new_group(backend="gloo") if in_background else None
 
     def save(self, *, validation_loss: float | None = None) -> None:
         """Save where the trainer is.
@@ -53,9 +57,10 @@ class Saver:
         trainer = self.trainer
         background = trainer.config.training.async_checkpoints
         state = trainer.state() | {"validation_loss": validation_loss}
-        model, optimizer = model_tensors(trainer.model), trainer.optimizer_tensors()
+        tensors = (model_tensors(trainer.model), trainer.optimizer_tensors())
+        model, optimizer = map(trainer.placement.whole, tensors)
         if trainer.placement.is_divided:
-            self._pending = self._begin_divided(state, model, optimizer, background)
+            self._pending = self._begin_divided(state, model, optimizer)
         elif not trainer.world.is_main:
             return
         elif background:
@@ -96,9 +101,11 @@ class Saver:
         )
 
     def _begin_divided(
-        self, state: dict[str, Any], model: Tensors, optimizer: Tensors, background: bool
+        self, state: dict[str, Any], model: Tensors, optimizer: Tensors
     ) -> tuple[Future, Callable[[], None]]:
         """All processes write into one folder; the first one then completes it and puts it in its place."""
+        from llmfast.training.divided import name_files, write_divided  # half a second of imports
+
         world = self.trainer.world
         # Scalars go another way: in consolidating them, torch.distributed.checkpoint (2.13) writes zeros.
         optimizer, scalars = split_scalars(optimizer)
@@ -119,7 +126,7 @@ class Saver:
             if world.is_main:
                 self._drop_old()
 
-        return write_divided(partial, model, optimizer, background=background), finish
+        return write_divided(partial, model, optimizer, self._group), finish
 
     def _drop_old(self) -> None:
         training = self.trainer.config.training
@@ -132,9 +139,14 @@ def restore(trainer: Trainer, folder: Path) -> None:
     Raises:
         ValueError: a file is missing or damaged, or of another model or other data.
     """
-    if not trainer.placement.is_divided:
-        trainer.restore(read_checkpoint(folder))
+    placement = trainer.placement
+    if not placement.is_divided:
+        found = read_checkpoint(folder)
+        mine = {"model": placement.mine(found.model), "optimizer": placement.mine(found.optimizer)}
+        trainer.restore(dataclasses.replace(found, **mine))
         return
+    from llmfast.training.divided import read_divided
+
     trainer.world.first(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)
     state = read_state(folder)

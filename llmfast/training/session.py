@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmfast.config import to_dict
+from llmfast.data.journal import JOURNAL
 from llmfast.data.prepare import Prepared, describe, open_prepared, prepare
 from llmfast.training.checkpoint import checkpoints
 from llmfast.training.config import RunConfig
@@ -41,7 +42,8 @@ def new_session(
 ) -> Session:
     """Prepare the data in a new run folder, build the trainer, let ``plan`` complete the configuration, and save it.
 
-    If anything fails, or is interrupted, no folder is left. With several processes the first one prepares.
+    If anything fails, or is interrupted, no folder is left; what a killed start left is begun anew. With several
+    processes the first one prepares.
 
     Raises:
         ValueError: the folder holds something already; or what ``prepare`` and ``Trainer`` refuse.
@@ -50,7 +52,7 @@ def new_session(
     made: list[Path] = []
 
     def begin() -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_free(folder):
             raise ValueError(f"{folder} exists already; choose another folder, or resume it")
         made.extend(path for path in (folder, *folder.parents) if not path.exists())
         if not config.data.prepared:
@@ -70,6 +72,14 @@ def new_session(
             shutil.rmtree(made[-1], ignore_errors=True)
         raise
     return Session(run, prepared, trainer)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is in ``folder`` but the data of a start that was killed before it wrote its configuration."""
+    return folder.is_dir() and all(
+        (path / JOURNAL).exists() if path.name == "data" else path.name.endswith(".partial")
+        for path in folder.iterdir()
+    )
 
 
 def resumed_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from llmfast.training.config import RunConfig
 from llmfast.training.distributed import World
 from llmfast.training.guard import Guard, LossScaler
 from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
+from llmfast.training.limits import check_division, check_memory
 from llmfast.training.optimizer import (
     build_optimizers,
     load_optimizer_tensors,
@@ -67,6 +69,7 @@ class Trainer:
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.compiled = training.compile and can_compile(self.device)
+        check_memory(config, world, self.device)
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         generator = torch.Generator().manual_seed(training.seed)
@@ -82,7 +85,13 @@ class Trainer:
         self.model.activation_checkpointing = training.activation_checkpointing
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
-        _check_division(config, self.placement.data_share.count)
+        check_division(config, self.placement.data_share.count)
+        if training.optimizer != "adamw" and (self.placement.is_divided or self.placement.tensor):
+            divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
+            raise ValueError(
+                f"{training.optimizer} needs whole matrices, which parallel.{divided} divides; "
+                "use training.optimizer adamw"
+            )
         self._begin()
 
     def _begin(self) -> None:
@@ -109,7 +118,9 @@ class Trainer:
         factor = learning_rate_factor(training, self.steps_done)
         set_learning_rate(self.optimizers, factor)
         # Decided by the step: dropout needs no state to be saved, and continues exactly.
-        torch.manual_seed(random_integer((training.seed, self.steps_done, self.world.rank)) >> 1)
+        torch.manual_seed(
+            random_integer((training.seed, self.steps_done, self.placement.data_share.index)) >> 1
+        )
         context = context_at(training, self.config.model.context, self.steps_done)
         batch_size = batch_size_at(training, self.steps_done)
         batch = self.loader.next(batch_size, context).to(self.device)
@@ -123,9 +134,15 @@ class Trainer:
 
     def _backward(self, batch: Batch, context: int) -> Tensor:
         """Gradients of the mean loss over all processes' targets; returns that loss."""
-        size = self.placement.data_share.count
+        size = (
+            self.world.size
+        )  # tensor-parallel processes count the same targets: both sums are as many times too large
         counted = self.world.sum((batch.targets != IGNORED).sum())
-        rows = self.config.training.batch_size // self.config.training.accumulate // size
+        rows = (
+            self.config.training.batch_size
+            // self.config.training.accumulate
+            // self.placement.data_share.count
+        )
         parts = batch.split(rows * self.config.model.context // context)
         loss = torch.zeros((), device=self.device)
         for part in parts:
@@ -140,14 +157,14 @@ class Trainer:
 
     def _update(self, loss: float, norm: Tensor) -> str | None:
         """Change the weights by the gradient, or say why not."""
-        overflow = self.scaler.enabled and not torch.isfinite(norm)
+        overflow = self.scaler.enabled and math.isfinite(loss) and not torch.isfinite(norm)
         self.scaler.update(finite=not overflow)
         if overflow and self.scaler.scale >= 1:
             fault = None  # of no consequence: the scale is halved and the next step goes on
         else:
             fault = self.guard.fault(loss, float(norm))
         if not overflow and fault is None:
-            clip = (self.config.training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            clip = min(1.0, self.config.training.clip_norm / (float(norm) + 1e-6))
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -246,24 +263,3 @@ def _routing_figures(model: Decoder) -> dict[str, float]:
         "expert_max_violation": statistics["max_violation"].max().item(),
         "experts_unused": statistics["unused"].sum().item(),
     }
-
-
-def _check_division(config: RunConfig, processes: int) -> None:
-    """Every batch, also in its warm-up, must fall into equal parts."""
-    training = config.training
-    smallest = training.batch_size // (8 if training.batch_warmup else 1)
-    parts = training.accumulate * processes
-    if (
-        training.batch_size % parts
-        or (training.batch_warmup and training.batch_size % 8)
-        or smallest % processes
-    ):
-        warm = ", and by 8 for training.batch_warmup" if training.batch_warmup else ""
-        raise ValueError(
-            f"training.batch_size {training.batch_size} must be divisible by training.accumulate "
-            f"{training.accumulate} times {processes} processes{warm}"
-        )
-    if training.context_warmup and config.model.context % 8:
-        raise ValueError(
-            f"training.context_warmup needs a context divisible by 8, got {config.model.context}"
-        )

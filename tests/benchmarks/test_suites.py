@@ -33,8 +33,10 @@ def run(bench, name, cases, folder):
         "cross_entropy",
         "linear_cross_entropy",
         "attention",
+        "nf4",
         "optimizer",
         "train_step",
+        "qlora",
         "generate",
     ],
 )
@@ -49,9 +51,14 @@ def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     assert content["machine"]["versions"]["torch"]
     assert content["ceilings"]["copy_bytes_per_s"] > 0
     assert content["ceilings"]["bfloat16_flops_per_s"] > 0
-    ours = [row for row in content["results"] if row["contender"].startswith("llmfast")]
+    # Some forms of a kernel run on one chip only; what is not skipped must be right.
+    ours = [
+        row
+        for row in content["results"]
+        if row["contender"].startswith("llmfast") and row["status"] != "skipped"
+    ]
     plain = [row for row in content["results"] if row["status"] == "ok" and row not in ours]
-    assert {row["pass"] for row in ours} == {row["pass"] for row in plain}
+    assert {row["pass"] for row in ours} == {row["pass"] for row in content["results"] if row not in ours}
     for row in ours + plain:
         assert row["status"] == "ok", row["note"]
         assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]

@@ -1,5 +1,8 @@
 """flash_attention: as exact as PyTorch's own ops, for every width, length and option, forward and backward."""
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_cases import FEW, OPTIONS, Case, eager_attention, pairwise
@@ -92,18 +95,38 @@ def test_every_pair_of_options_at_length(case):
         assert_exact(case, "cuda", batch=2, kv_heads=2)
 
 
+@contextlib.contextmanager
+def launches_of(chip, device):
+    """Launch choices for another chip, in the interpreter."""
+    if device != "cpu":
+        pytest.skip("a GPU takes its own launches")
+    here = torch.device("cpu")
+    before = Device.of(here)
+    set_device(here, chip)
+    try:
+        yield
+    finally:
+        set_device(here, before)
+
+
 @pytest.mark.parametrize("capability", [90, 120])
 def test_the_tiles_of_other_chips(device, capability):
     """Tensor descriptors on 9.0 and 10.0; the interpreter takes the tiles of 8.0 elsewhere."""
-    if device != "cpu":
-        pytest.skip("a GPU takes its own tiles")
-    here = torch.device("cpu")
-    before = Device.of(here)
-    set_device(here, CHIPS[capability])
-    try:
+    with launches_of(CHIPS[capability], device):
         assert_exact(Case(**vars(EVERYTHING) | {"dtype": torch.float16}), device)
-    finally:
-        set_device(here, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (50, 9)}], ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_a_persistent_grid_takes_each_tile_once(device, capability, options):
+    """Two multiprocessors share three heads of three tiles each, in pairs; with many, each tile has its own program."""
+    q, k, v = (random_tensor((1, 3, 300, 16), torch.float16, seed=i) for i in range(3))
+    outs = []
+    for multiprocessors in (2, 1000):
+        with launches_of(replace(CHIPS[capability], multiprocessors=multiprocessors), device):
+            outs.append(flash_attention(q, k, v, **options, return_lse=True))
+    for persistent, plain in zip(*outs, strict=True):
+        assert torch.equal(persistent, plain)
 
 
 def test_equal_bits_in_every_run(device):

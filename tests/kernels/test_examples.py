@@ -16,9 +16,16 @@ ARGUMENTS = {
 }
 
 
+PROGRAMS = ["NF4Linear", "int8_linear", "lora_linear", "lora_mlp", "nf4_linear", "quantize_nf4"]
+
+
+def code_of(op):
+    return textwrap.dedent(getattr(kernels, op).__doc__.partition("Example::\n")[2])
+
+
 def example(op):
     """The module that a docstring defines."""
-    code = textwrap.dedent(getattr(kernels, op).__doc__.partition("Example::\n")[2])
+    code = code_of(op)
     names = {"torch": torch, op: getattr(kernels, op)}
     exec(code, names)
     (module,) = (value for value in names.values() if isinstance(value, type))
@@ -42,3 +49,10 @@ def test_example_gives_the_same_through_the_kernels(op, device):
     with kernels.backend("reference"):
         expected = module(x)
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", PROGRAMS)
+def test_example_runs(op):
+    names = {"torch": torch} | {name: getattr(kernels, name) for name in kernels.__all__}
+    exec(code_of(op), names)
+    assert any(isinstance(value, torch.Tensor) and value.isfinite().all() for value in names.values())

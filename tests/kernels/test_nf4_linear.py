@@ -18,7 +18,7 @@ from kernel_testing import (
 )
 from llmfast.kernels import backend, dequantize_nf4, nf4_linear, quantize_nf4
 from llmfast.kernels.nf4.decode import decode_assembly
-from llmfast.kernels.nf4.linear import strategy
+from llmfast.kernels.nf4.products import strategy
 from llmfast.kernels.reference.nf4 import NF4_CODE
 
 SCALE = 0.5
@@ -187,8 +187,8 @@ def test_operator_is_well_formed(device):
     inputs = inputs_of(3, 8, 64, torch.float16, device, rank=4, bias=True)
     x, bias, lora_a, lora_b = (tensor.requires_grad_() for tensor in inputs.values())
     rest = (SCALE, True, *w.layout.arguments)
-    torch.library.opcheck(torch.ops.llmfast.nf4_linear.default, (x, w.bytes, bias, lora_a, lora_b, *rest))
-    torch.library.opcheck(torch.ops.llmfast.nf4_linear.default, (x, w.bytes, None, None, None, *rest))
+    torch.library.opcheck(torch.ops.llmfast.frozen_linear.default, (x, w.bytes, bias, lora_a, lora_b, *rest))
+    torch.library.opcheck(torch.ops.llmfast.frozen_linear.default, (x, w.bytes, None, None, None, *rest))
 
 
 def emulate(assembly, packed):

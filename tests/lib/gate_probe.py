@@ -14,6 +14,8 @@ from llmfast.kernels import activation, launch, norm
 from llmfast.kernels.gate import GateCase
 from llmfast.kernels.gate.measure import compiled, measure
 from llmfast.kernels.gate.table import faults
+from llmfast.kernels.nf4 import linear as nf4_linear
+from llmfast.kernels.nf4.layout import Layout
 from llmfast.kernels.rope import _run as run_rope
 
 
@@ -62,6 +64,10 @@ def calls_of_many_lengths() -> list[GateCase]:
             activation._run_gelu_backward(activation._run_gelu(x, x[0, 0], "gelu"), x, x[0, 0], "gelu", True)
             positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
             run_rope(heads, heads, positions, None, None, 1e4, 64, False, False)
+            layout = Layout((512, 512))
+            record = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta")
+            tokens = x.view(-1, 512)
+            nf4_linear.forward(nf4_linear.Call(tokens, record, None, None, None, 1.0, True, layout))
 
         return GateCase("", "", run)
 

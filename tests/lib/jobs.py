@@ -47,8 +47,14 @@ def overflow(world, folder, config):
     this.step()
     before = [parameter.detach().clone() for parameter in this.model.parameters()]
     forward = this.forward
-    factor = float("inf") if world.rank == world.size - 1 else 1.0
-    this.forward = lambda batch: forward(batch) * factor
+
+    def overflowing(batch):
+        loss = forward(batch)
+        if world.rank == world.size - 1:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    this.forward = overflowing
     result = this.step()
     same = all(bool((a == b).all()) for a, b in zip(before, this.model.parameters(), strict=True))
     return this.scaler.scale, same, result.fault

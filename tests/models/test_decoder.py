@@ -24,6 +24,7 @@ CONFIGS = {
         **SMALL, positions="learned", norm="layer", activation="gelu_tanh", biases="all", vocab_multiple=64
     ),
     "sliding": DecoderConfig(**SMALL, window=5, window_pattern="sf", activation="geglu"),
+    "smeared": DecoderConfig(**SMALL, smear=True),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),
@@ -31,7 +32,10 @@ CONFIGS = {
 
 
 def decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
-    return Decoder(config, generator=torch.Generator().manual_seed(seed)).double()
+    model = Decoder(config, generator=torch.Generator().manual_seed(seed)).double()
+    if config.smear:
+        torch.nn.init.constant_(model.smear.weight, 0.3)  # at 0, where it starts, it would do nothing
+    return model
 
 
 @pytest.fixture(params=CONFIGS)
@@ -144,6 +148,9 @@ def test_dropout_acts_in_training_only(tokens):
     assert torch.equal(model.eval()(tokens), plain(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+    with model.evaluating():
+        assert torch.equal(model(tokens), plain(tokens))
+    assert model.blocks[0].training
     for part in ("dropout", "blocks.0.dropout"):
         model.get_submodule(part).eval()
     model.blocks[1].eval()
@@ -152,7 +159,7 @@ def test_dropout_acts_in_training_only(tokens):
     assert torch.equal(model(tokens), plain(tokens))
 
 
-@pytest.mark.parametrize("name", ["modern", "gpt2", "experts"])
+@pytest.mark.parametrize("name", ["modern", "gpt2", "smeared", "experts"])
 def test_it_compiles_as_one_graph(name, tokens):
     torch._dynamo.reset()
     model = decoder(CONFIGS[name])

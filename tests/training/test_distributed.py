@@ -27,6 +27,7 @@ STRATEGIES = {
     "fsdp": ParallelConfig("fsdp"),
     "hsdp": ParallelConfig("hsdp", group=1),
     "fsdp, offloaded": ParallelConfig("fsdp", cpu_offload=True),
+    "tensor": ParallelConfig(tensor=2),
 }
 
 
@@ -43,7 +44,7 @@ def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
         data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training)
     )
     config.data = dataclasses.replace(config.data, sources=(), prepared=str(data))
-    config.model = dataclasses.replace(config.model, layers=2)
+    config.model = dataclasses.replace(config.model, layers=2, kv_heads=2, qk_norm=True, biases="all")
     config.parallel = parallel
     return config
 
@@ -76,7 +77,7 @@ def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone
     assert model.config.layers == 2
 
 
-def test_four_go_on_from_two_and_two_from_four(data, alone, tmp_path):
+def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"))
     run_ranks(jobs.train, 2, tmp_path / "two", config, 4)
     (saved,) = checkpoints(tmp_path / "two" / "run")
@@ -85,8 +86,9 @@ def test_four_go_on_from_two_and_two_from_four(data, alone, tmp_path):
     )
     assert four[0] == close(alone[4:8])
     (saved,) = checkpoints(tmp_path / "four" / "run")
-    two = run_ranks(jobs.train, 2, tmp_path / "again", config, 4, saved)
-    assert two[0] == close(alone[8:])
+    both = ParallelConfig(tensor=2)  # two copies of a model that two processes divide
+    four = run_ranks(jobs.train, 4, tmp_path / "again", run_config(data, both), 4, saved)
+    assert four[0] == close(alone[8:])
 
 
 def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
@@ -121,6 +123,14 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data):
         AssertionError, match=r"batch_size 8 must be divisible by training.accumulate 8 times 2"
     ):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
+
+
+def test_muon_is_not_run_on_parts_of_matrices(data):
+    """Trap: a part orthogonalised by itself is not a part of the orthogonal matrix."""
+    with pytest.raises(
+        AssertionError, match=r"muon needs whole matrices, which parallel\.strategy fsdp divides"
+    ):
+        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="muon"), 1)
 
 
 def test_the_command_line_under_torchrun(data, alone, tmp_path):

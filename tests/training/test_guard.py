@@ -118,11 +118,20 @@ def test_float16_trains_and_halves_the_scale_when_it_overflows(tmp_path):
     losses = [float(trainer.step().loss) for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
     scale, before = trainer.scaler.scale, parameters(trainer)
-    poison(trainer, {40}, float("inf"))
+    forward = trainer.forward
+
+    def overflowing(batch):
+        loss = forward(batch)
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    trainer.forward = overflowing
     result = trainer.step()
     assert result.fault is None  # not a bad step: overflow is what the scale is for
     assert trainer.scaler.scale == scale / 2
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(trainer), strict=True))
+    trainer.forward = lambda batch: forward(batch) * float("nan")
+    assert trainer.step().fault == "the loss is nan"  # which no scale helps
     folder = save(session)
     assert json.loads((folder / "state.json").read_text())["scaler"]["scale"] == scale / 2
     assert resumed_session(session.run.folder).trainer.scaler.scale == scale / 2

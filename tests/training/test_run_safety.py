@@ -12,6 +12,7 @@ from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
+from llmfast.models.presets import preset
 from llmfast.training import saving
 from llmfast.training.checkpoint import best_checkpoint, checkpoints, read_checkpoint, read_state
 from llmfast.training.fit import fit, save
@@ -143,6 +144,14 @@ def test_a_new_learning_rate_on_resume_is_kept_and_positive(tmp_path, config_fil
     rates = {group["peak_lr"] for each in resumed.trainer.optimizers for group in each.param_groups}
     assert rates == {1e-4}
     assert main(["train", "--config", config_file, "--out", str(run), "--learning_rate", "1"]) == 2
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = preset("llama-3.1-8b", layers=2000)
+    with pytest.raises(ValueError, match=r"parameters need .* GiB a process .* but there are .* GiB on cpu"):
+        Trainer(config, session.prepared.train)
 
 
 def test_a_checkpoint_names_its_code(tmp_path):

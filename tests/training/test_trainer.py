@@ -8,6 +8,7 @@ import torch
 from small_run import new_run
 
 from llmfast.data.loader import IGNORED
+from llmfast.models.config import ExpertsConfig
 from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
 from llmfast.training.fit import save
 from llmfast.training.trainer import Trainer
@@ -177,16 +178,50 @@ def test_with_masks_no_document_sees_another(tmp_path, packing):
     assert trainer.step().fault is None
 
 
-@pytest.mark.parametrize("settings", [{"batch_warmup": 0.5}, {"context_warmup": 0.5}, {"schedule": "wsd"}])
-def test_warm_ups_resume_exactly(tmp_path, settings):
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        ({"batch_warmup": 0.5}, {}),
+        ({"context_warmup": 0.5}, {}),
+        ({"activation_checkpointing": "selective"}, {"dropout": 0.2}),
+        ({}, {"experts": ExpertsConfig(count=4, active=2, bias_rate=0.01)}),
+    ],
+    ids=["batch", "context", "dropout", "experts"],
+)
+def test_all_that_changes_from_step_to_step_resumes_exactly(tmp_path, settings, model):
+    """Trap: dropout that begins anew, router biases that are lost."""
     session = new_run(tmp_path, steps=12, batch_size=16, accumulate=2, **settings)
-    trainer = session.trainer
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, **model)
+    trainer = Trainer(config, session.prepared.train)
+    session = dataclasses.replace(session, trainer=trainer)
     losses(trainer, 3)
     folder = save(session)
     rest = losses(trainer, 9)
     resumed = Trainer(trainer.config, session.prepared.train)
     resumed.restore(read_checkpoint(folder))
     assert losses(resumed, 9) == rest
+
+
+def test_experts_are_balanced_and_watched(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2, bias_rate=0.01))
+    trainer = Trainer(config, session.prepared.train)
+    routing = trainer.step().routing
+    assert routing["expert_max_violation"] >= 0
+    assert routing["experts_unused"] >= 0
+    assert trainer.model.blocks[0].feed_forward.router.bias.abs().max() > 0
+    assert not trainer.model.expert_counts.any()  # counted anew for each step
+
+
+def test_dropout_is_off_in_evaluation(tmp_path):
+    session = new_run(tmp_path)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, dropout=0.5)
+    trainer = Trainer(config, session.prepared.train)
+    assert trainer.evaluate(session.prepared.validation) == trainer.evaluate(session.prepared.validation)
+    assert trainer.model.training
 
 
 def test_smaller_batches_read_fewer_rows(tmp_path):

@@ -77,8 +77,9 @@ def test_evaluations_of_ones_own(tmp_path, capsys):
         fit(other)
 
 
-def test_a_profile_is_a_trace_of_a_few_steps(tmp_path):
-    session = new_run(tmp_path, steps=6, evaluate_every=0, sample_every=0)
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_profile_is_a_trace_of_a_few_steps(tmp_path, steps):
+    session = new_run(tmp_path, steps=steps, evaluate_every=0, sample_every=0)
     fit(session, profile=True)
     trace = json.loads((session.run.folder / "profile.json").read_text())
     assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])

@@ -1,0 +1,246 @@
+"""Launch choices timed on the GPU at hand: ``python -m benchmarks tune OP`` writes ``kernels/tables/OP.json``.
+
+From the choice of the rule in code on, it goes to the best of the neighbours (one setting halved, doubled or flipped),
+as long as there is a better one. Neighbours take turns with the best so far; each is checked against float64 first,
+and one that does not compile, does not fit or is wrong is out. A row is written where the best beats the rule by more
+than a margin, with all that was tried; rows of other GPUs stay. The compile gate then checks the new choices, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import compare, measure
+from .compare import BACKWARD, FORWARD
+from .results import OURS, ROOT, describe_machine, write_json
+
+if TYPE_CHECKING:
+    from llmfast.kernels.tuned import Tuned
+
+TABLES = ROOT / "kernels" / "tables"
+MARGIN = 0.02  # Two runs differ by as much.
+ROUNDS = {"cuda": 15, "cpu": 1}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tune", description="Tunes launch choices.")
+    parser.add_argument("op", choices=list(QUESTIONS), help="whose launch functions")
+    parser.add_argument("--out", type=Path, default=TABLES, help="folder of the tables")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal in Triton's interpreter; give --out")
+    options = parser.parse_args(arguments)
+    device = "cpu" if options.tiny else "cuda"
+    if options.tiny and options.out == TABLES:
+        parser.error("a rehearsal must not write the tables that are used: give --out")
+    if device == "cuda" and not torch.cuda.is_available():
+        print(f"tune {options.op}: skipped: no CUDA device (--tiny --out DIR rehearses without one)")
+        return 0
+    if options.tiny:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    tune(options.op, device, options.out)
+    return 0
+
+
+def tune(op: str, device: str, folder: Path, say: Callable[[str], None] = print) -> Path:
+    """Answers all questions about an op and writes its table."""
+    from llmfast.kernels import backend
+
+    path = folder / f"{op}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    with backend("triton"):
+        for question in QUESTIONS[op](device == "cpu"):
+            search = Search(question, device)
+            search.run()
+            rows = [row for row in rows if not search.answers(row)]
+            if search.gain > MARGIN:
+                rows.append(search.row())
+            verdict = f"{search.best}, {search.gain:.1%} faster than {search.rule}"
+            say(f"{question}: {verdict if search.gain > MARGIN else f'the rule stands: {search.rule}'}")
+            compare.release_memory(device)
+            write_json(path, {"rows": rows})
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ the questions
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which choice of a launch function is the fastest for these arguments, by a pass of a case that depends on it?"""
+
+    function: Tuned
+    arguments: tuple
+    case: compare.Case
+    pass_: str
+
+    def __str__(self) -> str:
+        return f"{self.function.rule.__name__}{self.arguments}"
+
+
+def attention(tiny: bool) -> Iterator[Question]:
+    launch = importlib.import_module("llmfast.kernels.attention.launch")
+    suite = importlib.import_module(f"{__package__}.suites.attention")
+    if tiny:
+        suite.DTYPE = torch.float16  # products of bfloat16 are wrong in the interpreter
+        dense = [suite.dense(1, 1, 1, 32, 16, True)]
+    else:
+        dense = [suite.dense(2, 2048 // D, 2048 // D, 8192, D, True) for D in (64, 128)]
+    for case in dense:
+        arguments = case.shape["D"], case.dtype.itemsize, False
+        yield Question(launch.forward_tile, arguments, case, FORWARD)
+        yield Question(launch.keys_gradient_tile, arguments, case, BACKWARD)
+        yield Question(launch.queries_gradient_tile, arguments, case, BACKWARD)
+    if not tiny:
+        case = suite.decode(16, 8192, 32, 8, 128)
+        yield Question(launch.decode_tile, (128, case.dtype.itemsize, 4), case, FORWARD)
+
+
+def norm(tiny: bool) -> Iterator[Question]:
+    launch = importlib.import_module("llmfast.kernels.norm")
+    suite = importlib.import_module(f"{__package__}.suites.norm")
+    for rows, width in suite.sizes("tiny" if tiny else "full"):
+        case = suite.rms_norm_case(rows, width)
+        yield Question(launch.forward_launch, (width,), case, FORWARD)
+        yield Question(launch.backward_launch, (width, case.dtype.itemsize), case, BACKWARD)
+
+
+QUESTIONS = {"attention": attention, "norm": norm}
+
+
+# --------------------------------------------------------------------------------------------------- the search
+
+
+@dataclass
+class Search:
+    """The way from the rule's choice to the best one."""
+
+    question: Question
+    device: str
+    seconds: dict[Any, float] = field(default_factory=dict)
+    faults: dict[Any, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from llmfast.kernels.launch import Device
+
+        self.chip = Device.of(torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu"))
+        self.rule = self.best = self.question.function.rule(self.chip, *self.question.arguments)
+        generator = torch.Generator(self.device)
+        self.inputs = self.question.case.inputs(generator.manual_seed(0))
+        self.judge = compare.Judge(self.question.case, self.inputs)
+        # Timed on copies that take turns, so that none is in the L2 cache when its turn comes.
+        copies = measure.input_sets(sum(x.nbytes for x in self.inputs.values()), self.device)
+        self.sets = [self.inputs, *(self.question.case.inputs(generator) for _ in range(copies - 1))]
+
+    def run(self) -> None:
+        with measure.own_stream(self.device):
+            while True:
+                others = [each for each in neighbours(self.best) if each not in self.faults | self.seconds]
+                times = self.time([self.best, *others])
+                fastest = min(times, key=times.get)
+                if times[fastest] > (1 - MARGIN / 2) * times[self.best]:
+                    break
+                self.best = fastest
+            self.seconds |= self.time([self.rule, self.best])
+
+    @property
+    def gain(self) -> float:
+        return 1 - self.seconds[self.best] / self.seconds[self.rule]
+
+    def time(self, choices: list[Any]) -> dict[Any, float]:
+        """Seconds of those that run and are right, in turn."""
+        samplers = {}
+        for choice in dict.fromkeys(choices):
+            try:
+                with forced(self.question.function, self.key, choice):
+                    samplers[choice] = self.sampler(choice)
+            except Exception as error:  # it does not compile, or asks for more than the chip has
+                self.faults[choice] = compare.one_line(error)
+        if self.rule in self.faults:
+            raise ValueError(f"{self.question}: the rule's own choice fails: {self.faults[self.rule]}")
+        timings = measure.in_turn(samplers, ROUNDS[self.device])
+        times = {choice: timing.median_s for choice, timing in timings.items()}
+        self.seconds |= times
+        return times
+
+    def sampler(self, choice: Any) -> measure.Sampler:
+        case = self.question.case
+        ours = next(each for each in case.contenders if each.name == OURS).build()
+        error, allowed, worst = self.judge.error(ours)
+        if not error <= allowed:
+            raise ValueError(f"wrong: {worst} is off by {error:.1e}, allowed are {allowed:.1e}")
+
+        def call_with_choice(inputs: compare.Inputs) -> measure.Call:
+            call = compare.call(case, ours, self.question.pass_, compare.leaves(case, inputs))
+
+            def run() -> object:
+                with forced(self.question.function, self.key, choice):
+                    return call()
+
+            return run
+
+        return measure.Sampler([call_with_choice(inputs) for inputs in self.sets], self.device)
+
+    @property
+    def key(self) -> tuple:
+        return (self.chip.capability, *self.question.arguments)
+
+    def answers(self, row: dict[str, Any]) -> bool:
+        """Whether a row of the table is about this question."""
+        key = (row["capability"], *row["arguments"])
+        return row["function"] == self.question.function.rule.__name__ and key == self.key
+
+    def row(self) -> dict[str, Any]:
+        machine = describe_machine(self.device)
+        tried = [asdict(choice) | {"seconds": seconds} for choice, seconds in self.seconds.items()]
+        tried += [asdict(choice) | {"fault": fault} for choice, fault in self.faults.items()]
+        return {
+            "function": self.question.function.rule.__name__,
+            "capability": self.chip.capability,
+            "arguments": list(self.question.arguments),
+            "choice": asdict(self.best),
+            "measured": {
+                "case": str(self.question.case),
+                "pass": self.question.pass_,
+                "seconds": self.seconds[self.best],
+                "seconds_of_rule": self.seconds[self.rule],
+                "rule": asdict(self.rule),
+                "tried": tried,
+                **{name: machine[name] for name in ("gpu", "time", "revision", "versions")},
+            },
+        }
+
+
+@contextlib.contextmanager
+def forced(function: Tuned, key: tuple, choice: Any) -> Iterator[None]:
+    """The launch function answers this, as from a row of its table."""
+    before = function.rows.get(key)
+    function.rows[key] = choice
+    try:
+        yield
+    finally:
+        if before is None:
+            del function.rows[key]
+        else:
+            function.rows[key] = before
+
+
+def neighbours(choice: Any) -> Iterator[Any]:
+    """Choices that differ in one setting."""
+    for name, value in asdict(choice).items():
+        if isinstance(value, bool):
+            yield replace(choice, **{name: not value})
+        else:
+            yield replace(choice, **{name: 2 * value})
+            if name == "stages":
+                yield replace(choice, stages=value + 1)
+            if value > 1:
+                yield replace(choice, **{name: value // 2})

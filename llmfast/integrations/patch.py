@@ -1,0 +1,295 @@
+"""Our kernels inside a model of Hugging Face transformers.
+
+    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")
+    llmfast.patch(model)
+
+Only this one object changes: its modules get a ``forward`` of their own, classes stay as they are, and ``unpatch``
+takes it all back. Parameters, names and saved files are untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfast.integrations.transformers_attention import NAME, attention_forward, register
+from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_norm, rope, swiglu
+
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "GPT2")
+_RECORD = "_llmfast_patch"
+
+
+@dataclass
+class _Record:
+    """What ``unpatch`` takes back."""
+
+    forwards: list[tuple[nn.Module, Any]]
+    """Modules, and the ``forward`` that they had of their own before, if any."""
+    attention: list[tuple[Any, str]]
+    """Configurations, and the attention implementation that they named."""
+
+
+def patch(
+    model: nn.Module,
+    *,
+    norms: bool = True,
+    activations: bool = True,
+    attention: bool = True,
+    loss: bool = True,
+) -> nn.Module:
+    """Swap a transformers model's ops for the kernels of llmfast, in place; returns the model.
+
+    Args:
+        model: A causal language model of the families Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2 or GPT-2, or
+            anything that contains one (PEFT).
+        norms: rms_norm and layer_norm.
+        activations: swiglu, geglu and gelu.
+        attention: flash_attention, and rope for queries and keys.
+        loss: linear_cross_entropy while training with ``labels``: the output then holds the loss, and None in place
+            of logits, which are never formed.
+
+    Raises:
+        ValueError: nothing to patch here, patched already, or an activation without a kernel.
+    """
+    if hasattr(model, _RECORD):
+        raise ValueError("this model is patched already; llmfast.unpatch(model) takes it back")
+    wanted = {"norm": norms, "activation": activations, "attention": attention, "loss": loss}
+    found = [(module, *replacement) for module in model.modules() if (replacement := _replacement(module))]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} holds nothing that llmfast can patch; supported are {', '.join(FAMILIES)}"
+        )
+    forwards = [(module, make(module)) for module, part, make in found if wanted[part]]
+    record = _Record([(module, module.__dict__.get("forward")) for module, _ in forwards], [])
+    for module, forward in forwards:
+        module.forward = types.MethodType(forward, module)
+    if attention:
+        register()
+        record.attention += [(config, config._attn_implementation) for config in _own_configurations(model)]
+        for config, _ in record.attention:
+            config._attn_implementation = NAME
+    object.__setattr__(model, _RECORD, record)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Take back what ``patch`` did; returns the model.
+
+    Raises:
+        ValueError: it is not patched.
+    """
+    if not hasattr(model, _RECORD):
+        raise ValueError("this model is not patched")
+    record = getattr(model, _RECORD)
+    for module, previous in record.forwards:
+        del module.forward
+        if previous is not None:
+            module.forward = previous
+    for config, name in record.attention:
+        config._attn_implementation = name
+    object.__delattr__(model, _RECORD)
+    return model
+
+
+def _replacement(module: nn.Module) -> tuple[str, Callable] | None:
+    """What a module is, and what makes its new forward; None for what is not ours to patch.
+
+    The attention of GPT-2 keeps its forward, which calls the implementation that its configuration names.
+    """
+    if type(module) is nn.LayerNorm:
+        return "norm", lambda _: _layer_norm_forward
+    name = type(module).__name__
+    family = next((each for each in sorted(FAMILIES, key=len, reverse=True) if name.startswith(each)), None)
+    return _REPLACEMENTS.get((family, name.removeprefix(family or "")))
+
+
+def _own_configurations(model: nn.Module) -> list[Any]:
+    """The model's configurations, after it got copies of its own: another model may share the object."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        if hasattr(config, "_attn_implementation"):
+            module.config = copies.setdefault(id(config), copy.copy(config))
+    return list(copies.values())
+
+
+# --- norms ----------------------------------------------------------------------------------------------------------
+
+
+def _rms_norm_forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+
+
+def _gemma_norm_forward(self: nn.Module, x: Tensor) -> Tensor:
+    return rms_norm(x, self.weight, eps=self.eps, weight_offset=1.0)
+
+
+def _layer_norm_forward(self: nn.Module, input: Tensor) -> Tensor:
+    return layer_norm(input, self.weight, self.bias, eps=self.eps)
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+_ACTIVATIONS = {  # of torch.nn and transformers.activations
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELU": "none",
+    "GELUActivation": "none",
+    "GELUTanh": "tanh",
+    "NewGELUActivation": "tanh",
+}
+
+
+def _gated_mlp(module: nn.Module) -> Callable:
+    kind = _activation_of(module.act_fn)
+    return _swiglu_mlp_forward if kind == "silu" else functools.partial(_geglu_mlp_forward, kind)
+
+
+def _gelu_mlp(module: nn.Module) -> Callable:
+    kind = _activation_of(module.act)
+    if kind == "silu":
+        raise ValueError("there is no kernel for silu without a gate: patch(model, activations=False)")
+    return functools.partial(_gelu_mlp_forward, kind)
+
+
+def _activation_of(activation: nn.Module) -> str:
+    """silu, or the approximation of gelu."""
+    name = type(activation).__name__
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"there is no kernel for the activation {name}: patch(model, activations=False)")
+    return _ACTIVATIONS[name]
+
+
+def _swiglu_mlp_forward(self: nn.Module, x: Tensor) -> Tensor:
+    return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+def _geglu_mlp_forward(approximate: str, self: nn.Module, x: Tensor) -> Tensor:
+    return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x), approximate=approximate))
+
+
+def _gelu_mlp_forward(approximate: str, self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return self.dropout(self.c_proj(gelu(self.c_fc(hidden_states), approximate=approximate)))
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+def _attention_forward(
+    self: nn.Module,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention of Llama and its kin, from projection to projection."""
+    B, S, _ = hidden_states.shape
+    q, k, v = (
+        each(hidden_states).view(B, S, -1, self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    if hasattr(self, "q_norm"):
+        q, k = self.q_norm(q), self.k_norm(k)
+    q, k = _rotate(q, k, *position_embeddings)
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    if past_key_values is not None:
+        k, v = past_key_values.update(k, v, self.layer_idx)
+    options = {
+        "dropout": self.attention_dropout if self.training else 0.0,
+        "scaling": self.scaling,
+        "sliding_window": _window(self),
+        "softcap": getattr(self, "attn_logit_softcapping", None),
+    }
+    out, _ = attention_forward(self, q, k, v, attention_mask, **(kwargs | options))
+    return self.o_proj(out.reshape(B, S, -1)), None
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k (B, S, heads, D) by cosines and sines (1 or B, S, D), each of which transformers holds twice in a row."""
+    B, S = q.shape[:2]
+    half = cos.shape[-1] // 2
+    positions = None
+    if cos.shape[0] > 1:  # rows at different positions (padding on the left, packing): a table of all of them
+        positions = torch.arange(B * S, device=q.device).view(B, S)
+    cos, sin = (each[..., :half].reshape(-1, half) for each in (cos, sin))
+    return rope(q, k, positions=positions, cos=cos, sin=sin)
+
+
+def _window(self: nn.Module) -> int | None:
+    if hasattr(self, "sliding_window"):
+        return self.sliding_window
+    return self.config.sliding_window if self.config.model_type == "mistral" else None
+
+
+# --- loss -----------------------------------------------------------------------------------------------------------
+
+
+def _loss_forward(module: nn.Module) -> Callable:
+    """The forward of the module's class, but in training with labels the loss straight from the hidden states."""
+    original = type(module).forward
+
+    @functools.wraps(original)  # Trainer reads the names of the arguments
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind_partial(self, *args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        labels, shifted = given.pop("labels", None), given.pop("shift_labels", None)
+        if not self.training or (labels is None and shifted is None):
+            return original(self, *args, **kwargs)
+        del given["self"]
+        given.pop("logits_to_keep", None)
+        items, ignored = given.pop("num_items_in_batch", None), given.pop("ignore_index", -100)
+        as_tuple = given.pop("return_dict", None) is False
+        outputs = getattr(self, self.base_model_prefix)(**given)
+        hidden = outputs.last_hidden_state
+        targets = F.pad(labels, (0, 1), value=ignored)[..., 1:] if shifted is None else shifted
+        loss = linear_cross_entropy(
+            hidden,
+            self.lm_head.weight,
+            targets.reshape(hidden.shape[:-1]).to(hidden.device),
+            self.lm_head.bias,
+            ignore_index=ignored,
+            softcap=getattr(self.config, "final_logit_softcapping", None),
+            reduction="mean" if items is None else "sum",
+        )
+        if items is not None:
+            loss = loss / (items.to(loss.device) if torch.is_tensor(items) else items)
+        found = _output(loss, outputs)
+        return found.to_tuple() if as_tuple else found
+
+    return forward
+
+
+def _output(loss: Tensor, outputs: Any) -> Any:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return CausalLMOutputWithPast(
+        loss=loss,
+        past_key_values=outputs.past_key_values,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
+
+
+def _table() -> dict[tuple[str, str], tuple[str, Callable]]:
+    """What is patched, by family and by the rest of a class's name."""
+    parts = {("GPT2", "MLP"): ("activation", _gelu_mlp), ("GPT2", "LMHeadModel"): ("loss", _loss_forward)}
+    for family in FAMILIES:
+        if family != "GPT2":
+            norm = _gemma_norm_forward if family.startswith("Gemma") else _rms_norm_forward
+            parts[family, "RMSNorm"] = "norm", lambda _, norm=norm: norm
+            parts[family, "MLP"] = "activation", _gated_mlp
+            parts[family, "Attention"] = "attention", lambda _: _attention_forward
+            parts[family, "ForCausalLM"] = "loss", _loss_forward
+    return parts
+
+
+_REPLACEMENTS = _table()

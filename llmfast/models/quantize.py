@@ -1,0 +1,80 @@
+"""Weights in 4 bits, layer by layer, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from ..kernels import NF4Linear
+
+
+def quantize_model(
+    module: nn.Module,
+    skip: Sequence[str] = ("lm_head",),
+    *,
+    block_size: int = 64,
+    double_quant: bool = True,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Replaces the linear layers of ``module``, in place, by ``NF4Linear`` (QLoRA, arXiv:2305.14314).
+
+    Layers are taken one after another, and the weight of each is let go as soon as it is quantised: besides what was
+    there, never more than one layer is held.
+
+    Args:
+        module: any module, also one of transformers.
+        skip: names of layers to leave alone: a full name, or its last parts, as ``lm_head`` or ``mlp.gate``.
+        block_size, double_quant: see ``llmfast.kernels.quantize_nf4``.
+        device: where to quantise, and to leave the quantised layers; None is where each layer is. With ``"cuda"`` a
+            model on the CPU arrives on the GPU without ever being there in 16 bits; the rest of it is for the
+            caller to move.
+        progress: show a bar, on a terminal.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: for a name in ``skip`` that fits nothing, or a module without a layer to quantise.
+
+    Example::
+
+        model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+        quantize_model(model, skip=())
+    """
+    linears = [
+        name for name, layer in module.named_modules(remove_duplicate=False) if type(layer) is nn.Linear
+    ]
+    for wanted in skip:
+        if wanted != "lm_head" and not any(_matches(name, wanted) for name in linears):
+            raise ValueError(f"skip names {wanted!r}, but no linear layer is called so")
+    names = [name for name in linears if name and not any(_matches(name, wanted) for wanted in skip)]
+    if not names:
+        raise ValueError(f"{type(module).__name__} has no linear layer to quantise besides {tuple(skip)}")
+    places: dict[int, list[str]] = {}  # a layer that is used twice stays one layer
+    for name in names:
+        places.setdefault(id(module.get_submodule(name)), []).append(name)
+    for shared in _shown(list(places.values()), progress):
+        linear = module.get_submodule(shared[0]).to(device=device)
+        layer = NF4Linear.from_linear(linear, block_size, double_quant).train(linear.training)
+        for name in shared:
+            module.set_submodule(name, layer)
+    return module
+
+
+def _matches(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _shown(layers: list[list[str]], progress: bool) -> Iterator[list[str]]:
+    """The layers, while a bar on standard error shows how far it is."""
+    console = Console(stderr=True)
+    columns = (TextColumn("quantising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not (progress and console.is_terminal)
+    ) as bar:
+        yield from bar.track(layers)

@@ -1,0 +1,108 @@
+"""The tuner, rehearsed in Triton's interpreter, and the tables that launch functions read."""
+
+import importlib
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+from kernel_testing import require_interpreter
+from llmfast.kernels import tuned
+from llmfast.kernels.launch import CHIPS
+
+
+@pytest.fixture
+def tune(bench):
+    require_interpreter()
+    return importlib.import_module("benchmarks.tune")
+
+
+@pytest.fixture
+def norm_module():
+    return importlib.import_module("llmfast.kernels.norm")
+
+
+@dataclass(frozen=True)
+class Choice:
+    block: int
+
+
+def test_a_row_of_the_table_comes_before_the_rule_on_its_chip_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned, "TABLES", tmp_path)
+    row = {"function": "rule", "capability": 90, "arguments": [128, False], "choice": {"block": 7}}
+    (tmp_path / "some_op.json").write_text(json.dumps({"rows": [row]}))
+
+    @tuned.tuned("some_op", Choice)
+    def rule(device, width, heavy):
+        return Choice(width)
+
+    assert rule(CHIPS[90], 128, False) == Choice(7)
+    assert rule(CHIPS[80], 128, False) == Choice(128)
+    assert rule(CHIPS[90], 128, True) == Choice(128)
+    assert rule(CHIPS[90], 64, False) == Choice(64)
+
+
+def test_without_a_table_the_rule_chooses(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned, "TABLES", tmp_path)
+    rule = tuned.tuned("no_such_op", Choice)(lambda device, width: Choice(width))
+    assert rule(CHIPS[90], 128) == Choice(128)
+
+
+def slower_than_halved(tune, monkeypatch):
+    """Times as if every halving of the block were worth it."""
+
+    def in_turn(samplers, rounds):
+        return {choice: tune.measure.Timing(choice.block * 1e-6, 0, 0, "clock") for choice in samplers}
+
+    monkeypatch.setattr(tune.measure, "in_turn", in_turn)
+
+
+def test_the_tuner_goes_to_what_is_right_and_fastest(tune, norm_module, tmp_path, monkeypatch):
+    """Trap: a choice that leaves out columns is the fastest of all."""
+    slower_than_halved(tune, monkeypatch)
+    questions = [next(iter(tune.norm(True)))]
+    monkeypatch.setitem(tune.QUESTIONS, "norm", lambda tiny: questions)
+    before = dict(norm_module.forward_launch.rows)
+    path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
+    assert norm_module.forward_launch.rows == before
+    rows = json.loads(path.read_text())["rows"]
+    rule = questions[0].function.rule(tune.importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
+    assert rule.block == 64
+    assert rows == []  # smaller blocks would be wrong, so that the rule stands
+
+
+def test_the_rows_of_the_tuner_are_read_by_the_launch_function(tune, norm_module, tmp_path, monkeypatch):
+    def in_turn(samplers, rounds):
+        return {choice: tune.measure.Timing(choice.rows * 1e-6, 0, 0, "clock") for choice in samplers}
+
+    monkeypatch.setattr(tune.measure, "in_turn", in_turn)
+    questions = [next(iter(tune.norm(True)))]
+    monkeypatch.setitem(tune.QUESTIONS, "norm", lambda tiny: questions)
+    for _ in range(2):  # a second time replaces the rows of the first
+        path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["choice"]["rows"] == 1
+    assert row["measured"]["seconds"] < row["measured"]["seconds_of_rule"]
+    assert {"gpu", "revision", "versions", "time", "tried"} <= row["measured"].keys()
+    monkeypatch.setattr(tuned, "TABLES", tmp_path)
+    tuned._table.cache_clear()
+    again = tuned.Tuned("norm", norm_module.NormLaunch, norm_module.forward_launch.rule)
+    tuned._table.cache_clear()
+    assert again(questions[0].function and CHIPS[80], 64).rows == 1
+    assert again(CHIPS[90], 64) == norm_module.forward_launch.rule(CHIPS[90], 64)
+
+
+def test_neighbours_differ_in_one_setting_and_stay_positive(tune):
+    from llmfast.kernels.attention.launch import Tile
+
+    tile = Tile(64, 32, 4, 1)
+    found = list(tune.neighbours(tile))
+    assert replace(tile, tma=True) in found
+    assert replace(tile, stages=2) in found
+    assert all(min(t.block_m, t.block_n, t.warps, t.stages) >= 1 for t in found)
+    assert all(sum(getattr(t, n) != getattr(tile, n) for n in vars(tile)) == 1 for t in found)
+
+
+def test_a_rehearsal_does_not_write_the_tables_that_are_used(tune, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["norm", "--tiny"])
+    assert "give --out" in capsys.readouterr().err

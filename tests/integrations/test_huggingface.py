@@ -1,0 +1,215 @@
+"""Hugging Face folders and ours hold the same models: equal logits both ways, for every family."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from llmfast import cli
+from llmfast.integrations.huggingface import load_huggingface, save_huggingface
+from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
+from llmfast.models.decoder import Decoder
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+SLIDING = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e5, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "rope_theta": 5e5,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+THEIRS = {
+    "gpt2": ("GPT2", {"vocab_size": 120, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "llama": ("Llama", LLAMA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama, linear": (
+        "Llama",
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "llama, dynamic": (
+        "Llama",
+        LLAMA
+        | {
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        },
+    ),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": 7, "head_dim": 16}),
+    "qwen2": ("Qwen2", LLAMA | SLIDING | {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3", LLAMA | {"head_dim": 16, "tie_word_embeddings": True}),
+    "mixtral": ("Mixtral", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        LLAMA | MOE | {"shared_expert_intermediate_size": 40, "decoder_sparse_step": 2},
+    ),
+    "qwen3_moe": ("Qwen3Moe", LLAMA | MOE | {"head_dim": 16, "mlp_only_layers": [1]}),
+}
+
+
+def their_model(name: str):
+    prefix, settings = THEIRS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{prefix}Config")(**settings)
+    model = getattr(transformers, "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix}ForCausalLM")(
+        config
+    ).eval()
+    for parameter in model.parameters():  # biases and norms too, which start the same everywhere
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+    return model
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(120, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def assert_same_logits(ours: Decoder, theirs) -> None:
+    found, expected = ours.eval()(tokens()), theirs(tokens()).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_both_directions_give_equal_logits(name, tmp_path):
+    theirs = their_model(name)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if name == "mixtral" else "1GB")
+    ours = load_huggingface(tmp_path / "theirs")
+    assert_same_logits(ours, theirs)
+    save_huggingface(ours, tmp_path / "again", max_shard_size="20KB" if name == "qwen3" else "1GB")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    assert type(again) is type(theirs)
+    assert_same_logits(ours, again)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+OURS = {
+    "a quickstart model": {"scale_embedding": True},  # its factor moves into the table
+    "gpt2": {
+        "positions": "learned",
+        "norm": "layer",
+        "activation": "gelu_tanh",
+        "biases": "all",
+        "vocab_multiple": 64,
+    },
+    "geglu": {"activation": "geglu_tanh", "kv_heads": 1, "head_width": 16},
+    "patterned": {"biases": "qkv", "window": 4, "window_pattern": "sf"},
+    "yarn": {"rope_scaling": RopeScaling("yarn", 4.0)},
+    "experts": {"experts": ExpertsConfig(count=4, pattern="de", normalize=False), "qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_of_ours_is_written_as_the_family_that_it_is(name, tmp_path):
+    config = DecoderConfig(vocab_size=120, width=32, layers=2, context=64, norm_eps=1e-5, **OURS[name])
+    ours = Decoder(config, generator=torch.Generator().manual_seed(0))
+    save_huggingface(ours, tmp_path)
+    assert_same_logits(ours, transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+
+
+@pytest.mark.parametrize(
+    ("settings", "family", "said"),
+    [
+        ({"norm": "layer"}, None, "a llama folder cannot say model.norm 'layer'"),
+        ({"window": 4}, "llama", "a llama folder cannot say model.window_pattern"),
+        ({"experts": ExpertsConfig(count=4, score="sigmoid")}, None, "experts.score 'sigmoid'"),
+        ({}, "bert", "'bert' is not a supported family; there are gpt2, llama"),
+    ],
+)
+def test_what_a_folder_cannot_say_is_refused(settings, family, said, tmp_path):
+    """Written all the same, it would load as another model without a word."""
+    model = Decoder(DecoderConfig(width=32, layers=2, **settings))
+    with pytest.raises(ValueError, match=said):
+        save_huggingface(model, tmp_path / "out", family=family)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_router_s_bias_has_no_place_in_a_folder(tmp_path):
+    model = Decoder(DecoderConfig(width=32, layers=1, experts=ExpertsConfig(count=4)))
+    model.blocks[0].feed_forward.router.bias[0] = 1
+    with pytest.raises(ValueError, match=r"router\.bias is not zero"):
+        save_huggingface(model, tmp_path)
+
+
+def rewrite(folder, **changes):
+    file = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(file | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "bert"}, "its model_type is 'bert'; supported are gpt2, llama"),
+        ({"attention_bias": True}, "attention_bias is True; supported is False"),
+        ({"hidden_act": "relu"}, "its activation is 'relu'"),
+        ({"num_hidden_layers": 4}, "the tensor model.layers.3.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 2}, "tensors that this model has no place for: model.layers.2"),
+        ({"intermediate_size": 40}, "mlp.gate_proj.weight has the shape"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "its rope_type is 'longrope'"),
+        ({"vocab_size": "many"}, "config.json cannot be used"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(changes, said, tmp_path):
+    their_model("llama").save_pretrained(tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said):
+        load_huggingface(tmp_path)
+
+
+def test_published_forms_of_a_folder_are_read(tmp_path):
+    """GPT-2 as OpenAI's folder has it: no first word in the names, and masks among the tensors."""
+    from safetensors.torch import load_file, save_file
+
+    theirs = their_model("gpt2")
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, file)
+    ours = load_huggingface(tmp_path, vocab_multiple=64)
+    assert ours.embedding.weight.shape[0] == 128
+    assert_same_logits(ours, theirs)
+
+
+def test_config_of_transformers_4_is_read(tmp_path):
+    theirs = their_model("llama")
+    theirs.save_pretrained(tmp_path)
+    scaling = dict(LLAMA3)
+    rewrite(tmp_path, rope_parameters=None, rope_theta=scaling.pop("rope_theta"), rope_scaling=scaling)
+    assert_same_logits(load_huggingface(tmp_path), theirs)
+
+
+def test_the_commands_carry_model_and_tokenizer_there_and_back(tmp_path, capsys):
+    from llmfast.tokenizer import Tokenizer
+
+    theirs = their_model("llama")
+    theirs.save_pretrained(tmp_path / "theirs")
+    Tokenizer.train(["ab ab abc"] * 5, 260).save(tmp_path / "theirs")
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
+    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["model", "info", str(tmp_path / "ours")]) == 0
+    assert (
+        cli.main(["model", "export", str(tmp_path / "ours"), str(tmp_path / "back"), "--dtype", "float32"])
+        == 0
+    )
+    capsys.readouterr()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens()).logits, theirs(tokens()).logits)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    shutil.rmtree(tmp_path / "theirs")
+    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert "holds no model" in capsys.readouterr().err
