@@ -133,6 +133,12 @@ def test_muon_is_not_run_on_parts_of_matrices(data):
         run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="muon"), 1)
 
 
+def test_8_bit_moments_are_not_divided(data):
+    """Trap: 256 moments share a maximum, and would lie in the parts of two processes."""
+    with pytest.raises(AssertionError, match="AdamW8bit got parameters that are divided between processes"):
+        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="adamw8bit"), 1)
+
+
 def test_the_command_line_under_torchrun(data, alone, tmp_path):
     config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
     config_files.save(config, tmp_path / "config.yaml")
