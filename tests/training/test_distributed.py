@@ -125,18 +125,14 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
 
 
-def test_muon_is_not_run_on_parts_of_matrices(data):
-    """Trap: a part orthogonalised by itself is not a part of the orthogonal matrix."""
+@pytest.mark.parametrize("optimizer", ["muon", "adamw8bit"])
+def test_what_needs_whole_matrices_gets_no_parts(data, optimizer):
+    """Traps: a part orthogonalised by itself is not a part of the orthogonal matrix; 256 moments that share a maximum
+    would lie in the parts of two processes."""
     with pytest.raises(
-        AssertionError, match=r"muon needs whole matrices, which parallel\.strategy fsdp divides"
+        AssertionError, match=rf"{optimizer} needs whole matrices, which parallel\.strategy fsdp divides"
     ):
-        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="muon"), 1)
-
-
-def test_8_bit_moments_are_not_divided(data):
-    """Trap: 256 moments share a maximum, and would lie in the parts of two processes."""
-    with pytest.raises(AssertionError, match="AdamW8bit got parameters that are divided between processes"):
-        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer="adamw8bit"), 1)
+        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer=optimizer), 1)
 
 
 def test_the_command_line_under_torchrun(data, alone, tmp_path):
