@@ -97,7 +97,7 @@ def test_both_directions_give_equal_logits(name, tmp_path):
 
 
 OURS = {
-    "a quickstart model": {"scale_embedding": True},  # its factor moves into the table
+    "scaled embedding": {"scale_embedding": True},  # its factor moves into the table
     "gpt2": {
         "positions": "learned",
         "norm": "layer",
@@ -124,6 +124,7 @@ def test_a_model_of_ours_is_written_as_the_family_that_it_is(name, tmp_path):
     ("settings", "family", "said"),
     [
         ({"norm": "layer"}, None, "a llama folder cannot say model.norm 'layer'"),
+        ({"smear": True}, None, "a llama folder cannot say model.smear True"),
         ({"window": 4}, "llama", "a llama folder cannot say model.window_pattern"),
         ({"experts": ExpertsConfig(count=4, score="sigmoid")}, None, "experts.score 'sigmoid'"),
         ({}, "bert", "'bert' is not a supported family; there are gpt2, llama"),
