@@ -49,9 +49,16 @@ def test_every_token_is_predicted_once_with_all_the_context_there_is(tmp_path, m
     )
 
 
-def test_a_part_is_the_beginning(tmp_path, model):
+def test_a_part_is_spread_over_the_whole(tmp_path, model):
+    """Trap: the first documents by name, all of one kind, taken for a sample."""
     shards = shards_of(tmp_path, 100)
-    assert evaluate(model, shards, max_tokens=40).tokens == 40
+    part = evaluate(model, shards, max_tokens=24)
+    tokens = torch.from_numpy(shards.read(0, len(shards)).astype(np.int64))
+    windows = [tokens[start : start + 9] for start in (0, 32, 64)]  # of 13 windows the 1st, 5th and 9th
+    losses = [model(window[None, :-1], window[None, 1:]).item() for window in windows]
+    assert part.tokens == 24
+    assert part.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert evaluate(model, shards, max_tokens=1000).tokens == 100
 
 
 def test_a_stride_beyond_the_context_would_leave_tokens_out(tmp_path, model):

@@ -27,6 +27,7 @@ SUITES = {
     "nf4": Suite(
         "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step"
     ),
+    "optimizer": Suite("AdamW, with 8-bit moments too, and the iteration of Muon", ("cuda", "cpu")),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),

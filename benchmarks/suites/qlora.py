@@ -72,10 +72,9 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
     checked = replace(config, layers=LAYERS_CHECKED)
     few = tokens[:1], targets[:1]
 
-    def contender(name: str, build: Build, *, module: str | None = None) -> Contender:
-        return Contender(
-            name, lambda: program(functools.partial(build, device=device), config, tokens, targets), module
-        )
+    def contender(name: str, build: Build, **options) -> Contender:
+        on_device = functools.partial(build, device=device)
+        return Contender(name, lambda: program(on_device, config, tokens, targets), **options)
 
     def plain(dtype: torch.dtype) -> dict[str, Tensor]:
         return evidence(plain_model(checked, device=device, dtype=dtype), *few, dtype)
@@ -92,7 +91,8 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
         plain=lambda: plain(DTYPE),
         contenders=[
             contender(OURS, our_model),
-            contender("transformers + peft + bitsandbytes", their_model, module="peft"),
+            # On a CPU, bitsandbytes quantises bfloat16 to other codes than on a GPU.
+            contender("transformers + peft + bitsandbytes", their_model, module="peft", gpu_only=True),
         ],
         work=(
             int(2 * matrices * 4.5 / 8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,19 +37,23 @@ def evaluate(
     max_tokens: int | None = None,
     autocast: contextlib.AbstractContextManager | None = None,
 ) -> Evaluation:
-    """Mean loss over the tokens of ``shards`` (its first ``max_tokens``), each predicted once.
+    """Mean loss over the tokens of ``shards``, each predicted once.
 
     Windows of the model's context start every ``stride`` tokens and a window scores only what the one before did not:
     with ``stride`` equal to the context (the default) windows do not overlap and their first tokens are predicted
     from little; a smaller stride gives every token at least context − stride tokens to be predicted from.
+    With ``max_tokens`` it is the mean over about as many, in windows spread evenly: documents stand in the order of
+    their names, so that the first of them would be a sample of one kind.
     """
     context = model.config.context
     stride = stride or context
     if not 0 < stride <= context:
         raise ValueError(f"stride must be from 1 to the model's context {context}, got {stride}")
-    count = min(len(shards) - 1, max_tokens or len(shards))
+    count = len(shards) - 1
     device = next(model.parameters()).device
     starts = range(0, max(1, count - (context - stride)), stride)
+    if max_tokens is not None:
+        starts = _spread(starts, max(1, max_tokens // stride))
     per_batch = max(1, BATCH_TOKENS // context)
     nats, scored = 0.0, 0
     for first in range(0, len(starts), per_batch):
@@ -61,6 +66,13 @@ def evaluate(
         scored += targets_here
     loss = nats / scored
     return Evaluation(loss, loss / math.log(2) * len(shards) / shards.text_bytes, scored)
+
+
+def _spread(values: Sequence[int], wanted: int) -> Sequence[int]:
+    """``wanted`` of the values at even distances, or all if there are no more."""
+    if wanted >= len(values):
+        return values
+    return [values[index * len(values) // wanted] for index in range(wanted)]
 
 
 def _window(

@@ -163,6 +163,59 @@ def test_transformers_train_to_the_same_loss(kind, config, padding):
     torch.testing.assert_close(losses["llmfast"], losses["eager"])
 
 
+def heads_last(function):
+    """transformers' attention interface over a function of (B, S, H, D)."""
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        return function(*(x.transpose(1, 2) for x in (query, key, value)), scaling), None
+
+    return attend
+
+
+def packed(q, k, v, scale):
+    B, S = q.shape[:2]
+    cu = torch.arange(0, B * S + 1, S, dtype=torch.int32)
+    rows = (x.flatten(0, 1) for x in (q, k, v))
+    return flash_attn_varlen_func(*rows, cu, cu, S, S, softmax_scale=scale, causal=True).unflatten(0, (B, S))
+
+
+def qkv_packed(q, k, v, scale):
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    return flash_attn_qkvpacked_func(torch.stack((q, k, v), 2), softmax_scale=scale, causal=True)
+
+
+def by_sdpa(q, k, v, scale):
+    inputs = (x.transpose(1, 2) for x in (q, k, v))
+    return sdpa(*inputs, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
+
+
+# By names without "flash" or "sdpa", which transformers would take for its own.
+FACES = {
+    "dense": lambda q, k, v, scale: flash_attn_func(q, k, v, softmax_scale=scale, causal=True),
+    "packed": packed,
+    "stacked": qkv_packed,
+    "torch's": by_sdpa,
+}
+
+
+def test_a_llama_trains_one_step_to_the_same_loss_through_each_face():
+    transformers = pytest.importorskip("transformers")
+    for name, function in FACES.items():
+        transformers.AttentionInterface.register(name, heads_last(function))
+    tokens = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(4))
+    losses = {}
+    for implementation in ("eager", "llmfast", *FACES):
+        model = tiny_model("Llama", implementation)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        before = model(tokens, labels=tokens).loss
+        before.backward()
+        optimizer.step()
+        losses[implementation] = torch.stack((before, model(tokens, labels=tokens).loss)).detach()
+    assert losses["eager"][1] < losses["eager"][0]
+    for name, found in losses.items():
+        torch.testing.assert_close(found, losses["eager"], msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_transformers_generate_the_same_tokens(padded):
     tokens = torch.randint(1, 40, (2, 12), generator=torch.Generator().manual_seed(2))
