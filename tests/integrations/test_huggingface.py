@@ -211,6 +211,9 @@ def test_the_commands_carry_model_and_tokenizer_there_and_back(tmp_path, capsys)
         torch.testing.assert_close(again(tokens()).logits, theirs(tokens()).logits)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    for command, source in (("import", "theirs"), ("export", "ours")):
+        assert cli.main(["model", command, str(tmp_path / source), str(tmp_path / "back")]) == 2
+        assert "back exists already" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "theirs")
-    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "new")]) == 2
     assert "holds no model" in capsys.readouterr().err
