@@ -14,18 +14,19 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     Args:
         source: Folder with config.json and safetensors, of GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or
             Qwen3-MoE.
-        out: Folder to write; one that is there is replaced.
+        out: New folder to write.
         dtype: Of the parameters.
         vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).
 
     Raises:
-        ValueError: no model there, a damaged file, or a model that the decoder cannot be.
+        ValueError: no model there, a damaged file, or a model that the decoder cannot be, or a folder that is not new.
     """
     import torch
 
-    from llmfast.integrations.huggingface.folder import copy_tokenizer, load_huggingface
+    from llmfast.integrations.huggingface.folder import check_new, copy_tokenizer, load_huggingface
     from llmfast.training.checkpoint import save_model
 
+    check_new(out)
     model = load_huggingface(source, dtype=getattr(torch, dtype), vocab_multiple=vocab_multiple)
     save_model(out, model, write_tokenizer=lambda folder: copy_tokenizer(source, folder))
     print(f"{out}: {model.config.parameters:,} parameters; try it with: llmfast generate {out}")
@@ -39,17 +40,17 @@ def export_model(
     dtype: Dtype | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write a model as a Hugging Face folder, which transformers, vLLM and others read, with its tokenizer.
+    """Write a model as a Hugging Face folder, which transformers reads, with its tokenizer.
 
     Args:
         model: A run folder (its newest checkpoint is used) or a checkpoint folder.
-        out: Folder to write; one that is there is replaced.
+        out: New folder to write.
         family: As model_type of transformers (llama, qwen2, ...); the one that fits if left out.
         dtype: Of the tensors; as they are if left out.
         max_shard_size: Larger models are split over several files.
 
     Raises:
-        ValueError: no model there, or one that no such folder can describe.
+        ValueError: no model there, one that no such folder can describe, or a folder that is not new.
     """
     import torch
 

@@ -97,7 +97,7 @@ def test_both_directions_give_equal_logits(name, tmp_path):
 
 
 OURS = {
-    "a quickstart model": {"scale_embedding": True},  # its factor moves into the table
+    "scaled embedding": {"scale_embedding": True},  # its factor moves into the table
     "gpt2": {
         "positions": "learned",
         "norm": "layer",
@@ -124,6 +124,7 @@ def test_a_model_of_ours_is_written_as_the_family_that_it_is(name, tmp_path):
     ("settings", "family", "said"),
     [
         ({"norm": "layer"}, None, "a llama folder cannot say model.norm 'layer'"),
+        ({"smear": True}, None, "a llama folder cannot say model.smear True"),
         ({"window": 4}, "llama", "a llama folder cannot say model.window_pattern"),
         ({"experts": ExpertsConfig(count=4, score="sigmoid")}, None, "experts.score 'sigmoid'"),
         ({}, "bert", "'bert' is not a supported family; there are gpt2, llama"),
@@ -210,6 +211,9 @@ def test_the_commands_carry_model_and_tokenizer_there_and_back(tmp_path, capsys)
         torch.testing.assert_close(again(tokens()).logits, theirs(tokens()).logits)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    for command, source in (("import", "theirs"), ("export", "ours")):
+        assert cli.main(["model", command, str(tmp_path / source), str(tmp_path / "back")]) == 2
+        assert "back exists already" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "theirs")
-    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "new")]) == 2
     assert "holds no model" in capsys.readouterr().err

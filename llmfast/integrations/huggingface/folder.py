@@ -76,7 +76,7 @@ def save_huggingface(
     tokenizer_from: str | Path | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write the model as a folder that transformers, vLLM and others read.
+    """Write the model as a new folder that transformers reads.
 
     An embedding that is scaled on its way in (``scale_embedding``) becomes a table of its own with the factor in it:
     those families know no such factor.
@@ -88,11 +88,12 @@ def save_huggingface(
         max_shard_size: Larger models are split over several files.
 
     Raises:
-        ValueError: a model that no such folder can describe.
-        OSError: the disk is full or not writable; what was at ``folder`` is untouched.
+        ValueError: a model that no such folder can describe, or a folder that holds something already.
+        OSError: the disk is full or not writable.
     """
     from huggingface_hub import save_torch_state_dict
 
+    check_new(folder)
     config = with_plain_embedding(model.config) if model.config.scale_embedding else model.config
     chosen, file = to_config(config, family)
     tensors = {}
@@ -106,6 +107,17 @@ def save_huggingface(
         save_torch_state_dict(tensors, partial, max_shard_size=max_shard_size)
         (partial / "config.json").write_text(json.dumps(file, indent=2) + "\n")
         copy_tokenizer(tokenizer_from, partial)
+
+
+def check_new(folder: str | Path) -> None:
+    """A folder is written as a whole, in the place of what was there: refused where that is anything.
+
+    Raises:
+        ValueError: the folder holds something, or is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; choose another folder")
 
 
 def copy_tokenizer(source: str | Path | None, folder: Path) -> None:
