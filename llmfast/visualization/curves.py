@@ -36,7 +36,7 @@ def plot_losses(
         )
         top = min(6.0, float(losses.max()) * nats_to_bits_per_byte * 1.05) if len(losses) else 6.0
         for key, label, style in (
-            ("validation_loss", "validation, its first part", {"marker": "o", "markersize": 4}),
+            ("validation_loss", "validation, a part of it", {"marker": "o", "markersize": 4}),
             ("final_loss", "validation, all of it", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
             steps, losses = _series(records, key)
