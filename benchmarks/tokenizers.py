@@ -101,18 +101,22 @@ def gigatoken(vocabulary: str) -> Library:
     )
 
 
-def toktok(vocabulary: str) -> Library | None:
-    import toktok
-
-    if vocabulary == "gpt2":
-        return None
-    theirs = toktok._encoding(vocabulary)
+def _like_tiktoken(theirs: Any) -> Library:
+    """A library whose encodings have tiktoken's methods for one text."""
     return Library(
         theirs.encode_ordinary,
         lists=lambda texts: [theirs.encode_ordinary(text) for text in texts],
         decode=theirs.decode,
         decode_bytes=theirs.decode_bytes,
     )
+
+
+def toktok(vocabulary: str) -> Library | None:
+    import toktok
+
+    if vocabulary == "gpt2":
+        return None
+    return _like_tiktoken(toktok._encoding(vocabulary))
 
 
 def quicktok(vocabulary: str) -> Library | None:
@@ -120,13 +124,7 @@ def quicktok(vocabulary: str) -> Library | None:
 
     if vocabulary == "gpt2":
         return None
-    theirs = quicktok.get_encoding(vocabulary)
-    return Library(
-        theirs.encode_ordinary,
-        lists=lambda texts: [theirs.encode_ordinary(text) for text in texts],
-        decode=theirs.decode,
-        decode_bytes=theirs.decode_bytes,
-    )
+    return _like_tiktoken(quicktok.get_encoding(vocabulary))
 
 
 def rs_bpe(vocabulary: str) -> Library | None:

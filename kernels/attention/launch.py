@@ -47,6 +47,11 @@ def choosing(**choices):
         _chosen.update(before)
 
 
+def chosen(name):
+    """What ``choosing`` gave, which goes before rules and measured tables; None outside of it."""
+    return _chosen.get(name)
+
+
 def padded_width(head_dim):
     return next(width for width in WIDTHS if width >= head_dim)
 
@@ -90,8 +95,8 @@ def forward_form(device, head_dim, tile, tiles, heads, steps, pairs_up):
     WARP_GROUPS and ALTERNATING are never chosen here: they compile, and an emulation of them is exact, but no chip has
     run them yet. ``benchmarks/suites/attention.py`` measures them beside the others.
     """
-    if "forward" in _chosen:
-        return _chosen["forward"]
+    if form := chosen("forward"):
+        return form
     # At D > 128 the output's tile, which is written while the next one begins, would not fit beside the others.
     pays = pairs_up and head_dim <= 128 and START / max(steps, 1) > idle(device, tile, tiles, heads)
     return PERSISTENT if pays else TILES
@@ -117,8 +122,6 @@ def persistent_programs(device, warps):
 @tuned("attention", Tile)
 def keys_gradient_tile(device, head_dim, itemsize, heavy):
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
-    if "keys_gradient" in _chosen:
-        return _chosen["keys_gradient"]
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)

@@ -33,6 +33,7 @@ from .launch import (
     PERSISTENT,
     WARP_GROUPS,
     Tile,
+    chosen,
     forward_form,
     forward_tile,
     heavy,
@@ -147,7 +148,7 @@ def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, rig
         "delta": delta,
     }
     choice = (Device.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
-    tile = keys_gradient_tile(*choice)
+    tile = chosen("keys_gradient") or keys_gradient_tile(*choice)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     grads = matrices(dk=dk, dv=dv)
     fixed = tile_arguments(tile, D)
