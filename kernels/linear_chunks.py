@@ -3,15 +3,16 @@
 A chunk's logits are ``h @ Wᵀ + b``. From their gradient D, dh = D @ W, and dW = Σ over chunks of Dᵀ @ h,
 which is accumulated in float32 whatever the dtypes are. Where the loss of all tokens is one number, its
 gradient is known while its logits are, so three matrix products do (6·N·V·E operations); where each token's
-is asked for, the backward pass computes the logits a second time.
+is asked for, the backward pass computes the logits a second time. Tokens that are ignored are in no chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counted_tokens import CountedTokens
 from .cross_entropy import backward_rows, forward_rows, objective
 from .linear_call import MIB, Call
 from .reference import loss as definition
@@ -31,11 +32,6 @@ def chunk_rows(vocabulary: int, width: int, itemsize: int, on_cpu: bool) -> int:
         return max(128, 32 * MIB // (vocabulary * itemsize))
     workspace = max(256 * MIB, vocabulary * width * itemsize // 2)
     return max(128, workspace // (vocabulary * itemsize) // 128 * 128)
-
-
-def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    rows = chunk_rows(*weight.shape, weight.itemsize, on_cpu=hidden.device.type == "cpu")
-    return (slice(start, start + rows) for start in range(0, hidden.shape[0], rows))
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -87,26 +83,28 @@ def sweep(
     """
     hidden, weight, bias, target = call[:4]
     wide = widen(hidden[:0]).dtype
+    counted = CountedTokens(hidden.shape[0], target, call.ignore_index)
     loss = None
     given = lse
     if given is None:
-        loss, lse = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(2))
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
+        loss, lse = (hidden.new_zeros(hidden.shape[0], dtype=wide) for _ in range(2))
+    grad_hidden = hidden.new_zeros(hidden.shape) if wanted[0] else None
     grad_weight = hidden.new_zeros(weight.shape, dtype=wide) if wanted[1] else None
     grad_bias = hidden.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
+    rows = chunk_rows(*weight.shape, weight.itemsize, on_cpu=hidden.device.type == "cpu")
     # The operands are in their dtype already: autocast must not narrow the float32 sums.
     with torch.autocast(hidden.device.type, enabled=False):
-        for some in chunks(hidden, weight):
-            h = hidden[some]
+        for some in counted.chunks(rows):
+            h, t = hidden[some], target[some]
             logits = F.linear(h, weight, bias)
             if given is None:
-                loss[some], lse[some] = row_losses(logits, target[some], call)
+                loss[some], lse[some] = row_losses(logits, t, call)
             if not any(wanted):
                 continue
             some_grad_lse = None if grad_lse is None else grad_lse[some]
-            gradients = row_gradients(logits, target[some], lse[some], grad_loss[some], some_grad_lse, call)
+            gradients = row_gradients(logits, t, lse[some], grad_loss[some], some_grad_lse, call)
             if grad_hidden is not None:
-                torch.mm(gradients, weight, out=grad_hidden[some])
+                grad_hidden[some] = gradients @ weight
             if grad_weight is not None:
                 add_product(grad_weight, gradients.T, h)
             if grad_bias is not None:
