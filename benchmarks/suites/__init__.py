@@ -2,7 +2,7 @@
 
 A suite has ``cases(size)``; all suites run in the same way. Sizes are "full" and "quick" (under a minute a suite) on a
 GPU, "cpu" and "cpu-quick" for what is worth measuring on a CPU, and "tiny", which only shows that a suite works. A
-program measures on the CPU and has options and output of its own.
+suite that works on texts takes ``files`` of them, too, and says by ``inputs(size, files)`` what they are.
 """
 
 from typing import NamedTuple
@@ -33,9 +33,6 @@ SUITES = {
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("what a call of each op costs the host before its kernel starts", ("cpu",)),
     "loader": Suite("batches out of token shards: tokens/s", ("cpu",)),
-}
-
-PROGRAMS = {
-    "tokenizer": "encoding and decoding beside the installed tokenizers, on three kinds of text",
-    "tokenizer_train": "training a vocabulary on files of yours, beside the installed trainers",
+    "tokenizer": Suite("encoding, decoding and loading, on three kinds of text or --text FILE", ("cpu",)),
+    "tokenizer_train": Suite("training a vocabulary, on Python's own library or --text FILE", ("cpu",)),
 }
