@@ -1,4 +1,6 @@
-"""Prints the seconds that a library needs from its import to the first ids: ``load_library LIBRARY VOCABULARY RANKS [FILE]``.
+"""Prints the seconds that a library, imported, needs for its first ids.
+
+    python -m benchmarks.load_library LIBRARY VOCABULARY RANKS [FILE]
 
 A program of its own, which imports nothing else that takes part.
 """

@@ -47,7 +47,8 @@ def parts_of(report: Report) -> dict[str, Report]:
     results = timed(report.results)
     passes = dict.fromkeys(result.pass_ for result in results)
     panels = panels_of(results).values()
-    if len(panels) <= MOST_ROWS and len({unit_of(each)[0] for each in panels}) == 1 or len(passes) == 1:
+    one_unit = len({unit_of(each)[0] for each in panels}) == 1
+    if len(passes) == 1 or (one_unit and len(panels) <= MOST_ROWS):
         return {"": report}
     return {
         f"-{re.sub('[^a-z0-9]+', '-', pass_.lower())}": replace(

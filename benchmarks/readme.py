@@ -6,8 +6,8 @@ A table stands between two comments, and ``python -m benchmarks report --readme`
     ...
     <!-- end of results -->
 
-Without conditions it holds all that the file does. It sets ours beside the best other; ``show=all`` gives every contender
-a column, and with it the texts that were worked on. A transcript (``<!-- transcript: FILE -->`` before a fence) is
+Without conditions it holds all that the file does. It sets ours beside the best other; ``show=all`` gives every
+contender a column, and names the texts that were worked on. A transcript (``<!-- transcript: FILE -->`` before a fence) is
 held to its file by a test of its own.
 """
 

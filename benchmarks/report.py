@@ -127,7 +127,8 @@ def machine_line(report: Report) -> str:
         where += ": a rehearsal, whose figures mean nothing" if report.size == "tiny" else ""
         where += f" ({', '.join(found)})" if (found := machine.get("instructions")) else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{where}; Python {machine['python']}, {versions}; revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}."
+    revision = f"revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}"
+    return f"{where}; Python {machine['python']}, {versions}; {revision}."
 
 
 def ceiling_line(report: Report) -> str:

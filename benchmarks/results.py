@@ -33,7 +33,8 @@ LIBRARIES = (
     "bitsandbytes",
 )
 TEXT_LIBRARIES = (
-    "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe", "ffbpe",
+    "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe",
+    "ffbpe",
 )  # fmt: skip
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that a processor may have
 

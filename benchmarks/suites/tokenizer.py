@@ -1,7 +1,8 @@
-"""Encoding, decoding and loading beside the installed peers, on the same text, in one process, one after another in turn.
+"""Encoding, decoding and loading beside the installed peers, on the same text, in one process, in turn.
 
-Rates are those of UTF-8 text on one thread, where nothing else is said. "First time" is the first call of a library that
-was made anew: what it keeps of texts is empty then. A library is right if it gives tiktoken's ids, or the text itself.
+Rates are those of UTF-8 text on one thread, where nothing else is said. "First time" is the first call of a library
+that was made anew: what it keeps of texts is empty then. A library is right if it gives tiktoken's ids, or the text
+itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Training a byte-pair vocabulary beside the installed peers, each run in a process of its own, in turn.
 
-Time is from the file's name to the trained vocabulary; memory is the peak of the process, its library included. All split
-text as GPT-2 does, or by their default where they have no choice. Which of equally frequent pairs comes first, they decide
-differently, and Hugging Face reads a file by lines: right is who finds the tokens that ours finds by the same ``RULES``.
+Time is from the file's name to the trained vocabulary; memory is the peak of the process, its library included. All
+split text as GPT-2 does, or by their default where they have no choice. Which of equally frequent pairs comes first,
+they decide differently, and Hugging Face reads a file by lines: right is who finds the tokens that ours finds by the
+same ``RULES``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Rules(NamedTuple):
     by_lines: bool = False
 
 
+# Of the tokens, for the order of equally frequent pairs has corners: a thousandth changes nothing in use.
+ALLOWED = 1e-3
 RULES = {
     "llmfast": Rules("bytes"),
     "gigatoken": Rules("smallest_ids"),
@@ -42,7 +45,7 @@ RULES = {
     "rustbpe": Rules("smallest_ids"),
     "tokenizers": Rules("huggingface", by_lines=True),
 }
-SECONDS = 60.0  # of timing, for all of them together
+SECONDS = 30.0  # of timing, for all of them together
 
 
 def inputs(size: str, files: Sequence[Path] = ()) -> dict[str, str]:
@@ -121,17 +124,20 @@ class Training:
         """The median of the runs, wrong where the tokens of the first are not those of its rule."""
         exact = our_tokens(self.path, self.size, RULES[name])
         others = len(exact - {bytes.fromhex(token) for token in runs[0]["tokens"]})
+        wrong = others > ALLOWED * len(exact)
         seconds = sorted(run["seconds"] for run in runs)
         last = len(seconds) - 1
         return self.result(
             name,
-            "wrong" if others else "ok",
-            f"{others:,} of {len(exact):,} tokens are others" if others else "",
+            "wrong" if wrong else "ok",
+            f"{others:,} of {len(exact):,} tokens are others" if wrong else "",
             method="clock",
             median_s=statistics.median(seconds),
             p20_s=seconds[round(0.2 * last)],
             p80_s=seconds[round(0.8 * last)],
-            peak_bytes=max(run["peak_bytes"] for run in runs),
+            error=others / len(exact),
+            allowed_error=ALLOWED,
+            peak_bytes=max((run["peak_bytes"] for run in runs if run["peak_bytes"]), default=None),
         )
 
     def result(self, name: str, status: str, note: str = "", **measured: Any) -> Result:
