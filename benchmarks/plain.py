@@ -1,8 +1,8 @@
 """The decoder that people write in plain PyTorch, in the manner of nanoGPT: the yardstick for whole jobs.
 
 It is GPT-2 (learned positions, LayerNorm, GELU, biases) or the modern form (RMSNorm, RoPE, SwiGLU, grouped-query
-attention), with SDPA for attention, and with what quickstart adds, scaled embeddings and smear. Parameters have the names
-and layouts of ``llmfast.models.decoder``, so that both hold the same weights.
+attention), with SDPA for attention, and with what quickstart adds, scaled embeddings and smear. Parameters have the
+names and layouts of ``llmfast.models.decoder``, so that both hold the same weights.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ A table stands between two comments, and ``python -m benchmarks report --readme`
     <!-- end of results -->
 
 Without conditions it holds all that the file does. It sets ours beside the best other; ``show=all`` gives every
-contender a column, and names the texts that were worked on. A transcript (``<!-- transcript: FILE -->`` before a fence) is
-held to its file by a test of its own.
+contender a column, ``show=notes`` says what the cells of such tables mean, on which texts and which machine. A
+transcript (``<!-- transcript: FILE -->`` before a fence) is held to its file by a test of its own.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
 
 
 def lines_of(how: str, folder: Path) -> list[str]:
-    """The table that ``FILE [op=A,B] [pass=...] [dtype=...] [show=all]`` asks for, and the machine."""
+    """The table that ``FILE [op=A,B] [pass=...] [dtype=...] [show=all|notes]`` asks for."""
     file, *conditions = shlex.split(how)
-    every = "show=all" in conditions
-    conditions = [each for each in conditions if each != "show=all"]
+    show = [each for each in conditions if each.startswith("show=")]
+    conditions = [each for each in conditions if each not in show]
     path = folder / file
     if not path.is_file():
         raise ValueError(f"results: {file}: there is no such file in {folder}")
@@ -61,8 +61,12 @@ def lines_of(how: str, folder: Path) -> list[str]:
     wanted = [result for result in report.results if all(holds(result, each) for each in conditions)]
     if not any(result.contender.startswith(OURS) for result in wanted):
         raise ValueError(f"results: {how}: {file} holds no result of {OURS} like that")
-    if every:
-        return [*op_table(wanted), "", said_below(report, wanted)]
+    if show == ["show=all"]:
+        return list(op_table(wanted))
+    if show == ["show=notes"]:
+        return [said_below(report, wanted)]
+    if show:
+        raise ValueError(f"results: {' '.join(show)}: there are show=all and show=notes")
     rows = short_rows_of(wanted)
     head = ["op", "shape", "pass", OURS, "of ceiling", "best other", "", "ratio"]
     return [*table(head, rows), "", machine_line(report)]
@@ -100,7 +104,7 @@ def draw_shown(text: str, folder: Path = FOLDER) -> None:
 def holds(result: Result, condition: str) -> bool:
     name, _, values = condition.partition("=")
     if name not in ("op", "pass", "dtype"):
-        raise ValueError(f"results: {condition}: a condition is op=, pass=, dtype= or show=all")
+        raise ValueError(f"results: {condition}: a condition is op=, pass=, dtype= or show=")
     return getattr(result, "pass_" if name == "pass" else name) in values.split(",")
 
 
