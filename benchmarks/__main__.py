@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from .results import FOLDER, ROOT
-from .suites import SUITES
+from .suites import JOBS, SUITES
 
 COMPOSED = {"cpu": "all of the CPU's own, those of train_step and generate included, and their report"}
 
@@ -29,6 +29,19 @@ def listing() -> str:
     lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts).items()]
     lines += ["", "Launch choices of an op, timed on this GPU: python -m benchmarks tune OP"]
     return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
+
+
+def names(part: str = "kernels") -> list[str]:
+    """For gpu_run.sh: the suites of "kernels" and of whole "jobs", the ops that "tune" knows; what tells most first."""
+    if part == "tune":
+        from .tune_questions import QUESTIONS
+
+        return list(QUESTIONS)
+    return [
+        name
+        for name, suite in SUITES.items()
+        if "cuda" in suite.devices and (name in JOBS) == (part == "jobs")
+    ]
 
 
 def without_gpu() -> str | None:
@@ -123,8 +136,8 @@ def main(arguments: list[str]) -> int:
         from .tune import main as tune
 
         return tune(arguments[1:])
-    elif arguments == ["names"]:
-        print(*(name for name, suite in SUITES.items() if "cuda" in suite.devices), sep="\n")
+    elif arguments[0] == "names":
+        print(*names(*arguments[1:]), sep="\n")
     elif arguments == ["check-gpu"]:
         import llmfast.kernels  # noqa: F401  what is to be measured: without it, nothing else need be tried
 
@@ -138,6 +151,12 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was measured is in the result file, and --resume measures the rest",
+            file=sys.stderr,
+        )
+        code = 130
     except BrokenPipeError:  # whoever reads has enough, as in `... report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

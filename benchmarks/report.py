@@ -195,7 +195,17 @@ def notes(report: Report) -> Iterator[str]:
         if r.status != "ok"
     )
     yield from said
-    yield from (f"- not measured: {case}: {reason}" for case, reason in report.not_run.items())
+    yield from (
+        f"- not measured: {'; '.join(cases)}: {reason}" for reason, cases in by_reason(report).items()
+    )
+
+
+def by_reason(report: Report) -> dict[str, list[str]]:
+    """The cases that were not run."""
+    cases: dict[str, list[str]] = {}
+    for case, reason in report.not_run.items():
+        cases.setdefault(reason, []).append(case)
+    return cases
 
 
 # ---------------------------------------------------------------------------------------------- the short one

@@ -139,5 +139,5 @@ def optimizer(tiny: bool) -> Iterator[Question]:
 
 QUESTIONS: dict[str, Callable[[bool], Iterator[Question]]] = {
     each.__name__: each
-    for each in (attention, norm, activation, rope, cross_entropy, linear_cross_entropy, nf4, optimizer)
+    for each in (attention, linear_cross_entropy, norm, nf4, cross_entropy, activation, rope, optimizer)
 }

@@ -13,21 +13,24 @@ class Suite(NamedTuple):
     devices: tuple[str, ...] = ("cuda",)  # where its figures mean something, the first by default
 
 
+JOBS = ("train_step", "qlora", "generate")  # of whole models
+
+# What tells most comes first.
 SUITES = {
-    "norm": Suite("rms_norm, layer_norm and a fused residual, forward and backward"),
-    "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
-    "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
-    "cross_entropy": Suite("cross entropy of logits, forward and with its gradient"),
-    "linear_cross_entropy": Suite(
-        "the last layer and its cross entropy in one, forward and with both gradients"
-    ),
     "attention": Suite(
         "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
     ),
+    "linear_cross_entropy": Suite(
+        "the last layer and its cross entropy in one, forward and with both gradients"
+    ),
+    "cross_entropy": Suite("cross entropy of logits, forward and with its gradient"),
+    "norm": Suite("rms_norm, layer_norm and a fused residual, forward and backward"),
     "nf4": Suite(
         "weights in 4 and 8 bits: decoding, linear layers from one token to thousands, an adapter's training step"
     ),
     "optimizer": Suite("AdamW, with 8-bit moments too, and the iteration of Muon", ("cuda", "cpu")),
+    "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
+    "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
     "train_step": Suite("training steps of whole models: tokens/s, utilisation, memory", ("cuda", "cpu")),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),

@@ -20,7 +20,7 @@ from llmfast.models.decoder import Decoder
 from .. import measure
 from ..contenders import Contender
 from ..hugging_face import same_model, unfit
-from ..jobs import Job, Program
+from ..jobs import SECONDS, Job, Program
 from ..plain import Cache, PlainDecoder
 from ..quantized import dequantized, quantize_ours, quantize_theirs
 from ..results import OURS, PYTORCH
@@ -118,6 +118,7 @@ def job(wanted: Decoding, device: str) -> Job:
         ],
         work=work(config, wanted),
         tokens=wanted.batch * wanted.new,
+        seconds=SECONDS[device],
     )
 
 

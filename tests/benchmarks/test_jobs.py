@@ -122,7 +122,7 @@ def test_a_loader_that_mixes_up_targets_is_wrong(bench, tmp_path):
         tokens, _ = following()
         return tokens, tokens
 
-    job = replace(job, contenders=[*job.contenders, Contender("peer", lambda: loader.reading(unshifted))])
+    job = replace(job, contenders=[*job.contenders, Contender("peer", lambda: loader.reading(unshifted, 1))])
     results = job.run("cpu", 1, bench.measure.ceilings("cpu", tiny=True))
     found = {result.contender: result.status for result in results}
     assert found.pop("peer") == "wrong"
