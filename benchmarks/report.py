@@ -25,7 +25,7 @@ NO_DTYPES = (TEXT, "int64")  # that are not worth a word
 
 
 def duration(seconds: float) -> str:
-    if seconds >= 0.1:
+    if seconds >= 1:
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
