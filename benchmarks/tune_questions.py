@@ -97,11 +97,28 @@ def cross_entropy(tiny: bool) -> Iterator[Question]:
 
 
 def linear_cross_entropy(tiny: bool) -> Iterator[Question]:
-    launch, suite = of_kernels("linear_tiles"), suite_of("linear_cross_entropy", tiny)
-    case = suite.case(*suite.sizes("tiny" if tiny else "quick")[0])
+    """Of the tiles, where the op takes them."""
+    op, launch = of_kernels("linear_cross_entropy"), of_kernels("linear_tiles")
+    suite = suite_of("linear_cross_entropy", tiny)
+    if tiny:
+        op.FEW_ON_GPU = 0  # which are so few logits that they would be computed as they stand
+        case = suite.case(16, 64, 101)
+    else:
+        case = suite.case(*suite.sizes("quick")[0])
+        if torch.cuda.is_available() and op.strategy(*sizes_of(case), case.dtype, capability()) != "tiles":
+            return
     yield Question(launch.logits_launch, (), case, BOTH)
     yield Question(launch.hidden_launch, (), case, BOTH)
     yield Question(launch.weight_launch, (), case, BOTH)
+
+
+def sizes_of(case: compare.Case) -> tuple[int, int, int]:
+    return case.shape["N"], case.shape["V"], case.shape["E"]
+
+
+def capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def nf4(tiny: bool) -> Iterator[Question]:

@@ -22,6 +22,8 @@ def questions(tune, monkeypatch):
     for name in ("attention", "activation", "rope", "cross_entropy", "linear_cross_entropy", "nf4"):
         suite = importlib.import_module(f"benchmarks.suites.{name}")
         monkeypatch.setattr(suite, "DTYPE", suite.DTYPE)
+    linear = importlib.import_module("llmfast.kernels.linear_cross_entropy")
+    monkeypatch.setattr(linear, "FEW_ON_GPU", linear.FEW_ON_GPU)
     return lambda op: list(tune.QUESTIONS[op](True))
 
 
