@@ -76,7 +76,7 @@ def test_the_tuner_goes_to_what_is_right_and_fastest(tune, norm_module, tmp_path
     path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
     assert norm_module.forward_launch.rows == before
     rows = json.loads(path.read_text())["rows"]
-    rule = questions[0].function.rule(tune.importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
+    rule = questions[0].function.rule(importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
     assert rule.block == 64
     assert rows == []  # smaller blocks would be wrong, so that the rule stands
 
