@@ -16,7 +16,7 @@ backward reads them once and writes the gradient once, never over the logits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from .backend import use_triton
 from .checks import check_floating
 from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
 from .gate import GateCase
-from .launch import Device, cdiv, next_power_of_2, rows_of, run
+from .launch import Device, cdiv, contiguous, empty, next_power_of_2, rows_of, run
 from .loss_checks import check_options, check_target, finish
 from .operator import define
 from .reference import loss as definition
@@ -46,6 +46,7 @@ class CrossEntropyLaunch:
     block: int
 
 
+@lru_cache
 def launch(vocabulary: int) -> CrossEntropyLaunch:
     block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
     rows = max(1, TILE // block)
@@ -116,12 +117,11 @@ def backward_rows(
     """
     logits, rows = rows_of(logits)
     how = launch(rows.width)
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
     run(
         cross_entropy_backward,
         (cdiv(rows.count, how.rows), cdiv(rows.width, how.block)),
         logits,
-        *(grad_loss.contiguous(), grad_lse, scale, logits, target.contiguous()),
+        *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
         *(chosen.weight, chosen.weight_sum, lse, grad_logits),
         *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
         *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter),
@@ -145,10 +145,10 @@ def _allocate(
     softcap: float | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    none = reduction == "none"
-    loss = torch.empty(target.shape if none else (), dtype=torch.float32, device=logits.device)
-    lse = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-    return loss, lse, loss.new_empty((0,) if none else ())
+    lse = empty(target, torch.float32)
+    if reduction == "none":
+        return empty(lse), lse, lse.new_empty(0)
+    return lse.new_empty(()), lse, lse.new_empty(())
 
 
 def _run(
@@ -188,7 +188,7 @@ def _allocate_backward(
     z_loss: float,
     softcap: float | None,
 ) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    return empty(logits)
 
 
 def _run_backward(
@@ -204,7 +204,7 @@ def _run_backward(
     z_loss: float,
     softcap: float | None,
 ) -> Tensor:
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    grad_logits = empty(logits)
     chosen = objective(weight, ignore_index, label_smoothing, z_loss, softcap)
     backward_rows(grad_loss, grad_lse, scale, logits, target, chosen, lse, grad_logits)
     return grad_logits
