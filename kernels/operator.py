@@ -75,11 +75,26 @@ def define_with_gradients(schema: str, run: Callable, fake: Callable) -> Callabl
 
     def backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, ...]:
         # Scaled copies: what is saved must serve a second backward pass.
-        gradients = (
+        gradients = [
             (saved * grad).to(ctx.dtype) if want and grad is not None else None
             for saved, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
-        )
+        ]
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: autograd knows nothing of where the saved ones come from
+            gradients = [
+                None if g is None else Last.apply(g, g.new_empty(0).requires_grad_()) for g in gradients
+            ]
         return None, *gradients, *(None,) * ctx.others
+
+    class Last(torch.autograd.Function):
+        """A gradient, with the refusal of its derivative in place of the zero that autograd would take."""
+
+        @staticmethod
+        def forward(ctx, gradient: torch.Tensor, witness: torch.Tensor) -> torch.Tensor:
+            return gradient.clone()
+
+        backward = staticmethod(_refuse(schema[: schema.index("(")]))
 
     return define(schema, run, fake, backward=backward, save=save)
 
@@ -157,8 +172,8 @@ def _observed() -> bool:
 def _refuse(name: str) -> Callable:
     def backward(ctx, *grads):
         raise RuntimeError(
-            f"llmfast::{name} has no derivative (second derivatives are not written): "
-            'use llmfast.kernels.backend("reference") for them'
+            f"llmfast::{name} has no derivative (second derivatives are not written): use plain PyTorch operations "
+            'for them (llmfast.kernels.backend("reference") does, but for the losses of large linear layers)'
         )
 
     return backward
