@@ -53,6 +53,13 @@ def launch(vocabulary: int) -> CrossEntropyLaunch:
     return CrossEntropyLaunch(rows, block)
 
 
+def unit_of(logits: Tensor) -> int:
+    """How many elements the kernels access as one: those of 16 bytes, where rows do not start on 16 bytes but the
+    tensor does; 1 where nothing need be done, or can."""
+    unit = 16 // logits.element_size()
+    return 1 if logits.shape[-1] % unit == 0 or logits.data_ptr() % 16 else unit
+
+
 # ------------------------------------------------------------------------------------------------ the kernels
 
 
@@ -86,6 +93,7 @@ def forward_rows(
     """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
     logits, rows = rows_of(logits)
     how = launch(rows.width)
+    unit = unit_of(logits)
     run(
         cross_entropy_forward,
         (cdiv(rows.count, how.rows),),
@@ -96,6 +104,7 @@ def forward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
+        UNIT=unit,
         num_warps=WARPS,
     )
 
@@ -117,9 +126,10 @@ def backward_rows(
     """
     logits, rows = rows_of(logits)
     how = launch(rows.width)
+    unit = unit_of(logits)
     run(
         cross_entropy_backward,
-        (cdiv(rows.count, how.rows), cdiv(rows.width, how.block)),
+        (cdiv(rows.count, how.rows), cdiv(rows.width + unit - 1, how.block)),
         logits,
         *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
         *(chosen.weight, chosen.weight_sum, lse, grad_logits),
@@ -128,6 +138,7 @@ def backward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
+        UNIT=unit,
         num_warps=WARPS,
     )
 
