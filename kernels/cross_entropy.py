@@ -332,6 +332,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     for vocabulary, dtype, everything in (
         (512, torch.bfloat16, False),
         (50257, torch.bfloat16, False),
+        (50257, torch.bfloat16, True),
         (128256, torch.bfloat16, False),
         (128256, torch.bfloat16, True),
         (128256, torch.float32, True),
