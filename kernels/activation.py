@@ -24,7 +24,7 @@ from .activation_kernels import gated_backward, gated_forward, gelu_backward, ge
 from .backend import use_triton
 from .checks import check_choice, check_floating, check_same_device, check_same_shape
 from .gate import GateCase
-from .launch import Device, cdiv, evenly_spaced_rows, next_power_of_2, row_count, run
+from .launch import Device, cdiv, contiguous, empty, evenly_spaced_rows, next_power_of_2, row_count, run
 from .operator import define
 from .partials import sum_partials
 from .reference import activation as definition
@@ -78,8 +78,7 @@ def _as_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[Tensor, int]]]:
 
 
 def _allocate_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
-    shape = gate.shape if up is not None else (*gate.shape[:-1], gate.shape[-1] // 2)
-    return torch.empty(shape, dtype=gate.dtype, device=gate.device)
+    return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2)) if up is None else empty(gate)
 
 
 def _run_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
@@ -95,8 +94,7 @@ def _run_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
 def _allocate_gated_backward(
     grad: Tensor, gate: Tensor, up: Tensor | None, kind: str
 ) -> tuple[Tensor, Tensor]:
-    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    return grad_gate, gate.new_empty(0) if up is None else torch.empty_like(grad_gate)
+    return empty(gate), gate.new_empty(0) if up is None else empty(up)
 
 
 def _run_gated_backward(grad: Tensor, gate: Tensor, up: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
@@ -160,30 +158,30 @@ def _gelu_rows(x: Tensor, bias: Tensor | None) -> tuple[int, int, Tensor, int]:
 
 
 def _allocate_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty(x)
 
 
 def _run_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     out = _allocate_gelu(x, bias, kind)
     rows, columns, x, stride = _gelu_rows(x, bias)
-    bias = bias if bias is None else bias.contiguous()
     chosen = launch_for("gelu_forward", x, columns)
     grid = (rows * cdiv(columns, chosen.block),)
-    run(gelu_forward, grid, x, x, bias, out, columns, stride, kind, chosen.block, num_warps=chosen.warps)
+    arguments = (x, contiguous(bias), out, columns, stride, kind, chosen.block)
+    run(gelu_forward, grid, x, *arguments, num_warps=chosen.warps)
     return out
 
 
 def _allocate_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, kind: str, bias_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = empty(x)
     return grad_x, bias.new_empty(bias.shape) if bias_gradient else x.new_empty(0)
 
 
 def _run_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, kind: str, bias_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = empty(x)
     rows, columns, x, stride = _gelu_rows(x, bias)
     chosen = launch_for("gelu_backward", x, columns)
     programs = rows
@@ -192,10 +190,9 @@ def _run_gelu_backward(
         programs = bias_programs(rows, columns, chosen, Device.of(x.device))
         partials = x.new_empty((programs, columns), dtype=torch.float32)
     programs = min(programs, MOST_PROGRAMS)
-    shift = bias if bias is None else bias.contiguous()
-    arguments = (grad.contiguous(), x, shift, grad_x, partials, rows, columns, stride, kind, chosen.block)
+    arguments = (grad.contiguous(), x, contiguous(bias), grad_x, partials, rows, columns, stride)
     grid = (cdiv(columns, chosen.block), programs)
-    run(gelu_backward, grid, x, *arguments, num_warps=chosen.warps)
+    run(gelu_backward, grid, x, *arguments, kind, chosen.block, num_warps=chosen.warps)
     grad_bias = sum_partials(partials, bias.shape, bias.dtype) if bias_gradient else x.new_empty(0)
     return grad_x, grad_bias
 
