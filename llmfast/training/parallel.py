@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llmfast.data.shards import Share
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
+from llmfast.training.division import Division
 from llmfast.training.tensor_parallel import TensorParallel
 
 # Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
@@ -53,6 +54,8 @@ class Placement:
             model.to(device)
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.model = model
+        # Of the parameters that DTensor does not describe.
+        self.divisions: dict[str, Division] = {} if self.tensor is None else self.tensor.parts
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
         self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
