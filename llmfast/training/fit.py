@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ class _Fit:
         self.profiler = (
             StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
         )
+        self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
         self.validation: tuple[int, float] | None = None  # the newest: step and loss
         self.bad_in_a_row = 0
 
@@ -127,7 +129,7 @@ class _Fit:
         if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
             raise ValueError(
                 f"{result.fault} at step {step}: a lower training.learning_rate may help; "
-                f"the batch is in {file}, the last checkpoint is untouched"
+                f"the batch is in {file.parent}, the last checkpoint is untouched"
             )
         self.display.say(f"step {step:,} skipped: {result.fault}; its batch is in {file}")
 
@@ -144,9 +146,12 @@ class _Fit:
     def _evaluate(self, step: int) -> None:
         part = self._validate()
         self._log(step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
-        for name in self.training.evaluations:
+        for function in self.evaluations.values():
+            together = {}
+            if "team" in inspect.signature(function).parameters:
+                together["team"] = self.trainer.placement.team
             with self.trainer.inference() as model:
-                figures = named_evaluation(name)(model, self.session.prepared.tokenizer)
+                figures = function(model, self.session.prepared.tokenizer, **together)
             self._log(step, **figures)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
             self.display.say(f"  {step:>6,} │ {shown}")

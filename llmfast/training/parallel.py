@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
+from llmfast.evaluation.team import Team
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
 from llmfast.training.division import Division
@@ -53,6 +54,7 @@ class Placement:
         else:
             model.to(device)
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
+        self.team = Team(self.data_share, self._sum_of_shares)
         self.model = model
         # Of the parameters that DTensor does not describe.
         self.divisions: dict[str, Division] = {} if self.tensor is None else self.tensor.parts
@@ -110,6 +112,11 @@ class Placement:
             if (gradient := parameter.grad) is not None:
                 local = gradient.to_local() if self.is_divided else gradient
                 local.mul_(factor)
+
+    def _sum_of_shares(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, of those that divide a model only the first."""
+        speaks = self.tensor is None or self.tensor.rank == 0
+        return self.world.sum(tensor if speaks else torch.zeros_like(tensor))
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""

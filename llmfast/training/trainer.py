@@ -179,9 +179,9 @@ class Trainer:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def evaluate(self, shards: TokenShards, **options: int | None) -> Evaluation:
-        """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision."""
+        """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision, by all processes."""
         with self.inference():
-            return evaluate(self.model, shards, autocast=self.autocast(), **options)
+            return evaluate(self.model, shards, autocast=self.autocast(), team=self.placement.team, **options)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[Decoder]:

@@ -34,6 +34,14 @@ def train(world, folder, config, steps, start=None):
     return [(float(result.loss), float(result.gradient_norm)) for result in results]
 
 
+def evaluate(world, folder, config):
+    """The result of evaluating, and how many batches this process went through."""
+    this = session(world, folder, config)
+    calls = []
+    this.trainer.model.register_forward_hook(lambda *_: calls.append(1))
+    return this.trainer.evaluate(this.prepared.validation, stride=2), len(calls)
+
+
 def train_on_while_saving(world, folder, config):
     """Save in the background after 2 steps and train 3 more meanwhile."""
     this = session(world, folder, config)
@@ -76,6 +84,13 @@ def fail_first(world):
         raise ValueError("the disk is on fire")
 
     world.first(fail)
+
+
+def fail_last(model, tokenizer):
+    """An evaluation that fails in the last process alone; the others go on."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        raise ValueError(f"rank {dist.get_rank()} has no more paper")
+    return {}
 
 
 def divided(tensors):
