@@ -115,7 +115,9 @@ class _Fit:
             learning_rate_factor=result.learning_rate_factor,
             **result.routing,
         )
-        self.display.update(self.pace.status(result))
+        status = self.pace.status(result)
+        self._track(step, status.speed())
+        self.display.update(status)
 
     def _bad_step(self, step: int, result: StepResult) -> None:
         """Save the batch, then stop or go on."""
@@ -138,7 +140,10 @@ class _Fit:
         if _due(training.evaluate_every, step):
             self._evaluate(step)
         if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
-            self.display.sample(step, *_sample(self.session))
+            try:
+                self.display.sample(step, *_sample(self.session))
+            except ValueError as error:  # a run that diverged is ended by its policy for bad steps
+                self.display.say(f"step {step:,}: no sample, {error}")
         if _due(training.checkpoint_every, step) and step < training.steps:
             with self._full_disk_told():
                 self.saver.save(validation_loss=self._validation_loss())
@@ -186,8 +191,11 @@ class _Fit:
         if not self.world.is_main:
             return
         self.folder.log(step=step, **record)
-        figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        for tracker in self.trackers:
+        self._track(step, {name: value for name, value in record.items() if isinstance(value, int | float)})
+
+    def _track(self, step: int, figures: dict[str, float]) -> None:
+        """Give the trackers figures; those of speed are theirs alone, since the same run has the same log.jsonl."""
+        for tracker in self.trackers if figures else ():
             tracker.log(step, figures)
 
 

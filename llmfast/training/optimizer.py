@@ -19,20 +19,18 @@ from llmfast.training.muon import Muon
 def build_optimizers(
     model: nn.Module, config: TrainingConfig, divisions: Mapping[str, Division] = MappingProxyType({})
 ) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest.
+    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest (stacks of experts, too).
 
-    Matrices decay; norms and the embedding table do not: a norm's scale has no reason to be small, and decay would
-    shrink the rows of rare tokens between their few gradients. ``divisions`` are those of the parameters that tensor
-    parallelism divides.
+    Matrices decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to
+    be small, and decay would shrink the rows of rare tokens between their few gradients. ``divisions`` are those of the
+    parameters that tensor parallelism divides.
     """
     parameters = dict(model.named_parameters())
-    matrices = [
-        parameter
-        for name, parameter in parameters.items()
-        if name.startswith("blocks.") and parameter.ndim == 2
-    ]
-    inside = set(map(id, matrices))
-    rest = [parameter for parameter in parameters.values() if id(parameter) not in inside]
+    inside = [parameter for name, parameter in parameters.items() if name.startswith("blocks.")]
+    matrices = [parameter for parameter in inside if parameter.ndim == 2]
+    stacks = [parameter for parameter in inside if parameter.ndim > 2]
+    decaying = set(map(id, matrices + stacks))
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
     adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "seed": config.seed}
     if config.optimizer == "muon":
         return [
@@ -42,13 +40,15 @@ def build_optimizers(
                 weight_decay=config.weight_decay,
                 divisions={parameters[name]: division for name, division in divisions.items()},
             ),
-            AdamW(rest, weight_decay=0.0, **adamw),
+            AdamW(_groups(stacks, rest, config.weight_decay), **adamw),
         ]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    groups = _groups(matrices + stacks, rest, config.weight_decay)
     return [(AdamW8bit if config.optimizer == "adamw8bit" else AdamW)(groups, **adamw)]
+
+
+def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:

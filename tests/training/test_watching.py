@@ -47,6 +47,46 @@ def test_trackio(tmp_path, monkeypatch):
     assert [step for step, figures in calls.logged if "loss" in figures] == [1, 2, 3, 4]
 
 
+def test_trackers_are_told_the_speed_and_the_log_is_the_same_in_every_run(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setattr(trackio, "init", calls := Recorder())
+    monkeypatch.setattr(trackio, "log", calls.log)
+    monkeypatch.setattr(trackio, "finish", lambda: None)
+    session = new_run(tmp_path, track=("trackio",), **QUIET)
+    fit(session)
+    assert any(figures.get("tokens_per_second", 0) > 0 for _, figures in calls.logged)
+    assert not any("tokens_per_second" in record for record in session.run.records())
+
+
+def test_a_tracker_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
+    """Trap: a traceback of a library that wants an account."""
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**options):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(
+        ValueError, match=r"track wandb cannot be used: No API key configured\.; WANDB_MODE=off"
+    ):
+        fit(new_run(tmp_path, track=("wandb",), **QUIET))
+
+
+def test_a_run_that_diverged_goes_on_without_its_sample(tmp_path, capsys):
+    """Trap: the draw of a token by probabilities that are NaN ends a run that was told to skip bad steps."""
+    session = new_run(
+        tmp_path,
+        learning_rate=1e12,
+        warmup=0.0,
+        on_bad_step="skip",
+        steps=4,
+        sample_every=4,
+        evaluate_every=0,
+    )
+    fit(session)
+    assert "step 4: no sample, the model's logits hold NaN or infinity" in capsys.readouterr().out
+
+
 class Recorder:
     """Stands for trackio, which starts a server of its own."""
 
