@@ -57,7 +57,7 @@ class Texts:
         # A dataset that a caller made may shuffle, and then its state does not tell the rows it holds back.
         self._is_ours = isinstance(source, str)
         if self._is_ours:
-            source, wished = _load(source)
+            source, wished = load_rows(source)
             self.column = wished or column
         self._rows, self._share = _divided(source, share)
         self.rows = self.count = 0
@@ -92,8 +92,12 @@ def _divided(rows: Iterable, share: Share) -> tuple[Iterable, Share]:
     return rows, share
 
 
-def _load(source: str) -> tuple[Iterable, str | None]:
-    """The rows of ``hf:NAME[:SPLIT[:COLUMN]]`` or a short name, streamed, and the column asked for."""
+def load_rows(source: str) -> tuple[Iterable, str | None]:
+    """The rows of ``hf:NAME[:SPLIT[:COLUMN]]`` or a short name, streamed, and the column asked for.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     import datasets
 
     if source in NAMED:
