@@ -20,6 +20,7 @@ from llmfast.inference.generate import encode_prompt, generate_tokens, stream_te
 from llmfast.inference.sampling import Sampling
 from llmfast.training.checkpoint import checkpoint_folder
 from llmfast.training.display import Display
+from llmfast.training.guard import BadStepError
 from llmfast.training.pace import Pace
 from llmfast.training.profiling import StepProfiler
 from llmfast.training.saving import Saver
@@ -44,7 +45,8 @@ def fit(session: Session, *, console: Console | None = None, profile: bool = Fal
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
-        ValueError: a bad step, as ``training.on_bad_step`` tells it.
+        BadStepError: a bad step, as ``training.on_bad_step`` tells it.
+        ValueError: a tracker or an evaluation that cannot be used.
         OSError: the last checkpoint cannot be written.
     """
     _Fit(session, console, profile).run()
@@ -129,7 +131,7 @@ class _Fit:
         self._log(step, fault=result.fault)
         self.bad_in_a_row += 1
         if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
-            raise ValueError(
+            raise BadStepError(
                 f"{result.fault} at step {step}: a lower training.learning_rate may help; "
                 f"the batch is in {file.parent}, the last checkpoint is untouched"
             )

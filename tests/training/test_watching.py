@@ -7,6 +7,7 @@ from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
+from llmfast.training.command import sweep
 from llmfast.training.fit import fit
 from llmfast.training.sweep import combinations
 
@@ -173,6 +174,23 @@ def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp
     assert main(command) == 0  # all done already: nothing is trained again
     assert {path: path.read_text() for path in tmp_path.rglob("log.jsonl")} == logs
     assert "step 1/" not in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_after_a_run_that_diverged(config_file, tmp_path, capsys):
+    """Trap: the first learning rate that is too high ends the comparison of learning rates."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("training.learning_rate: [1e12, 1e-2]\n")
+    assert main(["sweep", str(grid), "--config", config_file, "--out", str(tmp_path / "sweep")]) == 0
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [r["settings"]["training.learning_rate"] for r in results] == [1e-2, 1e12]
+    assert [r["loss"] is None for r in results] == [False, True]
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_a_sweep_under_torchrun_is_refused(config_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun"):
+        sweep(tmp_path / "grid.yaml", out=tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(
