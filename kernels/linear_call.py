@@ -5,6 +5,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 MIB = 2**20
+# Logits that the reference path computes in one piece, with operations that have second derivatives: chunks cost a
+# CPU 0.2 ms a call more, and from here on that is a tenth of it and less (benchmarks/log/kernels-losses.md).
+FEW_LOGITS = MIB
 
 
 class Call(NamedTuple):

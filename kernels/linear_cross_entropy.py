@@ -19,13 +19,13 @@ from .checks import check_floating, check_same_device
 from .cross_entropy import cross_entropy
 from .gate import GateCase
 from .launch import Device
-from .linear_call import MIB, SCHEMA, Call
+from .linear_call import FEW_LOGITS, MIB, SCHEMA, Call
 from .loss_checks import autocast, check_options, check_same_dtype, check_target, finish
 from .operator import define, define_with_gradients
 
 # -------------------------------------------------------------------------------------------- launch choices
 
-FEW_LOGITS = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
+FEW_ON_GPU = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
 
 DATA_CENTRE_BLACKWELL = (100, 103)
 
@@ -39,7 +39,7 @@ def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capab
     not for float32, nor, by its published matrix products, on capability 10.0, which is still to be measured:
     chunks there. Tiles also need a width in whole steps of 64.
     """
-    if tokens * vocabulary * dtype.itemsize <= FEW_LOGITS:
+    if tokens * vocabulary * dtype.itemsize <= (FEW_LOGITS if capability is None else FEW_ON_GPU):
         return "plain"
     if capability is None:
         return "reference"
@@ -137,23 +137,24 @@ _tokens_op = define(
 # because the derivative by each token's loss is known from the start.
 
 
+def _sum_dtypes(call: Call) -> tuple[torch.dtype, ...]:
+    summed = linear_chunks.sum_dtype(call.hidden, call.weight)
+    return call.hidden.dtype, summed, summed
+
+
 def _allocate_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*inputs)
-    wide = _wide(call.hidden)
-    return call.hidden.new_empty((), dtype=wide), *_allocate_gradients(
-        call, wanted, call.hidden.dtype, wide, wide
-    )
+    dtypes = _sum_dtypes(call)
+    return call.hidden.new_empty((), dtype=_wide(call.hidden)), *_allocate_gradients(call, wanted, *dtypes)
 
 
 def _run_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*inputs)
-    wide = _wide(call.hidden)
-    ones = call.hidden.new_ones((), dtype=wide).expand(call.target.shape)
+    ones = call.hidden.new_ones((), dtype=_wide(call.hidden)).expand(call.target.shape)
     loss, _, gradients = linear_chunks.sweep(call, grad_loss=ones, wanted=wanted)
-    dtypes = (call.hidden.dtype, wide, wide)
     return loss.sum(), *(
         call.hidden.new_empty(0, dtype=dtype) if g is None else g
-        for g, dtype in zip(gradients, dtypes, strict=True)
+        for g, dtype in zip(gradients, _sum_dtypes(call), strict=True)
     )
 
 
@@ -191,7 +192,11 @@ def linear_cross_entropy(
     Memory beside the inputs and the gradients: copies of ``hidden`` in its dtype and in float32, and a
     workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32
     and on capability 10.0: a float32 copy of the weight's gradient, and a workspace of 256 MiB or half of
-    the weight. On a GPU in float16 or bfloat16, tokens that are ignored cost nothing (10.0 excepted).
+    the weight.
+
+    Tokens that are ignored cost nothing: no matrix product has a row for them (but where logits are few, up to
+    64 MiB on a GPU and 1 MiB on a CPU). In float32 and on capability 10.0 the host waits, once a call, to hear
+    how many count; into a CUDA graph all are captured there.
 
     The scheme is that of Liger (arXiv:2410.10989, section 3.2) by chunks of tokens and of cut cross-entropy
     (arXiv:2411.09009) by tiles; see ``linear_chunks`` and ``linear_tiles``.

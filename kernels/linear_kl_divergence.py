@@ -25,11 +25,12 @@ from torch import Tensor
 
 from .backend import use_triton
 from .checks import check_choice, check_floating, check_same_device
+from .counted_tokens import CountedTokens
 from .gate import GateCase
 from .kl_kernels import kl_backward, kl_forward
 from .launch import Device, cdiv, next_power_of_2, run
-from .linear_call import MIB
-from .linear_chunks import add_product, chunk_rows
+from .linear_call import FEW_LOGITS
+from .linear_chunks import add_product, blocks_in_cache, chunk_rows
 from .loss_checks import REDUCTIONS, autocast, check_same_dtype, check_target
 from .operator import define, define_with_gradients
 from .reference import divergence as definition
@@ -37,7 +38,6 @@ from .reference import loss as losses
 from .reference.dtypes import widen
 
 KINDS = ("forward", "reverse", "js")
-FEW_LOGITS = 64 * MIB  # of one model, below which the reference path keeps them
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -69,14 +69,7 @@ class Call(NamedTuple):
         return self.kind, self.beta, self.temperature
 
 
-def chunks(call: Call) -> Iterator[slice]:
-    vocabulary, width = call.student_weight.shape
-    on_cpu = call.student_hidden.device.type == "cpu"
-    rows = chunk_rows(2 * vocabulary, width, call.student_hidden.itemsize, on_cpu)
-    return (slice(start, start + rows) for start in range(0, call.student_hidden.shape[0], rows))
-
-
-def logits_of(call: Call, some: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+def logits_of(call: Call, some: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """The student's and the teacher's logits of some tokens, and their targets."""
     student = F.linear(call.student_hidden[some], call.student_weight)
     teacher = F.linear(call.teacher_hidden[some], call.teacher_weight)
@@ -102,7 +95,10 @@ def row_losses(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of each row of logits, and what the kernels compute its gradient from."""
     if not call.kernels:
-        loss = definition.kl_divergence(student, teacher, *call.measure)
+        blocks = blocks_in_cache(student)
+        loss = torch.cat(
+            [definition.kl_divergence(student[some], teacher[some], *call.measure) for some in blocks]
+        )
         return loss if target is None else torch.where(target == call.ignore_index, 0, loss), None
     loss = student.new_empty(student.shape[0], dtype=torch.float32)
     statistics = student.new_empty((5, student.shape[0]), dtype=torch.float32)
@@ -118,12 +114,14 @@ def row_gradients(
     grad_loss: Tensor,
     statistics: Tensor | None,
 ) -> Tensor:
-    """The gradient of the student's logits, in their dtype; the kernels write it in their place."""
+    """The gradient of the student's logits, in their dtype and their place."""
     if not call.kernels:
-        gradient = definition.kl_gradient(student, teacher, *call.measure) * grad_loss.unsqueeze(-1)
+        for some in blocks_in_cache(student):
+            gradient = definition.kl_gradient(student[some], teacher[some], *call.measure)
+            student[some] = gradient * grad_loss[some].unsqueeze(-1)
         if target is not None:
-            gradient.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
-        return gradient.to(student.dtype)
+            student.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
+        return student
     blocks = cdiv(student.shape[1], block_of(student.shape[1]))
     run_rows(kl_backward, blocks, call, student, teacher, target, grad_loss.contiguous(), statistics)
     return student
@@ -135,19 +133,22 @@ def sweep(
     """One pass over the tokens: the loss of each (N,) and, with ``grad_loss`` (N,), the gradients of the student's
     hidden states and of its head that are wanted (empty where not), the latter in float32."""
     hidden, weight = call[:2]
-    loss = _allocate(*call)
-    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
+    counted = CountedTokens(hidden.shape[0], call.target, call.ignore_index)
+    loss = _allocate(*call).zero_()
+    grad_hidden = hidden.new_zeros(hidden.shape if wanted[0] else 0)
     grad_weight = hidden.new_zeros(weight.shape if wanted[1] else 0, dtype=loss.dtype)
+    on_cpu = hidden.device.type == "cpu"
+    rows = chunk_rows(2 * weight.shape[0], weight.shape[1], hidden.itemsize, on_cpu)
     # The operands are in their dtype already: autocast must not narrow the float32 sums.
     with torch.autocast(hidden.device.type, enabled=False):
-        for some in chunks(call):
+        for some in counted.chunks(rows):
             student, teacher, target = logits_of(call, some)
             loss[some], statistics = row_losses(call, student, teacher, target)
             if not any(wanted):
                 continue
             gradients = row_gradients(call, student, teacher, target, grad_loss[some], statistics)
             if wanted[0]:
-                torch.mm(gradients, weight, out=grad_hidden[some])
+                grad_hidden[some] = gradients @ weight
             if wanted[1]:
                 add_product(grad_weight, gradients.T, hidden[some])
     return loss, grad_hidden, grad_weight
@@ -259,7 +260,9 @@ def linear_kl_divergence(
     caller. Gradients reach the student's hidden states and head; the teacher gets none.
 
     Memory beside the inputs and the gradients: a float32 copy of the head's gradient, a copy of the hidden states'
-    gradient, and a workspace of 256 MiB or half of the student's head. Ignored tokens take part in the matrix products.
+    gradient, and a workspace of 256 MiB or half of the student's head. Tokens that are ignored cost nothing, but for a
+    CPU where logits are few (1 MiB): with a target, the host waits once a call to hear how many count; into a CUDA
+    graph all are captured.
 
     Args:
         student_hidden: (..., E), any floating dtype. Under autocast the four tensors are cast as for

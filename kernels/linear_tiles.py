@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .counted_tokens import counted_first
 from .cross_entropy import objective
 from .launch import Device, cdiv, run
 from .linear_call import MIB, Call
@@ -108,9 +109,7 @@ class Compacted(NamedTuple):
 
 
 def compact(hidden: Tensor, target: Tensor, ignore_index: int) -> Compacted:
-    ignored = target == ignore_index
-    order = torch.argsort(ignored.to(torch.uint8), stable=True)
-    count = (~ignored).sum(dtype=torch.int32).reshape(1)
+    order, count = counted_first(target, ignore_index)
     return Compacted(hidden.index_select(0, order), target.index_select(0, order), order, count)
 
 

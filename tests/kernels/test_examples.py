@@ -15,8 +15,17 @@ ARGUMENTS = {
     "rope": (16, 2),
 }
 
-
-PROGRAMS = ["NF4Linear", "int8_linear", "lora_linear", "lora_mlp", "nf4_linear", "quantize_nf4"]
+PROGRAMS = [
+    "NF4Linear",
+    "cross_entropy",
+    "int8_linear",
+    "linear_cross_entropy",
+    "linear_kl_divergence",
+    "lora_linear",
+    "lora_mlp",
+    "nf4_linear",
+    "quantize_nf4",
+]
 
 
 def code_of(op):

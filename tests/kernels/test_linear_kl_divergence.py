@@ -11,6 +11,7 @@ from kernel_testing import (
     assert_keeps_inputs,
     assert_matches,
     assert_same_bits,
+    products,
     random_tensor,
     results,
 )
@@ -131,6 +132,36 @@ def test_all_tokens_ignored_gives_zero_and_no_nan(path, tokens):
         assert not value.any(), name
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_matrix_products_have_no_rows_for_ignored_tokens(path, reduction):
+    """A fine-tuning batch is mostly prompt: a quarter of the tokens takes a quarter of the work."""
+    inputs, target = problem(path, classes=300, tokens=16)
+    for name in ("student_hidden", "student_weight"):
+        inputs[name].requires_grad_()
+
+    def multiplications(target):
+        return products(
+            lambda: linear_kl_divergence(**inputs, target=target, reduction=reduction).sum().backward()
+        )
+
+    student, teacher = 16 * 300 * 16, 16 * 300 * 24
+    every = multiplications(target.clamp(min=0))
+    assert every == (3 * student + teacher if reduction == "mean" else 4 * student + 2 * teacher)
+    assert 4 * multiplications(torch.where(target == -100, 1, -100)) == every
+    assert multiplications(torch.full_like(target, -100)) == 0
+
+
+def test_ignored_tokens_may_hold_anything(path):
+    inputs, target = problem(path, classes=300)
+    ours, student = student_only(linear_kl_divergence, inputs, target=target)
+    clean = results(ours, student)
+    for name in ("student_hidden", "teacher_hidden"):
+        inputs[name][target == -100] = float("nan")
+    dirty = results(*student_only(linear_kl_divergence, inputs, target=target))
+    for name, value in clean.items():
+        assert torch.equal(dirty[name], value), name
+
+
 def test_second_backward_gives_the_same_gradients(path):
     inputs, target = problem(path, classes=300)
     hidden = inputs["student_hidden"].requires_grad_()
@@ -166,6 +197,25 @@ def test_operator_is_well_formed(path):
     hidden, weight, *teacher = inputs.values()
     call = (hidden.requires_grad_(), weight.requires_grad_(), *teacher, target, -100, "js", 0.5, 1.0, False)
     torch.library.opcheck(torch.ops.llmfast.linear_kl_divergence.default, call)
+
+
+@pytest.mark.gpu
+def test_captures_into_a_cuda_graph():
+    inputs, target = problem("cuda", torch.bfloat16)
+    hidden, weight = (inputs[name].requires_grad_() for name in ("student_hidden", "student_weight"))
+
+    def gradients():
+        return torch.autograd.grad(linear_kl_divergence(**inputs, target=target), (hidden, weight))
+
+    gradients()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    target[2] = -100  # how many tokens count is not known when the graph is captured
+    graph.replay()
+    # the graph multiplies ignored tokens too: a product of another shape may sum in another order
+    for one, other in zip(captured, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=4 * torch.finfo(one.dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
 LAYOUTS = ["contiguous", "transposed", "sliced", "offset", "expanded", "every_second"]
 
 dtypes = st.sampled_from(DTYPES)
@@ -131,6 +132,17 @@ def assert_compiles(function: Callable, inputs: dict[str, Tensor]) -> None:
     eager = results(function, inputs)
     for name, value in results(compiled, inputs).items():
         assert torch.equal(value, eager[name]), f"{name} differs when compiled"
+
+
+def products(function: Callable[[], object]) -> int:
+    """The multiplications in the matrix products that PyTorch computes in ``function()``, inside operators too."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+    ) as profile:
+        function()
+    shapes = [event.input_shapes for event in profile.events() if event.name in MATRIX_PRODUCTS]
+    pairs = [[shape for shape in shapes if len(shape) == 2][-2:] for shapes in shapes]
+    return sum(rows * summed * columns for (rows, summed), (_, columns) in pairs)
 
 
 def far_apart(rows: Tensor) -> Tensor:
