@@ -64,8 +64,9 @@ def rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, st
 
 
 def text_column(row: Mapping[str, Any], column: str | None, where: object) -> str:
-    """The field of ``row`` that holds text: the one wished for, or ``text``, or the first of type str. The one wished for and
-    ``text`` may be null in this row.
+    """The field of ``row`` that holds text: the one wished for, or ``text``, or the first of type str.
+
+    The one wished for and ``text`` may be null in this row.
 
     Raises:
         ValueError: there is none, or not the one wished for.
