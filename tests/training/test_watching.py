@@ -1,6 +1,8 @@
 """What can be seen of a run: logs to other programs, profiles, evaluations of one's own, checks, sweeps."""
 
 import json
+import sys
+import types
 
 import pytest
 from small_run import new_run, small_config, write_corpus
@@ -49,10 +51,9 @@ def test_trackio(tmp_path, monkeypatch):
 
 
 def test_trackers_are_told_the_speed_and_the_log_is_the_same_in_every_run(tmp_path, monkeypatch):
-    trackio = pytest.importorskip("trackio")
-    monkeypatch.setattr(trackio, "init", calls := Recorder())
-    monkeypatch.setattr(trackio, "log", calls.log)
-    monkeypatch.setattr(trackio, "finish", lambda: None)
+    calls = Recorder()
+    stand_in = types.SimpleNamespace(init=calls, log=calls.log, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
     session = new_run(tmp_path, track=("trackio",), **QUIET)
     fit(session)
     assert any(figures.get("tokens_per_second", 0) > 0 for _, figures in calls.logged)
