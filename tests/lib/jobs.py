@@ -5,7 +5,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
 from llmfast.training.adamw_8bit import AdamW8bit
@@ -94,11 +94,15 @@ def fail_last(model, tokenizer):
 
 
 def divided(tensors):
-    """Parameters with the values of ``tensors``, divided by rows between all processes, if there are several."""
+    """Parameters with the values of ``tensors``, divided by rows between all processes, if there are several; between
+    two and two of four, as HSDP does."""
     if not dist.is_initialized():
         return [torch.nn.Parameter(tensor) for tensor in tensors]
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return [torch.nn.Parameter(distribute_tensor(tensor, mesh, [Shard(0)])) for tensor in tensors]
+    size = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, 2) if size == 4 else (1, size))
+    return [
+        torch.nn.Parameter(distribute_tensor(tensor, mesh, [Replicate(), Shard(0)])) for tensor in tensors
+    ]
 
 
 def set_gradients(parameters, step):

@@ -168,7 +168,7 @@ def test_optimizers_of_whole_matrices_and_blocks_divide_them(data, tmp_path, opt
     follows(run_ranks(jobs.train, 2, tmp_path / "again", config, 3, saved)[0], 6)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_muon_on_parts_is_muon(size):
     """In float64, where nothing hides: parts of unequal size or without rows, more matrices than processes."""
     (alone,) = {tuple(jobs.muon_updates(World()))}
