@@ -16,7 +16,7 @@ backward reads them once and writes the gradient once, never over the logits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from .launch import Device, cdiv, next_power_of_2, rows_of, run
 from .loss_checks import check_options, check_target, finish
 from .operator import define
 from .reference import loss as definition
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -44,12 +45,21 @@ class CrossEntropyLaunch:
 
     rows: int
     block: int
+    warps: int = WARPS
 
 
-def launch(vocabulary: int) -> CrossEntropyLaunch:
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def forward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
     block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
     rows = max(1, TILE // block)
     return CrossEntropyLaunch(rows, block)
+
+
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def backward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
+    return forward_launch.rule(device, vocabulary)
 
 
 # ------------------------------------------------------------------------------------------------ the kernels
@@ -84,7 +94,7 @@ def forward_rows(
 ) -> None:
     """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
+    how = forward_launch(Device.of(logits.device), rows.width)
     run(
         cross_entropy_forward,
         (cdiv(rows.count, how.rows),),
@@ -95,7 +105,7 @@ def forward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=WARPS,
+        num_warps=how.warps,
     )
 
 
@@ -115,7 +125,7 @@ def backward_rows(
     ``grad_loss`` is one number a row, or with ``scale`` one number for all, to be multiplied by ``scale``.
     """
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
+    how = backward_launch(Device.of(logits.device), rows.width)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     run(
         cross_entropy_backward,
@@ -128,7 +138,7 @@ def backward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=WARPS,
+        num_warps=how.warps,
     )
 
 
@@ -167,7 +177,7 @@ def _run(
     if reduction == "none":
         forward_rows(logits, target, chosen, loss, lse)
         return loss, lse, scale
-    programs = cdiv(target.numel(), launch(logits.shape[-1]).rows)
+    programs = cdiv(target.numel(), forward_launch(Device.of(logits.device), logits.shape[-1]).rows)
     partials = lse.new_empty((2, programs))
     forward_rows(logits, target, chosen, None, lse, partials)
     mean = reduction == "mean"

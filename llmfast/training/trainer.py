@@ -20,6 +20,7 @@ from llmfast.evaluation.perplexity import Evaluation, evaluate
 from llmfast.models.decoder import Decoder
 from llmfast.training.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from llmfast.training.config import RunConfig
+from llmfast.training.cpu import prepare_process
 from llmfast.training.distributed import World
 from llmfast.training.guard import Guard, LossScaler
 from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
@@ -71,7 +72,7 @@ class Trainer:
         self.compiled = training.compile and can_compile(self.device)
         check_memory(config, world, self.device)
         if self.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            prepare_process()
         generator = torch.Generator().manual_seed(training.seed)
         self.placement = Placement(
             Decoder(config.model, generator=generator),
