@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_
+from llmfast.training.division import local
 
 Rounding = Literal["stochastic", "nearest", "masters"]
 
@@ -170,11 +171,6 @@ def add_master(state: dict[str, Tensor], parameter: Tensor, rounding: Rounding) 
     narrow = parameter.dtype in (torch.bfloat16, torch.float16)
     if rounding == "masters" and narrow and "master" not in state:
         state["master"] = wide_copy(parameter, parameter)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that FSDP2 divides: each element's update needs no other."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def saved_states(optimizer, state_dict: dict) -> Iterator[tuple[Tensor, dict]]:
