@@ -24,7 +24,7 @@ class FarStorage:
 
     def __init__(self, place: str, dtype: torch.dtype, device: str):
         self.place, self.slots = place, 0
-        self.storage = sparse(FAR + FAR // 8, dtype, device)
+        self.storage = sparse(FAR + FAR // 2, dtype, device)
 
     def empty(self, shape: tuple[int, int, int, int]) -> Tensor:
         B, H, S, D = shape
