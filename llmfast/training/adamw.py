@@ -103,8 +103,11 @@ class AdamW(torch.optim.AdamW):
         """Load what this or ``torch.optim.AdamW`` saved.
 
         Raises:
-            ValueError: groups that do not fit the parameters.
+            ValueError: groups that do not fit the parameters, or the state of another optimizer.
         """
+        for saved in state_dict["state"].values():
+            if "exp_avg_sq" not in saved:
+                raise ValueError(f"the state has {', '.join(saved)} and is no AdamW's")
         super().load_state_dict(state_dict)  # makes the state as narrow as the parameters
         for parameter, saved in saved_states(self, state_dict):
             state = self.state[parameter]

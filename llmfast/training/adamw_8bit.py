@@ -158,13 +158,17 @@ class AdamW8bit(torch.optim.Optimizer):
         """Load what this or ``bitsandbytes.optim.AdamW8bit`` saved.
 
         Raises:
-            ValueError: groups that do not fit the parameters, or codes of another table.
+            ValueError: groups that do not fit the parameters, codes of another table, or another optimizer's state.
         """
         groups = [{"lr": 0.0, **group} for group in state_dict["param_groups"]]
         super().load_state_dict({"state": {}, "param_groups": groups})
         self.state.clear()
         for parameter, saved in saved_states(self, state_dict):
             saved = {**saved, **saved.get(WRAPPED, {})}
+            if CODES[0] not in saved:
+                raise ValueError(
+                    f"the state has {', '.join(saved)} and is no AdamW8bit's: load it into AdamW"
+                )
             state = {"step": as_step(saved["step"], parameter)}
             if "master" in saved:
                 state["master"] = wide_copy(saved["master"], parameter)
