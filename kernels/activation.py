@@ -28,8 +28,10 @@ from .launch import Device, cdiv, contiguous, empty, evenly_spaced_rows, next_po
 from .operator import define
 from .partials import sum_partials
 from .reference import activation as definition
+from .tuned import tuned
 
 APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+LONG = 1024  # columns of a row that is cut
 MOST_PROGRAMS = 65535  # what a grid's second dimension holds
 
 # ---------------------------------------------------------------------------------------------- launch choices
@@ -43,11 +45,16 @@ class ActivationLaunch:
     warps: int
 
 
+@tuned("activation", ActivationLaunch)
 @lru_cache
-def launch(columns: int) -> ActivationLaunch:
-    """Eight elements a thread: one 16-byte access a tensor in half precision, two in float32."""
-    block = min(max(next_power_of_2(columns), 128), 1024)
-    return ActivationLaunch(block, max(1, block // 256))
+def launch(device: Device, kernel: str, columns: int) -> ActivationLaunch:
+    """Eight elements a thread: one 16-byte access a tensor in half precision, two in float32. ``columns`` is a power of
+    two, and LONG for all longer rows."""
+    return ActivationLaunch(columns, max(1, columns // 256))
+
+
+def launch_for(kernel: str, x: Tensor, columns: int) -> ActivationLaunch:
+    return launch(Device.of(x.device), kernel, min(max(next_power_of_2(columns), 128), LONG))
 
 
 def bias_programs(rows: int, columns: int, chosen: ActivationLaunch, device: Device) -> int:
@@ -77,7 +84,7 @@ def _allocate_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
 def _run_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
     out = _allocate_gated(gate, up, kind)
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*_halves(gate, up))
-    chosen = launch(columns)
+    chosen = launch_for("gated_forward", out, columns)
     grid = (rows * cdiv(columns, chosen.block),)
     arguments = (gate, up, out, columns, gate_stride, up_stride, kind, chosen.block)
     run(gated_forward, grid, out, *arguments, num_warps=chosen.warps)
@@ -96,7 +103,7 @@ def _run_gated_backward(grad: Tensor, gate: Tensor, up: Tensor | None, kind: str
     grad_gate, grad_up = definition.split(gradients[0]) if up is None else gradients
     grad_stride = grad_gate.shape[-1] * (2 if up is None else 1) if grad_gate.dim() else 1
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*_halves(gate, up))
-    chosen = launch(columns)
+    chosen = launch_for("gated_backward", grad_gate, columns)
     grid = (rows * cdiv(columns, chosen.block),)
     arguments = (
         grad.contiguous(),
@@ -157,7 +164,7 @@ def _allocate_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
 def _run_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     out = _allocate_gelu(x, bias, kind)
     rows, columns, x, stride = _gelu_rows(x, bias)
-    chosen = launch(columns)
+    chosen = launch_for("gelu_forward", x, columns)
     grid = (rows * cdiv(columns, chosen.block),)
     arguments = (x, contiguous(bias), out, columns, stride, kind, chosen.block)
     run(gelu_forward, grid, x, *arguments, num_warps=chosen.warps)
@@ -176,7 +183,7 @@ def _run_gelu_backward(
 ) -> tuple[Tensor, Tensor]:
     grad_x = empty(x)
     rows, columns, x, stride = _gelu_rows(x, bias)
-    chosen = launch(columns)
+    chosen = launch_for("gelu_backward", x, columns)
     programs = rows
     partials = None
     if bias_gradient:
@@ -342,8 +349,12 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     """Every launch choice of swiglu; the other activations at the widest, with an odd width for each."""
     seen = set()
     for columns in (2**exponent for exponent in range(6, 14)):
-        if launch(columns) not in seen:
-            seen.add(launch(columns))
+        chosen = {
+            launch(device, f"gated_{pass_}", min(max(columns, 128), LONG))
+            for pass_ in ("forward", "backward")
+        }
+        if not chosen <= seen:
+            seen |= chosen
             yield _gated_case("swiglu", "silu", columns, torch.bfloat16)
     for op, kind in (("swiglu", "silu"), ("geglu", "gelu"), ("geglu", "gelu_tanh")):
         yield _gated_case(op, kind, 4096, torch.float32)

@@ -30,6 +30,7 @@ from .launch import Device, cdiv, contiguous, empty, next_power_of_2, rows_of, r
 from .loss_checks import check_options, check_target, finish
 from .operator import define
 from .reference import loss as definition
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -44,13 +45,21 @@ class CrossEntropyLaunch:
 
     rows: int
     block: int
+    warps: int = WARPS
 
 
+@tuned("cross_entropy", CrossEntropyLaunch)
 @lru_cache
-def launch(vocabulary: int) -> CrossEntropyLaunch:
+def forward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
     block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
     rows = max(1, TILE // block)
     return CrossEntropyLaunch(rows, block)
+
+
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def backward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
+    return forward_launch.rule(device, vocabulary)
 
 
 def unit_of(logits: Tensor) -> int:
@@ -92,7 +101,7 @@ def forward_rows(
 ) -> None:
     """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
+    how = forward_launch(Device.of(logits.device), rows.width)
     unit = unit_of(logits)
     run(
         cross_entropy_forward,
@@ -105,7 +114,7 @@ def forward_rows(
         ROWS=how.rows,
         BLOCK=how.block,
         UNIT=unit,
-        num_warps=WARPS,
+        num_warps=how.warps,
     )
 
 
@@ -125,7 +134,7 @@ def backward_rows(
     ``grad_loss`` is one number a row, or with ``scale`` one number for all, to be multiplied by ``scale``.
     """
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
+    how = backward_launch(Device.of(logits.device), rows.width)
     unit = unit_of(logits)
     run(
         cross_entropy_backward,
@@ -139,7 +148,7 @@ def backward_rows(
         ROWS=how.rows,
         BLOCK=how.block,
         UNIT=unit,
-        num_warps=WARPS,
+        num_warps=how.warps,
     )
 
 
@@ -178,7 +187,7 @@ def _run(
     if reduction == "none":
         forward_rows(logits, target, chosen, loss, lse)
         return loss, lse, scale
-    programs = cdiv(target.numel(), launch(logits.shape[-1]).rows)
+    programs = cdiv(target.numel(), forward_launch(Device.of(logits.device), logits.shape[-1]).rows)
     partials = lse.new_empty((2, programs))
     forward_rows(logits, target, chosen, None, lse, partials)
     mean = reduction == "mean"

@@ -25,6 +25,7 @@ from .launch import Device, cdiv, contiguous, empty, next_power_of_2, run
 from .operator import define
 from .reference import rotary as definition
 from .rope_kernels import EXPONENT_BITS, rope_kernel
+from .tuned import tuned
 
 # ---------------------------------------------------------------------------------------------- launch choices
 
@@ -39,8 +40,9 @@ class RopeLaunch:
     warps: int
 
 
+@tuned("rope", RopeLaunch)
 @lru_cache
-def launch(heads: int, rotary_dim: int) -> RopeLaunch:
+def launch(device: Device, heads: int, rotary_dim: int) -> RopeLaunch:
     """As many heads as share one computation of the angles without spilling."""
     columns = 2 * next_power_of_2(rotary_dim // 2)
     block = min(next_power_of_2(heads), max(1, TILE // columns))
@@ -82,7 +84,7 @@ def _run(
     position_strides = (0, 0)
     if positions is not None:
         position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
-    chosen = launch(max(q_heads, k_heads), rotary_dim)
+    chosen = launch(Device.of(q.device), max(q_heads, k_heads), rotary_dim)
     passed = width - rotary_dim
     run(
         rope_kernel,
