@@ -183,7 +183,7 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
 
 @contextlib.contextmanager
 def _said_once() -> Iterator[None]:
-    """What is printed before an exit, by the first of several processes: torchrun may end the others before they can."""
+    """What is printed before an exit, by the first of several processes: torchrun may end the others at once."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
