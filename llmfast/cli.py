@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -163,8 +164,7 @@ def _list_commands(group: str) -> None:
 def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
     import tyro
 
-    # All processes of a run have the same arguments: one of them complains.
-    with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) == 0 else _silence():
+    with contextlib.nullcontext() if _among_processes() is None else _said_once():
         positional, named = tyro.cli(
             _command_line_face(function, arguments),
             prog=prog,
@@ -182,13 +182,16 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    with (
-        open(os.devnull, "w") as nothing,
-        contextlib.redirect_stdout(nothing),
-        contextlib.redirect_stderr(nothing),
-    ):
-        yield
+def _said_once() -> Iterator[None]:
+    """What is printed before an exit, by the first of several processes: torchrun may end the others at once."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    except SystemExit:
+        if _among_processes().is_first_to_fail(said.getvalue()):
+            print(said.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 def _command_line_face(
