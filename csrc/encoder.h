@@ -35,14 +35,18 @@ class Encoder {
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
 
+    // Room that the ids of so many bytes seldom pass: memory that is not written costs nothing.
+    static size_t usual_ids(size_t bytes) { return bytes / 2; }
+
   private:
     struct Batch;
+    struct Unknowns;
 
     void learn_tokens();
     void fill(Batch& batch, std::string_view text) const;
-    size_t encode_batch(const char* text, Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
+    void encode_batch(const char* text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     size_t look_up(std::string_view piece, uint32_t* out) const;
-    uint32_t* settle(const char* text, Batch& batch, uint32_t* end, MergeScratch& scratch) const;
+    void settle(Unknowns& unknowns, IdBuffer& ids) const;
     void learn(std::string_view piece, const Piece& merged) const;
 
     Vocabulary vocabulary_;
