@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "pages.h"
+#include "prefetch.h"
 #include "vocabulary.h"
 
 namespace llmfast {
@@ -25,10 +26,17 @@ class PairTable {
     // False for most pairs that do not merge.
     bool may_have(uint32_t left, uint32_t right) const { return passes(scramble(left, right)); }
 
+    // Asks for the memory that the pair is looked up in.
+    void prefetch(uint32_t left, uint32_t right) const { prefetch_line(entries() + (scramble(left, right) >> shift_)); }
+
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
+        return may_have(left, right) ? find_likely(left, right) : kNoToken;
+    }
+
+    // The same for a pair that may_have() holds likely.
+    uint32_t find_likely(uint32_t left, uint32_t right) const {
         const uint64_t pair = scramble(left, right);
-        if (!passes(pair)) return kNoToken;
         const uint64_t tag = pair << 24;
         const uint64_t* const home = entries() + (pair >> shift_);
         for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
