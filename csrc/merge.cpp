@@ -72,7 +72,14 @@ class ShortMerge {
         piece_ = &piece;
         ids_ = piece.ids;
         left_ = ~0ull >> (64 - piece.count);
+        asked_ = 0;
         std::fill_n(pairs_, (piece.count + 15) / 16 * 16, kNone);
+        uint32_t all = 0;
+        for (size_t i = 0; i < piece.count; ++i) all |= ids_[i];
+        if (all < 256) {
+            for (size_t i = 0; i + 1 < piece.count; ++i) pairs_[i] = pairs.low_pair(ids_[i], ids_[i + 1]) | static_cast<int32_t>(i);
+            return;
+        }
         uint64_t likely = 0;  // first all pairs that may be there, without a branch that would be guessed wrong
         for (size_t i = 0; i + 1 < piece.count; ++i) likely |= uint64_t{pairs.may_have(ids_[i], ids_[i + 1])} << i;
         asked_ = likely;
@@ -119,7 +126,7 @@ class ShortMerge {
     }
 
   private:
-    static constexpr int32_t kNone = INT32_MAX;  // above every pair: ids have 24 bits
+    static constexpr int32_t kNone = PairTable::kNoLowPair;  // above every pair: ids have 24 bits
 
     void ask(const PairTable& pairs, size_t place, size_t behind) {
         const bool likely = pairs.may_have(ids_[place], ids_[behind]);
@@ -147,6 +154,8 @@ class ShortMerge {
 inline void merge_in_turn(const PairTable& pairs, std::span<Piece> pieces) {
     constexpr size_t kLanes = 12;
     ShortMerge lanes[kLanes];
+    ShortMerge* working[kLanes];
+    for (size_t i = 0; i < kLanes; ++i) working[i] = &lanes[i];
     auto waiting = pieces.begin();
     const auto start_next = [&](ShortMerge& lane) {
         while (waiting != pieces.end() && waiting->count > kShort) ++waiting;
@@ -155,14 +164,14 @@ inline void merge_in_turn(const PairTable& pairs, std::span<Piece> pieces) {
         return true;
     };
     size_t busy = 0;
-    while (busy < kLanes && start_next(lanes[busy])) ++busy;
+    while (busy < kLanes && start_next(*working[busy])) ++busy;
     while (busy > 0) {
         for (size_t i = 0; i < busy;) {
-            if (lanes[i].step(pairs)) {
+            if (working[i]->step(pairs)) {
                 ++i;
             } else {
-                lanes[i].finish(nullptr);
-                if (!start_next(lanes[i])) std::swap(lanes[i], lanes[--busy]);
+                working[i]->finish(nullptr);
+                if (!start_next(*working[i])) std::swap(working[i], working[--busy]);
             }
         }
     }

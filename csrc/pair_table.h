@@ -45,6 +45,10 @@ class PairTable {
         return kNoToken;
     }
 
+    // What two tokens below 256, as the bytes mostly are, merge into, times 64; kNoLowPair where they do not merge.
+    static constexpr int32_t kNoLowPair = INT32_MAX;
+    int32_t low_pair(uint32_t left, uint32_t right) const { return low_pairs_[size_t{left} << 8 | right]; }
+
     // The token of a byte, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
 
@@ -76,6 +80,7 @@ class PairTable {
     int shift_;                        // from a scrambled pair to its place
     std::unique_ptr<Pages> entries_;   // 0: empty
     std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
+    std::vector<int32_t> low_pairs_;
     std::array<uint32_t, 256> bytes_;
     std::vector<uint32_t> characters_;
     std::bitset<65536> straddles_;
