@@ -1,12 +1,15 @@
 """Encoding and decoding beside the installed peers, on the same text, in one process, one after another in turn.
 
     python -m benchmarks tokenizer [--quick] [--parts numpy lists calls decode load worst threads]
+    python -m benchmarks tokenizer --parts numpy --texts English=FILE code=FILE --megabytes 48 --vocabularies gpt2
     python -m benchmarks tokenizer --render FILE
 
 A library takes part in a row only if it gives tiktoken's ids on the very text that is timed. Rates are megabytes of
-UTF-8 a second: the first round, which finds caches empty, and the median of the rounds. One thread, but for the part
-that says otherwise. Rank files and texts come from LLMFAST_TEST_DATA. ``--out FILE`` keeps the parts that are
-there already, so that a long measurement can be made in short ones.
+UTF-8 a second, medians of the rounds. In each round every library is made anew: its first call on the text is *cold*,
+the same call again *warm*. tiktoken, which keeps nothing from call to call, has one call, before the others: a str
+keeps its UTF-8 once somebody asked for it. One thread, but for the part that says otherwise. Rank files and texts come
+from LLMFAST_TEST_DATA. ``--out FILE`` keeps the rows that are there already, so that a long measurement can be made in
+short ones.
 """
 
 from __future__ import annotations
@@ -29,24 +32,41 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tokenizers import DATA, DISTRIBUTIONS, LIBRARIES, VOCABULARIES, Library, libraries
+from benchmarks.tokenizers import (
+    DATA,
+    DISTRIBUTIONS,
+    LIBRARIES,
+    VOCABULARIES,
+    Library,
+    libraries,
+    tiktoken,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = 16_384  # characters
 Rows = dict[str, dict[str, Any]]  # what was timed -> library -> its figures
 
 
-def corpora(megabytes: float) -> dict[str, list[str]]:
-    """Documents of English prose, Python code, and several scripts."""
+def corpora(megabytes: float, files: dict[str, Path] | None = None) -> dict[str, list[str]]:
+    """Documents of English prose, Python code, and several scripts; or of `files`."""
+    if files:
+        texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    else:
+        texts = built_in_texts()
+    cut = {
+        name: text.encode()[: int(megabytes * 1e6)].decode("utf-8", "ignore") for name, text in texts.items()
+    }
+    return {name: [t[i : i + DOCUMENT] for i in range(0, len(t), DOCUMENT)] for name, t in cut.items()}
+
+
+def built_in_texts() -> dict[str, str]:
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     code = "".join(module.read_text(encoding="utf-8", errors="replace") for module in modules[:1500])
-    texts = {
+    return {
         "English": (DATA / "text" / "dickens.txt").read_text(encoding="utf-8"),
         "code": code,
         "multilingual": (DATA / "text" / "multilingual.txt").read_text(encoding="utf-8"),
     }
-    cut = {name: text[: int(megabytes * 1_000_000)] for name, text in texts.items()}
-    return {name: [t[i : i + DOCUMENT] for i in range(0, len(t), DOCUMENT)] for name, t in cut.items()}
 
 
 def size_of(documents: list[str]) -> float:
@@ -64,6 +84,12 @@ def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
     return seconds
 
 
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
 def flat(ids: np.ndarray | list[list[int]]) -> np.ndarray:
     return ids if isinstance(ids, np.ndarray) else np.array([token for one in ids for token in one])
 
@@ -71,9 +97,17 @@ def flat(ids: np.ndarray | list[list[int]]) -> np.ndarray:
 class Measurement:
     """What was measured so far, and which libraries were left out of it for other ids."""
 
-    def __init__(self, quick: bool):
+    def __init__(
+        self,
+        quick: bool,
+        vocabularies: tuple[str, ...] = tuple(VOCABULARIES),
+        texts: dict[str, Path] | None = None,
+        megabytes: float | None = None,
+    ):
         self.quick = quick
-        self.megabytes = 1 if quick else 8
+        self.vocabularies = vocabularies
+        self.texts = texts
+        self.megabytes = megabytes or (1 if quick else 8)
         self.rounds = 3 if quick else 5
         self.not_exact: list[str] = []
 
@@ -83,28 +117,44 @@ class Measurement:
         self.not_exact += [f"{name} {row}" for name in sorted(wrong)]
         return found.keys() - wrong
 
-    def encode(self, form: str, threads: int = 1, document: int = DOCUMENT) -> Rows:
+    def corpora(self) -> dict[str, list[str]]:
+        return corpora(self.megabytes, self.texts)
+
+    def encode(self, form: str) -> Rows:
+        """Cold and warm rates of all documents in one form."""
         rows: Rows = {}
-        for vocabulary in VOCABULARIES:
-            for corpus, documents in corpora(self.megabytes).items():
-                text = "".join(documents)
-                documents = [text[i : i + document] for i in range(0, len(text), document)]
-                calls = {}
-                for name, library in libraries(vocabulary, form):
-                    options = (threads,) if form == "numpy" else ()
-                    calls[name] = partial(getattr(library, form), documents, *options)
-                seconds = in_turn(calls, self.rounds)
+        for vocabulary in self.vocabularies:
+            for corpus, documents in self.corpora().items():
                 row = f"{vocabulary} {corpus} {form}"
-                expected = flat(calls["tiktoken"]())
-                exact = self.admit(row, {name: flat(call()) for name, call in calls.items()}, expected)
-                size = size_of(documents)
-                rows[row] = {
-                    name: {"first": size / taken[0], "median": size / statistics.median(taken)}
-                    for name, taken in seconds.items()
-                    if name in exact
-                }
-                print_row(row, {name: f"{r['first']:.0f}/{r['median']:.0f}" for name, r in rows[row].items()})
+                rows[row] = self.cold_and_warm(row, vocabulary, documents, form)
+                print_row(row, {name: f"{r['cold']:.0f}/{r['warm']:.0f}" for name, r in rows[row].items()})
         return rows
+
+    def cold_and_warm(self, row: str, vocabulary: str, documents: list[str], form: str) -> dict[str, Any]:
+        options = (1,) if form == "numpy" else ()
+        reference = tiktoken(vocabulary)
+        taken, result = timed(partial(getattr(reference, form), documents, *options))
+        expected = flat(result)
+        seconds = {"tiktoken": [(taken, taken)]}
+        for _ in range(self.rounds):
+            for name, library in libraries(vocabulary, form):
+                if name == "tiktoken":
+                    continue
+                library.encode("Hello")  # what a library puts off until its first call
+                call = partial(getattr(library, form), documents, *options)
+                cold, result = timed(call)
+                if self.admit(row, {name: flat(result)}, expected):
+                    del result
+                    warm, _ = timed(call)
+                    seconds.setdefault(name, []).append((cold, warm))
+        size = size_of(documents)
+        return {
+            name: {
+                kind: size / statistics.median(taken)
+                for kind, taken in zip(("cold", "warm"), zip(*rounds, strict=True), strict=True)
+            }
+            for name, rounds in seconds.items()
+        }
 
     def numpy(self) -> Rows:
         return self.encode("numpy")
@@ -117,8 +167,8 @@ class Measurement:
         rows: Rows = {}
         from benchmarks.tokenizers import llmfast
 
-        for vocabulary in VOCABULARIES:
-            for corpus, documents in corpora(self.megabytes).items():
+        for vocabulary in self.vocabularies:
+            for corpus, documents in self.corpora().items():
                 text = "".join(documents)
                 small = [text[i : i + 4096] for i in range(0, len(text), 4096)]
                 ours = llmfast(vocabulary)
@@ -160,7 +210,7 @@ class Measurement:
     def decode(self) -> Rows:
         """A list of ids to str, and to bytes."""
         rows: Rows = {}
-        for corpus, documents in corpora(self.megabytes / 2).items():
+        for corpus, documents in self.corpora().items():
             text = "".join(documents)
             for form, expected in (("decode", text), ("decode_bytes", text.encode())):
                 found = dict(libraries("cl100k_base", form))
@@ -177,7 +227,7 @@ class Measurement:
     def load(self) -> Rows:
         """Milliseconds from the imported library to the first ids, in a process of its own each time."""
         rows: Rows = {}
-        for vocabulary in VOCABULARIES:
+        for vocabulary in self.vocabularies:
             taken: dict[str, list[float]] = {}
             for _ in range(self.rounds):
                 for make in LIBRARIES:
@@ -213,7 +263,7 @@ class Measurement:
             "a word of 10 MB": "".join(draw.choices("etaoinshrdlu", k=10 * n)),
         }
         rows: Rows = {}
-        for vocabulary in VOCABULARIES:
+        for vocabulary in self.vocabularies:
             ours = llmfast(vocabulary)
             rows[vocabulary] = {}
             for name, text in inputs.items():
@@ -230,18 +280,21 @@ def print_row(row: str, cells: dict[str, str]) -> None:
     print(f"{row:34} " + "  ".join(f"{name} {cell}" for name, cell in cells.items()), flush=True)
 
 
-def run(quick: bool, parts: tuple[str, ...] = PARTS, before: dict | None = None) -> dict:
+def run(
+    measurement: Measurement,
+    parts: tuple[str, ...] = PARTS,
+    before: dict | None = None,
+) -> dict:
     """Measures, prints a row at a time, and returns what was measured, beside what was before."""
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    measurement = Measurement(quick)
     measured = before or {"unit": "MB/s", "rates": {}, "not exact": []}
     for part in parts:
         rows = getattr(measurement, part)()
         if part in ("numpy", "lists"):
             measured["rates"].update(rows)
         else:
-            measured[part] = rows
+            measured.setdefault(part, {}).update(rows)
     measured["not exact"] = sorted({*measured["not exact"], *measurement.not_exact})
     measured["megabytes"] = measurement.megabytes
     measured["versions"] = versions()
@@ -261,10 +314,10 @@ def render(measured: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     lines = [f"{measured['machine']}; {versions}.", ""]
     rates = {
-        row: {name: f"{r['first']:.0f} / {r['median']:.0f}" for name, r in libraries.items()}
+        row: {name: f"{r['cold']:.0f} / {r['warm']:.0f}" for name, r in libraries.items()}
         for row, libraries in measured["rates"].items()
     }
-    lines += table("MB/s: first round / median", rates)
+    lines += table("MB/s: cold / warm", rates)
     for part, title, form in (
         ("calls", "µs a call", "{:.2f}"),
         ("decode", "MB/s, list of ids to text", "{:.0f}"),
@@ -321,6 +374,11 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one megabyte of each text")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--vocabularies", nargs="+", choices=list(VOCABULARIES), default=list(VOCABULARIES))
+    parser.add_argument(
+        "--texts", nargs="+", metavar="NAME=FILE", help="UTF-8 files instead of the usual texts"
+    )
+    parser.add_argument("--megabytes", type=float, help="how much of each text; 8 if left out")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     parser.add_argument("--render", type=Path, metavar="FILE", help="Markdown tables of such a file")
     parser.add_argument("--child-load", nargs=2, help=argparse.SUPPRESS)
@@ -331,7 +389,9 @@ def main() -> None:
         print(render(json.loads(options.render.read_text())))
     else:
         before = json.loads(options.out.read_text()) if options.out and options.out.exists() else None
-        measured = run(options.quick, tuple(options.parts), before)
+        texts = {name: Path(file) for name, file in (text.split("=", 1) for text in options.texts or [])}
+        measurement = Measurement(options.quick, tuple(options.vocabularies), texts, options.megabytes)
+        measured = run(measurement, tuple(options.parts), before)
         if options.out:
             options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
