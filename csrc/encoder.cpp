@@ -14,8 +14,13 @@ namespace {
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;      // merge the unknown pieces of so many: fewer would wait for memory one by one
-constexpr size_t kRoomToLearn = 1 << 16;    // short pieces beside the vocabulary's
-constexpr size_t kMediumSlots = 1 << 17;    // 8 MB, of which only what is used is ever touched
+constexpr size_t kMediumSlots = 1 << 18;    // 16 MB, of which only what is used is ever touched
+
+// Slots for a vocabulary's short tokens and for pieces to be learnt: 50 MB of prose have 150,000 that are no token.
+size_t slots_for(size_t tokens) {
+    const size_t room = tokens < (1 << 15) ? 1 << 16 : 1 << 18;
+    return std::bit_ceil(tokens * 2 + room);
+}
 
 }  // namespace
 
@@ -29,7 +34,8 @@ struct Encoder::Batch {
 // Pieces that no table holds. Their parts stand among the ids until there are enough to be merged together.
 struct Encoder::Unknowns {
     struct One {
-        std::string_view piece;
+        const char* text;
+        size_t length;
         size_t at, parts;  // where among the ids, and how many
     };
     size_t count = 0;
@@ -42,7 +48,7 @@ struct Encoder::Unknowns {
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
-      short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
+      short_pieces_(slots_for(vocabulary_.size())),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
@@ -132,7 +138,7 @@ void Encoder::encode_batch(const char* text, Batch& batch, IdBuffer& ids, Unknow
             if (slot || !is_short) count = look_up(piece, out);
             if (count == 0) {
                 count = parts_of(*pairs_, piece, out);
-                unknowns.all[unknowns.count++] = {piece, ids.size() + static_cast<size_t>(out - begin), count};
+                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
             }
         }
         out += count;
@@ -156,7 +162,7 @@ void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
     if (is_last) unknowns.last = merged.back().count;
     uint32_t* out = begin + all[0].at;
     for (size_t i = 0; i < count; ++i) {
-        learn(all[i].piece, merged[i]);
+        learn({all[i].text, all[i].length}, merged[i]);
         const size_t behind = all[i].at + all[i].parts, next = i + 1 < count ? all[i + 1].at : ids.size();
         out = std::copy_n(merged[i].ids, merged[i].count, out);
         out = std::copy(begin + behind, begin + next, out);

@@ -15,8 +15,9 @@
 
 namespace llmfast {
 
-// Memory is bounded: about 130 bytes a token of the vocabulary for its tables, 2 MB and more for what short pieces may
-// be learnt, 8 MB for medium ones (of which only what is used is touched), and the ids of the text at hand.
+// Memory is bounded, whatever is encoded: about 70 bytes a token of the vocabulary, the table of short pieces (16 MB for
+// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the table of medium pieces (16 MB, of which
+// only what is used is touched), and the ids of the text at hand. A table that is full learns no more.
 class Encoder {
   public:
     Encoder(Vocabulary vocabulary, Pattern pattern);
