@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import runpy
 import sys
 from pathlib import Path
 
 from .results import FOLDER, ROOT
-from .suites import PROGRAMS, SUITES
+from .suites import JOBS, SUITES
 
 COMPOSED = {"cpu": "all of the CPU's own, those of train_step and generate included, and their report"}
 
@@ -27,9 +26,22 @@ def listing() -> str:
     lines = ["On a GPU (python -m benchmarks NAME ... [--quick]; NAME --help has all options):", ""]
     lines += [f"  {name:<22}{about}" for name, about in ops.items()]
     lines += ["", "On the CPU:", ""]
-    lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts | PROGRAMS).items()]
+    lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts).items()]
     lines += ["", "Launch choices of an op, timed on this GPU: python -m benchmarks tune OP"]
     return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
+
+
+def names(part: str = "kernels") -> list[str]:
+    """For gpu_run.sh: the suites of "kernels" and of whole "jobs", the ops that "tune" knows; what tells most first."""
+    if part == "tune":
+        from .tune_questions import QUESTIONS
+
+        return list(QUESTIONS)
+    return [
+        name
+        for name, suite in SUITES.items()
+        if "cuda" in suite.devices and (name in JOBS) == (part == "jobs")
+    ]
 
 
 def without_gpu() -> str | None:
@@ -50,13 +62,17 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="of result files")
     parser.add_argument("--short", action="store_true", help="one table: ours beside the best other")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there")
-    parser.add_argument("--readme", action="store_true", help="write the tables of README.md anew")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the tables of README.md anew, and its pictures"
+    )
     options = parser.parse_args(arguments)
     if options.readme:
-        from .readme import refreshed
+        from .readme import draw_shown, refreshed
 
         readme = ROOT / "README.md"
-        readme.write_text(refreshed(readme.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
+        text = refreshed(readme.read_text(encoding="utf-8"), options.folder)
+        readme.write_text(text, encoding="utf-8")
+        draw_shown(text, options.folder)
     if options.plots:
         from .plots import draw
 
@@ -82,6 +98,8 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
+    parser.add_argument("--resume", action="store_true", help="measure what the result file lacks")
+    parser.add_argument("--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8, to work on")
     options = parser.parse_args(arguments)
     failed = False
     for name in options.suites:
@@ -90,7 +108,15 @@ def run(arguments: list[str]) -> int:
         if reason:
             print(f"{name}: skipped: {reason} (--device cpu tries a suite out without one)")
             continue
-        chosen = Options(device, options.quick, options.tiny, options.out, options.limit)
+        chosen = Options(
+            device,
+            options.quick,
+            options.tiny,
+            options.out,
+            options.limit,
+            tuple(options.text),
+            options.resume,
+        )
         report = run_suite(name, chosen)
         failed |= any(reason != NO_TIME for reason in report.not_run.values())
     return int(failed)
@@ -110,11 +136,8 @@ def main(arguments: list[str]) -> int:
         from .tune import main as tune
 
         return tune(arguments[1:])
-    elif arguments[0] in PROGRAMS:
-        sys.argv = arguments
-        runpy.run_module(f"{__package__}.suites.{arguments[0]}", run_name="__main__", alter_sys=True)
-    elif arguments == ["names"]:
-        print(*(name for name, suite in SUITES.items() if "cuda" in suite.devices), sep="\n")
+    elif arguments[0] == "names":
+        print(*names(*arguments[1:]), sep="\n")
     elif arguments == ["check-gpu"]:
         import llmfast.kernels  # noqa: F401  what is to be measured: without it, nothing else need be tried
 
@@ -128,6 +151,12 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was measured is in the result file, and --resume measures the rest",
+            file=sys.stderr,
+        )
+        code = 130
     except BrokenPipeError:  # whoever reads has enough, as in `... report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

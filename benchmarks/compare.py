@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -284,4 +285,9 @@ def _result(case: Case, pass_: str, name: str, status: str, note: str = "", **me
 
 
 def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return without_paths(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+
+
+def without_paths(message: str) -> str:
+    """The message with folders of this machine left out, for result files are published."""
+    return re.sub(r"(?<![\w:/])/(?:[^\s/:'\"]+/)+", ".../", message)

@@ -19,11 +19,14 @@ class Contender:
     build: Callable[[], Callable]
     module: str | None = None  # that must be installed
     gpu_only: bool = False
+    unfit: str = ""  # why it cannot do this
 
     def absence(self, device: str) -> tuple[str, str] | None:
         """(status, reason) where it cannot take part."""
         if self.module and importlib.util.find_spec(self.module) is None:
             return "missing", f"{self.module} is not installed"
+        if self.unfit:
+            return "skipped", self.unfit
         if self.gpu_only and device != "cuda":
             return "skipped", "runs on a GPU only"
         return None

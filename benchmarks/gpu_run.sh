@@ -2,9 +2,14 @@
 # One command for a machine that has a GPU and reaches nothing else: builds llmfast without network, runs the GPU
 # tests, then the benchmarks, and ends with a short table. Without a GPU it says so and skips what needs one.
 #
-#   benchmarks/gpu_run.sh [OPTIONS]                        all of it
+#   benchmarks/gpu_run.sh [OPTIONS]                        all of it, what tells most first
 #   benchmarks/gpu_run.sh [OPTIONS] tests [TEST ...]       the GPU tests; TEST is a file or folder
-#   benchmarks/gpu_run.sh [OPTIONS] bench [SUITE ...]      the benchmarks
+#   benchmarks/gpu_run.sh [OPTIONS] kernels                the benchmarks of kernels
+#   benchmarks/gpu_run.sh [OPTIONS] jobs                   those of whole jobs; in the time that is left, the tuner
+#   benchmarks/gpu_run.sh [OPTIONS] bench [SUITE ...]      these suites
+#   benchmarks/gpu_run.sh [OPTIONS] tune [OP ...]          launch choices, into DIR/tables
+#
+# Where a command may take ten minutes and all of them thirty: tests, kernels, jobs.
 #
 #   --out DIR     where results and the log go, written as they come (benchmarks/results)
 #   --wheels DIR  optional wheels to install first, as of pip download --no-deps -d DIR liger-kernel cut-cross-entropy
@@ -13,7 +18,8 @@
 #   --no-build    measures the llmfast that is installed
 #   --cpu         a rehearsal: tiny benchmarks on the CPU, whose figures mean nothing
 #
-# PYTHON names the interpreter (python3). What is installed goes to build/gpu_run, never into its environment.
+# PYTHON names the interpreter (python3). What is installed goes to build/gpu_run, never into its environment, and stays
+# for the next run of the same sources.
 set -uo pipefail
 export PYTHONUNBUFFERED=1 # the log is whole even if this is killed
 unset TRITON_INTERPRET
@@ -36,9 +42,9 @@ done
 part=${1:-all}
 [[ $# -gt 0 ]] && shift
 case $part in
-    all) set -- ;;
-    tests | bench) ;;
-    *) echo "gpu_run.sh: the parts are tests and bench, not $part" >&2 && exit 2 ;;
+    all | kernels | jobs) set -- ;;
+    tests | bench | tune) ;;
+    *) echo "gpu_run.sh: the parts are tests, kernels, jobs, bench and tune, not $part" >&2 && exit 2 ;;
 esac
 
 mkdir -p "$out"
@@ -70,9 +76,17 @@ build() {
         [[ -e $wheel ]] || continue
         install "$wheel" || echo "gpu_run.sh: $(basename "$wheel") could not be installed; going on without it"
     done
+    local sources
+    sources=$(find csrc kernels llmfast setup.py pyproject.toml -type f -not -name '*.pyc' -print0 | sort -z |
+        xargs -0 cat | sha256sum)
+    if [[ $(cat "$site/sources" 2>/dev/null) == "$sources" ]]; then
+        echo "== build: the same sources were built before"
+        return
+    fi
     echo "== build, $(left) s left"
     within "$(left)" "$python" -m pip --disable-pip-version-check install -q --no-index --no-deps \
         --no-build-isolation --upgrade --target "$site" . || { fail "the build failed" && exit 1; }
+    echo "$sources" >"$site/sources"
 }
 
 # Plugins that pyproject.toml asks for may be missing here: options are given anew. Only what has GPU tests is
@@ -89,12 +103,22 @@ gpu_tests() {
     [[ $code == 0 ]] || fail "tests ended with code $code (124: out of time)"
 }
 
+# Of the time: attention has the most shapes and peers, and whole models take long to make.
+share_of() {
+    case $1 in
+        attention) echo 3 ;;
+        linear_cross_entropy | nf4 | train_step | qlora | generate) echo 2 ;;
+        *) echo 1 ;;
+    esac
+}
+
 # The time that is left is shared by the suites that are left.
 benchmarks() {
-    [[ $# -gt 0 ]] || mapfile -t < <("$python" -m benchmarks names)
-    local suites=("${@:-${MAPFILE[@]}}") seconds code
+    local suites=("$@") seconds code shares suite
     while [[ ${#suites[@]} -gt 0 ]]; do
-        seconds=$(($(left) / ${#suites[@]}))
+        shares=0
+        for suite in "${suites[@]}"; do shares=$((shares + $(share_of "$suite"))); done
+        seconds=$(($(left) * $(share_of "${suites[0]}") / shares))
         echo "== bench ${suites[0]}, $seconds s"
         if [[ $seconds -lt 5 ]]; then
             fail "no time left for ${suites[*]}"
@@ -109,6 +133,22 @@ benchmarks() {
     done
 }
 
+# Every answered question is in its table at once, so that the last may be cut short.
+tune() {
+    local ops=("$@") seconds code
+    while [[ ${#ops[@]} -gt 0 ]]; do
+        seconds=$(($(left) / ${#ops[@]}))
+        [[ $seconds -ge 20 ]] || { echo "== no time left to tune ${ops[*]}" && return; }
+        echo "== tune ${ops[0]}, $seconds s"
+        within "$seconds" "$python" -m benchmarks tune "${ops[0]}" --out "$out/tables" ${tiny:+--tiny}
+        code=$?
+        [[ $code == 0 || $code == 124 ]] || fail "tune ${ops[0]} ended with code $code"
+        ops=("${ops[@]:1}")
+    done
+}
+
+names() { "$python" -m benchmarks names "$1"; }
+
 main() {
     [[ -z $build ]] || build
     "$python" -c 'import sys; sys.path.pop(0); import llmfast; print("== llmfast of", *llmfast.__path__)'
@@ -119,7 +159,7 @@ main() {
         echo "== No GPU: $no_gpu"
     fi
 
-    if [[ $part != bench ]]; then
+    if [[ $part == tests || $part == all ]]; then
         if [[ -n $no_gpu ]]; then
             echo "== tests skipped: they need a GPU, and $no_gpu"
         elif [[ $part == tests ]]; then
@@ -128,12 +168,24 @@ main() {
             gpu_tests "$(($(left) * 45 / 100))"
         fi
     fi
-    if [[ $part != tests ]]; then
-        if [[ -n $no_gpu && -z $tiny ]]; then
-            echo "== bench ${*:-(every suite)} skipped: it needs a GPU, and $no_gpu (--cpu rehearses without)"
-        else
-            benchmarks "$@"
-        fi
+    local suites=() ops=()
+    case $part in
+        all) mapfile -t suites < <(names kernels && names jobs) ;;
+        kernels | jobs) mapfile -t suites < <(names "$part") ;;
+        bench) suites=("$@") && [[ $# -gt 0 ]] || mapfile -t suites < <(names kernels && names jobs) ;;
+    esac
+    case $part in
+        all | jobs) mapfile -t ops < <(names tune) ;;
+        tune) ops=("$@") && [[ $# -gt 0 ]] || mapfile -t ops < <(names tune) ;;
+    esac
+    if [[ -n $no_gpu && -z $tiny ]]; then
+        [[ ${#suites[@]} == 0 ]] || echo "== bench ${suites[*]} skipped: it needs a GPU, and $no_gpu (--cpu rehearses without)"
+        [[ ${#ops[@]} == 0 ]] || echo "== tune ${ops[*]} skipped: it needs a GPU, and $no_gpu (--cpu rehearses without)"
+    else
+        benchmarks ${suites[@]+"${suites[@]}"}
+        tune ${ops[@]+"${ops[@]}"}
+    fi
+    if [[ ${#suites[@]} -gt 0 ]]; then
         echo
         "$python" -m benchmarks report "$out" --short
     fi

@@ -24,6 +24,11 @@ def same_model(config: DecoderConfig, weights: dict[str, Tensor], assign: bool =
     return theirs
 
 
+def unfit(config: DecoderConfig) -> str:
+    """Why transformers has no model like that; empty where it has."""
+    return "its models do not smear embeddings" if config.smear else ""
+
+
 def gpt2(config: DecoderConfig, ours: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
     """Its matrices are stored transposed."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -18,6 +18,7 @@ from .results import Result
 
 EPSILONS_OF_A_NUMBER = 8  # Where one number is compared, a loss, PyTorch's own may happen to be exact.
 FEWEST_ROUNDS = 3
+SECONDS = {"cuda": 60.0, "cpu": 15.0}  # of timing a job, for all contenders together
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Job:
     contenders: Sequence[Contender]
     work: tuple[int, int]  # (bytes, floating-point operations) of a call
     tokens: int  # that a call works through
-    seconds: float = 60.0  # of timing, for all contenders together
+    seconds: float = SECONDS["cuda"]
 
     def __str__(self) -> str:
         shape = " ".join(f"{name}={size}" for name, size in self.shape.items())

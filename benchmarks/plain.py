@@ -1,8 +1,8 @@
 """The decoder that people write in plain PyTorch, in the manner of nanoGPT: the yardstick for whole jobs.
 
 It is GPT-2 (learned positions, LayerNorm, GELU, biases) or the modern form (RMSNorm, RoPE, SwiGLU, grouped-query
-attention), with SDPA for attention. Parameters have the names and layouts of ``llmfast.models.decoder``, so that both
-hold the same weights.
+attention), with SDPA for attention, and with what quickstart adds, scaled embeddings and smear. Parameters have the
+names and layouts of ``llmfast.models.decoder``, so that both hold the same weights.
 """
 
 from __future__ import annotations
@@ -80,6 +80,22 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
+class Smear(nn.Module):
+    """Each embedding takes up a learned share of the one before it."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        before = F.pad(x, (0, 0, 1, -1))
+        if cache is not None:
+            if cache.last_embedding is not None:
+                before[:, 0] = cache.last_embedding
+            cache.last_embedding = x[:, -1]
+        return x + self.weight * before
+
+
 class PlainDecoder(nn.Module):
     """``forward(tokens, targets)`` is the mean loss, ``forward(tokens, caches=...)`` continues a sequence."""
 
@@ -88,6 +104,7 @@ class PlainDecoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.smear = Smear(config) if config.smear else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -102,6 +119,10 @@ class PlainDecoder(nn.Module):
         start = caches[0].length if caches else 0
         here = slice(start, start + tokens.shape[1])
         x, rotary = self.embedding(tokens), None
+        if self.config.scale_embedding:
+            x = x * self.config.width**0.5
+        if self.smear is not None:
+            x = self.smear(x, caches[0] if caches else None)
         if self.positions is not None:
             x = x + self.positions.weight[here]
         else:
@@ -123,6 +144,7 @@ class Cache:
         shape = (batch, config.kv_heads, config.context, config.head_width)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.length = 0
+        self.last_embedding: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + k.shape[2]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .report import grouped, shape_text
+from .report import NO_DTYPES, grouped, shape_text
 from .results import OURS, PYTORCH, TEXT, Report, Result, read_all
 
 if TYPE_CHECKING:
@@ -27,12 +29,35 @@ def draw(folder: Path, out: Path) -> Iterator[Path]:
     """Draws all pictures that the result files of a folder have the figures for; gives their paths."""
     out.mkdir(parents=True, exist_ok=True)
     for report in read_all(folder):
-        for kind, picture in (("speed", speed), ("ceiling", ceiling), ("roofline", roofline)):
-            figure = picture(report)
-            if figure is not None:
-                path = out / f"{Path(report.file_name).stem}-{kind}.png"
-                figure.savefig(path)
-                yield path
+        for part, picture in parts_of(report).items():
+            for kind, figure in (
+                ("speed", speed(picture)),
+                ("ceiling", ceiling(picture)),
+                ("roofline", roofline(picture)),
+            ):
+                if figure is not None:
+                    path = out / f"{Path(report.file_name).stem}{part}-{kind}.png"
+                    figure.savefig(path)
+                    yield path
+
+
+def parts_of(report: Report) -> dict[str, Report]:
+    """By what their file is called in addition: the whole, or a picture a pass where more bars would not be read, or
+    where they have units of their own."""
+    results = timed(report.results)
+    passes = dict.fromkeys(result.pass_ for result in results)
+    panels = panels_of(results).values()
+    one_unit = len({unit_of(each)[0] for each in panels}) == 1
+    if len(passes) == 1 or (one_unit and len(panels) <= MOST_ROWS):
+        return {"": report}
+    return {
+        f"-{re.sub('[^a-z0-9]+', '-', pass_.lower())}": replace(
+            report,
+            suite=f"{report.suite}, {pass_}",
+            results=[result for result in report.results if result.pass_ == pass_],
+        )
+        for pass_ in passes
+    }
 
 
 def new_figure(width: float, height: float, report: Report, title: str) -> Figure:
@@ -137,6 +162,7 @@ def bars(report: Report) -> Figure:
     axes = figure.add_subplot()
     unit, value = unit_of([result for group in groups for result in group])
     place, ticks = 0.0, []
+    several = len({group[0].pass_ for group in groups}) > 1
     for group in groups:
         first = place
         for result in group:
@@ -149,13 +175,13 @@ def bars(report: Report) -> Figure:
                 fontsize=6.5,
             )
             place += 1
-        ticks.append(((first + place - 1) / 2, label_of(group[0])))
+        ticks.append(((first + place - 1) / 2, label_of(group[0], several)))
         place += 1.2
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=7.5)
     axes.invert_yaxis()
     axes.set_ylim(place - 0.8, -0.9)
     values = [value(result) for group in groups for result in group]
-    if max(values) > 30 * min(values):
+    if max(values) > 300 * min(values):
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 2, max(values) * 4)
     else:
@@ -169,12 +195,14 @@ def unit_of(results: list[Result]) -> tuple[str, Callable[[Result], float]]:
     """What says most about these results, more being better where it can be."""
     if all(result.tokens for result in results):
         return "tokens/s", lambda result: result.tokens / result.median_s
-    if all(result.dtype == TEXT for result in results):
+    if all(result.dtype == TEXT and result.bytes for result in results):
         return "MB/s", lambda result: result.bytes / result.median_s / 1e6
     if all(result.fraction_of_copy is not None for result in results):
         if sum(bound_by_product(result) for result in results) > len(results) / 2:
             return "TFLOP/s", lambda result: result.flops / result.median_s / 1e12
         return "GB/s", lambda result: result.bytes / result.median_s / 1e9
+    if max(result.median_s for result in results) >= 1e-2:
+        return "ms, less is better", lambda result: 1e3 * result.median_s
     return "µs a call, less is better", lambda result: 1e6 * result.median_s
 
 
@@ -268,9 +296,10 @@ def product_rate(result: Result) -> float:
 # ---------------------------------------------------------------------------------------------------- the looks
 
 
-def label_of(result: Result) -> str:
-    dtype = "" if result.dtype in (TEXT, "int64") else f", {result.dtype}"
-    return f"{result.op}, {result.pass_}{dtype}\n{shape_text(result)}"
+def label_of(result: Result, with_pass: bool = True) -> str:
+    dtype = "" if result.dtype in NO_DTYPES else f", {result.dtype}"
+    label = f"{result.op}{f', {result.pass_}' if with_pass else ''}{dtype}"
+    return f"{label}\n{shape_text(result)}".strip()
 
 
 def shade(name: str, names: list[str]) -> float:

@@ -21,10 +21,11 @@ def shape_text(result: Result) -> str:
 
 
 LONG = ("bytes", "tokens")  # counts that are said in millions
+NO_DTYPES = (TEXT, "int64")  # that are not worth a word
 
 
 def duration(seconds: float) -> str:
-    if seconds >= 0.1:
+    if seconds >= 1:
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
@@ -37,7 +38,7 @@ def fraction(result: Result) -> str:
 
 def speed(result: Result) -> str:
     """Tokens a second of a job, megabytes a second of text, the time of anything else."""
-    if result.dtype == TEXT:
+    if result.dtype == TEXT and result.bytes:
         return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
     if result.tokens:
         return f"{rate(result.tokens / result.median_s)} tokens/s"
@@ -77,23 +78,25 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
     for report in reports:
         yield f"## {report.suite}"
         yield ""
-        yield f"{machine_line(report)} {ceiling_line(report)} {legend(report)}"
+        yield f"{machine_line(report)} {ceiling_line(report)} {legend(report.results)}"
         for title, results in tables(report.results).items():
             yield from ("", f"### {title}", "")
             yield from op_table(results)
         yield from ("", *notes(report))
+        yield from (f"- {name}: {origin}" for name, origin in report.inputs.items())
+        yield ""
 
 
-def legend(report: Report) -> str:
-    """How to read the cells of this report's tables."""
+def legend(results: list[Result]) -> str:
+    """How to read the cells of a table of these."""
     said = ["Medians"]
-    if any(result.fraction_of_copy for result in report.results):
+    if any(result.fraction_of_copy for result in results):
         said.append("in brackets the fraction of the measured ceiling that binds, copy or matrix product")
-    elif any(result.contender == PYTORCH for result in report.results):
+    elif any(result.contender == PYTORCH for result in results):
         said.append("in brackets the ratio to PyTorch")
-    if any(result.tokens or result.dtype == TEXT for result in report.results):
-        said.append("of a whole job also the most memory that it takes")
-    if any(result.method == "events" and not result.tokens for result in report.results):
+    if any(shows_memory(result) for result in results):
+        said.append("in brackets also the most memory that it takes")
+    if any(result.method == "events" and not result.tokens for result in results):
         said.append("† was launched by the host call by call, the others as CUDA graphs")
     return f"{'; '.join(said)}."
 
@@ -122,8 +125,10 @@ def machine_line(report: Report) -> str:
     else:
         where = f"{machine['processor']}, {machine['cores']} cores"
         where += ": a rehearsal, whose figures mean nothing" if report.size == "tiny" else ""
+        where += f" ({', '.join(found)})" if (found := machine.get("instructions")) else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{where}; {versions}; revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}."
+    revision = f"revision {machine['revision'] or 'unknown'}, {machine['time'][:10]}"
+    return f"{where}; Python {machine['python']}, {versions}; {revision}."
 
 
 def ceiling_line(report: Report) -> str:
@@ -142,13 +147,21 @@ def ceilings_line(ceilings: dict[str, float]) -> str:
 
 def op_table(results: list[Result]) -> Iterator[str]:
     names = list(dict.fromkeys(r.contender for r in results if r.status in ("ok", "wrong")))
-    with_op = len({result.op for result in results}) > 1
+    parts = [label_parts(result) for result in results]
+    # What all of them share is not said in each row.
+    said = [index for index in range(len(parts[0])) if len({part[index] for part in parts}) > 1]
     rows = []
     for group in grouped(results).values():
         by_name = {result.contender: result for result in group}
-        label = f"{group[0].op} {shape_text(group[0])}" if with_op else shape_text(group[0])
+        label = " ".join(filter(None, (label_parts(group[0])[index] for index in said or (0, 1))))
         rows.append([label, *(cell(by_name.get(name), by_name) for name in names)])
-    yield from table(["op and shape" if with_op else "shape", *names], rows)
+    yield from table(["", *names], rows)
+
+
+def label_parts(result: Result) -> tuple[str, str, str, str]:
+    """What tells a row from the others of a table."""
+    dtype = "" if result.dtype in NO_DTYPES else result.dtype
+    return result.op, shape_text(result), result.pass_, dtype
 
 
 def cell(result: Result | None, group: dict[str, Result]) -> str:
@@ -160,13 +173,17 @@ def cell(result: Result | None, group: dict[str, Result]) -> str:
     if not share and yardstick and yardstick.median_s and result is not yardstick:
         share = f"{result.median_s / yardstick.median_s:.2g}×"
     said = [share] if share else []
-    if (result.tokens or result.dtype == TEXT) and (result.peak_bytes or 0) >= 2**20:
+    if shows_memory(result):
         said.append(memory(result.peak_bytes))
     text += f" ({', '.join(said)})" if said else ""
     if result.status == "wrong":
         return f"{text} WRONG"
     best = min(each.median_s for each in group.values() if each.status == "ok")
     return f"**{text}**" if result.median_s == best else text
+
+
+def shows_memory(result: Result) -> bool:
+    return bool(result.tokens or result.dtype == TEXT) and (result.peak_bytes or 0) >= 2**20
 
 
 def notes(report: Report) -> Iterator[str]:
@@ -178,8 +195,17 @@ def notes(report: Report) -> Iterator[str]:
         if r.status != "ok"
     )
     yield from said
-    yield from (f"- not measured: {case}: {reason}" for case, reason in report.not_run.items())
-    yield ""
+    yield from (
+        f"- not measured: {'; '.join(cases)}: {reason}" for reason, cases in by_reason(report).items()
+    )
+
+
+def by_reason(report: Report) -> dict[str, list[str]]:
+    """The cases that were not run."""
+    cases: dict[str, list[str]] = {}
+    for case, reason in report.not_run.items():
+        cases.setdefault(reason, []).append(case)
+    return cases
 
 
 # ---------------------------------------------------------------------------------------------- the short one
@@ -212,7 +238,7 @@ def short_rows(group: list[Result]) -> Iterator[list[str]]:
     for mine in group:
         if not mine.contender.startswith(OURS):
             continue
-        what = [mine.pass_] if mine.dtype in (TEXT, "int64") else [mine.pass_, mine.dtype]
+        what = [mine.pass_] if mine.dtype in NO_DTYPES else [mine.pass_, mine.dtype]
         row = [mine.op, shape_text(mine), ", ".join(what)]
         if mine.median_s is None:
             yield [*row, mine.status, "", "", "", ""]

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -31,6 +32,11 @@ LIBRARIES = (
     "flash-attn",
     "bitsandbytes",
 )
+TEXT_LIBRARIES = (
+    "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe",
+    "ffbpe",
+)  # fmt: skip
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that a processor may have
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class Report:
     ceilings: dict[str, float]
     results: list[Result] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)  # case -> why
+    measured: list[str] = field(default_factory=list)  # cases
+    inputs: dict[str, str] = field(default_factory=dict)  # texts that were worked on -> where they are from
 
     @property
     def file_name(self) -> str:
@@ -126,16 +134,17 @@ def read_all(folder: Path) -> list[Report]:
     return [read(path) for path in sorted(folder.glob("*.json"))]
 
 
-def describe_machine(device: str) -> dict[str, Any]:
+def describe_machine(device: str, libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
     """Hardware, driver, versions, revision and time."""
     machine = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "revision": _git_revision(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": {name: version for name in libraries if (version := _version(name))},
         "gpu": None,
     }
     return machine | (_describe_gpu() if device == "cuda" else {})
@@ -164,11 +173,21 @@ def _version(distribution: str) -> str | None:
 
 
 def _processor() -> str:
+    names = re.findall(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return re.sub(r"\((?:R|TM)\)| Processor$", "", names[0]) if names else platform.machine()
+
+
+def _instructions() -> list[str]:
+    """Of INSTRUCTIONS those that this processor has, where the system says."""
+    flags = re.findall(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return [name for name in INSTRUCTIONS if flags and name in flags[0].split()]
+
+
+def _cpuinfo() -> str:
     try:
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        names = []
-    return names[0] if names else platform.machine()
+        return ""
 
 
 def _git_revision() -> str | None:

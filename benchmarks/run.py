@@ -12,7 +12,7 @@ from typing import Protocol
 from . import measure
 from .compare import one_line, release_memory
 from .report import ceilings_line
-from .results import FOLDER, Report, Result, describe_machine
+from .results import FOLDER, LIBRARIES, TEXT_LIBRARIES, Report, Result, describe_machine, read
 from .suites import SUITES
 
 NO_TIME = "no time left"
@@ -33,6 +33,8 @@ class Options:
     tiny: bool = False  # a rehearsal, whose figures mean nothing
     out: Path = FOLDER
     limit_s: float = float("inf")
+    files: tuple[Path, ...] = ()  # texts of yours, for suites that work on some
+    resume: bool = False  # keep what the file holds, and measure what is missing
 
     def size(self, name: str) -> str:
         """A suite of kernels has nothing to say about a CPU: there it is only tried out."""
@@ -46,25 +48,42 @@ class Options:
 def run_suite(name: str, options: Options, say: Callable[[str], None] = print) -> Report:
     """Results of every case that there is time for; the others are named in ``not_run``."""
     suite = importlib.import_module(f"{__package__}.suites.{name}")
-    return run_cases(name, suite.cases(options.size(name)), options, say)
+    size = options.size(name)
+    if not hasattr(suite, "inputs"):
+        if options.files:
+            raise ValueError(f"{name} works on no texts")
+        return run_cases(name, suite.cases(size), options, say)
+    inputs = suite.inputs(size, options.files)
+    return run_cases(name, suite.cases(size, options.files), options, say, inputs)
 
 
 def run_cases(
-    name: str, cases: Iterable[Measurable], options: Options, say: Callable[[str], None] = print
+    name: str,
+    cases: Iterable[Measurable],
+    options: Options,
+    say: Callable[[str], None] = print,
+    inputs: dict[str, str] | None = None,
 ) -> Report:
     end = time.monotonic() + options.limit_s
     size = options.size(name)
     ceilings = measure.ceilings(options.device, tiny=size == "tiny")
-    report = Report(name, size, describe_machine(options.device), ceilings)
+    machine = describe_machine(options.device, TEXT_LIBRARIES if inputs else LIBRARIES)
+    report = Report(name, size, machine, ceilings, inputs=inputs or {})
     say(f"{name}: {ceilings_line(ceilings)}")
+    if options.resume:
+        report = resumed(report, options.out)
     longest = 0.0
     for case in cases:
+        if str(case) in report.measured:
+            continue
         start = time.monotonic()
         if start + longest > end:
             report.not_run[str(case)] = NO_TIME
             continue
+        report.not_run.pop(str(case), None)
         try:
             report.results += case.run(options.device, ROUNDS[size], report.ceilings)
+            report.measured.append(str(case))
         except Exception as error:  # too little memory for its reference, most of the time: the others go on
             report.not_run[str(case)] = one_line(error)
         release_memory(options.device)
@@ -73,6 +92,23 @@ def run_cases(
         say(f"{name}: {case}: {report.not_run.get(str(case)) or f'{time.monotonic() - start:.1f} s'}")
     out_of_time = [case for case, reason in report.not_run.items() if reason == NO_TIME]
     if out_of_time:
-        say(f"{name}: {NO_TIME} for {'; '.join(out_of_time)}")
+        say(f"{name}: {NO_TIME} for {len(out_of_time)} cases, from {out_of_time[0]} on")
     report.write(options.out)
     return report
+
+
+def resumed(report: Report, folder: Path) -> Report:
+    """The report that the folder's file began, which only the same state of the same machine goes on with.
+
+    Raises:
+        ValueError: the file is of another machine, revision or version, or of other texts.
+    """
+    path = folder / report.file_name
+    if not path.is_file():
+        return report
+    before = read(path)
+    for name, now in {**report.machine, "inputs": report.inputs}.items():
+        then = before.inputs if name == "inputs" else before.machine.get(name)
+        if name != "time" and then != now:
+            raise ValueError(f"{path.name} cannot be gone on with: its {name} is {then}, here it is {now}")
+    return before

@@ -1,10 +1,17 @@
-"""The tokenizers that take part: ours, tiktoken, and the faster packages that are installed."""
+"""The tokenizers that take part: ours, tiktoken, Hugging Face's, and the faster packages that are installed.
+
+They read the rank files of gpt2, cl100k_base and o200k_base that lie in ``LLMFAST_TEST_DATA/tiktoken``. Where these are
+missing, all that can be given a vocabulary of one's own take one that is trained on Python's standard library.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +19,56 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(os.environ.get("LLMFAST_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+from .texts import DATA, code
+
+# Before the libraries are imported: measured is one thread, and nothing is loaded from elsewhere.
+os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
+os.environ.setdefault("RAYON_NUM_THREADS", "1")
+
 RANK_FILES = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
-VOCABULARIES = {"gpt2": "r50k_base", "cl100k_base": "cl100k_base", "o200k_base": "o200k_base"}  # -> rank file
-DISTRIBUTIONS = {
-    "llmfast": "llmfast", "tiktoken": "tiktoken", "fastokens": "fastokens", "gigatoken": "gigatoken",
-    "toktok": "toktok-rs", "quicktok": "quicktok-v1", "rs_bpe": "rs-bpe",
-}  # fmt: skip
+PUBLISHED = {"gpt2": "r50k_base", "cl100k_base": "cl100k_base", "o200k_base": "o200k_base"}  # -> rank file
+TRAINED, TRAINED_SIZE = "trained", 32_768
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary and its file of ranks; what is not published splits text as cl100k_base does."""
+
+    name: str
+    ranks: Path
+
+    @property
+    def published(self) -> bool:
+        return self.name in PUBLISHED
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@functools.cache
+def vocabularies() -> list[Vocabulary]:
+    cache = DATA / "tiktoken"
+    files = {
+        name: cache / hashlib.sha1(RANK_FILES.format(file).encode()).hexdigest()
+        for name, file in PUBLISHED.items()
+    }
+    found = [Vocabulary(name, path) for name, path in files.items() if path.is_file()]
+    return found or [trained()]
+
+
+@functools.cache
+def trained() -> Vocabulary:
+    from llmfast.tokenizer import Tokenizer
+
+    path = Path(_folder().name) / "trained.tiktoken"
+    Tokenizer.train([code()[1]], TRAINED_SIZE, pattern="cl100k", special_tokens=()).save_ranks(path)
+    return Vocabulary(TRAINED, path)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="llmfast-benchmarks-")
 
 
 @dataclass(frozen=True)
@@ -32,20 +82,11 @@ class Library:
     decode_bytes: Callable[[list[int]], bytes] | None = None
 
 
-def rank_file(vocabulary: str) -> Path:
-    return DATA / "tiktoken" / hashlib.sha1(RANK_FILES.format(VOCABULARIES[vocabulary]).encode()).hexdigest()
+# ---------------------------------------------------------------------------------------------------- libraries
 
 
-def llmfast(vocabulary: str) -> Library:
-    from llmfast.tokenizer import Encoding, get_encoding
-
-    known = get_encoding(vocabulary)
-    ours = Encoding(  # of its own: with nothing learnt yet
-        vocabulary,
-        pat_str=known._pat_str,
-        mergeable_ranks=known._mergeable_ranks,
-        special_tokens=known._special_tokens,
-    )
+def llmfast(vocabulary: Vocabulary) -> Library:
+    ours = our_encoding(vocabulary)
     return Library(
         ours.encode_ordinary,
         lambda texts, threads: ours.encode_documents(texts, append_eot=False, num_threads=threads)[0],
@@ -55,12 +96,37 @@ def llmfast(vocabulary: str) -> Library:
     )
 
 
-def tiktoken(vocabulary: str) -> Library:
+def our_encoding(vocabulary: Vocabulary) -> Any:
+    """One that has learnt nothing of texts yet."""
+    from llmfast.tokenizer import Encoding, get_encoding
+    from llmfast.tokenizer.patterns import CL100K
+    from llmfast.tokenizer.rank_files import read_ranks
+
+    if not vocabulary.published:
+        ranks = read_ranks(vocabulary.ranks)
+        return Encoding(vocabulary.name, pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
+    known = get_encoding(vocabulary.name)
+    return Encoding(
+        vocabulary.name,
+        pat_str=known._pat_str,
+        mergeable_ranks=known._mergeable_ranks,
+        special_tokens=known._special_tokens,
+    )
+
+
+def tiktoken(vocabulary: Vocabulary) -> Library:
     import tiktoken
+    from tiktoken.load import load_tiktoken_bpe
 
-    theirs = tiktoken.get_encoding(vocabulary)
+    if vocabulary.published:
+        theirs = tiktoken.get_encoding(vocabulary.name)
+    else:
+        from llmfast.tokenizer.patterns import CL100K
 
-    def to_numpy(texts: list[str], threads: int) -> np.ndarray | None:
+        ranks = load_tiktoken_bpe(str(vocabulary.ranks))
+        theirs = tiktoken.Encoding(vocabulary.name, pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
+
+    def to_numpy(texts: list[str], threads: int) -> np.ndarray:
         return np.concatenate([theirs.encode_to_numpy(text, disallowed_special=()) for text in texts])
 
     return Library(
@@ -72,14 +138,43 @@ def tiktoken(vocabulary: str) -> Library:
     )
 
 
-def fastokens(vocabulary: str) -> Library:
+def tokenizers(vocabulary: Vocabulary) -> Library:
+    from tokenizers import Tokenizer
+
+    theirs = Tokenizer.from_file(str(hugging_face_file(vocabulary)))
+
+    def encode(text: str) -> list[int]:
+        return theirs.encode(text, add_special_tokens=False).ids
+
+    return Library(
+        encode,
+        lists=lambda texts: [each.ids for each in theirs.encode_batch_fast(texts, add_special_tokens=False)],
+        decode=lambda ids: theirs.decode(ids, skip_special_tokens=False),
+    )
+
+
+def hugging_face_file(vocabulary: Vocabulary) -> Path:
+    """A tokenizer.json that says the same as the ranks, beside the trained vocabulary."""
+    from llmfast.tokenizer.huggingface import Contents, to_json
+
+    path = Path(_folder().name) / f"{vocabulary}.json"
+    if not path.exists():
+        ours = our_encoding(vocabulary)
+        contents = Contents(ours._pat_str, ours._mergeable_ranks, ours._special_tokens)
+        path.write_text(json.dumps(to_json(contents)), encoding="utf-8")
+    return path
+
+
+def fastokens(vocabulary: Vocabulary) -> Library:
     import fastokens
 
     from llmfast.tokenizer import patterns
 
-    # It has no preset for gpt2: given the published expression it takes a path that is not its best.
-    settings = {"encoding": vocabulary} if vocabulary != "gpt2" else {"pattern": patterns.GPT2_AS_PUBLISHED}
-    fast = fastokens.Tokenizer.from_tiktoken(str(rank_file(vocabulary)), **settings)
+    # It has a preset for two of them: given the published expression it takes a path that is not its best.
+    settings = {"encoding": vocabulary.name} if vocabulary.published else {"pattern": patterns.CL100K}
+    if vocabulary.name == "gpt2":
+        settings = {"pattern": patterns.GPT2_AS_PUBLISHED}
+    fast = fastokens.Tokenizer.from_tiktoken(str(vocabulary.ranks), **settings)
     return Library(
         lambda text: fast.encode_ordinary(text).ids,
         lambda texts, threads: np.frombuffer(fast.encode_batch_flat(texts)[0], np.uint32),
@@ -88,12 +183,12 @@ def fastokens(vocabulary: str) -> Library:
     )
 
 
-def gigatoken(vocabulary: str) -> Library:
+def gigatoken(vocabulary: Vocabulary) -> Library:
     import awkward  # noqa: F401 (what its arrays are made of)
     import gigatoken
 
-    kind = {"gpt2": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}[vocabulary]
-    giga = gigatoken.Tokenizer.from_tiktoken(rank_file(vocabulary), kind)
+    kind = {"gpt2": "gpt2", "o200k_base": "o200k"}.get(vocabulary.name, "cl100k")
+    giga = gigatoken.Tokenizer.from_tiktoken(vocabulary.ranks, kind)
     return Library(
         lambda text: giga.encode_batch_list([text], parallel=False)[0],
         lambda texts, threads: np.asarray(giga.encode_batch(texts, parallel=threads > 1).layout.content.data),
@@ -111,44 +206,62 @@ def _like_tiktoken(theirs: Any) -> Library:
     )
 
 
-def toktok(vocabulary: str) -> Library | None:
+def toktok(vocabulary: Vocabulary) -> Library | None:
     import toktok
 
-    if vocabulary == "gpt2":
-        return None
-    return _like_tiktoken(toktok._encoding(vocabulary))
+    return _like_tiktoken(toktok._encoding(vocabulary.name)) if built_in(vocabulary) else None
 
 
-def quicktok(vocabulary: str) -> Library | None:
+def quicktok(vocabulary: Vocabulary) -> Library | None:
     import quicktok
 
-    if vocabulary == "gpt2":
-        return None
-    return _like_tiktoken(quicktok.get_encoding(vocabulary))
+    return _like_tiktoken(quicktok.get_encoding(vocabulary.name)) if built_in(vocabulary) else None
 
 
-def rs_bpe(vocabulary: str) -> Library | None:
+def rs_bpe(vocabulary: Vocabulary) -> Library | None:
     from rs_bpe import openai
 
-    if vocabulary == "gpt2":
+    if not built_in(vocabulary):
         return None
-    theirs = getattr(openai, vocabulary)()
+    theirs = getattr(openai, vocabulary.name)()
     return Library(
         theirs.encode, lists=lambda texts: [theirs.encode(text) for text in texts], decode=theirs.decode
     )
 
 
-LIBRARIES = (llmfast, tiktoken, fastokens, gigatoken, toktok, quicktok, rs_bpe)
+def built_in(vocabulary: Vocabulary) -> bool:
+    """Whether libraries have it that take no vocabulary from elsewhere."""
+    return vocabulary.name in ("cl100k_base", "o200k_base")
 
 
-def libraries(vocabulary: str, what: str) -> Iterator[tuple[str, Library]]:
-    """Those that are installed, know the vocabulary and offer it, freshly made."""
-    for make in LIBRARIES:
-        if importlib.util.find_spec(make.__name__) is None:
+LIBRARIES = {
+    make.__name__: make
+    for make in (llmfast, tiktoken, tokenizers, fastokens, gigatoken, toktok, quicktok, rs_bpe)
+}
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why a library takes no part."""
+
+    status: str  # "missing" or "skipped"
+    reason: str
+
+
+def libraries(vocabulary: Vocabulary, what: str) -> Iterator[tuple[str, Library | Absent]]:
+    """All of them, freshly made."""
+    for name, make in LIBRARIES.items():
+        if importlib.util.find_spec(name) is None:
+            yield name, Absent("missing", f"{name} is not installed")
             continue
         try:
             library = make(vocabulary)
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            yield name, Absent("missing", f"{name} needs a module that is not installed: {error.name}")
             continue
-        if library and getattr(library, what):
-            yield make.__name__, library
+        if library is None:
+            yield name, Absent("skipped", f"has no {vocabulary}")
+        elif getattr(library, what) is None:
+            yield name, Absent("skipped", f"offers no {what}")
+        else:
+            yield name, library

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import compare, measure
-from .compare import BACKWARD, FORWARD
 from .results import OURS, ROOT, describe_machine, write_json
+from .tune_questions import QUESTIONS, Question
 
 if TYPE_CHECKING:
     from llmfast.kernels.tuned import Tuned
@@ -70,52 +69,6 @@ def tune(op: str, device: str, folder: Path, say: Callable[[str], None] = print)
     return path
 
 
-# ------------------------------------------------------------------------------------------------ the questions
-
-
-@dataclass(frozen=True)
-class Question:
-    """Which choice of a launch function is the fastest for these arguments, by a pass of a case that depends on it?"""
-
-    function: Tuned
-    arguments: tuple
-    case: compare.Case
-    pass_: str
-
-    def __str__(self) -> str:
-        return f"{self.function.rule.__name__}{self.arguments}"
-
-
-def attention(tiny: bool) -> Iterator[Question]:
-    launch = importlib.import_module("llmfast.kernels.attention.launch")
-    suite = importlib.import_module(f"{__package__}.suites.attention")
-    if tiny:
-        suite.DTYPE = torch.float16  # products of bfloat16 are wrong in the interpreter
-        dense = [suite.dense(1, 1, 1, 32, 16, True)]
-    else:
-        dense = [suite.dense(2, 2048 // D, 2048 // D, 8192, D, True) for D in (64, 128)]
-    for case in dense:
-        arguments = case.shape["D"], case.dtype.itemsize, False
-        yield Question(launch.forward_tile, arguments, case, FORWARD)
-        yield Question(launch.keys_gradient_tile, arguments, case, BACKWARD)
-        yield Question(launch.queries_gradient_tile, arguments, case, BACKWARD)
-    if not tiny:
-        case = suite.decode(16, 8192, 32, 8, 128)
-        yield Question(launch.decode_tile, (128, case.dtype.itemsize, 4), case, FORWARD)
-
-
-def norm(tiny: bool) -> Iterator[Question]:
-    launch = importlib.import_module("llmfast.kernels.norm")
-    suite = importlib.import_module(f"{__package__}.suites.norm")
-    for rows, width in suite.sizes("tiny" if tiny else "full"):
-        case = suite.rms_norm_case(rows, width)
-        yield Question(launch.forward_launch, (width,), case, FORWARD)
-        yield Question(launch.backward_launch, (width, case.dtype.itemsize), case, BACKWARD)
-
-
-QUESTIONS = {"attention": attention, "norm": norm}
-
-
 # --------------------------------------------------------------------------------------------------- the search
 
 
@@ -143,7 +96,8 @@ class Search:
     def run(self) -> None:
         with measure.own_stream(self.device):
             while True:
-                others = [each for each in neighbours(self.best) if each not in self.faults | self.seconds]
+                around = neighbours(self.best, self.question.fixed)
+                others = [each for each in around if each not in self.faults | self.seconds]
                 times = self.time([self.best, *others])
                 fastest = min(times, key=times.get)
                 if times[fastest] > (1 - MARGIN / 2) * times[self.best]:
@@ -233,9 +187,11 @@ def forced(function: Tuned, key: tuple, choice: Any) -> Iterator[None]:
             function.rows[key] = before
 
 
-def neighbours(choice: Any) -> Iterator[Any]:
+def neighbours(choice: Any, fixed: tuple[str, ...] = ()) -> Iterator[Any]:
     """Choices that differ in one setting."""
     for name, value in asdict(choice).items():
+        if name in fixed:
+            continue
         if isinstance(value, bool):
             yield replace(choice, **{name: not value})
         else:

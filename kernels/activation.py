@@ -24,12 +24,14 @@ from .activation_kernels import gated_backward, gated_forward, gelu_backward, ge
 from .backend import use_triton
 from .checks import check_choice, check_floating, check_same_device, check_same_shape
 from .gate import GateCase
-from .launch import Device, cdiv, evenly_spaced_rows, next_power_of_2, row_count, run
+from .launch import Device, cdiv, contiguous, empty, evenly_spaced_rows, next_power_of_2, row_count, run
 from .operator import define
 from .partials import sum_partials
 from .reference import activation as definition
+from .tuned import tuned
 
 APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+LONG = 1024  # columns of a row that is cut
 MOST_PROGRAMS = 65535  # what a grid's second dimension holds
 
 # ---------------------------------------------------------------------------------------------- launch choices
@@ -43,11 +45,16 @@ class ActivationLaunch:
     warps: int
 
 
+@tuned("activation", ActivationLaunch)
 @lru_cache
-def launch(columns: int) -> ActivationLaunch:
-    """Eight elements a thread: one 16-byte access a tensor in half precision, two in float32."""
-    block = min(max(next_power_of_2(columns), 128), 1024)
-    return ActivationLaunch(block, max(1, block // 256))
+def launch(device: Device, kernel: str, columns: int) -> ActivationLaunch:
+    """Eight elements a thread: one 16-byte access a tensor in half precision, two in float32. ``columns`` is a power of
+    two, and LONG for all longer rows."""
+    return ActivationLaunch(columns, max(1, columns // 256))
+
+
+def launch_for(kernel: str, x: Tensor, columns: int) -> ActivationLaunch:
+    return launch(Device.of(x.device), kernel, min(max(next_power_of_2(columns), 128), LONG))
 
 
 def bias_programs(rows: int, columns: int, chosen: ActivationLaunch, device: Device) -> int:
@@ -71,14 +78,13 @@ def _as_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[Tensor, int]]]:
 
 
 def _allocate_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
-    shape = gate.shape if up is not None else (*gate.shape[:-1], gate.shape[-1] // 2)
-    return torch.empty(shape, dtype=gate.dtype, device=gate.device)
+    return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2)) if up is None else empty(gate)
 
 
 def _run_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
     out = _allocate_gated(gate, up, kind)
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*_halves(gate, up))
-    chosen = launch(columns)
+    chosen = launch_for("gated_forward", out, columns)
     grid = (rows * cdiv(columns, chosen.block),)
     arguments = (gate, up, out, columns, gate_stride, up_stride, kind, chosen.block)
     run(gated_forward, grid, out, *arguments, num_warps=chosen.warps)
@@ -88,8 +94,7 @@ def _run_gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
 def _allocate_gated_backward(
     grad: Tensor, gate: Tensor, up: Tensor | None, kind: str
 ) -> tuple[Tensor, Tensor]:
-    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    return grad_gate, gate.new_empty(0) if up is None else torch.empty_like(grad_gate)
+    return empty(gate), gate.new_empty(0) if up is None else empty(up)
 
 
 def _run_gated_backward(grad: Tensor, gate: Tensor, up: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
@@ -98,7 +103,7 @@ def _run_gated_backward(grad: Tensor, gate: Tensor, up: Tensor | None, kind: str
     grad_gate, grad_up = definition.split(gradients[0]) if up is None else gradients
     grad_stride = grad_gate.shape[-1] * (2 if up is None else 1) if grad_gate.dim() else 1
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*_halves(gate, up))
-    chosen = launch(columns)
+    chosen = launch_for("gated_backward", grad_gate, columns)
     grid = (rows * cdiv(columns, chosen.block),)
     arguments = (
         grad.contiguous(),
@@ -153,42 +158,41 @@ def _gelu_rows(x: Tensor, bias: Tensor | None) -> tuple[int, int, Tensor, int]:
 
 
 def _allocate_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty(x)
 
 
 def _run_gelu(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     out = _allocate_gelu(x, bias, kind)
     rows, columns, x, stride = _gelu_rows(x, bias)
-    bias = bias if bias is None else bias.contiguous()
-    chosen = launch(columns)
+    chosen = launch_for("gelu_forward", x, columns)
     grid = (rows * cdiv(columns, chosen.block),)
-    run(gelu_forward, grid, x, x, bias, out, columns, stride, kind, chosen.block, num_warps=chosen.warps)
+    arguments = (x, contiguous(bias), out, columns, stride, kind, chosen.block)
+    run(gelu_forward, grid, x, *arguments, num_warps=chosen.warps)
     return out
 
 
 def _allocate_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, kind: str, bias_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = empty(x)
     return grad_x, bias.new_empty(bias.shape) if bias_gradient else x.new_empty(0)
 
 
 def _run_gelu_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, kind: str, bias_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = empty(x)
     rows, columns, x, stride = _gelu_rows(x, bias)
-    chosen = launch(columns)
+    chosen = launch_for("gelu_backward", x, columns)
     programs = rows
     partials = None
     if bias_gradient:
         programs = bias_programs(rows, columns, chosen, Device.of(x.device))
         partials = x.new_empty((programs, columns), dtype=torch.float32)
     programs = min(programs, MOST_PROGRAMS)
-    shift = bias if bias is None else bias.contiguous()
-    arguments = (grad.contiguous(), x, shift, grad_x, partials, rows, columns, stride, kind, chosen.block)
+    arguments = (grad.contiguous(), x, contiguous(bias), grad_x, partials, rows, columns, stride)
     grid = (cdiv(columns, chosen.block), programs)
-    run(gelu_backward, grid, x, *arguments, num_warps=chosen.warps)
+    run(gelu_backward, grid, x, *arguments, kind, chosen.block, num_warps=chosen.warps)
     grad_bias = sum_partials(partials, bias.shape, bias.dtype) if bias_gradient else x.new_empty(0)
     return grad_x, grad_bias
 
@@ -345,8 +349,12 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     """Every launch choice of swiglu; the other activations at the widest, with an odd width for each."""
     seen = set()
     for columns in (2**exponent for exponent in range(6, 14)):
-        if launch(columns) not in seen:
-            seen.add(launch(columns))
+        chosen = {
+            launch(device, f"gated_{pass_}", min(max(columns, 128), LONG))
+            for pass_ in ("forward", "backward")
+        }
+        if not chosen <= seen:
+            seen |= chosen
             yield _gated_case("swiglu", "silu", columns, torch.bfloat16)
     for op, kind in (("swiglu", "silu"), ("geglu", "gelu"), ("geglu", "gelu_tanh")):
         yield _gated_case(op, kind, 4096, torch.float32)

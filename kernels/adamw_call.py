@@ -3,18 +3,34 @@ launches."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .launch import cdiv, run
+from .launch import Device, cdiv, run
 from .reference.adamw import LANES, WORDS, Settings
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
 TENSORS = 16  # of a launch: about a kilobyte of pointers, of the 4 KiB that arguments may take
 PROGRAM = LANES * WORDS  # elements
-WARPS = 4  # eight elements a thread at a time: one 16-byte access in bfloat16, two in float32
+
+
+@dataclass(frozen=True)
+class AdamWLaunch:
+    """A program steps through PROGRAM elements."""
+
+    warps: int
+
+
+@tuned("optimizer", AdamWLaunch)
+@lru_cache
+def adamw_launch(device: Device, kernel: str, itemsize: int) -> AdamWLaunch:
+    """Eight elements a thread at a time: one 16-byte access in bfloat16, two in float32."""
+    return AdamWLaunch(warps=4)
 
 
 def launches(sizes: Sequence[int]) -> Iterator[tuple[list[int], list[int], int, bool]]:
@@ -42,6 +58,7 @@ def launch_all(
 ) -> None:
     """``kernel`` on every tensor of the list; ``columns`` hold what else there is of each."""
     s = settings
+    chosen = adamw_launch(Device.of(params[0].device), kernel.__name__, params[0].element_size())
     sizes = [param.numel() for param in params]
     for members, firsts, programs, even in launches(sizes):
         run(
@@ -57,7 +74,7 @@ def launch_all(
             STOCHASTIC=s.seed is not None,
             MAXIMIZE=s.maximize,
             EVEN=even,
-            num_warps=WARPS,
+            num_warps=chosen.warps,
         )
     torch.autograd.graph.increment_version(
         [*params, *masters]

@@ -16,7 +16,7 @@ backward reads them once and writes the gradient once, never over the logits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -26,10 +26,11 @@ from .backend import use_triton
 from .checks import check_floating
 from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
 from .gate import GateCase
-from .launch import Device, cdiv, next_power_of_2, rows_of, run
+from .launch import Device, cdiv, contiguous, empty, next_power_of_2, rows_of, run
 from .loss_checks import check_options, check_target, finish
 from .operator import define
 from .reference import loss as definition
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -44,12 +45,28 @@ class CrossEntropyLaunch:
 
     rows: int
     block: int
+    warps: int = WARPS
 
 
-def launch(vocabulary: int) -> CrossEntropyLaunch:
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def forward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
     block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
     rows = max(1, TILE // block)
     return CrossEntropyLaunch(rows, block)
+
+
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def backward_launch(device: Device, vocabulary: int) -> CrossEntropyLaunch:
+    return forward_launch.rule(device, vocabulary)
+
+
+def unit_of(logits: Tensor) -> int:
+    """How many elements the kernels access as one: those of 16 bytes, where rows do not start on 16 bytes but the
+    tensor does; 1 where nothing need be done, or can."""
+    unit = 16 // logits.element_size()
+    return 1 if logits.shape[-1] % unit == 0 or logits.data_ptr() % 16 else unit
 
 
 # ------------------------------------------------------------------------------------------------ the kernels
@@ -84,7 +101,8 @@ def forward_rows(
 ) -> None:
     """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
+    how = forward_launch(Device.of(logits.device), rows.width)
+    unit = unit_of(logits)
     run(
         cross_entropy_forward,
         (cdiv(rows.count, how.rows),),
@@ -95,7 +113,8 @@ def forward_rows(
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=WARPS,
+        UNIT=unit,
+        num_warps=how.warps,
     )
 
 
@@ -115,20 +134,21 @@ def backward_rows(
     ``grad_loss`` is one number a row, or with ``scale`` one number for all, to be multiplied by ``scale``.
     """
     logits, rows = rows_of(logits)
-    how = launch(rows.width)
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    how = backward_launch(Device.of(logits.device), rows.width)
+    unit = unit_of(logits)
     run(
         cross_entropy_backward,
-        (cdiv(rows.count, how.rows), cdiv(rows.width, how.block)),
+        (cdiv(rows.count, how.rows), cdiv(rows.width + unit - 1, how.block)),
         logits,
-        *(grad_loss.contiguous(), grad_lse, scale, logits, target.contiguous()),
+        *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
         *(chosen.weight, chosen.weight_sum, lse, grad_logits),
         *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
         *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter),
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
-        num_warps=WARPS,
+        UNIT=unit,
+        num_warps=how.warps,
     )
 
 
@@ -145,10 +165,10 @@ def _allocate(
     softcap: float | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    none = reduction == "none"
-    loss = torch.empty(target.shape if none else (), dtype=torch.float32, device=logits.device)
-    lse = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-    return loss, lse, loss.new_empty((0,) if none else ())
+    lse = empty(target, torch.float32)
+    if reduction == "none":
+        return empty(lse), lse, lse.new_empty(0)
+    return lse.new_empty(()), lse, lse.new_empty(())
 
 
 def _run(
@@ -167,7 +187,7 @@ def _run(
     if reduction == "none":
         forward_rows(logits, target, chosen, loss, lse)
         return loss, lse, scale
-    programs = cdiv(target.numel(), launch(logits.shape[-1]).rows)
+    programs = cdiv(target.numel(), forward_launch(Device.of(logits.device), logits.shape[-1]).rows)
     partials = lse.new_empty((2, programs))
     forward_rows(logits, target, chosen, None, lse, partials)
     mean = reduction == "mean"
@@ -188,7 +208,7 @@ def _allocate_backward(
     z_loss: float,
     softcap: float | None,
 ) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    return empty(logits)
 
 
 def _run_backward(
@@ -204,7 +224,7 @@ def _run_backward(
     z_loss: float,
     softcap: float | None,
 ) -> Tensor:
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    grad_logits = empty(logits)
     chosen = objective(weight, ignore_index, label_smoothing, z_loss, softcap)
     backward_rows(grad_loss, grad_lse, scale, logits, target, chosen, lse, grad_logits)
     return grad_logits
@@ -321,6 +341,7 @@ def gate_cases(device: Device) -> Iterator[GateCase]:
     for vocabulary, dtype, everything in (
         (512, torch.bfloat16, False),
         (50257, torch.bfloat16, False),
+        (50257, torch.bfloat16, True),
         (128256, torch.bfloat16, False),
         (128256, torch.bfloat16, True),
         (128256, torch.float32, True),

@@ -19,7 +19,7 @@ from .int8_kernels import int8_few_tokens, int8_tiles
 from .launch import Device, cdiv, evenly_spaced_rows, run
 from .loss_checks import autocast
 from .nf4.linear import without_autocast
-from .nf4.products import FEW_TOKENS, MOST_TOKENS, few_tokens_launch, tile_splits, tiles_launch
+from .nf4.products import FEW_TOKENS, MOST_TOKENS, few_tokens_launch_for, tile_splits, tiles_launch_for
 from .operator import define
 from .partials import sum_partials
 from .reference import int8 as definition
@@ -64,7 +64,7 @@ def _few_tokens(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
     x, x_stride = evenly_spaced_rows(x)
     tokens, (rows, width) = x.shape[0], codes.shape
     y = x.new_empty((tokens, rows))
-    chosen = few_tokens_launch(tokens, rows, Device.of(x.device))
+    chosen = few_tokens_launch_for("int8", x, rows)
     run(
         int8_few_tokens,
         (cdiv(rows, chosen.rows) if tokens else 0,),
@@ -83,7 +83,7 @@ def _few_tokens(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
 def _tiles(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     x, x_stride = evenly_spaced_rows(x)
     tokens, (rows, width) = x.shape[0], codes.shape
-    chosen = tiles_launch(tokens)
+    chosen = tiles_launch_for("int8", x)
     tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
     steps = width // STEP
     splits = tile_splits(tiles[0] * tiles[1], steps, Device.of(x.device))

@@ -6,6 +6,7 @@ every chip on a machine that has none.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +84,15 @@ def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> N
     """What a launch on meta tensors does: nothing, until the compile gate puts its compiler here."""
 
 
+def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A contiguous tensor of the same shape, not filled; ``torch.empty`` takes the host three times as long."""
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -91,8 +101,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """The rows (all dimensions but the last) of a tensor whose last dimension is contiguous.
 
     Row r lies at ``(r // (n1·n2))·s0 + (r // n2 % n1)·s1 + (r % n2)·s2`` elements from the start.

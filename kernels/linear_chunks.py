@@ -6,7 +6,7 @@ gradient is known while its logits are, so three matrix products do (6·N·V·E 
 is asked for, the backward pass computes the logits a second time. Tokens that are ignored are in no chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,32 +23,62 @@ def chunk_rows(vocabulary: int, width: int, itemsize: int, on_cpu: bool) -> int:
     """How many tokens share a chunk.
 
     Each chunk reads and writes the float32 gradient of the weight once, 8·V·E bytes, against its 6·rows·V·E
-    operations. On a CPU 128 rows make that a tenth of the time, and 32 MiB of logits were the fastest of 32
-    to 256 (4,096 × 50,304 × 256 on two cores: 2.6 s, where linear and cross_entropy of torch take 5.1). A
-    GPU does some 300 operations while it moves one byte and wants 2048 rows for the same, which half the
-    weight's size in logits gives where E = 4096.
+    operations. A CPU with bfloat16 products does some 100 operations while it moves one byte and wants 1024 rows, so
+    that this is a tenth of the time; a GPU some 300, and wants 2048, which half the weight's size in logits gives where
+    E = 4096.
     """
     if on_cpu:
-        return max(128, 32 * MIB // (vocabulary * itemsize))
+        return min(
+            max(1024, 16 * MIB // (vocabulary * itemsize)), max(128, 256 * MIB // (vocabulary * itemsize))
+        )
     workspace = max(256 * MIB, vocabulary * width * itemsize // 2)
     return max(128, workspace // (vocabulary * itemsize) // 128 * 128)
 
 
+def rows_of(hidden: Tensor, weight: Tensor) -> int:
+    return chunk_rows(*weight.shape, weight.itemsize, on_cpu=hidden.device.type == "cpu")
+
+
+def sum_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """In which dtype chunks add up the gradient of the weight: float32 at least. Where one chunk of a CPU holds all
+    tokens there is nothing to add, and a product in bfloat16 stays as it is."""
+    on_cpu = hidden.device.type == "cpu"
+    if on_cpu and hidden.dtype == torch.bfloat16 and hidden.shape[0] <= rows_of(hidden, weight):
+        return hidden.dtype
+    return widen(hidden[:0]).dtype
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, where ``total`` is float32 (float64 for float64 operands)."""
+    """``total += a @ b``, where ``total`` has the operands' dtype or is wider.
+
+    PyTorch's CPU has no product of bfloat16 with a float32 result, and float32 products cost several times as much:
+    there a @ b, summed in float32, is rounded once before it is added, as the gradient of a linear layer is. float16,
+    which could overflow, takes the float32 product.
+    """
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    elif a.dtype == torch.bfloat16:
+        total += a @ b
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
+def blocks_in_cache(logits: Tensor) -> Iterator[slice]:
+    """Rows that make 1 MiB in float32: what the definitions do to them, step by step, stays in a core's cache."""
+    rows, vocabulary = logits.shape
+    step = max(1, MIB // (4 * vocabulary))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
 def row_losses(logits: Tensor, target: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """The loss and the log-sum-exp of each row, by the kernels or the definition of ``cross_entropy``."""
+    loss, lse = logits.new_empty((2, logits.shape[0]), dtype=widen(logits[:0]).dtype)
     if call.how == "reference":
-        return definition.cross_entropy(logits, target, *call.objective)
-    loss, lse = logits.new_empty((2, logits.shape[0]), dtype=torch.float32)
+        for some in blocks_in_cache(logits):
+            loss[some], lse[some] = definition.cross_entropy(logits[some], target[some], *call.objective)
+        return loss, lse
     forward_rows(logits, target, objective(*call.objective), loss, lse)
     return loss, lse
 
@@ -56,12 +86,15 @@ def row_losses(logits: Tensor, target: Tensor, call: Call) -> tuple[Tensor, Tens
 def row_gradients(
     logits: Tensor, target: Tensor, lse: Tensor, grad_loss: Tensor, grad_lse: Tensor | None, call: Call
 ) -> Tensor:
-    """The gradient of the logits, in their dtype; the kernels write it in the logits' place."""
+    """The gradient of the logits, in their dtype and their place."""
     if call.how == "reference":
-        gradient = definition.cross_entropy_gradient(
-            logits, target, lse, grad_loss, grad_lse, *call.objective, call.gradient_filter
-        )
-        return gradient.to(logits.dtype)
+        for some in blocks_in_cache(logits):
+            some_grad_lse = None if grad_lse is None else grad_lse[some]
+            logits[some] = definition.cross_entropy_gradient(
+                *(each[some] for each in (logits, target, lse, grad_loss)),
+                *(some_grad_lse, *call.objective, call.gradient_filter),
+            )
+        return logits
     chosen = objective(*call.objective)
     backward_rows(grad_loss, grad_lse, None, logits, target, chosen, lse, logits, call.gradient_filter)
     return logits
@@ -79,22 +112,21 @@ def sweep(
 
     Without ``lse`` it computes the loss and the log-sum-exp of each token (N,). With ``grad_loss`` (N,), and
     ``grad_lse`` where it is not zero, it computes the gradients of hidden, weight and bias that are wanted,
-    the last two in float32.
+    the last two in ``sum_dtype``.
     """
     hidden, weight, bias, target = call[:4]
-    wide = widen(hidden[:0]).dtype
+    wide, summed = widen(hidden[:0]).dtype, sum_dtype(hidden, weight)
     counted = CountedTokens(hidden.shape[0], target, call.ignore_index)
     loss = None
     given = lse
     if given is None:
         loss, lse = (hidden.new_zeros(hidden.shape[0], dtype=wide) for _ in range(2))
     grad_hidden = hidden.new_zeros(hidden.shape) if wanted[0] else None
-    grad_weight = hidden.new_zeros(weight.shape, dtype=wide) if wanted[1] else None
-    grad_bias = hidden.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
-    rows = chunk_rows(*weight.shape, weight.itemsize, on_cpu=hidden.device.type == "cpu")
+    grad_weight = hidden.new_zeros(weight.shape, dtype=summed) if wanted[1] else None
+    grad_bias = hidden.new_zeros(weight.shape[0], dtype=summed) if wanted[2] else None
     # The operands are in their dtype already: autocast must not narrow the float32 sums.
     with torch.autocast(hidden.device.type, enabled=False):
-        for some in counted.chunks(rows):
+        for some in counted.chunks(rows_of(hidden, weight)):
             h, t = hidden[some], target[some]
             logits = F.linear(h, weight, bias)
             if given is None:

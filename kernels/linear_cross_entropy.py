@@ -137,23 +137,24 @@ _tokens_op = define(
 # because the derivative by each token's loss is known from the start.
 
 
+def _sum_dtypes(call: Call) -> tuple[torch.dtype, ...]:
+    summed = linear_chunks.sum_dtype(call.hidden, call.weight)
+    return call.hidden.dtype, summed, summed
+
+
 def _allocate_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*inputs)
-    wide = _wide(call.hidden)
-    return call.hidden.new_empty((), dtype=wide), *_allocate_gradients(
-        call, wanted, call.hidden.dtype, wide, wide
-    )
+    dtypes = _sum_dtypes(call)
+    return call.hidden.new_empty((), dtype=_wide(call.hidden)), *_allocate_gradients(call, wanted, *dtypes)
 
 
 def _run_sum(wanted, *inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*inputs)
-    wide = _wide(call.hidden)
-    ones = call.hidden.new_ones((), dtype=wide).expand(call.target.shape)
+    ones = call.hidden.new_ones((), dtype=_wide(call.hidden)).expand(call.target.shape)
     loss, _, gradients = linear_chunks.sweep(call, grad_loss=ones, wanted=wanted)
-    dtypes = (call.hidden.dtype, wide, wide)
     return loss.sum(), *(
         call.hidden.new_empty(0, dtype=dtype) if g is None else g
-        for g, dtype in zip(gradients, dtypes, strict=True)
+        for g, dtype in zip(gradients, _sum_dtypes(call), strict=True)
     )
 
 

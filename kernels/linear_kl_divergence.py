@@ -30,7 +30,7 @@ from .gate import GateCase
 from .kl_kernels import kl_backward, kl_forward
 from .launch import Device, cdiv, next_power_of_2, run
 from .linear_call import FEW_LOGITS
-from .linear_chunks import add_product, chunk_rows
+from .linear_chunks import add_product, blocks_in_cache, chunk_rows
 from .loss_checks import REDUCTIONS, autocast, check_same_dtype, check_target
 from .operator import define, define_with_gradients
 from .reference import divergence as definition
@@ -95,7 +95,10 @@ def row_losses(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of each row of logits, and what the kernels compute its gradient from."""
     if not call.kernels:
-        loss = definition.kl_divergence(student, teacher, *call.measure)
+        blocks = blocks_in_cache(student)
+        loss = torch.cat(
+            [definition.kl_divergence(student[some], teacher[some], *call.measure) for some in blocks]
+        )
         return loss if target is None else torch.where(target == call.ignore_index, 0, loss), None
     loss = student.new_empty(student.shape[0], dtype=torch.float32)
     statistics = student.new_empty((5, student.shape[0]), dtype=torch.float32)
@@ -111,12 +114,14 @@ def row_gradients(
     grad_loss: Tensor,
     statistics: Tensor | None,
 ) -> Tensor:
-    """The gradient of the student's logits, in their dtype; the kernels write it in their place."""
+    """The gradient of the student's logits, in their dtype and their place."""
     if not call.kernels:
-        gradient = definition.kl_gradient(student, teacher, *call.measure) * grad_loss.unsqueeze(-1)
+        for some in blocks_in_cache(student):
+            gradient = definition.kl_gradient(student[some], teacher[some], *call.measure)
+            student[some] = gradient * grad_loss[some].unsqueeze(-1)
         if target is not None:
-            gradient.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
-        return gradient.to(student.dtype)
+            student.masked_fill_((target == call.ignore_index).unsqueeze(-1), 0)
+        return student
     blocks = cdiv(student.shape[1], block_of(student.shape[1]))
     run_rows(kl_backward, blocks, call, student, teacher, target, grad_loss.contiguous(), statistics)
     return student

@@ -31,6 +31,7 @@ from .linear_tile_kernels import (
     tile_statistics,
     weight_gradient,
 )
+from .tuned import tuned
 
 # -------------------------------------------------------------------------------------------- launch choices
 
@@ -57,6 +58,7 @@ SQUARE = TileLaunch(128, 128, 64, warps=8, stages=3)
 WIDE = TileLaunch(128, 256, 64, warps=8, stages=3)
 
 
+@tuned("linear_cross_entropy", TileLaunch)
 def logits_launch(device: Device) -> TileLaunch:
     """The tile of the logits: three stages take 96 KiB, which every chip has.
 
@@ -66,11 +68,13 @@ def logits_launch(device: Device) -> TileLaunch:
     return SQUARE
 
 
+@tuned("linear_cross_entropy", TileLaunch)
 def hidden_launch(device: Device) -> TileLaunch:
     """The tile of the gradient of ``hidden``. Reading and writing its sums, a wide one spills on every chip."""
     return SQUARE
 
 
+@tuned("linear_cross_entropy", TileLaunch)
 def weight_launch(device: Device) -> TileLaunch:
     """The tile of the gradient of ``weight``: wide (144 KiB) where ``wgmma`` reads its operands from shared
     memory; with ``mma`` they pass through registers, and it spills."""

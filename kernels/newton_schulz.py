@@ -14,6 +14,7 @@ that leaves 2 of 3 products' operations. The third is PyTorch's.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from .launch import Device, cdiv, run
 from .newton_schulz_kernels import symmetric_product_kernel
 from .operator import define
 from .reference import newton_schulz as definition
+from .tuned import tuned
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -41,7 +43,9 @@ class ProductLaunch:
     stages: int
 
 
-def product_launch(size: int, itemsize: int) -> ProductLaunch:
+@tuned("optimizer", ProductLaunch)
+@lru_cache
+def product_launch(device: Device, size: int, itemsize: int) -> ProductLaunch:
     """Three stages of two tiles take 96 KiB, which every chip has. Matrices of less than four tiles a side get smaller
     ones: more programs, and less of the triangle's diagonal computed twice. So does float32, to fit, with twice the
     warps a tile: its three products of parts spill on four."""
@@ -64,7 +68,7 @@ def _run(x: Tensor, alpha: float, beta: float) -> Tensor:
     count, size, depth = x.shape
     if beta != 0 or 1 not in x.stride()[1:]:
         x = x.contiguous()
-    chosen = product_launch(size, x.element_size())
+    chosen = product_launch(Device.of(x.device), size, x.element_size())
     tiles = cdiv(size, chosen.block)
     run(
         symmetric_product_kernel,

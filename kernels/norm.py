@@ -18,7 +18,7 @@ The sums over rows: each program adds up its rows in float32, and ``sum_partials
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from .backend import use_triton
 from .checks import check_floating, check_same_device, check_same_shape
 from .gate import GateCase
-from .launch import Device, cdiv, next_power_of_2, row_count, rows_of, run
+from .launch import Device, cdiv, contiguous, empty, next_power_of_2, row_count, rows_of, run
 from .norm_kernels import (
     norm_backward,
     norm_backward_wide,
@@ -55,7 +55,7 @@ class NormLaunch:
     wide: bool  # a row is longer than ``block``
     resident: int  # programs that a multiprocessor holds at a time
 
-    @property
+    @cached_property
     def registers(self) -> int:
         """The most a thread may take, told to the compiler: left alone it spills a few registers to fit more
         programs."""
@@ -112,9 +112,10 @@ def backward_programs(chosen: NormLaunch, rows: int, parts: int, device: Device)
 # ------------------------------------------------------------------------------------------------- operators
 
 
-def _groups(*parameters: Tensor | None) -> int:
+def _groups(weight: Tensor | None, bias: Tensor | None) -> int:
     """How many rows of parameters there are: H for per-head parameters (H, D), else 1."""
-    return max((p.shape[0] for p in parameters if p is not None and p.dim() == 2), default=1)
+    parameter = bias if weight is None else weight
+    return 1 if parameter is None or parameter.dim() == 1 else parameter.shape[0]
 
 
 def _allocate(
@@ -126,11 +127,11 @@ def _allocate(
     weight_offset: float,
     centre: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    h = torch.empty_like(y) if residual is not None else y.new_empty(0)
-    stats = torch.empty((1 + centre, row_count(x)), dtype=torch.float32, device=x.device)
-    return y, h, stats
+    stats = x.new_empty((1 + centre) * row_count(x), dtype=torch.float32)
+    if residual is None:
+        return empty(x), x.new_empty(0), stats
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return empty(x, dtype), empty(x, dtype), stats
 
 
 def _run(
@@ -146,16 +147,20 @@ def _run(
     groups = _groups(weight, bias)
     x, rows = rows_of(x)
     chosen = forward_launch(Device.of(x.device), rows.width)
-    tile = {"BLOCK": chosen.block} if chosen.wide else {"BLOCK": chosen.block, "ROWS": chosen.rows}
+    per_group = rows.count // groups
+    tile = {} if chosen.wide else {"ROWS": chosen.rows}
     run(
         norm_forward_wide if chosen.wide else norm_forward,
-        (cdiv(rows.count // groups, chosen.rows), groups),
+        (cdiv(per_group, chosen.rows), groups),
         x,
-        *(x, *(t if t is None else t.contiguous() for t in (residual, weight, bias)), y, h, stats),
-        *(rows.count // groups, groups, rows.width, *rows.strides, eps, weight_offset),
-        **{"CENTRE": centre, "STRIDED": rows.strided, **tile},
+        *(x, contiguous(residual), contiguous(weight), contiguous(bias), y, h, stats),
+        *(per_group, groups, rows.width, *rows.strides, eps, weight_offset),
+        CENTRE=centre,
+        STRIDED=rows.strided,
+        BLOCK=chosen.block,
         num_warps=chosen.warps,
         maxnreg=chosen.registers,
+        **tile,
     )
     return y, h, stats
 
@@ -171,7 +176,7 @@ def _allocate_backward(
     centre: bool,
     weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    grad_x = empty(h)
     wanted = (weight if weight_gradient else None, bias)
     gradients = (h.new_empty(0) if p is None else p.new_empty(p.shape) for p in wanted)
     return grad_x, *gradients
@@ -190,8 +195,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups = _groups(weight, bias)
     h, rows = rows_of(h)
-    grad_y, grad_h, scale = (t if t is None else t.contiguous() for t in (grad_y, grad_h, weight))
-    grad_x = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    grad_x = empty(h)
     device = Device.of(h.device)
     chosen = backward_launch(device, rows.width, h.element_size())
     per_group = rows.count // groups
@@ -202,7 +206,8 @@ def _run_backward(
         None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
         for p in wanted
     ]
-    inputs = (grad_y, grad_h, h, scale, stats, grad_x)
+    grad_y = grad_y.contiguous()
+    inputs = (grad_y, contiguous(grad_h), h, contiguous(weight), stats, grad_x)
     layout = (per_group, groups, rows.width, *rows.strides)
     fixed = {"CENTRE": centre, "STRIDED": rows.strided, "BLOCK": chosen.block}
     fixed |= {"num_warps": chosen.warps, "maxnreg": chosen.registers}

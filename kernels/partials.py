@@ -30,7 +30,7 @@ def _sum_partials(partials, out, programs, width, PROGRAMS: tl.constexpr, COLUMN
 def sum_partials(partials: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The sum over the first dimension of ``partials`` (programs, width) float32, rounded to ``dtype``."""
     programs, width = partials.shape
-    out = torch.empty(shape, dtype=dtype, device=partials.device)
+    out = partials.new_empty(shape, dtype=dtype)
     columns = columns_a_program(width)
     arguments = (partials, out, programs, width, PROGRAMS, columns)
     run(_sum_partials, (cdiv(width, columns),), partials, *arguments, num_warps=4 if columns == 32 else 8)

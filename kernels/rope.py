@@ -21,10 +21,11 @@ from torch import Tensor
 from .backend import use_triton
 from .checks import check_floating, check_same_device
 from .gate import GateCase
-from .launch import Device, cdiv, next_power_of_2, run
+from .launch import Device, cdiv, contiguous, empty, next_power_of_2, run
 from .operator import define
 from .reference import rotary as definition
 from .rope_kernels import EXPONENT_BITS, rope_kernel
+from .tuned import tuned
 
 # ---------------------------------------------------------------------------------------------- launch choices
 
@@ -39,8 +40,9 @@ class RopeLaunch:
     warps: int
 
 
+@tuned("rope", RopeLaunch)
 @lru_cache
-def launch(heads: int, rotary_dim: int) -> RopeLaunch:
+def launch(device: Device, heads: int, rotary_dim: int) -> RopeLaunch:
     """As many heads as share one computation of the angles without spilling."""
     columns = 2 * next_power_of_2(rotary_dim // 2)
     block = min(next_power_of_2(heads), max(1, TILE // columns))
@@ -61,8 +63,7 @@ def _allocate(
     interleaved: bool,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return q_out, q.new_empty(0) if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    return empty(q), q.new_empty(0) if k is None else empty(k)
 
 
 def _run(
@@ -80,17 +81,16 @@ def _run(
     batch, length, q_heads, width = q.shape
     k_heads = 0 if k is None else k.shape[2]
     q, k = (t if t is None or t.stride(3) == 1 else t.contiguous() for t in (q, k))
-    cos, sin = (t if t is None else t.contiguous() for t in (cos, sin))
     position_strides = (0, 0)
     if positions is not None:
         position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
-    chosen = launch(max(q_heads, k_heads), rotary_dim)
+    chosen = launch(Device.of(q.device), max(q_heads, k_heads), rotary_dim)
     passed = width - rotary_dim
     run(
         rope_kernel,
         (batch * length, cdiv(q_heads, chosen.heads) + cdiv(k_heads, chosen.heads)),
         q,
-        *(q, k, q_out, k_out, positions, cos, sin),
+        *(q, k, q_out, k_out, positions, contiguous(cos), contiguous(sin)),
         *(length, 0 if cos is None else cos.shape[0]),
         round(math.log2(base) * 2 / rotary_dim * 2**EXPONENT_BITS),
         *q.stride()[:3],

@@ -5,6 +5,7 @@ is a dataclass (or None) puts its sections at the top level (``--training.learni
 a YAML file with the values to start from.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -14,7 +15,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,8 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if not debug and (said := sentence(error)) is None:
             raise
-        traceback.print_exc() if debug else print(f"llmfast: {said}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        elif _among_processes() is None or _among_processes().is_first_to_fail(said):
+            print(f"llmfast: {said}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
+    except RuntimeError:
+        if debug or _among_processes() is None or not _among_processes().another_failed():
+            raise
+        return 2  # the connection to a process that has said why it failed
+
+
+def _among_processes() -> Any:
+    """What the processes that torchrun started tell each other; None for one alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    from llmfast.training import failures
+
+    return failures
 
 
 def run(arguments: list[str]) -> None:
@@ -146,23 +163,39 @@ def _list_commands(group: str) -> None:
 def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
     import tyro
 
-    tyro.cli(
-        _command_line_face(function, arguments),
-        prog=prog,
-        args=arguments,
-        use_underscores=True,  # options are spelled as the Python arguments and the YAML settings are
-        config=(
-            tyro.conf.PositionalRequiredArgs,
-            tyro.conf.PositionalMetavarFromFieldName,
-            tyro.conf.DisallowNone,
-            tyro.conf.HelptextFromCommentsOff,
-            tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
-        ),
-    )
+    # All processes of a run have the same arguments: one of them complains.
+    with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) == 0 else _silence():
+        positional, named = tyro.cli(
+            _command_line_face(function, arguments),
+            prog=prog,
+            args=arguments,
+            use_underscores=True,  # options are spelled as the Python arguments and the YAML settings are
+            config=(
+                tyro.conf.PositionalRequiredArgs,
+                tyro.conf.PositionalMetavarFromFieldName,
+                tyro.conf.DisallowNone,
+                tyro.conf.HelptextFromCommentsOff,
+                tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
+            ),
+        )
+    function(*positional, **named)
 
 
-def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., None]:
-    """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up."""
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        yield
+
+
+def _command_line_face(
+    function: Callable[..., None], arguments: list[str]
+) -> Callable[..., tuple[tuple, dict]]:
+    """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up. It returns what the
+    function is to be called with."""
     from tyro.conf import FlagCreatePairsOff, arg
 
     from llmfast.config import unfilled
@@ -187,8 +220,8 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
             parameters.append(parameter.replace(annotation=hint))
 
     @functools.wraps(function)
-    def face(*positional: Any, config_file: Path | None = None, **named: Any) -> None:
-        function(*positional, **named)
+    def face(*positional: Any, config_file: Path | None = None, **named: Any) -> tuple[tuple, dict]:
+        return positional, named
 
     del face.__wrapped__
     face.__signature__ = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))

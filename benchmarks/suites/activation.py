@@ -25,9 +25,13 @@ def sizes(size: str) -> list[tuple[int, int]]:
 
 def cases(size: str) -> Iterator[Case]:
     for rows, width in sizes(size):
-        yield gated_case("swiglu", rows, width, plain_swiglu, swiglu, liger_swiglu, definition.swiglu)
+        yield swiglu_case(rows, width)
         yield gated_case("geglu tanh", rows, width, plain_geglu, geglu_tanh, liger_geglu, exact_geglu)
         yield gelu_case(rows, width)
+
+
+def swiglu_case(rows: int, width: int) -> Case:
+    return gated_case("swiglu", rows, width, plain_swiglu, swiglu, liger_swiglu, definition.swiglu)
 
 
 def plain_swiglu(gate, up):

@@ -19,12 +19,12 @@ from llmfast.models.decoder import Decoder
 
 from .. import measure
 from ..contenders import Contender
-from ..hugging_face import same_model
-from ..jobs import Job, Program
+from ..hugging_face import same_model, unfit
+from ..jobs import SECONDS, Job, Program
 from ..plain import Cache, PlainDecoder
 from ..quantized import dequantized, quantize_ours, quantize_theirs
 from ..results import OURS, PYTORCH
-from .train_step import SHAPES
+from .train_step import SHAPES, drawn
 
 CHECKED = 4  # tokens read one by one
 Read = Callable[[Tensor], Tensor]  # the next tokens (B, S) of what was read before -> their logits (B, S, V)
@@ -46,7 +46,7 @@ def decodings(size: str) -> tuple[str, list[Decoding]]:
     """The device, and what is measured there."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
-        models = "toy", "toy GPT-2"
+        models = "toy", "toy GPT-2", "toy quickstart"
         tried = [Decoding(model, 2, 8, 4, dtype) for model in models for dtype in both]
         return "cpu", [*tried, Decoding("toy", 2, 8, 4, nf4=True)]
     if size == "cpu-quick":
@@ -69,7 +69,7 @@ def cases(size: str) -> Iterator[Job]:
 def job(wanted: Decoding, device: str) -> Job:
     config = SHAPES[wanted.model]
     generator = torch.Generator().manual_seed(0)
-    ours = functools.cache(lambda: Decoder(config, generator=torch.Generator().manual_seed(0)))
+    ours = functools.cache(lambda: drawn(config))
     tokens = torch.randint(config.vocab_size, (wanted.batch, wanted.prompt + CHECKED), generator=generator)
     tokens = tokens.to(device)
 
@@ -103,7 +103,7 @@ def job(wanted: Decoding, device: str) -> Job:
     if wanted.nf4:
         theirs = Contender("transformers + bitsandbytes", transformers, "bitsandbytes", gpu_only=True)
     else:
-        theirs = Contender("transformers", transformers, "transformers")
+        theirs = Contender("transformers", transformers, "transformers", unfit=unfit(config))
     return Job(
         op=f"{wanted.model}{', NF4' if wanted.nf4 else ''}, decoding",
         shape={"B": wanted.batch, "prompt": wanted.prompt, "new": wanted.new},
@@ -118,6 +118,7 @@ def job(wanted: Decoding, device: str) -> Job:
         ],
         work=work(config, wanted),
         tokens=wanted.batch * wanted.new,
+        seconds=SECONDS[device],
     )
 
 

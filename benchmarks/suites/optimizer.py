@@ -194,9 +194,7 @@ def adamw_8bit_case(tensors: int, elements: int) -> Case:
     )
 
 
-def newton_schulz_case(B: int, R: int, C: int) -> Case:
-    dtype = torch.bfloat16
-
+def newton_schulz_case(B: int, R: int, C: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     def exact(x):
         return iteration.newton_schulz(x, 5, COEFFICIENTS, 1e-7, torch.float64)
 

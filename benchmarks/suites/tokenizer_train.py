@@ -1,163 +1,155 @@
-"""Training a byte-pair vocabulary: llmfast beside the peers that are installed, on files of yours.
+"""Training a byte-pair vocabulary beside the installed peers, each run in a process of its own, in turn.
 
-    python -m benchmarks tokenizer_train corpus.txt --vocab-size 32768 --threads 1 2 --rounds 3
-
-Every run is a process of its own, and the peers take turns, so that a slow minute of the machine hits all of them.
-Time is from the file's name to the trained vocabulary; memory is the peak of the process, which has to import its
-library. All split text as GPT-2 does, or by their default where they have no choice.
+Time is from the file's name to the trained vocabulary; memory is the peak of the process, its library included. All
+split text as GPT-2 does, or by their default where they have no choice. Which of equally frequent pairs comes first,
+they decide differently, and Hugging Face reads a file by lines: right is who finds the tokens that ours finds by the
+same ``RULES``.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib.util
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-END = "<|endoftext|>"
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from ..compare import without_paths
+from ..jobs import FEWEST_ROUNDS
+from ..results import ROOT, TEXT, Result
+from ..texts import code
+from ..train_vocabulary import END, GPT2, PEERS
 
-
-def train_llmfast(path: str, vocab_size: int, threads: int) -> int:
-    from llmfast.tokenizer import Tokenizer
-
-    return Tokenizer.train(path, vocab_size, pattern="gpt2", num_threads=threads).n_vocab
-
-
-def train_gigatoken(path: str, vocab_size: int, threads: int) -> int:
-    import gigatoken
-
-    vocabulary, _ = gigatoken.train_bpe(Path(path), vocab_size, [END])
-    return len(vocabulary)
+MEGABYTES = {"cpu": 20, "cpu-quick": 1, "tiny": 0.1}
+VOCABULARY = {"cpu": 32_768, "cpu-quick": 1024, "tiny": 300}
 
 
-def train_ffbpe(path: str, vocab_size: int, threads: int) -> int:
-    import ffbpe
-
-    return len(
-        ffbpe.train_bpe(Path(path).read_text("utf-8"), vocab_size=vocab_size, special_tokens=[END]).vocab
-    )
+class Rules(NamedTuple):
+    tie_break: str  # in the words of Tokenizer.train
+    by_lines: bool = False
 
 
-def train_rustbpe(path: str, vocab_size: int, threads: int) -> int:
-    import rustbpe
-
-    tokenizer = rustbpe.Tokenizer()
-    with open(path, encoding="utf-8", newline="") as file:
-        documents = iter(lambda: file.read(1 << 20), "")
-        tokenizer.train_from_iterator(documents, vocab_size, pattern=GPT2)
-    return len(tokenizer.get_mergeable_ranks())
-
-
-def train_tokenizers(path: str, vocab_size: int, threads: int) -> int:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=alphabet,
-        min_frequency=2,
-        show_progress=False,
-    )
-    tokenizer.train([path], trainer)
-    return tokenizer.get_vocab_size()
-
-
-PEERS: dict[str, Callable[[str, int, int], int]] = {
-    "llmfast": train_llmfast,
-    "gigatoken": train_gigatoken,
-    "ffbpe": train_ffbpe,
-    "rustbpe": train_rustbpe,
-    "tokenizers": train_tokenizers,
+# Of the tokens, for the order of equally frequent pairs has corners: a thousandth changes nothing in use.
+ALLOWED = 1e-3
+RULES = {
+    "llmfast": Rules("bytes"),
+    "gigatoken": Rules("smallest_ids"),
+    "ffbpe": Rules("smallest_ids"),
+    "rustbpe": Rules("smallest_ids"),
+    "tokenizers": Rules("huggingface", by_lines=True),
 }
+SECONDS = 30.0  # of timing, for all of them together
 
 
-def run_here(peer: str, path: str, vocab_size: int, threads: int) -> None:
-    """What a child process does: trains once and prints the measurement."""
-    __import__(peer)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    tokens = PEERS[peer](path, vocab_size, threads)
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak, "tokens": tokens}))
+def inputs(size: str, files: Sequence[Path] = ()) -> dict[str, str]:
+    """What it is measured on, for the result file."""
+    return {
+        name: f"{origin}, {len(text.encode()) / 1e6:.1f} MB" for name, origin, text in corpora(size, files)
+    }
 
 
-def run_apart(peer: str, path: str, vocab_size: int, threads: int) -> dict:
-    """Trains in a process that may use `threads` cores."""
-    cores = sorted(os.sched_getaffinity(0))[:threads]
-    command = [sys.executable, __file__, path, "--vocab-size", str(vocab_size), "--threads", str(threads)]
-    done = subprocess.run(
-        [*command, "--child", peer],
-        env={**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{peer} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def corpora(size: str, files: Sequence[Path]) -> Iterator[tuple[str, str, str]]:
+    """Name, origin and text."""
+    if not files:
+        origin, text = code()
+        yield "code", origin, text.encode()[: int(MEGABYTES[size] * 1e6)].decode(errors="ignore")
+    for file in files:
+        yield file.name, "a file of this name", file.read_text(encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("texts", nargs="+", help="UTF-8 files")
-    parser.add_argument("--vocab-size", type=int, default=32768)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--out", type=Path, help="write the measurements there as JSON")
-    parser.add_argument("--child", choices=list(PEERS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        run_here(arguments.child, arguments.texts[0], arguments.vocab_size, arguments.threads[0])
-        return
+def cases(size: str, files: Sequence[Path] = ()) -> Iterator[Training]:
+    for name, _, text in corpora(size, files):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text.txt"
+            path.write_text(text, encoding="utf-8", newline="")
+            for threads in (1, 2) if size == "cpu" else (1,):
+                yield Training(name, path, VOCABULARY[size], threads)
 
-    peers = [peer for peer in arguments.peers if importlib.util.find_spec(peer)]
-    results = []
-    for text in arguments.texts:
-        megabytes = os.path.getsize(text) / 1e6
-        for threads in arguments.threads:
-            runs = {peer: [] for peer in peers}
-            for _ in range(arguments.rounds):
-                for peer in peers:
-                    runs[peer].append(run_apart(peer, text, arguments.vocab_size, threads))
-            print(
-                f"\n{Path(text).name}, {megabytes:.1f} MB -> {arguments.vocab_size} tokens, {threads} thread(s)"
-            )
-            for peer in peers:
-                seconds, cpu = (
-                    statistics.median(run[key] for run in runs[peer]) for key in ("seconds", "cpu_seconds")
-                )
-                peak = max(run["peak_mb"] for run in runs[peer])
-                print(f"  {peer:<11} {seconds:7.3f} s  {cpu:7.3f} s of CPU  {peak:6.0f} MB peak", flush=True)
-                row = {"text": Path(text).name, "megabytes": megabytes, "threads": threads, "peer": peer}
-                results.append(
-                    {**row, "seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "runs": runs[peer]}
-                )
-    if arguments.out:
-        machine = {
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        }
-        arguments.out.write_text(
-            json.dumps({**machine, "vocab_size": arguments.vocab_size, "results": results}, indent=1)
+
+@dataclass(frozen=True)
+class Training:
+    """A vocabulary of V tokens out of a file."""
+
+    name: str
+    path: Path
+    size: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"train on {self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
+        """Every trainer's time, or why there is none."""
+        results, runs = [], {}
+        once = 0.0
+        for name in PEERS:
+            if importlib.util.find_spec(name) is None:
+                results.append(self.result(name, "missing", f"{name} is not installed"))
+                continue
+            try:
+                runs[name] = [self.apart(name)]
+                once += runs[name][0]["seconds"]
+            except RuntimeError as error:
+                results.append(self.result(name, "failed", str(error)))
+        for _ in range(min(rounds, max(FEWEST_ROUNDS, int(SECONDS / max(once, 1e-9)))) - 1):
+            for name, measured in runs.items():
+                measured.append(self.apart(name))
+        return results + [self.judged(name, measured) for name, measured in runs.items()]
+
+    def apart(self, name: str) -> dict[str, Any]:
+        """Trains once in a process that may use so many cores."""
+        cores = sorted(os.sched_getaffinity(0))[: self.threads]
+        command = [sys.executable, "-m", "benchmarks.train_vocabulary", name, str(self.path), str(self.size)]
+        done = subprocess.run(
+            [*command, str(self.threads)],
+            cwd=ROOT,
+            env={**os.environ, "RAYON_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "true"},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(without_paths((done.stderr.strip().splitlines() or ["no message"])[-1]))
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def judged(self, name: str, runs: list[dict[str, Any]]) -> Result:
+        """The median of the runs, wrong where the tokens of the first are not those of its rule."""
+        exact = our_tokens(self.path, self.size, RULES[name])
+        others = len(exact - {bytes.fromhex(token) for token in runs[0]["tokens"]})
+        wrong = others > ALLOWED * len(exact)
+        seconds = sorted(run["seconds"] for run in runs)
+        last = len(seconds) - 1
+        return self.result(
+            name,
+            "wrong" if wrong else "ok",
+            f"{others:,} of {len(exact):,} tokens are others" if wrong else "",
+            method="clock",
+            median_s=statistics.median(seconds),
+            p20_s=seconds[round(0.2 * last)],
+            p80_s=seconds[round(0.8 * last)],
+            error=others / len(exact),
+            allowed_error=ALLOWED,
+            peak_bytes=max((run["peak_bytes"] for run in runs if run["peak_bytes"]), default=None),
         )
 
+    def result(self, name: str, status: str, note: str = "", **measured: Any) -> Result:
+        shape = {"V": self.size, "threads": self.threads}
+        size = self.path.stat().st_size
+        return Result(self.name, shape, TEXT, "train", name, status, note, bytes=size, **measured)
 
-if __name__ == "__main__":
-    main()
+
+@functools.cache
+def our_tokens(path: Path, size: int, rules: Rules) -> frozenset[bytes]:
+    from llmfast.tokenizer import Tokenizer
+
+    source = path.read_bytes().splitlines(keepends=True) if rules.by_lines else str(path)
+    tokenizer = Tokenizer.train(source, size, pattern=GPT2, tie_break=rules.tie_break)
+    return frozenset(tokenizer.token_byte_values()) - {END.encode()}

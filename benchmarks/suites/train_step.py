@@ -19,12 +19,13 @@ from torch.optim import AdamW, Optimizer
 from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 from llmfast.models.presets import preset
+from llmfast.quickstart import quickstart_config
 from llmfast.training.config import TrainingConfig
 from llmfast.training.optimizer import build_optimizers
 
 from ..contenders import Contender
-from ..hugging_face import same_model
-from ..jobs import Job, Program
+from ..hugging_face import same_model, unfit
+from ..jobs import SECONDS, Job, Program
 from ..plain import PlainDecoder
 from ..results import OURS, PYTORCH
 
@@ -39,8 +40,13 @@ SHAPES = {
     # The context that Llama 3 was first trained with, for which positions are not stretched.
     "Llama 1B": preset("llama-3.2-1b", context=8192, rope_scaling=RopeScaling()),
     "Llama 8B": preset("llama-3.1-8b", context=8192, rope_scaling=RopeScaling()),
-    "quickstart": DecoderConfig(vocab_size=4096, width=128, layers=3, heads=4, context=128),
+    # What quickstart trains on a CPU and on a GPU.
+    "quickstart": quickstart_config("mini", data=(), vocab_size=4096, seed=0).model,
+    "quickstart base": quickstart_config("base", data=(), vocab_size=4096, seed=0).model,
     "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
+    "toy quickstart": DecoderConfig(
+        96, width=32, layers=2, heads=2, context=32, scale_embedding=True, smear=True
+    ),
     "toy GPT-2": preset("gpt2", vocab_size=128, width=32, layers=2, heads=2, context=32, dropout=0.0),
 }
 
@@ -60,16 +66,22 @@ def steps(size: str) -> tuple[str, list[Step]]:
     """The device, and what is measured there."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
-        models = "toy", "toy GPT-2"
+        models = "toy", "toy GPT-2", "toy quickstart"
         return "cpu", [Step(model, 2, 16, dtype, compiles=False) for model in models for dtype in both]
     if size == "cpu-quick":
         return "cpu", [Step("quickstart", 4, 128, dtype, compiles=False) for dtype in both]
     if size == "cpu":
         small = [Step("quickstart", 16, 128, dtype) for dtype in both]
-        large = [Step("GPT-2 124M", 1, 256, dtype, compiles=dtype == torch.float32) for dtype in both]
+        large = [
+            Step("GPT-2 124M", 1, 256, dtype, compiles=False) for dtype in both
+        ]  # compiling takes minutes
         return "cpu", small + large
     quick = [Step("GPT-2 124M", 16, 1024)]
-    return "cuda", quick if size == "quick" else [*quick, Step("Llama 1B", 4, 4096)]
+    return "cuda", quick if size == "quick" else [
+        *quick,
+        Step("Llama 1B", 4, 4096),
+        Step("quickstart base", 64, 512),
+    ]
 
 
 def cases(size: str) -> Iterator[Job]:
@@ -81,7 +93,7 @@ def cases(size: str) -> Iterator[Job]:
 def job(step: Step, device: str) -> Job:
     config = SHAPES[step.model]
     generator = torch.Generator().manual_seed(0)
-    ours = functools.cache(lambda: Decoder(config, generator=torch.Generator().manual_seed(0)))
+    ours = functools.cache(lambda: drawn(config))
     draw = torch.randint(config.vocab_size, (step.batch, step.sequence + 1), generator=generator)
     tokens, targets = (each.contiguous().to(device) for each in (draw[:, :-1], draw[:, 1:]))
 
@@ -104,7 +116,7 @@ def job(step: Step, device: str) -> Job:
     if step.compiles:
         contenders.insert(1, contender(f"{OURS} compiled", decoder(ours), True))
         contenders.append(contender(f"{PYTORCH} compiled", plain, True))
-    contenders.append(contender("transformers", transformers, module="transformers"))
+    contenders.append(contender("transformers", transformers, module="transformers", unfit=unfit(config)))
 
     few = min(CHECKED, step.sequence)
     part = tokens[:1, :few].contiguous(), targets[:1, :few].contiguous()
@@ -126,7 +138,17 @@ def job(step: Step, device: str) -> Job:
         contenders=contenders,
         work=(moved, int(count * config.flops_per_token(step.sequence))),
         tokens=count,
+        seconds=SECONDS[device],
     )
+
+
+def drawn(config: DecoderConfig) -> Decoder:
+    """Ours with random weights, those included that are 0 at first."""
+    generator = torch.Generator().manual_seed(0)
+    model = Decoder(config, generator=generator)
+    if model.smear is not None:
+        nn.init.normal_(model.smear.weight, std=0.1, generator=generator)
+    return model
 
 
 def decoder(ours: Callable[[], Decoder]) -> Callable[[], Decoder]:

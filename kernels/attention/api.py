@@ -7,6 +7,7 @@ import torch
 from ..backend import use_triton
 from ..reference import attention as reference
 from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
+from .documents import documents_attention
 from .ops import attention_op
 
 
@@ -126,18 +127,21 @@ def attend(
     """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     seed = seed_tensor(seed, q.device) if dropout_p > 0 else None
+    if scale < 0:  # Kernels, PyTorch's too, take the maximum before they scale.
+        q, scale = -q, -scale
     if use_triton(q, k, v):
-        if scale < 0:  # The kernels take the maximum before they scale.
-            q, scale = -q, -scale
         out, lse = attention_op(
             q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, scale, left, right, softcap, dropout_p
         )
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
-    plain = softcap is None and sinks is None and dropout_p == 0 and cu_seqlens_q is None and not return_lse
-    if plain:
+    plain = softcap is None and sinks is None and dropout_p == 0 and not return_lse
+    if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
+    sees_itself = (left is None or left >= 0) and (right is None or right >= 0)
+    if plain and cu_seqlens_k is cu_seqlens_q and sees_itself and q.device.type == "cpu":
+        return documents_attention(q, k, v, cu_seqlens_q, scale, left, right)[0]
     out, lse = reference.attention(
         q,
         k,

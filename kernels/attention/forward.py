@@ -124,7 +124,6 @@ def turns(tiles, heads_in_all, PERSISTENT: tl.constexpr):
 def tile_of_turn(turn, tiles, PERSISTENT: tl.constexpr):
     """(tile, head in all, whether there is such a tile) of a program's turn."""
     program = tl.program_id(0)
-    program = tl.program_id(0)
     if PERSISTENT:
         # Tile i of n and tile n - 1 - i see n + 1 tiles of keys together, whichever pair it is.
         half = (tiles + 1) // 2

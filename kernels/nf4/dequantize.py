@@ -1,15 +1,17 @@
 """``dequantize_nf4``: the numbers of an ``NF4Tensor``, in one launch, nested scales included."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .._triton import tl, triton
 from ..backend import use_triton
-from ..launch import cdiv, run
+from ..launch import Device, cdiv, run
 from ..operator import define
 from ..reference import nf4 as definition
+from ..tuned import tuned
 from .decode import coded_scales, plain_scales, scales_of_codes
 from .layout import SCHEMA, Layout
 from .tensor import NF4Tensor, check_dtype
@@ -27,8 +29,12 @@ class DequantizeLaunch:
     warps: int
 
 
-# One 16-byte load a thread, and 64 bytes (16-bit results) or 128 bytes to store.
-LAUNCH = DequantizeLaunch(segments=128, warps=4)
+@tuned("nf4", DequantizeLaunch)
+@lru_cache
+def dequantize_launch(device: Device, itemsize: int) -> DequantizeLaunch:
+    """One 16-byte load a thread, and 64 bytes (16-bit results) or 128 bytes to store."""
+    return DequantizeLaunch(segments=128, warps=4)
+
 
 # ---------------------------------------------------------------------------------------------------- kernel
 
@@ -65,18 +71,19 @@ def dequantize_kernel(
 def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     """All numbers, by the kernel."""
     out = torch.empty(layout.shape, dtype=dtype, device=record.device)
+    chosen = dequantize_launch(Device.of(record.device), dtype.itemsize)
     run(
         dequantize_kernel,
-        (cdiv(layout.numbers, 32 * LAUNCH.segments),),
+        (cdiv(layout.numbers, 32 * chosen.segments),),
         record,
         *(record, definition.code_values(layout.quant_type, record.device), out, layout.numbers),
         *layout.scale_starts,
         BLOCK=layout.block_size,
         DOUBLE_QUANT=layout.double_quant,
         GROUP=definition.GROUP,
-        SEGMENTS=LAUNCH.segments,
+        SEGMENTS=chosen.segments,
         EVEN=layout.numbers % 32 == 0,
-        num_warps=LAUNCH.warps,
+        num_warps=chosen.warps,
     )
     return out
 

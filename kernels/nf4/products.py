@@ -6,6 +6,7 @@ library. The workspace lives for one product.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..launch import Device, cdiv, evenly_spaced_rows, run
 from ..partials import sum_partials
 from ..reference.nf4 import GROUP, code_values
+from ..tuned import tuned
 from . import dequantize
 from .decode import ASSEMBLY
 from .layout import Layout
@@ -58,14 +60,21 @@ class FewTokensLaunch:
     stages: int = 4
 
 
-def few_tokens_launch(tokens: int, rows: int, device: Device) -> FewTokensLaunch:
+@tuned("nf4", FewTokensLaunch)
+@lru_cache
+def few_tokens_launch(device: Device, kernel: str, tokens: int, rows: int) -> FewTokensLaunch:
     """32 rows, whose warps then share what they read of x; 16 where 32 would leave a quarter of the chip idle.
+    ``tokens`` are 8 or 16, the most that there are.
 
     With 8 warps and 4 stages a program of 32 rows has 24 KiB of weights under way, which is what a
     multiprocessor's share of the memory's bandwidth and latency (4.8 TB/s · 0.7 µs / 132) asks for.
     """
     idle = 4 * cdiv(rows, 32) < 3 * device.multiprocessors
-    return FewTokensLaunch(16 if idle else 32, 8 if tokens <= 8 else 16)
+    return FewTokensLaunch(16 if idle else 32, tokens)
+
+
+def few_tokens_launch_for(kernel: str, x: Tensor, rows: int) -> FewTokensLaunch:
+    return few_tokens_launch(Device.of(x.device), kernel, 8 if x.shape[0] <= 8 else FEW_TOKENS, rows)
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,16 @@ class TilesLaunch:
     stages: int = 4
 
 
-def tiles_launch(tokens: int) -> TilesLaunch:
-    """128 rows are what the tensor cores of the newer chips take at once. At 256 tokens the sums spill."""
+@tuned("nf4", TilesLaunch)
+@lru_cache
+def tiles_launch(device: Device, kernel: str, tokens: int) -> TilesLaunch:
+    """128 rows are what the tensor cores of the newer chips take at once. At 256 tokens the sums spill.
+    ``tokens`` are 64 or 256, the most that there are."""
     return TilesLaunch(128, 64 if tokens <= 64 else 128)
+
+
+def tiles_launch_for(kernel: str, x: Tensor) -> TilesLaunch:
+    return tiles_launch(Device.of(x.device), kernel, 64 if x.shape[0] <= 64 else MOST_TOKENS)
 
 
 def tile_splits(programs: int, steps: int, device: Device) -> int:
@@ -135,7 +151,7 @@ def by_few_tokens(factors: Factors) -> Tensor:
     x, x_stride = evenly_spaced_rows(factors.x)
     tokens, (rows, width) = x.shape[0], factors.layout.shape
     y = x.new_empty((tokens, rows))
-    chosen = few_tokens_launch(tokens, rows, Device.of(x.device))
+    chosen = few_tokens_launch_for("nf4", x, rows)
     run(
         linear_few_tokens,
         (cdiv(rows, chosen.rows) if tokens else 0,),
@@ -155,7 +171,7 @@ def by_few_tokens(factors: Factors) -> Tensor:
 def by_tiles(factors: Factors) -> Tensor:
     tokens, (rows, width) = factors.x.shape[0], factors.layout.shape
     x = factors.x.reshape(tokens, width // 2, 2).permute(2, 0, 1).contiguous()  # even places, then odd ones
-    chosen = tiles_launch(tokens)
+    chosen = tiles_launch_for("nf4", factors.x)
     tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
     steps = width // 2 // run_bytes(factors.layout)
     splits = tile_splits(tiles[0] * tiles[1], steps, Device.of(x.device))

@@ -72,6 +72,8 @@ class Corpus:
         self.sources = tuple(str(source) if isinstance(source, Path) else source for source in sources)
         self.column, self.share = column, share
         self.skipped: list[str] = []
+        self._reading: tuple[int, datasets_hub.Texts] | None = None  # which dataset, and how far
+        self._row_is_done = True
         named = [source for source in self.sources if isinstance(source, str)]
         self._files = [
             file for source in named if not datasets_hub.is_dataset(source) for file in _files(source)
@@ -80,12 +82,29 @@ class Corpus:
             self._files = _standard_library()
         self._datasets = [s for s in self.sources if not isinstance(s, str) or datasets_hub.is_dataset(s)]
 
+    def place(self) -> dict[str, Any] | None:
+        """Where the newest iteration stands, for ``from_place``: right after its newest document.
+
+        Known in datasets by name that tell their own state, between rows; None elsewhere.
+        """
+        if self._reading is None or not self._row_is_done:
+            return None
+        number, texts = self._reading
+        place = texts.place()
+        return None if place is None else {"dataset": number, **place}
+
+    def from_place(self, place: dict[str, Any]) -> Iterator[Document]:
+        """The documents behind a place; what is before it is not read."""
+        for number, source in enumerate(self._datasets):
+            if number >= place["dataset"]:
+                yield from self._from_dataset(number, source, place if number == place["dataset"] else None)
+
     def __iter__(self) -> Iterator[Document]:
-        self.skipped = []
+        self.skipped, self._reading = [], None
         documents = itertools.chain(
             self._from_texts([file for file in self._files if not readers.has_rows(file)]),
             *(self._from_rows(file) for file in self._files if readers.has_rows(file)),
-            *(self._from_dataset(source) for source in self._datasets),
+            *(self._from_dataset(number, source) for number, source in enumerate(self._datasets)),
         )
         first = next(documents, None)
         if first is None and self.share.index == 0:  # another part of little data may be empty
@@ -127,14 +146,22 @@ class Corpus:
             if text.strip():
                 yield Document(f"{path}:{place}", text)
 
-    def _from_dataset(self, source: Any) -> Iterator[Document]:
-        name = source if isinstance(source, str) else type(source).__name__
-        for row, text in enumerate(datasets_hub.texts(source, self.column, self.share)):
-            pieces = _pieces(text) if len(text) > LARGE_ROW else [(0, text)]
-            for start, piece in pieces:
+    def _from_dataset(
+        self, number: int, source: Any, place: dict[str, Any] | None = None
+    ) -> Iterator[Document]:
+        texts = datasets_hub.Texts(source, self.column, self.share, place)
+        self._reading, self._row_is_done = (number, texts), True
+        for text in texts:
+            row = texts.count - 1
+            if len(text) <= LARGE_ROW:
+                if text.strip():
+                    yield Document(f"{texts.name}[{row}]", text)
+                continue
+            self._row_is_done = False
+            for start, piece in _pieces(text):
                 if piece.strip():
-                    place = f"{row}:{start}" if len(text) > LARGE_ROW else row
-                    yield Document(f"{name}[{place}]", piece)
+                    yield Document(f"{texts.name}[{row}:{start}]", piece)
+            self._row_is_done = True
 
 
 def _standard_library() -> list[Path]:

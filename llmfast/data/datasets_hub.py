@@ -39,36 +39,65 @@ def is_dataset(source: str) -> bool:
     return source.startswith("hf:") or source in NAMED
 
 
-def texts(source: Any, column: str | None, share: Share) -> Iterator[str]:
+class Texts:
     """The texts of this share of a dataset: a name, an object of the datasets library, or any iterable of str or dict.
 
+    Args:
+        source: as above.
+        column: the field that holds the text.
+        share: read only this part.
+        place: go on from what ``place`` gave once.
+
     Raises:
-        ValueError: it cannot be loaded, or has no column of text (the message says which it has).
+        ValueError: it cannot be loaded, or (when iterated) has no column of text (the message says which it has).
     """
-    name = source if isinstance(source, str) else type(source).__name__
-    if isinstance(source, str):
-        source, wished = _load(source)
-        column = wished or column
-    chosen: str | None = None
-    for row in _share(source, share):
-        if isinstance(row, str):
-            yield row
-            continue
-        chosen = chosen or text_column(row, column, name)
-        if row[chosen] is not None:
-            yield row[chosen]
+
+    def __init__(self, source: Any, column: str | None, share: Share, place: dict[str, Any] | None = None):
+        self.name, self.column = source if isinstance(source, str) else type(source).__name__, column
+        # A dataset that a caller made may shuffle, and then its state does not tell the rows it holds back.
+        self._is_ours = isinstance(source, str)
+        if self._is_ours:
+            source, wished = load_rows(source)
+            self.column = wished or column
+        self._rows, self._share = _divided(source, share)
+        self.rows = self.count = 0
+        if place is not None:
+            self.rows, self.count = place["rows"], place["texts"]
+            self._rows.load_state_dict(place["state"])
+
+    def __iter__(self) -> Iterator[str]:
+        chosen: str | None = None
+        for number, row in enumerate(self._rows, self.rows):
+            self.rows = number + 1
+            if not self._share.has(number):
+                continue
+            if not isinstance(row, str):
+                chosen = chosen or text_column(row, self.column, self.name)
+                row = row[chosen]
+            if row is not None:
+                self.count += 1
+                yield row
+
+    def place(self) -> dict[str, Any] | None:
+        """Where reading stands, after the newest text, as JSON holds it; None where reading cannot go on there."""
+        if not self._is_ours or not hasattr(self._rows, "state_dict"):
+            return None
+        return {"rows": self.rows, "texts": self.count, "state": self._rows.state_dict()}
 
 
-def _share(rows: Iterable, share: Share) -> Iterable:
-    if share.count == 1:
-        return rows
-    if hasattr(rows, "shard") and getattr(rows, "num_shards", share.count) >= share.count:
-        return rows.shard(num_shards=share.count, index=share.index)
-    return (row for number, row in enumerate(rows) if share.has(number))
+def _divided(rows: Iterable, share: Share) -> tuple[Iterable, Share]:
+    """Rows to read, and the share of them to take: of a dataset in files enough, some are not read at all."""
+    if share.count > 1 and hasattr(rows, "shard") and getattr(rows, "num_shards", share.count) >= share.count:
+        return rows.shard(num_shards=share.count, index=share.index), Share()
+    return rows, share
 
 
-def _load(source: str) -> tuple[Iterable, str | None]:
-    """The rows of ``hf:NAME[:SPLIT[:COLUMN]]`` or a short name, streamed, and the column asked for."""
+def load_rows(source: str) -> tuple[Iterable, str | None]:
+    """The rows of ``hf:NAME[:SPLIT[:COLUMN]]`` or a short name, streamed, and the column asked for.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     import datasets
 
     if source in NAMED:

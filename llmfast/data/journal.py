@@ -14,7 +14,7 @@ JOURNAL = "journal.json"
 
 
 class Journal:
-    """Documents read, the shards that hold them by split, and whether that is all.
+    """Documents read, where to read on, the shards that hold them by split, and whether that is all.
 
     Raises:
         ValueError: the journal in the folder is damaged, or of other settings.
@@ -23,15 +23,27 @@ class Journal:
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path, self.settings = path, settings
         self.documents, self.complete = 0, False
+        self.place: dict[str, Any] | None = None
         self.shards: dict[str, list[Shard]] = {}
         if path.exists():
             self._read()
 
-    def save(self, documents: int, shards: dict[str, list[Shard]], *, complete: bool = False) -> None:
-        """Record that the first ``documents`` of the corpus are in ``shards`` (atomic)."""
+    def save(
+        self,
+        documents: int,
+        shards: dict[str, list[Shard]],
+        *,
+        place: dict[str, Any] | None = None,
+        complete: bool = False,
+    ) -> None:
+        """Record that the first ``documents`` of the corpus are in ``shards`` (atomic).
+
+        ``place`` is one of the corpus that is at or before the next document, to begin reading there.
+        """
         record = {
             "settings": self.settings,
             "documents": documents,
+            "place": place,
             "complete": complete,
             "shards": {split: [asdict(shard) for shard in each] for split, each in shards.items()},
         }
@@ -41,6 +53,7 @@ class Journal:
         try:
             record = json.loads(self.path.read_text())
             self.documents, self.complete = record["documents"], record["complete"]
+            self.place = record.get("place")
             self.shards = {
                 split: [Shard(**each) for each in shards] for split, shards in record["shards"].items()
             }

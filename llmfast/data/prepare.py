@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -230,7 +231,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
 
     done = journal.documents
     completed = [len(writer.shards) for writer in writers]
-    for group in read_ahead(batched(itertools.islice(corpus, done, None), ENCODE_CHARACTERS)):
+    for group, place in read_ahead(_groups(corpus, done, journal.place)):
         for split, writer in zip(SPLITS, writers, strict=True):
             add_documents(writer, tokenizer, [d for d in group if held_out(d) == (split == "validation")])
         done += len(group)
@@ -239,11 +240,24 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
             for writer in writers:
                 writer.next_shard()
             completed = [len(writer.shards) for writer in writers]
-            journal.save(done, shards())
+            journal.save(done, shards(), place=place)
     for writer in writers:
         writer.finish()
     journal.save(done, shards(), complete=True)
     return len(corpus.skipped)
+
+
+def _groups(
+    corpus: Corpus, done: int, place: dict[str, Any] | None
+) -> Iterator[tuple[list[Document], dict[str, Any] | None]]:
+    """The documents after the first ``done``, in groups, each with the newest known place at or before its end."""
+    documents = iter(corpus) if place is None else corpus.from_place(place)
+    skipped = 0 if place is None else place["documents"]
+    for group in batched(itertools.islice(documents, done - skipped, None), ENCODE_CHARACTERS):
+        done += len(group)
+        if (now := corpus.place()) is not None:
+            place = now | {"documents": done}
+        yield group, place
 
 
 def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict:

@@ -66,12 +66,15 @@ def rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, st
 def text_column(row: Mapping[str, Any], column: str | None, where: object) -> str:
     """The field of ``row`` that holds text: the one wished for, or ``text``, or the first of type str.
 
+    The one wished for and ``text`` may be null in this row.
+
     Raises:
         ValueError: there is none, or not the one wished for.
     """
     texts = [key for key, value in row.items() if isinstance(value, str)]
-    chosen = column or ("text" if "text" in texts else next(iter(texts), None))
-    if chosen not in texts:
+    known = {key for key, value in row.items() if value is None or isinstance(value, str)}
+    chosen = column or ("text" if "text" in known else next(iter(texts), None))
+    if chosen not in known:
         wished = f"text column {column!r}" if column else "text column"
         raise ValueError(f"{where} has no {wished}; its text columns are {', '.join(texts) or 'none'}")
     return chosen
@@ -81,22 +84,28 @@ def _json_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[i
     with _open(path) as file:
         try:
             for number, line in enumerate(file, 1):
-                if share.has(number - 1) and line.strip():
-                    yield number, _json_text(line, column, f"{path}:{number}")
+                if not share.has(number - 1) or not line.strip():
+                    continue
+                row = _json_row(line, where := f"{path}:{number}")
+                if isinstance(row, dict):
+                    column = text_column(
+                        row, column, where
+                    )  # of all rows: a null is no reason to take another
+                    row = row[column]
+                if row is not None:
+                    yield number, row
         except DAMAGE as error:
             raise _damaged(path, error) from None
 
 
-def _json_text(line: bytes, column: str | None, where: str) -> str:
+def _json_row(line: bytes, where: str) -> str | dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
-    if isinstance(row, str):
-        return row
-    if not isinstance(row, dict):
+    if not isinstance(row, str | dict):
         raise ValueError(f"{where} is neither an object nor a string")
-    return row[text_column(row, column, where)]
+    return row
 
 
 def _parquet_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:

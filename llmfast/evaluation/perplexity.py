@@ -12,6 +12,7 @@ import torch
 
 from llmfast.data.shards import TokenShards
 from llmfast.data.windows import IGNORED
+from llmfast.evaluation.team import ALONE, Team
 from llmfast.models.decoder import Decoder
 
 BATCH_TOKENS = 8192
@@ -36,6 +37,7 @@ def evaluate(
     stride: int | None = None,
     max_tokens: int | None = None,
     autocast: contextlib.AbstractContextManager | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     """Mean loss over the tokens of ``shards``, each predicted once.
 
@@ -43,7 +45,8 @@ def evaluate(
     with ``stride`` equal to the context (the default) windows do not overlap and their first tokens are predicted
     from little; a smaller stride gives every token at least context − stride tokens to be predicted from.
     With ``max_tokens`` it is the mean over about as many, in windows spread evenly: documents stand in the order of
-    their names, so that the first of them would be a sample of one kind.
+    their names, so that the first of them would be a sample of one kind. The processes of a ``team`` take turns with
+    the batches, and all get the result of one: it is summed in the same order.
     """
     context = model.config.context
     stride = stride or context
@@ -55,17 +58,20 @@ def evaluate(
     if max_tokens is not None:
         starts = _spread(starts, max(1, max_tokens // stride))
     per_batch = max(1, BATCH_TOKENS // context)
-    nats, scored = 0.0, 0
-    for first in range(0, len(starts), per_batch):
-        rows = [_window(shards, start, context, stride, count) for start in starts[first : first + per_batch]]
+
+    def measure(batch: Sequence[int]) -> tuple[float, int]:
+        """Nats and targets of the windows that start there."""
+        rows = [_window(shards, start, context, stride, count) for start in batch]
         tokens, targets = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*rows, strict=True))
         with model.evaluating(), autocast or contextlib.nullcontext():
             loss = model(tokens, targets)
-        targets_here = int((targets != IGNORED).sum())
-        nats += float(loss) * targets_here
-        scored += targets_here
+        scored = int((targets != IGNORED).sum())
+        return float(loss) * scored, scored
+
+    batches = [starts[first : first + per_batch] for first in range(0, len(starts), per_batch)]
+    nats, scored = map(sum, zip(*team.figures(measure, batches, 2), strict=True))
     loss = nats / scored
-    return Evaluation(loss, loss / math.log(2) * len(shards) / shards.text_bytes, scored)
+    return Evaluation(loss, loss / math.log(2) * len(shards) / shards.text_bytes, int(scored))
 
 
 def _spread(values: Sequence[int], wanted: int) -> Sequence[int]:

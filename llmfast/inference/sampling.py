@@ -33,10 +33,18 @@ class Sampling:
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Next tokens (B,) from ``logits`` (B, V)."""
+    """Next tokens (B,) from ``logits`` (B, V).
+
+    Raises:
+        ValueError: logits that are no numbers, as those of a model that has diverged.
+    """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = filtered_probabilities(logits, sampling)
+    if not probabilities.sum().isfinite():  # asked here, since on a GPU the draw would end the process
+        raise ValueError(
+            "the model's logits hold NaN or infinity: it has diverged, or its weights are damaged"
+        )
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 

@@ -11,6 +11,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_multiple: int = 1) -> None:
     """Turn a Hugging Face folder into a checkpoint folder of llmfast, with its tokenizer.
 
+    A tokenizer that llmfast cannot use (sentencepiece, as of Llama 2 and Mistral) travels as files, and that is said.
+
     Args:
         source: Folder with config.json and safetensors, of GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or
             Qwen3-MoE.
@@ -29,7 +31,21 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     check_new(out)
     model = load_huggingface(source, dtype=getattr(torch, dtype), vocab_multiple=vocab_multiple)
     save_model(out, model, write_tokenizer=lambda folder: copy_tokenizer(source, folder))
-    print(f"{out}: {model.config.parameters:,} parameters; try it with: llmfast generate {out}")
+    print(f"{out}: {model.config.parameters:,} parameters; {_use_of(out, source)}")
+
+
+def _use_of(folder: Path, source: Path) -> str:
+    """What can be done with an imported model, by its tokenizer."""
+    from llmfast.tokenizer import Tokenizer
+
+    try:
+        Tokenizer.load(folder)
+    except (ValueError, OSError) as error:
+        return (
+            f"the weights are whole, but there is no tokenizer that llmfast can use ({error}); for token ids, take "
+            f"transformers' AutoTokenizer.from_pretrained({str(source)!r})"
+        )
+    return f"try it with: llmfast generate {folder}"
 
 
 def export_model(

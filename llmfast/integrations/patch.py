@@ -5,6 +5,9 @@
 
 Only this one object changes: its modules get a ``forward`` of their own, classes stay as they are, and ``unpatch``
 takes it all back. Parameters, names and saved files are untouched.
+
+Where another program builds the model, ask for it by its class, before: ``llmfast.patch(Qwen3ForCausalLM)`` patches
+each that is built from then on, until ``llmfast.unpatch(Qwen3ForCausalLM)``.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +30,7 @@ from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_n
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "GPT2")
 _RECORD = "_llmfast_patch"
+_INIT = "_llmfast_init"  # of a class that is patched: its own __init__, or None if it had none
 
 
 @dataclass
@@ -39,18 +44,21 @@ class _Record:
 
 
 def patch(
-    model: nn.Module,
+    model: nn.Module | type[nn.Module],
     *,
     norms: bool = True,
     activations: bool = True,
     attention: bool = True,
     loss: bool = True,
-) -> nn.Module:
+) -> nn.Module | type[nn.Module]:
     """Swap a transformers model's ops for the kernels of llmfast, in place; returns the model.
+
+    Given a class, it changes the class itself: every model of it (and of classes derived from it) that is built from
+    then on, by whoever, is patched as soon as it is built. Models built before stay as they are.
 
     Args:
         model: A causal language model of the families Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2 or GPT-2, or
-            anything that contains one (PEFT).
+            anything that contains one (PEFT); or a class of such models.
         norms: rms_norm and layer_norm.
         activations: swiglu, geglu and gelu.
         attention: flash_attention, and rope for queries and keys.
@@ -60,14 +68,17 @@ def patch(
     Raises:
         ValueError: nothing to patch here, patched already, or an activation without a kernel.
     """
+    if isinstance(model, type):
+        parts = {"norms": norms, "activations": activations, "attention": attention, "loss": loss}
+        return _patch_class(model, parts)
     if hasattr(model, _RECORD):
         raise ValueError("this model is patched already; llmfast.unpatch(model) takes it back")
     wanted = {"norm": norms, "activation": activations, "attention": attention, "loss": loss}
-    found = [(module, *replacement) for module in model.modules() if (replacement := _replacement(module))]
+    found = [
+        (module, *replacement) for module in model.modules() if (replacement := _replacement(type(module)))
+    ]
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} holds nothing that llmfast can patch; supported are {', '.join(FAMILIES)}"
-        )
+        raise _nothing_to_patch(type(model))
     forwards = [(module, make(module)) for module, part, make in found if wanted[part]]
     record = _Record([(module, module.__dict__.get("forward")) for module, _ in forwards], [])
     for module, forward in forwards:
@@ -81,12 +92,16 @@ def patch(
     return model
 
 
-def unpatch(model: nn.Module) -> nn.Module:
+def unpatch(model: nn.Module | type[nn.Module]) -> nn.Module | type[nn.Module]:
     """Take back what ``patch`` did; returns the model.
+
+    Given a class, models built from then on are plain; those that were patched stay so until each is given, too.
 
     Raises:
         ValueError: it is not patched.
     """
+    if isinstance(model, type):
+        return _unpatch_class(model)
     if not hasattr(model, _RECORD):
         raise ValueError("this model is not patched")
     record = getattr(model, _RECORD)
@@ -100,14 +115,57 @@ def unpatch(model: nn.Module) -> nn.Module:
     return model
 
 
-def _replacement(module: nn.Module) -> tuple[str, Callable] | None:
-    """What a module is, and what makes its new forward; None for what is not ours to patch.
+def _patch_class(cls: type[nn.Module], parts: dict[str, bool]) -> type[nn.Module]:
+    if _INIT in vars(cls):
+        raise ValueError(f"{cls.__name__} is patched already; llmfast.unpatch({cls.__name__}) takes it back")
+    if not issubclass(cls, nn.Module) or not any(map(_replacement, _defined_beside(cls))):
+        raise _nothing_to_patch(cls)
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def build_patched(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if not hasattr(self, _RECORD):
+            patch(self, **parts)
+
+    setattr(cls, _INIT, vars(cls).get("__init__"))
+    cls.__init__ = build_patched
+    return cls
+
+
+def _unpatch_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if _INIT not in vars(cls):
+        raise ValueError(f"{cls.__name__} is not patched")
+    if (own := vars(cls)[_INIT]) is None:
+        del cls.__init__
+    else:
+        cls.__init__ = own
+    delattr(cls, _INIT)
+    return cls
+
+
+def _defined_beside(cls: type) -> Iterator[type]:
+    """The classes in the files of ``cls`` and those it is derived from: what its models are made of."""
+    for base in cls.__mro__:
+        for each in vars(sys.modules[base.__module__]).values():
+            if isinstance(each, type) and each.__module__ == base.__module__:
+                yield each
+
+
+def _nothing_to_patch(cls: type) -> ValueError:
+    return ValueError(
+        f"{cls.__name__} holds nothing that llmfast can patch; supported are {', '.join(FAMILIES)}"
+    )
+
+
+def _replacement(kind: type) -> tuple[str, Callable] | None:
+    """What a module of this class is, and what makes its new forward; None for what is not ours to patch.
 
     The attention of GPT-2 keeps its forward, which calls the implementation that its configuration names.
     """
-    if type(module) is nn.LayerNorm:
+    if kind is nn.LayerNorm:
         return "norm", lambda _: _layer_norm_forward
-    name = type(module).__name__
+    name = kind.__name__
     family = next((each for each in sorted(FAMILIES, key=len, reverse=True) if name.startswith(each)), None)
     return _REPLACEMENTS.get((family, name.removeprefix(family or "")))
 

@@ -259,6 +259,10 @@ def _tokenizer_file(path: Path) -> Path:
     for candidate in (path / "tokenizer.json", path / "vocab.json", *rank_files_there):
         if candidate.is_file():
             return candidate
+    if (path / "tokenizer.model").is_file():
+        raise ValueError(
+            f"{path / 'tokenizer.model'} is a sentencepiece model, which is no byte-level BPE: llmfast does not read it"
+        )
     raise FileNotFoundError(f"folder {str(path)!r} has no tokenizer.json, vocab.json or .tiktoken file")
 
 

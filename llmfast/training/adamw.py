@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_
+from llmfast.training.division import local
 
 Rounding = Literal["stochastic", "nearest", "masters"]
 
@@ -102,8 +103,11 @@ class AdamW(torch.optim.AdamW):
         """Load what this or ``torch.optim.AdamW`` saved.
 
         Raises:
-            ValueError: groups that do not fit the parameters.
+            ValueError: groups that do not fit the parameters, or the state of another optimizer.
         """
+        for saved in state_dict["state"].values():
+            if "exp_avg_sq" not in saved:
+                raise ValueError(f"the state has {', '.join(saved)} and is no AdamW's")
         super().load_state_dict(state_dict)  # makes the state as narrow as the parameters
         for parameter, saved in saved_states(self, state_dict):
             state = self.state[parameter]
@@ -170,11 +174,6 @@ def add_master(state: dict[str, Tensor], parameter: Tensor, rounding: Rounding) 
     narrow = parameter.dtype in (torch.bfloat16, torch.float16)
     if rounding == "masters" and narrow and "master" not in state:
         state["master"] = wide_copy(parameter, parameter)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that FSDP2 divides: each element's update needs no other."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def saved_states(optimizer, state_dict: dict) -> Iterator[tuple[Tensor, dict]]:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_, adamw_8bit_
 from llmfast.kernels.adamw_8bit import code_tables
-from llmfast.kernels.reference.adamw import BLOCK
+from llmfast.kernels.reference.adamw import BLOCK, decode, encode
 from llmfast.training.adamw import (
     Rounding,
     add_master,
@@ -23,6 +23,7 @@ from llmfast.training.adamw import (
     update_settings,
     wide_copy,
 )
+from llmfast.training.division import division_of, local
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict hides what FSDP should not gather
 CODES, MAXIMA, TABLES = ("state1", "state2"), ("absmax1", "absmax2"), ("qmap1", "qmap2")
@@ -34,13 +35,18 @@ class AdamW8bit(torch.optim.Optimizer):
     Names and values of the state are those of ``bitsandbytes.optim.AdamW8bit``, and either loads what the other saved.
     Small parameters, which hold little memory and much of what is delicate, keep float32 moments.
 
+    Of parameters that FSDP2 divides (DTensors), each process codes the moments of its own part, in blocks of that part;
+    where parts are multiples of 256 elements, as most are, these are the blocks of the whole. Other numbers of
+    processes have other blocks: ``state_dict`` gives such moments as numbers, in float32, divided as the parameter is,
+    and ``load_state_dict`` codes them anew, which on the same parts gives the same codes.
+
     Args:
         params: tensors, or groups of them as for any ``torch.optim.Optimizer``.
         lr, betas, eps, weight_decay, rounding, seed, clip_norm: as for ``llmfast.training.adamw.AdamW``.
         min_8bit_size: parameters of fewer elements have float32 moments.
 
     Raises:
-        ValueError: a setting out of its range; or, from ``step``, parameters that FSDP2 divides.
+        ValueError: a setting out of its range.
 
     Example::
 
@@ -94,12 +100,14 @@ class AdamW8bit(torch.optim.Optimizer):
                 if not chosen:
                     continue
                 masters = [
-                    states[parameter]["master"] for parameter in chosen if "master" in states[parameter]
+                    local(states[parameter]["master"])
+                    for parameter in chosen
+                    if "master" in states[parameter]
                 ]
                 update(
-                    chosen,
-                    [parameter.grad for parameter in chosen],
-                    *([states[parameter][name] for parameter in chosen] for name in (*names, "step")),
+                    [local(parameter) for parameter in chosen],
+                    [local(parameter.grad) for parameter in chosen],
+                    *([local(states[parameter][name]) for parameter in chosen] for name in (*names, "step")),
                     **update_settings(self, group, chosen[0].dtype, stream),
                     masters=masters or None,
                     scale=scale,
@@ -109,23 +117,27 @@ class AdamW8bit(torch.optim.Optimizer):
         return loss
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        if isinstance(parameter, DTensor):
-            raise ValueError(
-                "AdamW8bit got parameters that are divided between processes: blocks of 256 moments would lie across "
-                "their parts; use AdamW, whose state is divided already"
-            )
         state = self.state[parameter]
         if not state:
-            coded = parameter.numel() >= self.min_8bit_size
+            coded = self._is_coded(parameter)
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for name in CODES:
                 state[name] = torch.zeros_like(parameter, dtype=torch.uint8 if coded else torch.float32)
             if coded:
-                blocks = -(-parameter.numel() // BLOCK)
+                blocks = -(-local(parameter).numel() // BLOCK)
                 for name in MAXIMA:
                     state[name] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
         add_master(state, parameter, self.rounding)
         return state
+
+    def _is_coded(self, parameter: Tensor) -> bool:
+        return parameter.numel() >= self.min_8bit_size
+
+    def put(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
+        """Set the state of a parameter; moments given as numbers are coded where they are to be."""
+        if self._is_coded(parameter) and state["state1"].dtype != torch.uint8:
+            state = with_codes(state)
+        self.state[parameter] = state
 
     def state_dict(self) -> dict:
         """As ``bitsandbytes.optim.AdamW8bit`` saves it: steps as numbers (which waits for the device), and with codes
@@ -135,6 +147,8 @@ class AdamW8bit(torch.optim.Optimizer):
         return saved
 
     def _as_saved(self, state: dict[str, Tensor]) -> dict:
+        if isinstance(state["state1"], DTensor):
+            state = with_numbers(state)
         state = {**state, "step": int(state["step"].item())}
         if state["state1"].dtype == torch.uint8:
             state |= zip(TABLES, code_tables(state["state1"].device), strict=True)
@@ -144,19 +158,22 @@ class AdamW8bit(torch.optim.Optimizer):
         """Load what this or ``bitsandbytes.optim.AdamW8bit`` saved.
 
         Raises:
-            ValueError: groups that do not fit the parameters, or codes of another table.
+            ValueError: groups that do not fit the parameters, codes of another table, or another optimizer's state.
         """
         groups = [{"lr": 0.0, **group} for group in state_dict["param_groups"]]
         super().load_state_dict({"state": {}, "param_groups": groups})
         self.state.clear()
         for parameter, saved in saved_states(self, state_dict):
             saved = {**saved, **saved.get(WRAPPED, {})}
-            state = self.state[parameter]
-            state["step"] = as_step(saved["step"], parameter)
+            if CODES[0] not in saved:
+                raise ValueError(
+                    f"the state has {', '.join(saved)} and is no AdamW8bit's: load it into AdamW"
+                )
+            state = {"step": as_step(saved["step"], parameter)}
             if "master" in saved:
                 state["master"] = wide_copy(saved["master"], parameter)
             if saved["state1"].dtype != torch.uint8:
-                state |= {name: wide_copy(saved[name], parameter) for name in CODES}
+                self.put(parameter, state | {name: wide_copy(saved[name], parameter) for name in CODES})
                 continue
             for name, table in zip(TABLES, code_tables(saved[TABLES[0]].device), strict=True):
                 if not torch.equal(saved[name].float(), table):
@@ -169,3 +186,69 @@ class AdamW8bit(torch.optim.Optimizer):
                 )
             for name in MAXIMA:
                 state[name] = saved[name].to(parameter.device, torch.float32, copy=True)
+            self.state[parameter] = state
+
+
+# --- moments as numbers: what is saved where blocks depend on the number of processes ------------------------------
+
+
+def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dict[str, Tensor]:
+    """A parameter's state with its moments in float32 in place of codes.
+
+    With ``whole_maxima``, maxima are those of blocks of the whole, also where a DTensor has codes of a part.
+    """
+    if MAXIMA[0] not in state:
+        return state
+    numbers = {name: entry for name, entry in state.items() if name not in (*CODES, *MAXIMA)}
+    for code, maximum, table in zip(CODES, MAXIMA, code_tables(state["state1"].device), strict=True):
+        part, largest = local(state[code]), state[maximum].to(state[code].device)
+        if whole_maxima:
+            values = _decode_from(_first_element(state[code]), part.flatten(), largest, table)
+        else:
+            values = _decode_recodable(part.flatten(), largest, table)
+        numbers[code] = _placed(values.view(part.shape), state[code])
+    return numbers
+
+
+def _first_element(codes: Tensor) -> int:
+    """The place in the whole of the first element that this process has."""
+    division, part = division_of(codes), local(codes)
+    return int(division.places[division.rank][0]) * part[0].numel() if division and part.numel() else 0
+
+
+def _decode_from(start: int, codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:
+    """Decode codes that begin with element ``start`` of the whole, whose blocks' maxima ``largest`` are."""
+    before = codes.new_zeros(start % BLOCK)  # in the block of the first
+    return decode(torch.cat([before, codes]), largest[start // BLOCK :], table)[len(before) :]
+
+
+def _decode_recodable(codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:
+    """Decode so that coding again gives the same codes and maxima.
+
+    There is a code for +1 but none for -1: a block whose largest magnitude is negative would decode to one a little
+    smaller. Its lowest code counts as what it was made of, -1.
+    """
+    values = decode(codes, largest, table)
+    rows = torch.nn.functional.pad(codes, (0, -len(codes) % BLOCK), value=127).view(-1, BLOCK)
+    negative = ((rows != 255).all(1) & (largest > 0)).nonzero()[:, 0]
+    values[negative * BLOCK + rows[negative].argmin(1)] = -largest[negative]
+    return values
+
+
+def with_codes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back, in blocks of this process's part."""
+    coded = dict(state)
+    for code, maximum, table in zip(CODES, MAXIMA, code_tables(state["state1"].device), strict=True):
+        part = local(state[code])
+        codes, coded[maximum] = encode(part.flatten(), table)
+        coded[code] = _placed(codes.view(part.shape), state[code])
+    return coded
+
+
+def _placed(part: Tensor, like: Tensor) -> Tensor:
+    """``part`` as this process's part of a DTensor, if ``like`` is one."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def checkpoints(run: Path) -> list[Path]:
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where none was evaluated."""
     losses = [(_validation_loss(path), path) for path in checkpoints(run)]
-    known = [(loss, path) for loss, path in losses if loss is not None]
+    known = [(loss, path) for loss, path in losses if loss is not None and not math.isnan(loss)]
     return min(known, default=(None, None), key=lambda pair: pair[0])[1]
 
 

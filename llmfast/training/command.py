@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,9 @@ def sweep(
     from rich.console import Console
 
     from llmfast.training.sweep import read_grid, run_sweep
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("a sweep trains in one process: start it without torchrun")
 
     console = Console(highlight=False, soft_wrap=True)
     run_sweep(read_grid(grid), config or RunConfig(), out, console=console)

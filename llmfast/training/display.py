@@ -29,6 +29,15 @@ class Status:
     utilisation: float | None = None
     """Share of the device's datasheet peak, where that is known (model-FLOP utilisation)."""
 
+    def speed(self) -> dict[str, float]:
+        """What is known of it, for trackers."""
+        figures = {
+            "tokens_per_second": self.tokens_per_second,
+            "utilisation": self.utilisation,
+            "memory_bytes": self.memory,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
     def __str__(self) -> str:
         parts = [
             f"loss {self.loss:.3f}",

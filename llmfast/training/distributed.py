@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmfast.training import failures
+
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # the others wait this long for rank 0 while it prepares data or saves
 
@@ -121,5 +123,8 @@ def world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     try:
         yield this
+    except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt):
+        failures.announce()  # before the others find the connection closed
+        raise
     finally:
         dist.destroy_process_group()

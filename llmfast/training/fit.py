@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from llmfast.inference.generate import encode_prompt, generate_tokens, stream_te
 from llmfast.inference.sampling import Sampling
 from llmfast.training.checkpoint import checkpoint_folder
 from llmfast.training.display import Display
+from llmfast.training.guard import BadStepError
 from llmfast.training.pace import Pace
 from llmfast.training.profiling import StepProfiler
 from llmfast.training.saving import Saver
@@ -43,7 +45,8 @@ def fit(session: Session, *, console: Console | None = None, profile: bool = Fal
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
-        ValueError: a bad step, as ``training.on_bad_step`` tells it.
+        BadStepError: a bad step, as ``training.on_bad_step`` tells it.
+        ValueError: a tracker or an evaluation that cannot be used.
         OSError: the last checkpoint cannot be written.
     """
     _Fit(session, console, profile).run()
@@ -64,6 +67,7 @@ class _Fit:
         self.profiler = (
             StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
         )
+        self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
         self.validation: tuple[int, float] | None = None  # the newest: step and loss
         self.bad_in_a_row = 0
 
@@ -113,7 +117,9 @@ class _Fit:
             learning_rate_factor=result.learning_rate_factor,
             **result.routing,
         )
-        self.display.update(self.pace.status(result))
+        status = self.pace.status(result)
+        self._track(step, status.speed())
+        self.display.update(status)
 
     def _bad_step(self, step: int, result: StepResult) -> None:
         """Save the batch, then stop or go on."""
@@ -125,9 +131,9 @@ class _Fit:
         self._log(step, fault=result.fault)
         self.bad_in_a_row += 1
         if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
-            raise ValueError(
+            raise BadStepError(
                 f"{result.fault} at step {step}: a lower training.learning_rate may help; "
-                f"the batch is in {file}, the last checkpoint is untouched"
+                f"the batch is in {file.parent}, the last checkpoint is untouched"
             )
         self.display.say(f"step {step:,} skipped: {result.fault}; its batch is in {file}")
 
@@ -136,7 +142,10 @@ class _Fit:
         if _due(training.evaluate_every, step):
             self._evaluate(step)
         if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
-            self.display.sample(step, *_sample(self.session))
+            try:
+                self.display.sample(step, *_sample(self.session))
+            except ValueError as error:  # a run that diverged is ended by its policy for bad steps
+                self.display.say(f"step {step:,}: no sample, {error}")
         if _due(training.checkpoint_every, step) and step < training.steps:
             with self._full_disk_told():
                 self.saver.save(validation_loss=self._validation_loss())
@@ -144,9 +153,12 @@ class _Fit:
     def _evaluate(self, step: int) -> None:
         part = self._validate()
         self._log(step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
-        for name in self.training.evaluations:
+        for function in self.evaluations.values():
+            together = {}
+            if "team" in inspect.signature(function).parameters:
+                together["team"] = self.trainer.placement.team
             with self.trainer.inference() as model:
-                figures = named_evaluation(name)(model, self.session.prepared.tokenizer)
+                figures = function(model, self.session.prepared.tokenizer, **together)
             self._log(step, **figures)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
             self.display.say(f"  {step:>6,} │ {shown}")
@@ -181,8 +193,11 @@ class _Fit:
         if not self.world.is_main:
             return
         self.folder.log(step=step, **record)
-        figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        for tracker in self.trackers:
+        self._track(step, {name: value for name, value in record.items() if isinstance(value, int | float)})
+
+    def _track(self, step: int, figures: dict[str, float]) -> None:
+        """Give the trackers figures; those of speed are theirs alone, since the same run has the same log.jsonl."""
+        for tracker in self.trackers if figures else ():
             tracker.log(step, figures)
 
 

@@ -12,6 +12,10 @@ WINDOW = 100  # accepted losses that a new one is compared with
 ENOUGH = 20  # of them before a spike can be told
 
 
+class BadStepError(ValueError):
+    """A run ended by a bad step, as its policy says."""
+
+
 class LossScaler:
     """Loss scaling for float16 (Micikevicius et al. 2018, section 3.2), by the rule of ``torch.amp.GradScaler``.
 

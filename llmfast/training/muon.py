@@ -1,15 +1,21 @@
-"""Muon: the momentum of each matrix, orthogonalised, is its update; equally shaped matrices are worked on together."""
+"""Muon: the momentum of each matrix, orthogonalised, is its update; equally shaped matrices are worked on together.
+
+A part of a matrix cannot be orthogonalised by itself. Where processes divide matrices, momentum and parameters stay in
+parts; each process gets every n-th matrix whole, orthogonalises it, and sends the others their parts of the update.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmfast.kernels import newton_schulz
+from llmfast.training.division import Division, division_of, local, parts_in_turn, wholes_in_turn
 
 STACK_ELEMENTS = 2**26  # of the matrices worked on together, so that their copies take 0.5 GB at most
 
@@ -19,7 +25,12 @@ class Muon(torch.optim.Muon):
 
     Arguments, defaults, state and ``state_dict`` are those of ``torch.optim.Muon``, and so is what a learning rate
     means: either loads what the other saved and goes on. A learning rate may be a tensor, and nothing waits for the
-    device.
+    device. Parameters that FSDP2 divides (DTensors) get the updates of whole matrices; all
+    processes must call ``step``.
+
+    Args:
+        params: as for ``torch.optim.Muon``, and so are ``lr`` and ``settings``.
+        divisions: how parameters are divided that are not DTensors, such as those of tensor parallelism.
 
     Raises:
         ValueError: a parameter that is not a matrix, or a setting out of its range.
@@ -35,6 +46,17 @@ class Muon(torch.optim.Muon):
         True
     """
 
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 1e-3,
+        *,
+        divisions: Mapping[Tensor, Division] | None = None,
+        **settings: Any,
+    ):
+        super().__init__(params, lr, **settings)
+        self.divisions = dict(divisions or {})
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter that has a gradient; returns what ``closure`` does."""
@@ -43,27 +65,40 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameters in _equally_shaped(group["params"]):
+            for parameters in self._equally_shaped(group["params"]):
                 self._update(parameters, group)
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict) -> None:
-        gradients = [parameter.grad for parameter in parameters]
-        buffers = [self._momentum_buffer(parameter) for parameter in parameters]
+        gradients = [local(parameter.grad) for parameter in parameters]
+        buffers = [local(self._momentum_buffer(parameter)) for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         if group["nesterov"]:
             gradients = torch._foreach_lerp(gradients, buffers, group["momentum"])
         else:
             gradients = buffers
+        divisions = [self._division(parameter) for parameter in parameters]
+        if divisions[0] is None:
+            updates = self._updates(gradients, group)
+        else:
+            updates = self._updates(wholes_in_turn(gradients, divisions), group)
+            updates = parts_in_turn(updates, gradients, divisions)
+        parts = [local(parameter) for parameter in parameters]
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parts, updates)
+
+    def _updates(self, matrices: list[Tensor], group: dict) -> list[Tensor]:
+        """What whole matrices of one shape have added."""
+        if not matrices:
+            return []
         update = newton_schulz(
-            torch.stack(gradients),
+            torch.stack(matrices),
             steps=group["ns_steps"],
             coefficients=group["ns_coefficients"],
             eps=group["eps"],
         )
-        update.mul_(-group["lr"] * _rate_factor(group["adjust_lr_fn"], parameters[0].shape))
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, update.unbind())
+        update.mul_(-group["lr"] * _rate_factor(group["adjust_lr_fn"], update.shape[1:]))
+        return list(update.unbind())
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -71,17 +106,26 @@ class Muon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         return state["momentum_buffer"]
 
+    def _division(self, parameter: Tensor) -> Division | None:
+        if parameter not in self.divisions:
+            self.divisions[parameter] = division_of(parameter)
+        return self.divisions[parameter]
 
-def _equally_shaped(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Those that have a gradient, in lists of one shape, dtype and device each."""
-    groups = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            groups[parameter.shape, parameter.dtype, parameter.device].append(parameter)
-    for (shape, *_), alike in groups.items():
-        together = max(1, STACK_ELEMENTS // max(1, shape.numel()))
-        for start in range(0, len(alike), together):
-            yield alike[start : start + together]
+    def _equally_shaped(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Those that have a gradient, in lists of one whole shape, dtype, device and group of processes each."""
+        lists = defaultdict(list)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                division = self._division(parameter)
+                part = local(parameter)
+                shape = part.shape if division is None else division.whole_shape(part)
+                group = None if division is None else division.group
+                lists[shape, parameter.dtype, parameter.device, group].append(parameter)
+        for (shape, _, _, group), alike in lists.items():
+            processes = 1 if group is None else group.size()
+            together = processes * max(1, STACK_ELEMENTS // max(1, shape.numel()))
+            for start in range(0, len(alike), together):
+                yield alike[start : start + together]
 
 
 def _rate_factor(adjustment: str | None, shape: torch.Size) -> float:

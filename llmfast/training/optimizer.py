@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import torch
+from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmfast.training.adamw import AdamW
-from llmfast.training.adamw_8bit import AdamW8bit
+from llmfast.training.adamw_8bit import AdamW8bit, with_numbers
 from llmfast.training.config import TrainingConfig
+from llmfast.training.division import Division
 from llmfast.training.muon import Muon
 
 
-def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest.
+def build_optimizers(
+    model: nn.Module, config: TrainingConfig, divisions: Mapping[str, Division] = MappingProxyType({})
+) -> list[Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest (stacks of experts, too).
 
-    Matrices decay; norms and the embedding table do not: a norm's scale has no reason to be small, and decay would
-    shrink the rows of rare tokens between their few gradients.
+    Matrices decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to
+    be small, and decay would shrink the rows of rare tokens between their few gradients. ``divisions`` are those of the
+    parameters that tensor parallelism divides.
     """
     parameters = dict(model.named_parameters())
-    matrices = [
-        parameter
-        for name, parameter in parameters.items()
-        if name.startswith("blocks.") and parameter.ndim == 2
-    ]
-    inside = set(map(id, matrices))
-    rest = [parameter for parameter in parameters.values() if id(parameter) not in inside]
+    inside = [parameter for name, parameter in parameters.items() if name.startswith("blocks.")]
+    matrices = [parameter for parameter in inside if parameter.ndim == 2]
+    stacks = [parameter for parameter in inside if parameter.ndim > 2]
+    decaying = set(map(id, matrices + stacks))
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
     adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "seed": config.seed}
     if config.optimizer == "muon":
         return [
-            Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
-            AdamW(rest, weight_decay=0.0, **adamw),
+            Muon(
+                matrices,
+                lr=config.matrix_learning_rate,
+                weight_decay=config.weight_decay,
+                divisions={parameters[name]: division for name, division in divisions.items()},
+            ),
+            AdamW(_groups(stacks, rest, config.weight_decay), **adamw),
         ]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    groups = _groups(matrices + stacks, rest, config.weight_decay)
     return [(AdamW8bit if config.optimizer == "adamw8bit" else AdamW)(groups, **adamw)]
+
+
+def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
@@ -46,14 +58,19 @@ def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
 
 
-def optimizer_tensors(optimizers: list[Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """The state of all optimizers as tensors named PARAMETER/ENTRY, as in ``blocks.0.attention.out.weight/exp_avg``."""
+def optimizer_tensors(
+    optimizers: list[Optimizer], model: nn.Module, *, divided: bool = False
+) -> dict[str, Tensor]:
+    """The state of all optimizers as tensors named PARAMETER/ENTRY, as in ``blocks.0.attention.out.weight/exp_avg``.
+
+    Of a model that is divided between processes, 8-bit moments are given as numbers: their codes hold for these parts.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{entry}": value
         for optimizer in optimizers
         for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
+        for entry, value in (with_numbers(entries) if divided else entries).items()
     }
 
 
@@ -66,11 +83,30 @@ def load_optimizer_tensors(optimizers: list[Optimizer], model: nn.Module, tensor
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition("/")
+    for name, entries in _by_parameter(tensors).items():
         if name not in parameters:
             raise ValueError(f"the optimizer state holds {name!r}, which the model does not have")
         parameter = parameters[name]
-        # AdamW's step counter stays on the CPU in float32 unless fused on CUDA; torch keeps it where it was made.
-        device = parameter.device if value.ndim or parameter.is_cuda else torch.device("cpu")
-        owner[id(parameter)].state[parameter][entry] = value.to(device)
+        state = {entry: value.to(parameter.device) for entry, value in entries.items()}
+        optimizer = owner[id(parameter)]
+        if isinstance(optimizer, AdamW8bit):
+            optimizer.put(parameter, state)
+        else:
+            optimizer.state[parameter] = state
+
+
+def decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``optimizer_tensors`` with all 8-bit moments as numbers, so that they can be divided; their maxima are whole."""
+    return {
+        f"{name}/{entry}": value
+        for name, entries in _by_parameter(tensors).items()
+        for entry, value in with_numbers(entries, whole_maxima=True).items()
+    }
+
+
+def _by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        found[name][entry] = value
+    return found

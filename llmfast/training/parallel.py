@@ -12,8 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
+from llmfast.evaluation.team import Team
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distributed import World
+from llmfast.training.division import Division
 from llmfast.training.tensor_parallel import TensorParallel
 
 # Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
@@ -52,7 +54,10 @@ class Placement:
         else:
             model.to(device)
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
+        self.team = Team(self.data_share, self._sum_of_shares)
         self.model = model
+        # Of the parameters that DTensor does not describe.
+        self.divisions: dict[str, Division] = {} if self.tensor is None else self.tensor.parts
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
         self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
@@ -107,6 +112,11 @@ class Placement:
             if (gradient := parameter.grad) is not None:
                 local = gradient.to_local() if self.is_divided else gradient
                 local.mul_(factor)
+
+    def _sum_of_shares(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, of those that divide a model only the first."""
+        speaks = self.tensor is None or self.tensor.rank == 0
+        return self.world.sum(tensor if speaks else torch.zeros_like(tensor))
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""

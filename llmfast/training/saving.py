@@ -26,6 +26,7 @@ from llmfast.training.checkpoint import (
     split_scalars,
     write_state,
 )
+from llmfast.training.optimizer import decoded
 from llmfast.training.run import Run
 from llmfast.training.trainer import Trainer
 
@@ -142,7 +143,8 @@ def restore(trainer: Trainer, folder: Path) -> None:
     placement = trainer.placement
     if not placement.is_divided:
         found = read_checkpoint(folder)
-        mine = {"model": placement.mine(found.model), "optimizer": placement.mine(found.optimizer)}
+        optimizer = found.optimizer if placement.tensor is None else decoded(found.optimizer)
+        mine = {"model": placement.mine(found.model), "optimizer": placement.mine(optimizer)}
         trainer.restore(dataclasses.replace(found, **mine))
         return
     from llmfast.training.divided import read_divided
@@ -150,7 +152,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
     trainer.world.first(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)
     state = read_state(folder)
-    optimizer = join_scalars(read_divided(folder, model), state["scalars"])
+    optimizer = join_scalars(decoded(read_divided(folder, model)), state["scalars"])
     trainer.restore(Checkpoint(folder, state, model, optimizer))
 
 

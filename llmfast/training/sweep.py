@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
 from llmfast.training.fit import fit
+from llmfast.training.guard import BadStepError
 from llmfast.training.run import Run
 from llmfast.training.session import new_session, resumed_session
 from llmfast.visualization.curves import plot_sweep
@@ -34,9 +36,9 @@ class SweepResult:
     settings: dict[str, Any]
     parameters: int
     tokens: int
-    loss: float
-    """On the whole validation split, nats per token."""
-    bits_per_byte: float
+    loss: float | None
+    """On the whole validation split, nats per token; None for a run that diverged."""
+    bits_per_byte: float | None
 
 
 def read_grid(path: Path) -> Grid:
@@ -115,7 +117,7 @@ def run_sweep(grid: Grid, config: RunConfig, out: Path, *, console: Console) -> 
     for number, (settings, each) in enumerate(runs, 1):
         console.print(f"\nrun {number} of {len(runs)}: {_words(settings)}")
         results.append(_one(out / "runs" / _folder_name(settings), settings, each, console))
-    results.sort(key=lambda result: result.loss)
+    results.sort(key=lambda result: math.inf if result.loss is None else result.loss)
     _present(results, grid, out, console)
     return results
 
@@ -128,15 +130,20 @@ def _one(folder: Path, settings: dict[str, Any], config: RunConfig, console: Con
         session = resumed_session(folder)
     else:
         session = new_session(folder, config, report=lambda line: None)
-    fit(session, console=console)
-    final = session.trainer.evaluate(session.prepared.validation)
+    try:
+        fit(session, console=console)
+        final = session.trainer.evaluate(session.prepared.validation)
+    except BadStepError as error:  # where learning rates are compared, one may be too high
+        console.print(f"ended: {error}", markup=False)
+        final = None
+    known = final is not None and math.isfinite(final.loss)
     result = SweepResult(
         folder=str(folder),
         settings=settings,
         parameters=session.trainer.config.model.parameters,
         tokens=session.trainer.loader.position * session.trainer.config.model.context,
-        loss=final.loss,
-        bits_per_byte=final.bits_per_byte,
+        loss=final.loss if known else None,
+        bits_per_byte=final.bits_per_byte if known else None,
     )
     atomic_write(file, json.dumps(asdict(result), indent=2) + "\n")
     return result
@@ -150,8 +157,7 @@ def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Con
         figures = (
             f"{result.parameters:,}",
             f"{result.tokens:,}",
-            f"{result.loss:.4f}",
-            f"{result.bits_per_byte:.4f}",
+            *("diverged" if each is None else f"{each:.4f}" for each in (result.loss, result.bits_per_byte)),
         )
         table.add_row(*map(str, result.settings.values()), *figures)
     console.print()
@@ -160,7 +166,9 @@ def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Con
         Console(file=file, width=200).print(table)
     atomic_write(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
     logs = {_words(result.settings): Run(Path(result.folder)).records() for result in results}
-    plots = plot_sweep(logs, [(result.settings, result.loss) for result in results], out)
+    plots = plot_sweep(
+        logs, [(result.settings, result.loss) for result in results if result.loss is not None], out
+    )
     console.print(f"\nsaved in    {out}: table.txt, results.json, {', '.join(plot.name for plot in plots)}")
 
 

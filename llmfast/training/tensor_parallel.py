@@ -7,24 +7,15 @@ norms and the loss are computed by all.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.models.decoder import Attention, Decoder
+from llmfast.training.division import Division
 
 Group = dist.ProcessGroup
-
-
-class Part(NamedTuple):
-    """How a parameter is divided."""
-
-    dim: int
-    places: list[Tensor]
-    """Of each process: the rows (or columns) of the whole that it has."""
 
 
 class TensorParallel:
@@ -38,7 +29,8 @@ class TensorParallel:
         self.model, self.group = model, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._check()
-        self.parts: dict[str, Part] = {}
+        self.device = next(model.parameters()).device
+        self.parts: dict[str, Division] = {}
         for number, block in enumerate(model.blocks):
             self._divide_attention(block.attention, f"blocks.{number}.attention")
             self._divide_feed_forward(block.feed_forward, f"blocks.{number}.feed_forward")
@@ -100,53 +92,42 @@ class TensorParallel:
             torch.cat([self._share(start, width, rank) for start, width in zip(starts, widths, strict=True)])
             for rank in range(self.size)
         ]
-        linear.weight = self._keep(f"{name}.weight", linear.weight, Part(0, places))
+        linear.weight = self._keep(f"{name}.weight", linear.weight, 0, places)
         if linear.bias is not None:
-            linear.bias = self._keep(f"{name}.bias", linear.bias, Part(0, places))
+            linear.bias = self._keep(f"{name}.bias", linear.bias, 0, places)
         linear.out_features = len(linear.weight)
 
     def _divide_inputs(self, linear: nn.Linear, name: str) -> SummedLinear:
         """Keep this process's share of the inputs; the outputs are summed over the processes."""
         places = [self._share(0, linear.in_features, rank) for rank in range(self.size)]
-        return SummedLinear(
-            self._keep(f"{name}.weight", linear.weight, Part(1, places)), linear.bias, self.group
-        )
+        return SummedLinear(self._keep(f"{name}.weight", linear.weight, 1, places), linear.bias, self.group)
 
     def _share(self, start: int, width: int, rank: int) -> Tensor:
         each = width // self.size
         return torch.arange(start + rank * each, start + (rank + 1) * each)
 
-    def _keep(self, name: str, parameter: nn.Parameter, part: Part) -> nn.Parameter:
-        self.parts[name] = part
-        return nn.Parameter(self._select(name, parameter.detach()).clone())
+    def _keep(self, name: str, parameter: nn.Parameter, dim: int, places: list[Tensor]) -> nn.Parameter:
+        self.parts[name] = Division(dim, places, self.group, self.device)
+        return nn.Parameter(self.parts[name].part(parameter.detach()))
 
     def _copy_in(self, module: nn.Module, inputs: tuple) -> tuple:
         return (_CopyIn.apply(inputs[0], self.group), *inputs[1:])
 
-    def _part_of(self, name: str, tensor: Tensor) -> Part | None:
-        part = self.parts.get(name) or self.parts.get(name.rpartition("/")[0])
-        return part if tensor.ndim else None
+    def _division(self, name: str, tensor: Tensor) -> Division | None:
+        """That of a parameter, or of an entry of its optimizer state, which is divided alike unless it is a scalar."""
+        return (self.parts.get(name) or self.parts.get(name.rpartition("/")[0])) if tensor.ndim else None
 
     def _select(self, name: str, tensor: Tensor) -> Tensor:
-        part = self._part_of(name, tensor)
-        return (
-            tensor
-            if part is None
-            else tensor.index_select(part.dim, part.places[self.rank].to(tensor.device))
-        )
+        division = self._division(name, tensor)
+        return tensor if division is None else division.part(tensor)
 
     def _gather(self, name: str, tensor: Tensor) -> Tensor:
-        part = self._part_of(name, tensor)
-        if part is None:
+        division = self._division(name, tensor)
+        if division is None:
             return tensor
-        pieces = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(pieces, tensor.detach().contiguous(), group=self.group)
-        shape = list(tensor.shape)
-        shape[part.dim] *= self.size
-        whole = tensor.new_empty(shape)
-        for places, piece in zip(part.places, pieces, strict=True):
-            whole.index_copy_(part.dim, places.to(whole.device), piece)
-        return whole
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.detach().contiguous(), group=self.group)
+        return division.join(parts)
 
 
 class SummedLinear(nn.Module):

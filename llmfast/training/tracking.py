@@ -86,8 +86,19 @@ def open_trackers(names: tuple[str, ...], run: Run, config: RunConfig, step: int
 
     Raises:
         ModuleNotFoundError: the library of one is not installed.
+        ValueError: it is, but cannot be used: it lacks something itself, or wants an account.
     """
-    return [TRACKERS[name](run, config, step) for name in names]
+    return [_open(name, run, config, step) for name in names]
+
+
+def _open(name: str, run: Run, config: RunConfig, step: int) -> Tracker:
+    try:
+        return TRACKERS[name](run, config, step)
+    except Exception as error:  # each library raises errors of its own
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise
+        offline = "; WANDB_MODE=offline needs no account" if name == "wandb" else ""
+        raise ValueError(f"training.track {name} cannot be used: {error}{offline}") from error
 
 
 def _identity(run: Run) -> str:

@@ -20,6 +20,7 @@ from llmfast.evaluation.perplexity import Evaluation, evaluate
 from llmfast.models.decoder import Decoder
 from llmfast.training.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from llmfast.training.config import RunConfig
+from llmfast.training.cpu import prepare_process
 from llmfast.training.distributed import World
 from llmfast.training.guard import Guard, LossScaler
 from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
@@ -71,7 +72,7 @@ class Trainer:
         self.compiled = training.compile and can_compile(self.device)
         check_memory(config, world, self.device)
         if self.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            prepare_process()
         generator = torch.Generator().manual_seed(training.seed)
         self.placement = Placement(
             Decoder(config.model, generator=generator),
@@ -86,18 +87,12 @@ class Trainer:
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
         check_division(config, self.placement.data_share.count)
-        if training.optimizer != "adamw" and (self.placement.is_divided or self.placement.tensor):
-            divided = "strategy " + config.parallel.strategy if self.placement.is_divided else "tensor"
-            raise ValueError(
-                f"{training.optimizer} needs whole matrices, which parallel.{divided} divides; "
-                "use training.optimizer adamw"
-            )
         self._begin()
 
     def _begin(self) -> None:
         training = self.config.training
         self.steps_done = 0
-        self.optimizers = build_optimizers(self.model, training)
+        self.optimizers = build_optimizers(self.model, training, self.placement.divisions)
         self.scaler = LossScaler(self.precision == torch.float16)
         self.guard = Guard(training.spike)
         self.loader = Loader(
@@ -185,9 +180,9 @@ class Trainer:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def evaluate(self, shards: TokenShards, **options: int | None) -> Evaluation:
-        """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision."""
+        """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision, by all processes."""
         with self.inference():
-            return evaluate(self.model, shards, autocast=self.autocast(), **options)
+            return evaluate(self.model, shards, autocast=self.autocast(), team=self.placement.team, **options)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[Decoder]:
@@ -213,7 +208,8 @@ class Trainer:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizers' state, named, for a checkpoint."""
-        return optimizer_tensors(self.optimizers, self.model)
+        divided = self.placement.is_divided or self.placement.tensor is not None
+        return optimizer_tensors(self.optimizers, self.model, divided=divided)
 
     def state(self) -> dict[str, Any]:
         """All that continuing needs besides tensors, as plain values."""

@@ -122,8 +122,30 @@ def test_a_loader_that_mixes_up_targets_is_wrong(bench, tmp_path):
         tokens, _ = following()
         return tokens, tokens
 
-    job = replace(job, contenders=[*job.contenders, Contender("peer", lambda: loader.reading(unshifted))])
+    job = replace(job, contenders=[*job.contenders, Contender("peer", lambda: loader.reading(unshifted, 1))])
     results = job.run("cpu", 1, bench.measure.ceilings("cpu", tiny=True))
     found = {result.contender: result.status for result in results}
     assert found.pop("peer") == "wrong"
     assert set(found.values()) == {"ok"}
+
+
+def test_a_plain_model_without_smear_is_another_model(bench, train_step):
+    """Trap: at its first value, 0, smear changes nothing, and whoever leaves it out would be found right."""
+    from benchmarks.plain import PlainDecoder
+
+    config = train_step.SHAPES["toy quickstart"]
+    plain = PlainDecoder(config)
+    plain.load_state_dict(train_step.drawn(config).state_dict())
+    tokens = torch.arange(8).view(1, 8)
+    before = plain(tokens)
+    plain.smear = None
+    assert not torch.allclose(plain(tokens), before, atol=1e-3)
+
+
+def test_the_measured_quickstart_is_what_quickstart_trains(train_step):
+    from llmfast.quickstart import quickstart_config
+
+    shape = train_step.SHAPES["quickstart"]
+    assert shape == quickstart_config("mini", data=(), vocab_size=4096, seed=0).model
+    assert shape.smear
+    assert shape.scale_embedding

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -229,7 +230,8 @@ def test_gpu_run_without_a_gpu_says_so_and_succeeds(tmp_path):
     assert code == 0, said
     assert "No GPU: PyTorch" in said
     assert "tests skipped: they need a GPU" in said
-    assert "skipped: it needs a GPU" in said
+    assert re.search(r"== bench attention .* generate skipped: it needs a GPU", said)
+    assert re.search(r"== tune attention .* skipped: it needs a GPU", said)
     assert (tmp_path / "gpu_run.log").read_text() == said
     assert not list(tmp_path.glob("*.json"))
 
@@ -242,6 +244,17 @@ def test_gpu_run_rehearses_a_suite_on_the_cpu_and_ends_with_the_table(tmp_path):
     assert all(line.startswith("|") and " cross_entropy " in line for line in table), said
     assert "0 parts failed" in last
     assert len(list(tmp_path.glob("*-cross_entropy-tiny.json"))) == 1
+
+
+def test_parts_of_gpu_run_cover_all_suites_and_tunable_ops(bench):
+    """Trap: a suite that no part runs."""
+    from benchmarks.__main__ import names
+    from benchmarks.suites import SUITES
+
+    on_gpu = [name for name, suite in SUITES.items() if "cuda" in suite.devices]
+    assert names("kernels") + names("jobs") == on_gpu
+    assert names("jobs") == ["train_step", "qlora", "generate"]
+    assert set(names("tune")) <= set(names("kernels"))
 
 
 def test_gpu_run_refuses_what_it_does_not_know(tmp_path):

@@ -17,6 +17,17 @@ def tune(bench):
 
 
 @pytest.fixture
+def questions(tune, monkeypatch):
+    """The questions about an op in the interpreter, whose dtype leaves the suites again."""
+    for name in ("attention", "activation", "rope", "cross_entropy", "linear_cross_entropy", "nf4"):
+        suite = importlib.import_module(f"benchmarks.suites.{name}")
+        monkeypatch.setattr(suite, "DTYPE", suite.DTYPE)
+    linear = importlib.import_module("llmfast.kernels.linear_cross_entropy")
+    monkeypatch.setattr(linear, "FEW_ON_GPU", linear.FEW_ON_GPU)
+    return lambda op: list(tune.QUESTIONS[op](True))
+
+
+@pytest.fixture
 def norm_module():
     return importlib.import_module("llmfast.kernels.norm")
 
@@ -59,13 +70,13 @@ def slower_than_halved(tune, monkeypatch):
 def test_the_tuner_goes_to_what_is_right_and_fastest(tune, norm_module, tmp_path, monkeypatch):
     """Trap: a choice that leaves out columns is the fastest of all."""
     slower_than_halved(tune, monkeypatch)
-    questions = [next(iter(tune.norm(True)))]
+    questions = [next(iter(tune.QUESTIONS["norm"](True)))]
     monkeypatch.setitem(tune.QUESTIONS, "norm", lambda tiny: questions)
     before = dict(norm_module.forward_launch.rows)
     path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
     assert norm_module.forward_launch.rows == before
     rows = json.loads(path.read_text())["rows"]
-    rule = questions[0].function.rule(tune.importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
+    rule = questions[0].function.rule(importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
     assert rule.block == 64
     assert rows == []  # smaller blocks would be wrong, so that the rule stands
 
@@ -75,7 +86,7 @@ def test_the_rows_of_the_tuner_are_read_by_the_launch_function(tune, norm_module
         return {choice: tune.measure.Timing(choice.rows * 1e-6, 0, 0, "clock") for choice in samplers}
 
     monkeypatch.setattr(tune.measure, "in_turn", in_turn)
-    questions = [next(iter(tune.norm(True)))]
+    questions = [next(iter(tune.QUESTIONS["norm"](True)))]
     monkeypatch.setitem(tune.QUESTIONS, "norm", lambda tiny: questions)
     for _ in range(2):  # a second time replaces the rows of the first
         path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
@@ -106,3 +117,91 @@ def test_a_rehearsal_does_not_write_the_tables_that_are_used(tune, capsys):
     with pytest.raises(SystemExit):
         tune.main(["norm", "--tiny"])
     assert "give --out" in capsys.readouterr().err
+
+
+class Asked(dict):
+    """The rows of a launch function, and what it was asked for."""
+
+    def __init__(self):
+        self.keys_asked = set()
+
+    def get(self, key, default=None):
+        self.keys_asked.add(key)
+        return default
+
+
+OPS = [
+    "attention", "norm", "activation", "rope", "cross_entropy", "linear_cross_entropy", "nf4", "optimizer",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_each_case_depends_on_what_is_asked_about_it(tune, questions, op, monkeypatch):
+    """Trap: a question whose case takes another launch measures noise and writes a row that nobody reads."""
+    from llmfast.kernels import backend
+
+    for question in questions(op):
+        search = tune.Search(question, "cpu")
+        asked = Asked()
+        monkeypatch.setattr(question.function, "rows", asked)
+        ours = next(each for each in question.case.contenders if each.name == "llmfast").build()
+        with backend("triton"):
+            error, allowed, worst = search.judge.error(ours)
+            run = tune.compare.call(
+                question.case, ours, question.pass_, tune.compare.leaves(question.case, search.inputs)
+            )
+            asked.keys_asked.clear()
+            run()
+        assert error <= allowed, (question, worst)
+        assert search.key in asked.keys_asked, question
+
+
+def test_every_tuned_function_is_asked_about(tune, questions):
+    """Trap: a launch function that a table may answer for, and no question fills it."""
+    import pkgutil
+
+    import llmfast.kernels
+
+    found = set()
+    for info in pkgutil.walk_packages(llmfast.kernels.__path__, "llmfast.kernels."):
+        if "gate.__main__" in info.name:
+            continue
+        for value in vars(importlib.import_module(info.name)).values():
+            if isinstance(value, tuned.Tuned):
+                found.add((value.op, value.rule.__module__, value.rule.__name__))
+    asked = {
+        (op, q.function.rule.__module__, q.function.rule.__name__) for op in OPS for q in tune_all(tune, op)
+    }
+    assert found == asked
+
+
+def tune_all(tune, op):
+    """With those that are asked on a GPU only: making cases draws nothing yet."""
+    return tune.QUESTIONS[op](False)
+
+
+def test_fixed_settings_stay(tune):
+    from llmfast.kernels.nf4.products import FewTokensLaunch
+
+    found = list(tune.neighbours(FewTokensLaunch(32, 8), fixed=("tokens",)))
+    assert found
+    assert {choice.tokens for choice in found} == {8}
+
+
+def test_ops_share_a_table_by_function_and_arguments(tune, questions, tmp_path, monkeypatch):
+    """nf4 has three launch functions, and kernels of 4 and of 8 bits."""
+
+    def in_turn(samplers, rounds):
+        return {choice: tune.measure.Timing(choice.warps * 1e-6, 0, 0, "clock") for choice in samplers}
+
+    monkeypatch.setattr(tune.measure, "in_turn", in_turn)
+    chosen = [each for each in questions("nf4") if each.arguments[0] in (2, "int8")][:2]
+    monkeypatch.setitem(tune.QUESTIONS, "nf4", lambda tiny: chosen)
+    rows = json.loads(tune.tune("nf4", "cpu", tmp_path, say=lambda line: None).read_text())["rows"]
+    assert [row["function"] for row in rows] == [each.function.rule.__name__ for each in chosen]
+    monkeypatch.setattr(tuned, "TABLES", tmp_path)
+    for question, row in zip(chosen, rows, strict=True):
+        tuned._table.cache_clear()
+        again = tuned.Tuned("nf4", question.function.choice, question.function.rule)
+        assert vars(again(CHIPS[80], *question.arguments)) == row["choice"]
+    tuned._table.cache_clear()

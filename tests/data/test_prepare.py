@@ -1,5 +1,6 @@
 """Preparation: train and validation disjoint by document, all text kept, nothing half-written."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -8,10 +9,11 @@ import pytest
 from small_run import write_corpus
 
 from llmfast.cli import main
+from llmfast.data import corpus as corpus_module
 from llmfast.data import prepare as prepare_module
 from llmfast.data import shards as shards_module
 from llmfast.data.config import DataConfig
-from llmfast.data.corpus import Corpus
+from llmfast.data.corpus import Corpus, Document
 from llmfast.data.prepare import compression_baselines, open_prepared, prepare, prepare_resumably
 from llmfast.data.report import report_on
 from llmfast.data.shards import Share
@@ -115,6 +117,10 @@ def small_groups(monkeypatch):
     monkeypatch.setattr(prepare_module, "ENCODE_CHARACTERS", 3000)
 
 
+def files(folder, pattern="*"):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob(pattern) if p.is_file()}
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing that runs afterwards may matter."""
 
@@ -140,11 +146,51 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(corpus, tmp_path, monkey
     monkeypatch.setattr(shards_module.ShardWriter, "add", add)
     prepare_resumably(settings, tmp_path / "killed")
 
-    def files(folder):
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert len(list((tmp_path / "whole" / "train").glob("*.bin"))) > 2
+
+
+@pytest.mark.parametrize("share", [None, Share(1, 2), Share(1, 5)], ids=["all", "of files", "of rows"])
+@pytest.mark.parametrize("moment", [0.5, 0.9])
+def test_a_streamed_dataset_goes_on_where_it_was(tmp_path, monkeypatch, moment, share):
+    """Traps: all rows before are fetched again; a row that was cut in pieces is read half, or twice."""
+    datasets = pytest.importorskip("datasets")
+    small_groups(monkeypatch)
+    monkeypatch.setattr(corpus_module, "LARGE_ROW", 520)
+    monkeypatch.setattr(corpus_module, "PIECE_CHARACTERS", 90)
+    (tmp_path / "mine").mkdir()
+    for number in range(3):
+        rows = [f"row {number}-{row}\n" * (2 + row % 60) for row in range(200)]
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(
+            tmp_path / "mine" / f"train-{number}.parquet", batch_size=30
+        )
+    settings = DataConfig(sources=(f"hf:{tmp_path / 'mine'}",), vocab_size=300, validation_fraction=0.2)
+    prepare_resumably(settings, tmp_path / "tokenizer")
+    settings = dataclasses.replace(settings, tokenizer=str(tmp_path / "tokenizer"))
+    parts = {} if share is None else {"share": share}
+    made, added, add = [], [], shards_module.ShardWriter.add
+    monkeypatch.setattr(corpus_module, "Document", lambda *fields: made.append(Document(*fields)) or made[-1])
+    monkeypatch.setattr(shards_module.ShardWriter, "add", lambda *these: added.append(1) or add(*these))
+    prepare_resumably(settings, tmp_path / "whole", **parts)
+    total, calls = len(made), itertools.count()
+
+    def killed(*arguments):
+        if next(calls) == int(moment * len(added)):
+            raise Killed
+        add(*arguments)
+
+    monkeypatch.setattr(shards_module.ShardWriter, "add", killed)
+    with pytest.raises(Killed):
+        prepare_resumably(settings, tmp_path / "killed", **parts)
+    monkeypatch.setattr(shards_module.ShardWriter, "add", add)
+    (journal,) = (tmp_path / "killed").glob("journal*.json")
+    done = json.loads(journal.read_text())["documents"]
+    made.clear()
+    prepare_resumably(settings, tmp_path / "killed", **parts)
+    assert done > total / 10
+    # The rule of the split looks at the first documents; a row in pieces is cut again from its beginning.
+    assert len(made) < total - done + 60
+    assert files(tmp_path / "killed", "*.bin") == files(tmp_path / "whole", "*.bin")
 
 
 def test_work_done_is_not_done_again(corpus, tmp_path, monkeypatch):

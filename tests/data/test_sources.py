@@ -51,6 +51,15 @@ def test_json_lines(tmp_path, suffix):
     assert texts(path, column="url") == ["u"] * 50
 
 
+@pytest.mark.parametrize("first", [None, "a text"])
+@pytest.mark.parametrize("kind", ["jsonl", "dataset"])
+def test_a_row_without_text_is_passed_over(tmp_path, kind, first):
+    """Trap: where the text is null, another column is trained on in its place."""
+    rows = [{"url": "u", "text": text} for text in (first, None, "another")]
+    source = compress(tmp_path / "a.jsonl", json_lines(rows)) if kind == "jsonl" else rows
+    assert texts(source) == [text for text in (first, "another") if text]
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_text(tmp_path, suffix):
     for number, text in enumerate(TEXTS):

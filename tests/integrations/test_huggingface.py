@@ -10,6 +10,7 @@ from llmfast import cli
 from llmfast.integrations.huggingface import load_huggingface, save_huggingface
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 from llmfast.models.decoder import Decoder
+from llmfast.training.checkpoint import load_decoder
 
 transformers = pytest.importorskip("transformers")
 
@@ -217,3 +218,25 @@ def test_the_commands_carry_model_and_tokenizer_there_and_back(tmp_path, capsys)
     shutil.rmtree(tmp_path / "theirs")
     assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "new")]) == 2
     assert "holds no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_a_tokenizer_of_sentencepiece_is_told_and_travels(tmp_path, capsys, file):
+    """Llama 2's folder, and Mistral's: trap, an import that fails for the tokenizer, or leaves its file behind."""
+    theirs = their_model("llama")
+    theirs.save_pretrained(tmp_path / "theirs")
+    content = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
+    if file == "tokenizer.json":
+        model = {"type": "BPE", "vocab": {"<unk>": 0}, "merges": [], "byte_fallback": True}
+        content = json.dumps({"model": model, "added_tokens": []}).encode()
+    (tmp_path / "theirs" / file).write_bytes(content)
+    assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the weights are whole, but there is no tokenizer that llmfast can use" in said
+    assert ("sentencepiece" if file == "tokenizer.model" else "byte_fallback") in said
+    assert "llmfast generate" not in said
+    assert_same_logits(load_decoder(tmp_path / "ours"), theirs)
+    assert cli.main(["generate", str(tmp_path / "ours")]) == 2
+    assert file in capsys.readouterr().err
+    assert cli.main(["model", "export", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / file).read_bytes() == content

@@ -176,6 +176,37 @@ def test_a_trainer_run_has_the_same_loss_curve(tmp_path):
     assert plain[-1] < plain[0]
 
 
+@pytest.mark.parametrize("name", ["Qwen3", "GPT2"])
+def test_a_class_is_patched_if_asked_and_taken_back(name, tmp_path):
+    """Traps: a framework that builds the model itself; a class that stays changed; other classes changed with it."""
+    cls = type(build(name))
+    before, plain = dict(vars(cls)), build(name)
+    plain.save_pretrained(tmp_path)
+    expected = results(plain)
+    try:
+        assert llmfast.patch(cls, activations=False) is cls
+        with pytest.raises(ValueError, match=f"{cls.__name__} is patched already"):
+            llmfast.patch(cls)
+        built, loaded = build(name), cls.from_pretrained(tmp_path).train()
+        assert "forward" not in build("Llama").__dict__
+    finally:
+        llmfast.unpatch(cls)
+    assert dict(vars(cls)) == before
+    assert "forward" not in build(name).__dict__
+    assert "forward" not in plain.__dict__
+    for model in (built, loaded):
+        assert "forward" in model.__dict__
+        assert model.config._attn_implementation == "llmfast"
+        assert model(**batch()).logits is None  # the loss is ours
+        for part, value in results(model).items():
+            torch.testing.assert_close(value, expected[part], rtol=1e-4, atol=1e-5)
+        llmfast.unpatch(model)
+    with pytest.raises(ValueError, match=f"{cls.__name__} is not patched"):
+        llmfast.unpatch(cls)
+    with pytest.raises(ValueError, match="BertForMaskedLM holds nothing that llmfast can patch"):
+        llmfast.patch(transformers.BertForMaskedLM)
+
+
 def test_what_cannot_be_patched_is_refused():
     with pytest.raises(ValueError, match="Linear holds nothing that llmfast can patch; supported are Llama"):
         llmfast.patch(torch.nn.Linear(2, 2))

@@ -5,7 +5,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_testing import require_interpreter
 from llmfast.kernels import (
+    backend,
     flash_attention,
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -198,7 +200,10 @@ FACES = {
 }
 
 
-def test_a_llama_trains_one_step_to_the_same_loss_through_each_face():
+@pytest.mark.parametrize("kernels", [False, True], ids=["definition", "kernels"])
+def test_a_llama_trains_one_step_to_the_same_loss_through_each_face(kernels):
+    if kernels:
+        require_interpreter()
     transformers = pytest.importorskip("transformers")
     for name, function in FACES.items():
         transformers.AttentionInterface.register(name, heads_last(function))
@@ -207,10 +212,11 @@ def test_a_llama_trains_one_step_to_the_same_loss_through_each_face():
     for implementation in ("eager", "llmfast", *FACES):
         model = tiny_model("Llama", implementation)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        before = model(tokens, labels=tokens).loss
-        before.backward()
-        optimizer.step()
-        losses[implementation] = torch.stack((before, model(tokens, labels=tokens).loss)).detach()
+        with backend("triton" if kernels else "reference"):
+            before = model(tokens, labels=tokens).loss
+            before.backward()
+            optimizer.step()
+            losses[implementation] = torch.stack((before, model(tokens, labels=tokens).loss)).detach()
     assert losses["eager"][1] < losses["eager"][0]
     for name, found in losses.items():
         torch.testing.assert_close(found, losses["eager"], msg=lambda text, name=name: f"{name}: {text}")

@@ -89,9 +89,11 @@ def test_any_shape_stride_dtype_and_reduction(device):
     check_any_shape(device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_option_and_a_vocabulary_longer_than_a_block(device, dtype):
-    classes = BLOCK + 77
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [(BLOCK + 77, torch.float32), (BLOCK + 77, torch.bfloat16), (262144, torch.bfloat16)],
+)
+def test_every_option_and_vocabularies_longer_than_a_block(device, classes, dtype):
     logits = 3 * random_tensor((5, classes), dtype, device)
     target = targets((5,), classes, device)
     weight = random_tensor((classes,), device=device, seed=2).abs()
@@ -207,6 +209,20 @@ def test_offsets_past_two_to_the_31(device):
     rows = random_tensor((2, 64), torch.float16, device)
     target = targets((2,), 64, device, ignored=False)
     assert torch.equal(cross_entropy(far_apart(rows), target), cross_entropy(rows, target))
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_logits():
+    """The gradient is contiguous: the last rows of 2³¹ logits and more lie where 32 bits do not reach."""
+    rows, classes = 16400, 131072
+    logits = torch.empty(rows, classes, device="cuda", dtype=torch.float16).normal_().requires_grad_()
+    target = torch.randint(0, classes, (rows,), device="cuda")
+    loss = cross_entropy(logits, target, reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    last = logits.detach()[-2:].clone().requires_grad_()
+    expected = cross_entropy(last, target[-2:], reduction="none")
+    assert torch.equal(loss[-2:], expected)
+    assert torch.equal(grad[-2:], torch.autograd.grad(expected.sum(), last)[0])
 
 
 def test_logits_are_never_overwritten(device):

@@ -82,6 +82,16 @@ def test_as_exact_as_torch(way, reduction):
     assert_matches(ours, peer, inputs)
 
 
+def test_odd_vocabulary_longer_than_a_program(way):
+    """Its rows start anywhere, and chunks' gradients are written in the logits' place, beside other rows."""
+    inputs, target = problem(way, tokens=20, classes=2 * 4096 + 3)
+    assert_matches(
+        lambda **x: linear_cross_entropy(target=target, **x),
+        lambda **x: torch_linear_cross_entropy(target=target, **x),
+        inputs,
+    )
+
+
 @pytest.mark.parametrize("return_lse", [True, False])
 def test_every_option(way, return_lse):
     inputs, target = problem(way, bias=True)

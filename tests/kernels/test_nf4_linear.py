@@ -16,10 +16,10 @@ from kernel_testing import (
     random_tensor,
     results,
 )
-from llmfast.kernels import backend, dequantize_nf4, nf4_linear, quantize_nf4
+from llmfast.kernels import backend, dequantize_nf4, from_bitsandbytes, nf4_linear, quantize_nf4
 from llmfast.kernels.nf4.decode import decode_assembly
 from llmfast.kernels.nf4.products import strategy
-from llmfast.kernels.reference.nf4 import NF4_CODE
+from llmfast.kernels.reference.nf4 import code_values
 
 SCALE = 0.5
 
@@ -121,6 +121,26 @@ def test_linear_of_bitsandbytes_on_the_cpu_agrees():
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 20, 300])
+def test_weights_that_bitsandbytes_packed_as_fp4_are_read(device, tokens):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    from bitsandbytes.nn import Params4bit
+
+    weight = random_tensor((40, 128), seed=1)
+    packed, state = functional.quantize_4bit(weight, None, None, 64, True, "fp4")
+    w = from_bitsandbytes(Params4bit(packed, quant_state=state, bnb_quantized=True)).to(device)
+    assert w.layout.quant_type == "fp4"
+    assert_matches_float64(w, inputs_of(tokens, 40, 128, torch.float16, device, rank=4, bias=True))
+
+
+@pytest.mark.parametrize("block_size", [256, 1024, 4096])
+def test_blocks_of_every_size(device, block_size):
+    """Blocks longer than a row go through the workspace, the others through the kernels."""
+    w = weight_of(24, 1024, device, block_size)
+    for tokens in (2, 20):
+        assert_matches_float64(w, inputs_of(tokens, 24, 1024, torch.float16, device, rank=4))
+
+
 def test_shapes_of_more_dimensions_and_of_one(device):
     w = weight_of(8, 64, device)
     x = random_tensor((2, 3, 64), torch.float16, device)
@@ -218,10 +238,11 @@ def emulate(assembly, packed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_assembly_decodes_every_index_at_every_place(dtype):
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_assembly_decodes_every_index_at_every_place(quant_type, dtype):
     """The interpreter runs no assembly, so here it is run instruction by instruction."""
-    assembly = decode_assembly("nf4", dtype)
-    code = torch.tensor(NF4_CODE).to(dtype).view(torch.int16).tolist()
+    assembly = decode_assembly(quant_type, dtype)
+    code = code_values(quant_type, torch.device("cpu")).to(dtype).view(torch.int16).tolist()
     for index in range(16):
         for place in range(8):
             indices = [

@@ -59,7 +59,7 @@ def test_any_shape_stride_and_dtype(device):
     check_any_shape(device)
 
 
-@pytest.mark.parametrize("width", [2049, 8193])
+@pytest.mark.parametrize("width", [2049, 8193, 262144])
 def test_rows_longer_than_one_program_holds(device, width):
     assert_matches(rms_norm, torch_rms_norm, norm_inputs((3, width), torch.float32, device, weight=True))
     everything = norm_inputs((3, width), torch.bfloat16, device, weight=True, bias=True, residual=True)
@@ -87,6 +87,10 @@ def test_weight_offset_of_gemma(device):
 def test_without_parameters(device):
     assert_matches(rms_norm, torch_rms_norm, norm_inputs((5, 48), torch.float16, device))
     assert_matches(layer_norm, torch_layer_norm, norm_inputs((5, 48), torch.float16, device))
+
+
+def test_layer_norm_with_a_bias_alone(device):
+    assert_matches(layer_norm, torch_layer_norm, norm_inputs((5, 48), torch.float16, device, bias=True))
 
 
 def test_layer_norm_of_numbers_with_a_mean_far_from_zero(device):

@@ -1,13 +1,16 @@
-"""Attention written out in plain PyTorch, as user code would, and the option combinations its tests meet."""
+"""Attention written out in plain PyTorch, as user code would, the option combinations its tests meet, and how exact
+flash_attention must be."""
 
 import itertools
+import math
 import random
 from dataclasses import dataclass
 
 import torch
+from kernel_testing import assert_as_exact_as, random_tensor, results
+from llmfast.kernels import flash_attention
+from llmfast.kernels.reference.attention import dropout_keep
 
-# What the interpreter takes; a GPU meets all of it.
-FEW = {"D": (16, 40, 80, 128, 192, 256), "S": (1, 7, 65), "T": (1, 63, 64, 127), "ratio": (1, 2)}
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
     "S": (1, 7, 63, 64, 65, 127, 500, 1000),
@@ -20,6 +23,13 @@ OPTIONS = {
     "dropout_p": (0.0, 0.3),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
     "heads_last": (False, True),
+}
+# What the interpreter takes, which multiplies bfloat16 wrongly; a GPU meets all of it.
+FEW = OPTIONS | {
+    "S": (1, 7, 65),
+    "T": (1, 63, 64, 127),
+    "ratio": (1, 3),
+    "dtype": (torch.float32, torch.float16),
 }
 
 
@@ -43,8 +53,8 @@ class Case:
         ]
         return f"D{self.D} S{self.S} T{self.T} H/K{self.ratio} {str(self.dtype)[6:]} {'+'.join(flags) or 'plain'}"
 
-    def inputs(self, device, batch=1, kv_heads=1):
-        """q, k, v and sinks, and the output's gradients."""
+    def inputs(self, device, batch=1, kv_heads=1, logits=1):
+        """q, k, v and sinks; q is ``logits`` times as large as usual."""
         generator = torch.Generator().manual_seed(hash((self.D, self.S, self.T)))
 
         def rows(heads, length):
@@ -53,7 +63,7 @@ class Case:
             return x.transpose(1, 2) if self.heads_last else x
 
         H = kv_heads * self.ratio
-        made = {"q": rows(H, self.S), "k": rows(kv_heads, self.T), "v": rows(kv_heads, self.T)}
+        made = {"q": rows(H, self.S) * logits, "k": rows(kv_heads, self.T), "v": rows(kv_heads, self.T)}
         if self.sinks:
             made["sinks"] = torch.randn(H, generator=generator, dtype=torch.float64).to(device, self.dtype)
         return made
@@ -126,3 +136,70 @@ def eager_attention(
     if dropout_p:
         p = p * keep / (1 - dropout_p)
     return p @ v, lse.float() if q.dtype != torch.float64 else lse
+
+
+def seen_keys_only(function):
+    """``function`` with its log-sum-exp zeroed for rows that see nothing, where it is -inf on all sides."""
+
+    def wrapped(**inputs):
+        out, lse = function(**inputs)
+        return out, torch.where(lse == float("-inf"), 0.0, lse)
+
+    return wrapped
+
+
+def assert_exact(case, device, logits=1, **sizes):
+    """flash_attention and its gradients are as exact as ``eager_attention``; arguments as for ``Case.inputs``."""
+    inputs = case.inputs(device, logits=logits, **sizes)
+    keep = None
+    if case.dropout_p:
+        B, H = inputs["q"].shape[:2]
+        axes = torch.meshgrid(
+            *(torch.arange(n, device=device) for n in (B, H, case.S, case.T)), indexing="ij"
+        )
+        keep = dropout_keep(torch.tensor(7, device=device), case.dropout_p, *axes)
+
+    def ours(**tensors):
+        return flash_attention(**tensors, **case.options(), return_lse=True)
+
+    def peer(**tensors):
+        return eager_attention(**tensors, **case.options(), keep=keep)
+
+    ours, peer = seen_keys_only(ours), seen_keys_only(peer)
+    exact = results(peer, {name: x.double() for name, x in inputs.items()})
+    expected = results(peer, inputs)
+    for name, value in results(ours, inputs).items():
+        allowed = cancellation(name, inputs, case)
+        if logits > 1 and exact[name].numel():
+            allowed += logit_rounding(inputs["q"], inputs["k"], case.softcap) * exact[name].abs().max()
+        error = (value.double() - exact[name]).abs()
+        forgiven = torch.where(error <= allowed, exact[name], value.double())
+        assert_as_exact_as(name, forgiven.to(value.dtype), expected[name], exact[name])
+
+
+def cancellation(name, inputs, case):
+    """What dP - delta may cancel, carried to the gradients: an error that every FlashAttention makes.
+
+    delta is a sum of D products g · o, with o as it was stored, rounded to the dtype; dP a sum of products g · v in
+    another order. Where a row gives all its weight to one key they are equal but for that rounding and a float32 one,
+    and PyTorch's softmax backward, which has P itself, gives an exact 0. dK and the sinks add up such roundings of
+    all rows of a group, which are as random as they are many.
+    """
+    if name not in ("gradient of q", "gradient of k", "gradient of sinks"):
+        return 0.0
+    q, k, v = (inputs[name].abs().double() for name in "qkv")
+    g = random_tensor(q.shape, case.dtype, q.device.type, seed=100).abs().double()
+    products = (g @ v.repeat_interleave(case.ratio, dim=1).transpose(-1, -2)).max() / (1 - case.dropout_p)
+    stored = torch.finfo(case.dtype).eps / 2 * case.D**-0.5
+    if name == "gradient of sinks":  # The sum over rows of exp(sink - lse) · delta.
+        return float((2**-23 * case.D**-0.5 + stored) * products * case.S**0.5)
+    carried = k.max() if name == "gradient of q" else q.max() * (case.S * case.ratio) ** 0.5
+    return float((2**-23 + stored) * products * case.D**-0.5 * carried)
+
+
+def logit_rounding(q, k, softcap=None):
+    """How far four roundings of the largest logit, in base 2, move a probability, relative to it: of the product, of
+    its scale, of the log-sum-exp, and of that in base 2. PyTorch's ops round twice, in base e."""
+    k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    largest = float((q.double() @ k.transpose(-1, -2)).abs().max()) * q.shape[-1] ** -0.5
+    return 4 * 2**-24 * math.log2(math.e) * (largest if softcap is None else min(largest, softcap))

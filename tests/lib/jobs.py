@@ -2,8 +2,15 @@
 
 import dataclasses
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
 from llmfast.data.prepare import open_prepared
+from llmfast.training.adamw_8bit import AdamW8bit
 from llmfast.training.fit import save
+from llmfast.training.muon import Muon
 from llmfast.training.run import Run
 from llmfast.training.saving import Saver, restore
 from llmfast.training.session import Session
@@ -25,6 +32,14 @@ def train(world, folder, config, steps, start=None):
     results = [this.trainer.step() for _ in range(steps)]
     save(this)
     return [(float(result.loss), float(result.gradient_norm)) for result in results]
+
+
+def evaluate(world, folder, config):
+    """The result of evaluating, and how many batches this process went through."""
+    this = session(world, folder, config)
+    calls = []
+    this.trainer.model.register_forward_hook(lambda *_: calls.append(1))
+    return this.trainer.evaluate(this.prepared.validation, stride=2), len(calls)
 
 
 def train_on_while_saving(world, folder, config):
@@ -69,3 +84,61 @@ def fail_first(world):
         raise ValueError("the disk is on fire")
 
     world.first(fail)
+
+
+def fail_last(model, tokenizer):
+    """An evaluation that fails in the last process alone; the others go on."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        raise ValueError(f"rank {dist.get_rank()} has no more paper")
+    return {}
+
+
+def divided(tensors):
+    """Parameters with the values of ``tensors``, divided by rows between all processes, if there are several; between
+    two and two of four, as HSDP does."""
+    if not dist.is_initialized():
+        return [torch.nn.Parameter(tensor) for tensor in tensors]
+    size = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, 2) if size == 4 else (1, size))
+    return [
+        torch.nn.Parameter(distribute_tensor(tensor, mesh, [Replicate(), Shard(0)])) for tensor in tensors
+    ]
+
+
+def set_gradients(parameters, step):
+    for number, parameter in enumerate(parameters):
+        generator = torch.Generator().manual_seed(100 * step + number)
+        whole = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.grad = divided([whole])[0].detach()
+
+
+def whole_numbers(parameters):
+    wholes = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
+    return torch.cat([whole.detach().flatten() for whole in wholes]).tolist()
+
+
+def muon_updates(world):
+    """All numbers of some matrices after three updates in float64."""
+    shapes = [(5, 4)] * 4 + [(2, 7)] * 3
+    parameters = divided([torch.ones(shape, dtype=torch.float64) for shape in shapes])
+    optimizer = Muon(parameters, lr=0.1)
+    for step in range(3):
+        set_gradients(parameters, step)
+        optimizer.step()
+    return whole_numbers(parameters)
+
+
+def resumed_8_bit(world):
+    """All numbers of a matrix whose parts cut blocks of 256, after six updates: at once, and with state that was saved
+    after three."""
+    (whole,) = divided([torch.ones(50, 101)])
+    optimizer = AdamW8bit([whole], lr=0.1)
+    for step in range(6):
+        if step == 3:
+            (resumed,) = divided([whole.full_tensor().detach()])
+            again = AdamW8bit([resumed], lr=0.1)
+            again.load_state_dict(optimizer.state_dict())
+        for parameter, each in [(whole, optimizer)] + ([(resumed, again)] if step >= 3 else []):
+            set_gradients([parameter], step)
+            each.step()
+    return whole_numbers([whole]), whole_numbers([resumed])

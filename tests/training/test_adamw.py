@@ -114,6 +114,15 @@ def test_codes_of_another_table_are_refused():
         AdamW8bit(parameters()).load_state_dict(state)
 
 
+def test_the_state_of_another_optimizer_is_refused():
+    """Trap: an optimizer that loads nothing of it, and says so at the next step or never."""
+    for ours, other in ((AdamW, AdamW8bit), (AdamW8bit, AdamW), (AdamW, torch.optim.RMSprop)):
+        trained = other(parameters())
+        train(trained, range(1))
+        with pytest.raises(ValueError, match=r"the state has .*step.* and is no AdamW"):
+            ours(parameters()).load_state_dict(trained.state_dict())
+
+
 def test_8_bit_state_is_a_quarter_and_small_parameters_keep_float32():
     optimizer = AdamW8bit(parameters(), **SETTINGS)
     train(optimizer, range(1))

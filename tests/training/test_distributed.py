@@ -1,9 +1,11 @@
 """Several processes: the losses of one, checkpoints that any number goes on from, and no process left waiting."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jobs
 import pytest
@@ -101,6 +103,20 @@ def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
     assert jobs.train(World(), tmp_path / "one", run_config(data), 3, saved) == close(alone[2:5])
 
 
+@pytest.mark.parametrize("parallel", STRATEGIES.values(), ids=STRATEGIES)
+def test_evaluation_is_divided_and_has_the_result_of_one(data, tmp_path, parallel):
+    """Traps: every process evaluates all of it; a divided model waits for the one that has no batch left."""
+    alone, batches = jobs.evaluate(World(), tmp_path, run_config(data))
+    assert batches % 2 == 1
+    both = run_ranks(jobs.evaluate, 2, tmp_path, run_config(data, parallel))
+    exactly = parallel.tensor == 1  # the sums inside a layer are those of its parts, otherwise
+    for found, calls in both:
+        assert calls == (batches + 1) // 2 if exactly else batches
+        assert (found if exactly else found.loss) == (
+            alone if exactly else pytest.approx(alone.loss, rel=1e-5)
+        )
+
+
 @pytest.mark.parametrize("parallel", [ParallelConfig(), ParallelConfig("fsdp")], ids=["ddp", "fsdp"])
 def test_an_overflow_in_one_rank_is_skipped_by_all(data, tmp_path, parallel):
     """Trap: each rank decides for itself, and the copies of the weights drift apart."""
@@ -125,31 +141,99 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
 
 
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig("fsdp"), ParallelConfig(tensor=2)], ids=["fsdp", "tensor"]
+)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw8bit"])
-def test_what_needs_whole_matrices_gets_no_parts(data, optimizer):
+def test_optimizers_of_whole_matrices_and_blocks_divide_them(data, tmp_path, optimizer, parallel):
     """Traps: a part orthogonalised by itself is not a part of the orthogonal matrix; 256 moments that share a maximum
-    would lie in the parts of two processes."""
-    with pytest.raises(
-        AssertionError, match=rf"{optimizer} needs whole matrices, which parallel\.strategy fsdp divides"
-    ):
-        run_ranks(jobs.train, 2, data, run_config(data, ParallelConfig("fsdp"), optimizer=optimizer), 1)
+    may lie in the parts of two processes, and codes saved by two do not hold for four."""
+    plain = run_config(data, optimizer=optimizer, learning_rate=1e-3)
+    alone = jobs.train(World(), tmp_path / "alone", plain, 9)
+
+    def follows(found, start):
+        # A last bit of a gradient can be one of bfloat16 in Muon's iteration, or the next of 256 codes.
+        losses, norms = zip(*alone[start : start + 3], strict=True)
+        assert [loss for loss, _ in found] == pytest.approx(losses, rel=1e-4)
+        assert [norm for _, norm in found] == pytest.approx(norms, rel=3e-3)
+
+    config = dataclasses.replace(plain, parallel=parallel)
+    both = run_ranks(jobs.train, 2, tmp_path / "two", config, 3)
+    assert both[0] == both[1]
+    follows(both[0], 0)
+    (saved,) = checkpoints(tmp_path / "two" / "run")
+    follows(jobs.train(World(), tmp_path / "one", plain, 3, saved), 3)
+    follows(run_ranks(jobs.train, 4, tmp_path / "four", config, 3, saved)[0], 3)
+    (saved,) = checkpoints(tmp_path / "one" / "run")  # codes of one process, divided
+    follows(run_ranks(jobs.train, 2, tmp_path / "again", config, 3, saved)[0], 6)
 
 
-def test_the_command_line_under_torchrun(data, alone, tmp_path):
-    config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
-    config_files.save(config, tmp_path / "config.yaml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    train = ["-m", "llmfast.cli", "train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run"]
-    answer = subprocess.run(
-        [*torchrun, *map(str, train)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_muon_on_parts_is_muon(size):
+    """In float64, where nothing hides: parts of unequal size or without rows, more matrices than processes."""
+    (alone,) = {tuple(jobs.muon_updates(World()))}
+    for found in run_ranks(jobs.muon_updates, size):
+        assert found == pytest.approx(alone, rel=1e-12)
+
+
+def test_8_bit_moments_of_parts_are_saved_and_loaded_to_the_bit():
+    """Trap: codes of blocks of a part, read as those of blocks of the whole."""
+    for whole, resumed in run_ranks(jobs.resumed_8_bit, 3):
+        assert whole == resumed
+
+
+def torchrun(*arguments, processes=2):
+    """``llmfast`` with these arguments in so many processes."""
+    start = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        processes,
+        "-m",
+        "llmfast.cli",
+    ]
+    return subprocess.run(
+        [sys.executable, *map(str, [*start, *arguments])],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(jobs.__file__).parent)},
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+def test_the_command_line_under_torchrun(data, alone, tmp_path):
+    config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
+    config_files.save(config, tmp_path / "config.yaml")
+    answer = torchrun("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("saved in") == 1  # one process speaks
     found = [(r["loss"], r["gradient_norm"]) for r in Run(tmp_path / "run").records() if "loss" in r]
     assert found == close(alone)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000006", "step-000012"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "training.batch_size 8 must be divisible by training.accumulate 8 times 2 processes"),
+        ({"--training.steps": 0}, "training.steps must be at least 1, got 0"),
+        (
+            {"--training.accumulate": 2, "--training.evaluations": "jobs:fail_last"},
+            "rank 1 has no more paper",
+        ),
+    ],
+    ids=["of all, in the run", "of all, in reading it", "of one alone"],
+)
+def test_a_person_reads_once_why_it_failed(data, tmp_path, settings, sentence):
+    """Traps: the same sentence from every process; tracebacks of those that lost their connection to the failed one."""
+    config_files.save(run_config(data, evaluate_every=1), tmp_path / "config.yaml")
+    options = {"--config": tmp_path / "config.yaml", "--out": tmp_path / "run", "--training.accumulate": 8}
+    answer = torchrun("train", *itertools.chain(*(options | settings).items()))
+    assert answer.returncode == 1  # torchrun's; those of our processes are in its report
+    assert "exitcode  : 2" in answer.stderr
+    assert " ".join((answer.stdout + answer.stderr).replace("│", " ").split()).count(sentence) == 1
+    said, _, report_of_torchrun = answer.stderr.partition("torch/distributed/elastic")
+    assert "Traceback" not in said
+    assert report_of_torchrun.count("Traceback") == 1

@@ -215,6 +215,24 @@ def test_experts_are_balanced_and_watched(tmp_path):
     assert not trainer.model.expert_counts.any()  # counted anew for each step
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
+def test_what_decays(tmp_path, optimizer):
+    """Traps: experts, three-dimensional stacks of matrices, taken for no matrices; norms and embeddings that shrink."""
+    session = new_run(tmp_path, optimizer=optimizer, weight_decay=0.3)
+    config = session.trainer.config
+    config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2), biases="all")
+    trainer = Trainer(config, session.prepared.train)
+    decay = {
+        id(parameter): group["weight_decay"]
+        for each in trainer.optimizers
+        for group in each.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in trainer.model.named_parameters():
+        assert decay[id(parameter)] == (0.3 if name.startswith("blocks.") and parameter.ndim > 1 else 0), name
+    assert sum("experts." in name for name, _ in trainer.model.named_parameters()) == 2
+
+
 def test_dropout_is_off_in_evaluation(tmp_path):
     session = new_run(tmp_path)
     config = session.trainer.config

@@ -1,12 +1,15 @@
 """What can be seen of a run: logs to other programs, profiles, evaluations of one's own, checks, sweeps."""
 
 import json
+import sys
+import types
 
 import pytest
 from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
+from llmfast.training.command import sweep
 from llmfast.training.fit import fit
 from llmfast.training.sweep import combinations
 
@@ -45,6 +48,45 @@ def test_trackio(tmp_path, monkeypatch):
     fit(new_run(tmp_path, track=("trackio",), **QUIET))
     assert calls.project == "llmfast"
     assert [step for step, figures in calls.logged if "loss" in figures] == [1, 2, 3, 4]
+
+
+def test_trackers_are_told_the_speed_and_the_log_is_the_same_in_every_run(tmp_path, monkeypatch):
+    calls = Recorder()
+    stand_in = types.SimpleNamespace(init=calls, log=calls.log, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    session = new_run(tmp_path, track=("trackio",), **QUIET)
+    fit(session)
+    assert any(figures.get("tokens_per_second", 0) > 0 for _, figures in calls.logged)
+    assert not any("tokens_per_second" in record for record in session.run.records())
+
+
+def test_a_tracker_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
+    """Trap: a traceback of a library that wants an account."""
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**options):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(
+        ValueError, match=r"track wandb cannot be used: No API key configured\.; WANDB_MODE=off"
+    ):
+        fit(new_run(tmp_path, track=("wandb",), **QUIET))
+
+
+def test_a_run_that_diverged_goes_on_without_its_sample(tmp_path, capsys):
+    """Trap: the draw of a token by probabilities that are NaN ends a run that was told to skip bad steps."""
+    session = new_run(
+        tmp_path,
+        learning_rate=1e12,
+        warmup=0.0,
+        on_bad_step="skip",
+        steps=4,
+        sample_every=4,
+        evaluate_every=0,
+    )
+    fit(session)
+    assert "step 4: no sample, the model's logits hold NaN or infinity" in capsys.readouterr().out
 
 
 class Recorder:
@@ -133,6 +175,23 @@ def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp
     assert main(command) == 0  # all done already: nothing is trained again
     assert {path: path.read_text() for path in tmp_path.rglob("log.jsonl")} == logs
     assert "step 1/" not in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_after_a_run_that_diverged(config_file, tmp_path, capsys):
+    """Trap: the first learning rate that is too high ends the comparison of learning rates."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("training.learning_rate: [1e12, 1e-2]\n")
+    assert main(["sweep", str(grid), "--config", config_file, "--out", str(tmp_path / "sweep")]) == 0
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [r["settings"]["training.learning_rate"] for r in results] == [1e-2, 1e12]
+    assert [r["loss"] is None for r in results] == [False, True]
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_a_sweep_under_torchrun_is_refused(config_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun"):
+        sweep(tmp_path / "grid.yaml", out=tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(

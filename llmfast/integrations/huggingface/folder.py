@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "tokenizer.model.v3",
+    "tekken.json",
     "chat_template.jinja",
     "generation_config.json",
 )
