@@ -12,9 +12,13 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     h = x if residual is None else x + residual
     wide = widen(h)
-    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     if weight is not None:
-        y = y * (weight.to(wide.dtype) + weight_offset)
+        weight = weight.to(wide.dtype)
+        weight = weight + weight_offset if weight_offset else weight
+    if weight is None or weight.dim() == 1:
+        y = F.rms_norm(wide, wide.shape[-1:], weight, eps)
+    else:
+        y = F.rms_norm(wide, wide.shape[-1:], None, eps) * weight
     y = y.to(h.dtype)
     return y if residual is None else (y, h)
 

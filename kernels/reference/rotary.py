@@ -44,7 +44,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         first, second = rotated[..., :half], rotated[..., half:]
     pair = (first * cos - second * sin, second * cos + first * sin)
     rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    return torch.cat((rotated.to(x.dtype), passed), dim=-1)
+    rotated = rotated.to(x.dtype)
+    return torch.cat((rotated, passed), dim=-1) if passed.shape[-1] else rotated
 
 
 def rope(
