@@ -1,6 +1,7 @@
 #include "classify.h"
 
 #include <array>
+#include <cstddef>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "pages.h"
 #include "parallel.h"
 
 namespace llmfast {
@@ -59,7 +60,7 @@ std::vector<size_t> tasks_of(const std::vector<Stretch>& stretches) {
 
 template <typename Id>
 void* gather(const std::vector<Part>& parts, const std::vector<Found>& found, size_t total, size_t threads) {
-    Id* all = static_cast<Id*>(std::malloc(std::max<size_t>(total, 1) * sizeof(Id)));
+    Id* all = static_cast<Id*>(allocate(std::max<size_t>(total, 1) * sizeof(Id)));
     if (!all) throw std::bad_alloc();
     std::vector<size_t> starts(parts.size() + 1);
     for (size_t i = 0; i < parts.size(); ++i) starts[i + 1] = starts[i] + parts[i].count;
@@ -105,8 +106,11 @@ void* encode_documents(const Encoder& encoder, const std::vector<std::string_vie
     std::vector<Part> parts(starts.size() - 1);
     const size_t members = std::clamp<size_t>(parts.size(), 1, std::max<size_t>(threads, 1));
     std::vector<Found> found(members);
+    size_t bytes = 0;
+    for (const std::string_view document : documents) bytes += document.size() + 1;
     run_parallel(parts.size(), members, [&](size_t task, size_t member) {
         IdBuffer& ids = found[member].ids;
+        if (ids.size() == 0) ids.reserve(Encoder::usual_ids(bytes) / members + kTask);
         const size_t begin = ids.size();
         for (size_t i = starts[task]; i < starts[task + 1]; ++i) {
             const size_t before = ids.size();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <thread>
+#include <utility>
 
 #include "parallel.h"
 #include "prefetch.h"
@@ -11,8 +12,15 @@ namespace llmfast {
 namespace {
 
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
-constexpr size_t kRoomToLearn = 1 << 16;    // short pieces beside the vocabulary's
-constexpr size_t kMediumSlots = 1 << 17;    // 8 MB, of which only what is used is ever touched
+constexpr size_t kMostUnknowns = 2 * kBatch;
+constexpr size_t kBatchesTogether = 8;      // merge the unknown pieces of so many: fewer would wait for memory one by one
+constexpr size_t kMediumSlots = 1 << 18;    // 16 MB, of which only what is used is ever touched
+
+// Slots for a vocabulary's short tokens and for pieces to be learnt: 50 MB of prose have 150,000 that are no token.
+size_t slots_for(size_t tokens) {
+    const size_t room = tokens < (1 << 15) ? 1 << 16 : 1 << 18;
+    return std::bit_ceil(tokens * 2 + room);
+}
 
 }  // namespace
 
@@ -21,14 +29,26 @@ struct Encoder::Batch {
     uint32_t ends[kBatch];
     uint32_t slots[kBatch];
     Key keys[kBatch];
-    size_t unknown_count;
-    Piece unknown[kBatch];       // pieces that no table holds, in the ids so far
-    uint32_t which[kBatch];      // which pieces these are
+};
+
+// Pieces that no table holds. Their parts stand among the ids until there are enough to be merged together.
+struct Encoder::Unknowns {
+    struct One {
+        const char* text;
+        size_t length;
+        size_t at, parts;  // where among the ids, and how many
+    };
+    size_t count = 0;
+    size_t batches = 0;    // since they were merged last
+    size_t last = 0;       // how many tokens the last piece has
+    One all[kMostUnknowns];
+    Piece pieces[kMostUnknowns];
+    MergeScratch scratch;
 };
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
-      short_pieces_(std::bit_ceil(vocabulary_.size() * 2 + kRoomToLearn)),
+      short_pieces_(slots_for(vocabulary_.size())),
       medium_pieces_(kMediumSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
@@ -66,20 +86,26 @@ size_t Encoder::look_up(std::string_view piece, uint32_t* out) const {
         const size_t index = medium_pieces_.index(key);
         if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
     }
-    if (piece.size() <= kLongestShortKey) return 0;
     out[0] = vocabulary_.find(piece);
-    return out[0] != kNoToken;
+    if (out[0] == kNoToken) return 0;
+    learn(piece, {out, 1});
+    return 1;
 }
 
-// Remembers what a piece merged into.
+// Remembers what a piece is.
 void Encoder::learn(std::string_view piece, const Piece& merged) const {
-    if (merged.count <= ShortPieces::kMostIds && piece.size() <= kLongestShortKey) {
-        const Key key = short_key(piece.data(), piece.size(), false);
-        if (!short_pieces_.find(key, short_pieces_.index(key))) short_pieces_.learn(key, merged.ids, merged.count);
-    } else if (merged.count <= MediumPieces::kMostIds && piece.size() <= kLongestMediumKey) {
-        const MediumKey key = medium_key(piece.data(), piece.size());
-        if (!medium_pieces_.find(key, medium_pieces_.index(key))) medium_pieces_.learn(key, merged.ids, merged.count);
+    if (merged.count > MediumPieces::kMostIds || piece.size() > kLongestMediumKey) return;
+    const bool is_short = piece.size() <= kLongestShortKey;
+    const Key key = is_short ? short_key(piece.data(), piece.size(), false) : Key();
+    if (is_short && short_pieces_.find(key, short_pieces_.index(key))) return;
+    if (is_short && merged.count <= ShortPieces::kMostIds) {
+        short_pieces_.learn(key, merged.ids, merged.count);
+        return;
     }
+    const MediumKey medium = medium_key(piece.data(), piece.size());
+    if (medium_pieces_.find(medium, medium_pieces_.index(medium))) return;
+    // A short piece of many ids: no ids beside its short key say that it is here.
+    if (medium_pieces_.learn(medium, merged.ids, merged.count) && is_short) short_pieces_.learn(key, nullptr, 0);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
@@ -96,55 +122,52 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
     return merged.count;
 }
 
-// Appends the ids of the batch; returns how many the last piece has.
-size_t Encoder::encode_batch(const char* text, Batch& batch, IdBuffer& ids, MergeScratch& scratch) const {
+// Appends the ids of the batch, and the parts of its unknown pieces.
+void Encoder::encode_batch(const char* text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
     uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + MediumPieces::kMostIds);
     uint32_t* out = begin;
     uint32_t start = 0;
-    size_t last = 0;
-    batch.unknown_count = 0;
+    size_t count = 0;
     for (size_t i = 0; i < batch.count; ++i) {
         const std::string_view piece(text + start, batch.ends[i] - start);
         start = batch.ends[i];
-        const ShortPieces::Slot* slot = nullptr;
-        if (piece.size() <= kLongestShortKey) slot = short_pieces_.find(batch.keys[i], batch.slots[i]);
-        if (slot) {
-            last = ShortPieces::copy(*slot, out);
-        } else {
-            last = look_up(piece, out);
-            if (last == 0) {
-                last = parts_of(*pairs_, piece, out);
-                batch.unknown[batch.unknown_count] = {out, last};
-                batch.which[batch.unknown_count++] = static_cast<uint32_t>(i);
+        const bool is_short = piece.size() <= kLongestShortKey;
+        const ShortPieces::Slot* const slot = is_short ? short_pieces_.find(batch.keys[i], batch.slots[i]) : nullptr;
+        count = slot ? ShortPieces::copy(*slot, out) : 0;
+        if (count == 0) {
+            if (slot || !is_short) count = look_up(piece, out);
+            if (count == 0) {
+                count = parts_of(*pairs_, piece, out);
+                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
             }
         }
-        out += last;
+        out += count;
     }
-    if (batch.unknown_count > 0) {
-        out = settle(text, batch, out, scratch);
-        const size_t behind = batch.unknown_count - 1;
-        if (batch.which[behind] == batch.count - 1) last = batch.unknown[behind].count;
-    }
+    unknowns.last = count;
+    ++unknowns.batches;
     ids.grow(static_cast<size_t>(out - begin));
-    return last;
 }
 
-// Merges the parts of the unknown pieces, which stand among ids up to `end`, closes the gaps and returns the new end.
-uint32_t* Encoder::settle(const char* text, Batch& batch, uint32_t* end, MergeScratch& scratch) const {
-    size_t parts[kBatch];
-    const std::span<Piece> unknown(batch.unknown, batch.unknown_count);
-    for (size_t i = 0; i < unknown.size(); ++i) parts[i] = unknown[i].count;
-    merge_parts(*pairs_, unknown, scratch);
-    uint32_t* out = unknown[0].ids;
-    for (size_t i = 0; i < unknown.size(); ++i) {
-        const uint32_t start = batch.which[i] > 0 ? batch.ends[batch.which[i] - 1] : 0;
-        learn({text + start, batch.ends[batch.which[i]] - start}, unknown[i]);
-        const uint32_t* const behind = unknown[i].ids + parts[i];
-        const uint32_t* const next = i + 1 < unknown.size() ? unknown[i + 1].ids : end;
-        out = std::copy_n(unknown[i].ids, unknown[i].count, out);
-        out = std::copy(behind, next, out);
+// Merges the parts of the unknown pieces, which stand among the ids, and closes the gaps.
+void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
+    const size_t count = std::exchange(unknowns.count, 0);
+    unknowns.batches = 0;
+    if (count == 0) return;
+    const Unknowns::One* const all = unknowns.all;
+    uint32_t* const begin = ids.data();
+    for (size_t i = 0; i < count; ++i) unknowns.pieces[i] = {begin + all[i].at, all[i].parts};
+    const std::span<const Piece> merged(unknowns.pieces, count);
+    merge_parts(*pairs_, {unknowns.pieces, count}, unknowns.scratch);
+    const bool is_last = all[count - 1].at + all[count - 1].parts == ids.size();
+    if (is_last) unknowns.last = merged.back().count;
+    uint32_t* out = begin + all[0].at;
+    for (size_t i = 0; i < count; ++i) {
+        learn({all[i].text, all[i].length}, merged[i]);
+        const size_t behind = all[i].at + all[i].parts, next = i + 1 < count ? all[i + 1].at : ids.size();
+        out = std::copy_n(merged[i].ids, merged[i].count, out);
+        out = std::copy(begin + behind, begin + next, out);
     }
-    return out;
+    ids.cut(static_cast<size_t>(out - begin));
 }
 
 // Splits off the next pieces of `text`, and asks for the memory that the short ones will be looked up in.
@@ -167,27 +190,29 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
 }
 
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
-    MergeScratch scratch;
+    Unknowns unknowns;
     Batch batch;
-    size_t last = 0;
     // Room for what text usually has, and for all that one more batch could have.
-    if (ids.size() == 0) ids.reserve(std::min(text.size(), text.size() / 3 + 4 * kBatch) + MediumPieces::kMostIds);
+    if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + MediumPieces::kMostIds);
     while (!text.empty()) {
         fill(batch, text);
-        last = encode_batch(text.data(), batch, ids, scratch);
+        encode_batch(text.data(), batch, ids, unknowns);
         text.remove_prefix(batch.ends[batch.count - 1]);
+        const bool is_full = unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
+        if (is_full || text.empty()) settle(unknowns, ids);
     }
-    return last;
+    return unknowns.last;
 }
 
 size_t Encoder::count(std::string_view text) const {
-    MergeScratch scratch;
+    Unknowns unknowns;
     Batch batch;
     IdBuffer ids;
     size_t total = 0;
     while (!text.empty()) {
         fill(batch, text);
-        encode_batch(text.data(), batch, ids, scratch);
+        encode_batch(text.data(), batch, ids, unknowns);
+        settle(unknowns, ids);
         total += ids.size();
         ids.clear();
         text.remove_prefix(batch.ends[batch.count - 1]);

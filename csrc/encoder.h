@@ -15,8 +15,9 @@
 
 namespace llmfast {
 
-// Memory is bounded: about 130 bytes a token of the vocabulary for its tables, 2 MB and more for what short pieces may
-// be learnt, 8 MB for medium ones (of which only what is used is touched), and the ids of the text at hand.
+// Memory is bounded, whatever is encoded: about 70 bytes a token of the vocabulary, the table of short pieces (16 MB for
+// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the table of medium pieces (16 MB, of which
+// only what is used is touched), and the ids of the text at hand. A table that is full learns no more.
 class Encoder {
   public:
     Encoder(Vocabulary vocabulary, Pattern pattern);
@@ -35,14 +36,18 @@ class Encoder {
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
 
+    // Room that the ids of so many bytes seldom pass: memory that is not written costs nothing.
+    static size_t usual_ids(size_t bytes) { return bytes / 2; }
+
   private:
     struct Batch;
+    struct Unknowns;
 
     void learn_tokens();
     void fill(Batch& batch, std::string_view text) const;
-    size_t encode_batch(const char* text, Batch& batch, IdBuffer& ids, MergeScratch& scratch) const;
+    void encode_batch(const char* text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     size_t look_up(std::string_view piece, uint32_t* out) const;
-    uint32_t* settle(const char* text, Batch& batch, uint32_t* end, MergeScratch& scratch) const;
+    void settle(Unknowns& unknowns, IdBuffer& ids) const;
     void learn(std::string_view piece, const Piece& merged) const;
 
     Vocabulary vocabulary_;

@@ -4,8 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
+
+#include "pages.h"
 
 namespace llmfast {
 
@@ -22,6 +25,7 @@ class Growing {
         return data_.get() + size_;
     }
     void grow(size_t count) { size_ += count; }
+    void cut(size_t size) { size_ = size; }
     void clear() { size_ = 0; }
     void push_back(T value) {
         *room(1) = value;
@@ -41,10 +45,17 @@ class Growing {
     }
 
   private:
+    // Nothing is in the memory there is: it goes first.
+    void* allocate_anew(size_t capacity) {
+        data_.reset();
+        capacity_ = 0;
+        return allocate(capacity * sizeof(T));
+    }
+
     struct Free { void operator()(T* data) const { std::free(data); } };
 
     void resize(size_t capacity) {
-        void* moved = std::realloc(data_.get(), capacity * sizeof(T));
+        void* moved = size_ == 0 ? allocate_anew(capacity) : std::realloc(data_.get(), capacity * sizeof(T));
         if (!moved) throw std::bad_alloc();
         static_cast<void>(data_.release());
         data_.reset(static_cast<T*>(moved));

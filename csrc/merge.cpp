@@ -64,41 +64,52 @@ bool is_ascii(std::string_view piece) {
 }
 
 // Up to 64 parts: which are left is one word, and a pair is a number whose smallest is the next to merge, rank in the
-// upper bits and place in the lower.
+// upper bits and place in the lower. New pairs are asked for in one step and looked up in the next, so that their memory
+// is there when it is read.
 class ShortMerge {
   public:
     void start(const PairTable& pairs, Piece& piece) {
         piece_ = &piece;
         ids_ = piece.ids;
         left_ = ~0ull >> (64 - piece.count);
+        asked_ = 0;
         std::fill_n(pairs_, (piece.count + 15) / 16 * 16, kNone);
+        uint32_t all = 0;
+        for (size_t i = 0; i < piece.count; ++i) all |= ids_[i];
+        if (all < 256) {
+            for (size_t i = 0; i + 1 < piece.count; ++i) pairs_[i] = pairs.low_pair(ids_[i], ids_[i + 1]) | static_cast<int32_t>(i);
+            return;
+        }
         uint64_t likely = 0;  // first all pairs that may be there, without a branch that would be guessed wrong
         for (size_t i = 0; i + 1 < piece.count; ++i) likely |= uint64_t{pairs.may_have(ids_[i], ids_[i + 1])} << i;
+        asked_ = likely;
         for (; likely; likely &= likely - 1) {
             const size_t at = static_cast<size_t>(std::countr_zero(likely));
-            set(at, pairs.find(ids_[at], ids_[at + 1]));
+            pairs.prefetch(ids_[at], ids_[at + 1]);
         }
     }
 
     // Merges the next pair in place; false if there is none.
     bool step(const PairTable& pairs) {
+        for (; asked_; asked_ &= asked_ - 1) {
+            const size_t at = static_cast<size_t>(std::countr_zero(asked_));
+            const uint32_t merged = pairs.find_likely(ids_[at], ids_[next(at)]);
+            if (merged != kNoToken) pairs_[at] = static_cast<int32_t>(merged << 6 | at);
+        }
         const int32_t best = smallest();
         if (best == kNone) return false;
         const size_t place = static_cast<size_t>(best) & 63;
         const size_t gone = next(place);
         ids_[place] = static_cast<uint32_t>(best) >> 6;
         left_ &= ~(1ull << gone);
-        pairs_[gone] = kNone;
+        pairs_[gone] = pairs_[place] = kNone;
         const size_t behind = next(place);
-        if (behind < 64) {
-            set(place, pairs.find(ids_[place], ids_[behind]));
-        } else {
-            pairs_[place] = kNone;
-        }
+        if (behind < 64) ask(pairs, place, behind);
         const uint64_t before = left_ & ((1ull << place) - 1);
         if (before) {
             const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
-            set(previous, pairs.find(ids_[previous], ids_[place]));
+            pairs_[previous] = kNone;
+            ask(pairs, previous, place);
         }
         return true;
     }
@@ -115,10 +126,12 @@ class ShortMerge {
     }
 
   private:
-    static constexpr int32_t kNone = INT32_MAX;  // above every pair: ids have 24 bits
+    static constexpr int32_t kNone = PairTable::kNoLowPair;  // above every pair: ids have 24 bits
 
-    void set(size_t place, uint32_t merged) {
-        pairs_[place] = merged == kNoToken ? kNone : static_cast<int32_t>(merged << 6 | place);
+    void ask(const PairTable& pairs, size_t place, size_t behind) {
+        const bool likely = pairs.may_have(ids_[place], ids_[behind]);
+        pairs.prefetch(ids_[place], ids_[behind]);
+        asked_ |= uint64_t{likely} << place;
     }
     size_t next(size_t place) const {
         return static_cast<size_t>(std::countr_zero(left_ & (~1ull << place)));  // 64 where there is none
@@ -133,14 +146,16 @@ class ShortMerge {
 
     Piece* piece_;
     uint32_t* ids_;
-    uint64_t left_;
+    uint64_t left_, asked_;  // a bit for each place: whether a part starts there; whether its pair is to be looked up
     int32_t pairs_[kShort];
 };
 
 // The short ones among the pieces, step by step in turn: while one waits for memory, the others go on.
 inline void merge_in_turn(const PairTable& pairs, std::span<Piece> pieces) {
-    constexpr size_t kLanes = 6;
+    constexpr size_t kLanes = 12;
     ShortMerge lanes[kLanes];
+    ShortMerge* working[kLanes];
+    for (size_t i = 0; i < kLanes; ++i) working[i] = &lanes[i];
     auto waiting = pieces.begin();
     const auto start_next = [&](ShortMerge& lane) {
         while (waiting != pieces.end() && waiting->count > kShort) ++waiting;
@@ -149,14 +164,14 @@ inline void merge_in_turn(const PairTable& pairs, std::span<Piece> pieces) {
         return true;
     };
     size_t busy = 0;
-    while (busy < kLanes && start_next(lanes[busy])) ++busy;
+    while (busy < kLanes && start_next(*working[busy])) ++busy;
     while (busy > 0) {
         for (size_t i = 0; i < busy;) {
-            if (lanes[i].step(pairs)) {
+            if (working[i]->step(pairs)) {
                 ++i;
             } else {
-                lanes[i].finish(nullptr);
-                if (!start_next(lanes[i])) std::swap(lanes[i], lanes[--busy]);
+                working[i]->finish(nullptr);
+                if (!start_next(*working[i])) std::swap(working[i], working[--busy]);
             }
         }
     }

@@ -10,6 +10,18 @@
 
 namespace llmfast {
 
+void* allocate(size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr size_t kHugePage = 1 << 21;
+    if (bytes >= 2 * kHugePage) {
+        void* const data = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+        if (data) madvise(data, bytes, MADV_HUGEPAGE);
+        return data;
+    }
+#endif
+    return std::malloc(bytes);
+}
+
 #if LLMFAST_MMAP
 
 Pages::Pages(size_t bytes) : bytes_(bytes) {

@@ -86,6 +86,7 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     shift_ = 48 - bits;
     entries_ = std::make_unique<Pages>(((size_t{1} << bits) + kFurthest + 1) * sizeof(uint64_t));
     filter_ = std::make_unique<Pages>(size_t{1} << bits);
+    low_pairs_.assign(1 << 16, kNoLowPair);
     bool ordered = true;
     std::vector<Halves> halves;
     for (size_t from = 0, to; from < ids.size(); from = to) {
@@ -119,6 +120,7 @@ bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
         if (++at > home + kFurthest) return false;
     }
     entries()[at] = pair << 24 | merged;
+    if ((left | right) < 256) low_pairs_[size_t{left} << 8 | right] = static_cast<int32_t>(merged << 6);
     const uint64_t bit = pair >> (shift_ - 3);
     filter()[bit >> 6] |= 1ull << (bit & 63);
     return true;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "pages.h"
+#include "prefetch.h"
 #include "vocabulary.h"
 
 namespace llmfast {
@@ -25,10 +26,17 @@ class PairTable {
     // False for most pairs that do not merge.
     bool may_have(uint32_t left, uint32_t right) const { return passes(scramble(left, right)); }
 
+    // Asks for the memory that the pair is looked up in.
+    void prefetch(uint32_t left, uint32_t right) const { prefetch_line(entries() + (scramble(left, right) >> shift_)); }
+
     // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
+        return may_have(left, right) ? find_likely(left, right) : kNoToken;
+    }
+
+    // The same for a pair that may_have() holds likely.
+    uint32_t find_likely(uint32_t left, uint32_t right) const {
         const uint64_t pair = scramble(left, right);
-        if (!passes(pair)) return kNoToken;
         const uint64_t tag = pair << 24;
         const uint64_t* const home = entries() + (pair >> shift_);
         for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
@@ -36,6 +44,10 @@ class PairTable {
         }
         return kNoToken;
     }
+
+    // What two tokens below 256, as the bytes mostly are, merge into, times 64; kNoLowPair where they do not merge.
+    static constexpr int32_t kNoLowPair = INT32_MAX;
+    int32_t low_pair(uint32_t left, uint32_t right) const { return low_pairs_[size_t{left} << 8 | right]; }
 
     // The token of a byte, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
@@ -68,6 +80,7 @@ class PairTable {
     int shift_;                        // from a scrambled pair to its place
     std::unique_ptr<Pages> entries_;   // 0: empty
     std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
+    std::vector<int32_t> low_pairs_;
     std::array<uint32_t, 256> bytes_;
     std::vector<uint32_t> characters_;
     std::bitset<65536> straddles_;

@@ -57,10 +57,10 @@ class PieceTable {
         return slot.ids[0] >> 24;
     }
 
-    // Remembers the 1..kMostIds ids of a piece, if there is room. Two threads may add the same piece twice: the second
+    // Remembers the 0..kMostIds ids of a piece, if there is room: false if there is none. Two threads may add the same piece twice: the second
     // entry is never found.
-    void learn(const KeyType& key, const uint32_t* ids, size_t count) {
-        if (room_.load(std::memory_order_relaxed) <= 0) return;
+    bool learn(const KeyType& key, const uint32_t* ids, size_t count) {
+        if (room_.load(std::memory_order_relaxed) <= 0) return false;
         room_.fetch_sub(1, std::memory_order_relaxed);
         uint64_t words[kWords];
         std::memcpy(words, &key, sizeof key);
@@ -72,7 +72,7 @@ class PieceTable {
             for (size_t i = 0; i < count; ++i) slot.ids[i] = ids[i];
             slot.ids[0] |= static_cast<uint32_t>(count) << 24;
             slot.last.store(words[kWords - 1], std::memory_order_release);
-            return;
+            return true;
         }
     }
 
