@@ -1,6 +1,5 @@
 """Root mean square and layer normalisation."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
