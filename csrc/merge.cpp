@@ -283,6 +283,68 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
     }
 }
 
+// A piece of one repeated part, as spaces, newlines and ruled lines are: merged as runs of equal tokens, of which there
+// are few, however long the piece is. All pairs within a run merge at once where no pair that comes about on the way
+// would go first. Returns 0 where it takes more runs or steps than a vocabulary made by merging does.
+size_t merge_repeated(const PairTable& pairs, uint32_t* ids, size_t count) {
+    struct Run {
+        uint32_t id;
+        size_t count;
+    };
+    constexpr size_t kMostRuns = 32, kMostSteps = 256;
+    std::vector<Run> runs = {{ids[0], count}}, merged;
+    const auto append = [&merged](uint32_t id, size_t times) {
+        if (times == 0) return;
+        if (!merged.empty() && merged.back().id == id) {
+            merged.back().count += times;
+        } else {
+            merged.push_back({id, times});
+        }
+    };
+    for (size_t step = 0; step < kMostSteps && runs.size() <= kMostRuns; ++step) {
+        uint32_t best = kNoToken;
+        size_t at = 0;
+        bool within = false;
+        for (size_t i = 0; i < runs.size(); ++i) {
+            const auto offer = [&](uint32_t pair, bool is_within) {
+                if (pair < best) best = pair, at = i, within = is_within;
+            };
+            if (runs[i].count > 1) offer(pairs.find(runs[i].id, runs[i].id), true);
+            if (i + 1 < runs.size()) offer(pairs.find(runs[i].id, runs[i + 1].id), false);
+        }
+        if (best == kNoToken) {
+            size_t kept = 0;
+            for (const Run& run : runs) kept = static_cast<size_t>(std::fill_n(ids + kept, run.count, run.id) - ids);
+            return kept;
+        }
+        merged.clear();
+        for (size_t i = 0; i < at; ++i) append(runs[i].id, runs[i].count);
+        const auto [id, times] = runs[at];
+        if (within) {
+            const bool at_once = pairs.find(best, best) > best && pairs.find(best, id) > best &&
+                                 (at == 0 || pairs.find(runs[at - 1].id, best) > best);
+            const size_t merges = at_once ? times / 2 : 1;
+            append(best, merges);
+            append(id, times - 2 * merges);
+        } else {
+            append(id, times - 1);
+            append(best, 1);
+            ++at;
+            append(runs[at].id, runs[at].count - 1);
+        }
+        for (size_t i = at + 1; i < runs.size(); ++i) append(runs[i].id, runs[i].count);
+        runs.swap(merged);
+    }
+    return 0;
+}
+
+size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    if (std::all_of(ids + 1, ids + count, [&](uint32_t id) { return id == ids[0]; })) {
+        if (const size_t kept = merge_repeated(pairs, ids, count)) return kept;
+    }
+    return merge_by_windows(pairs, ids, count, scratch);
+}
+
 }  // namespace
 
 size_t parts_of(const PairTable& pairs, std::string_view piece, uint32_t* out) {
@@ -296,7 +358,7 @@ size_t parts_of(const PairTable& pairs, std::string_view piece, uint32_t* out) {
 void merge_parts(const PairTable& pairs, std::span<Piece> pieces, MergeScratch& scratch) {
     is_newer() ? merge_in_turn_newer(pairs, pieces) : merge_in_turn(pairs, pieces);
     for (Piece& piece : pieces) {
-        if (piece.count > kShort) piece.count = merge_by_windows(pairs, piece.ids, piece.count, scratch);
+        if (piece.count > kShort) piece.count = merge_long(pairs, piece.ids, piece.count, scratch);
     }
 }
 

@@ -52,6 +52,9 @@ def merge_by_definition(ranks: dict[bytes, int], piece: bytes) -> list[int]:
     return [ranks[part] for part in parts]
 
 
+REPEATED = [(2, 3, 4, 8), (3, 2, 5), (4, 2, 8, 3), (7, 2, 3), (2, 5, 9, 4, 3), (12, 3, 2, 6, 4)]
+
+
 def encode_by_definition(encoding: Encoding, text: str) -> list[int]:
     ranks = encoding._mergeable_ranks
     pieces = [match.group().encode() for match in regex.finditer(encoding._pat_str, text)]
@@ -294,3 +297,13 @@ def test_many_threads_share_one_encoding():
     for thread in threads:
         thread.join()
     assert list(results.values()) == [expected] * 4
+
+
+@pytest.mark.parametrize("lengths", REPEATED)
+def test_one_repeated_character(lengths):
+    """Runs are merged as runs; where ranks do not follow lengths, a pair that comes about may go before the others."""
+    ranks = BYTES | {b"x" * length: 256 + i for i, length in enumerate(lengths)}
+    encoding = Encoding("runs", pat_str=patterns.GPT2, mergeable_ranks=ranks, special_tokens={})
+    for length in (64, 65, 66, 67, 127, 128, 129, 200, 301):
+        assert encoding.encode("x" * length) == merge_by_definition(ranks, b"x" * length)
+    assert encoding.decode(encoding.encode("x" * 10**6)) == "x" * 10**6
