@@ -24,9 +24,9 @@ def single_head_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | Non
     Returns:
         (..., S, D).
 
-    >>> one = torch.ones(3, 4)
-    >>> single_head_attention(one, one, torch.arange(12.0).view(3, 4))[0]  # equal keys: the plain mean of the values
-    tensor([4., 5., 6., 7.])
+    >>> one = torch.ones(2, 4)
+    >>> single_head_attention(one, one, torch.arange(8.0).view(2, 4))[0]  # equal keys: the plain mean of the values
+    tensor([2., 3., 4., 5.])
     """
     # Similarity of every query with every key. A dot product of D terms of variance 1 has variance D; dividing by √D
     # keeps the softmax away from where it has no gradient.

@@ -61,9 +61,10 @@ def random_tensor(
     return view
 
 
-def assert_as_exact_as(name: str, ours: Tensor, peer: Tensor, exact: Tensor) -> None:
+def assert_as_exact_as(name: str, ours: Tensor, peer: Tensor, exact: Tensor, roundings: int = 1) -> None:
     """The error of ``ours`` against the float64 ``exact`` is at most twice that of PyTorch's own op in the same
-    dtype, plus one rounding (the dtype's epsilon) at the size of the largest number."""
+    dtype, plus one rounding (the dtype's epsilon) at the size of the largest number; of a whole model more, whose
+    sums in another order may happen to be worse where PyTorch's happen to be exact."""
     assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, not {tuple(exact.shape)}"
     assert ours.dtype == peer.dtype, f"{name}: {ours.dtype}, PyTorch's own op gives {peer.dtype}"
     if exact.numel() == 0:
@@ -71,7 +72,7 @@ def assert_as_exact_as(name: str, ours: Tensor, peer: Tensor, exact: Tensor) -> 
     exact = exact.double()
     error = (ours.double() - exact).abs().max().item()
     allowed = 2 * (peer.double() - exact).abs().max().item()
-    allowed += torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    allowed += roundings * torch.finfo(ours.dtype).eps * exact.abs().max().item()
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 
