@@ -20,8 +20,9 @@ FIRST = "first time"
 
 @dataclass(frozen=True)
 class TextJob:
-    """``entrants()`` makes the libraries anew, so that what they do first is done with empty caches; ``expected()`` is
-    what their calls must give. ``bytes`` of text make the figure a rate."""
+    """``entrants()`` makes the libraries anew, so that what they do first is done with empty caches: ``firsts`` times,
+    if first calls are to be a result of their own. ``expected()`` is what calls must give. ``bytes`` of text make the
+    figure a rate."""
 
     op: str
     pass_: str
@@ -29,7 +30,7 @@ class TextJob:
     expected: Callable[[], Any]
     bytes: int | None = None
     repeats: int = 1  # of what is timed, in a sample
-    first: bool = False  # the first call is a result of its own
+    firsts: int = 0
     seconds: float = 12.0  # of timing, for all of them together
     shape: dict[str, int] = field(default_factory=dict)
     read: Callable[[Any], Any] = lambda found: found  # what is compared of what a call gives
@@ -45,23 +46,27 @@ class TextJob:
                 results.append(self.result(name, call.status, call.reason))
                 continue
             try:
-                first[name], found = timed(call)
+                seconds, found = timed(call)
+                first[name] = [seconds]
                 verdicts[name] = verdict(self.read(found), expected)
                 calls[name] = call
             except Exception as error:  # whatever a peer raises is its result
                 results.append(self.result(name, "failed", one_line(error)))
+        for _ in range(self.firsts - 1):
+            anew = self.entrants()
+            for name in calls:
+                first[name].append(timed(anew[name])[0])
         samplers = {
             name: measure.Sampler([self.repeated(call)], "cpu", long=True) for name, call in calls.items()
         }
-        once = self.repeats * sum(first.values())
+        once = self.repeats * sum(map(min, first.values()))
         timings = measure.in_turn(samplers, min(rounds, max(FEWEST_ROUNDS, int(self.seconds / once))))
         for name, timing in timings.items():
             times = [each / self.repeats for each in (timing.median_s, timing.p20_s, timing.p80_s)]
             results.append(self.result(name, *verdicts[name], times))
-            if self.first:
-                results.append(
-                    self.result(name, *verdicts[name], 3 * [first[name]], f"{self.pass_} the {FIRST}")
-                )
+            if self.firsts:
+                times = [float(each) for each in np.percentile(first[name], (50, 20, 80))]
+                results.append(self.result(name, *verdicts[name], times, f"{self.pass_} the {FIRST}"))
         return results
 
     def repeated(self, call: Callable[[], Any]) -> Callable[[], None]:

@@ -35,6 +35,7 @@ from ..tokenizers import (
 
 MEGABYTES = {"cpu": 4.0, "cpu-quick": 0.5, "tiny": 0.03}
 LENGTHS = (5, 50, 1000)  # characters of a short text
+FIRSTS = {"cpu": 5, "cpu-quick": 1, "tiny": 1}  # how often libraries are made anew for their first call
 LOADS = {"cpu": 5, "cpu-quick": 1, "tiny": 1}
 THREADS_DOCUMENT = 4096  # characters
 
@@ -52,7 +53,7 @@ def cases(size: str, files: Sequence[Path] = ()) -> Iterator[TextJob | Loading]:
     for form in ("numpy", "lists"):
         for vocabulary in every if form == "numpy" or size == "cpu" else [one]:
             for kind, text in kinds.items():
-                yield encoding(form, vocabulary, kind, text)
+                yield encoding(form, vocabulary, kind, text, FIRSTS[size] if form == "numpy" else 0)
     for length in LENGTHS:
         yield short_call(one, next(iter(kinds.values())), length)
     for form in ("decode", "decode_bytes"):
@@ -84,7 +85,7 @@ FORMS = {
 }
 
 
-def encoding(form: str, vocabulary: Vocabulary, kind: str, text: Text) -> TextJob:
+def encoding(form: str, vocabulary: Vocabulary, kind: str, text: Text, firsts: int) -> TextJob:
     name, call = FORMS[form]
     documents = text.documents
     return TextJob(
@@ -93,7 +94,7 @@ def encoding(form: str, vocabulary: Vocabulary, kind: str, text: Text) -> TextJo
         entrants=lambda: calls_of(vocabulary, form, lambda library: call(library, documents)),
         expected=lambda: tiktoken(vocabulary).lists(documents),
         bytes=text.bytes,
-        first=True,
+        firsts=firsts,
     )
 
 

@@ -88,7 +88,7 @@ def test_other_ids_are_wrong_and_missing_libraries_are_named(text_jobs):
 
 
 def test_the_first_call_is_a_result_of_its_own(text_jobs):
-    job = text_jobs.TextJob("op", "encode", lambda: {"one": lambda: [1]}, lambda: [1], bytes=1, first=True)
+    job = text_jobs.TextJob("op", "encode", lambda: {"one": lambda: [1]}, lambda: [1], bytes=1, firsts=2)
     assert [result.pass_ for result in job.run("cpu", 3, {})] == ["encode", "encode the first time"]
 
 
