@@ -48,7 +48,7 @@ def test_without_any_data_texts_and_a_vocabulary_of_this_python_are_taken(measur
     assert statuses["llmfast", "ok"] == statuses["tiktoken", "ok"] > 10
     assert not [result for result in report.results if result.status == "failed"]
     passes = {result.pass_ for result in report.results if result.contender == "llmfast"}
-    assert passes > {"encode to NumPy", "encode to lists the first time", "one call to a list", "load"}
+    assert passes > {"encode to NumPy", "encode to NumPy the first time", "one call to a list", "load"}
 
 
 def test_trainers_find_the_tokens_of_their_rule(measured):
