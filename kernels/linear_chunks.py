@@ -1,7 +1,7 @@
 """``linear_cross_entropy`` by chunks of tokens: the logits of one chunk at a time, through the BLAS library.
 
 A chunk's logits are ``h @ Wᵀ + b``. From their gradient D, dh = D @ W, and dW = Σ over chunks of Dᵀ @ h,
-which is accumulated in float32 whatever the dtypes are. Where the loss of all tokens is one number, its
+which is accumulated in float32 (``sum_dtype``, ``add_product``). Where the loss of all tokens is one number, its
 gradient is known while its logits are, so three matrix products do (6·N·V·E operations); where each token's
 is asked for, the backward pass computes the logits a second time. Tokens that are ignored are in no chunk.
 """
@@ -35,7 +35,7 @@ def chunk_rows(vocabulary: int, width: int, itemsize: int, on_cpu: bool) -> int:
     return max(128, workspace // (vocabulary * itemsize) // 128 * 128)
 
 
-def rows_of(hidden: Tensor, weight: Tensor) -> int:
+def rows_a_chunk(hidden: Tensor, weight: Tensor) -> int:
     return chunk_rows(*weight.shape, weight.itemsize, on_cpu=hidden.device.type == "cpu")
 
 
@@ -43,7 +43,7 @@ def sum_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """In which dtype chunks add up the gradient of the weight: float32 at least. Where one chunk of a CPU holds all
     tokens there is nothing to add, and a product in bfloat16 stays as it is."""
     on_cpu = hidden.device.type == "cpu"
-    if on_cpu and hidden.dtype == torch.bfloat16 and hidden.shape[0] <= rows_of(hidden, weight):
+    if on_cpu and hidden.dtype == torch.bfloat16 and hidden.shape[0] <= rows_a_chunk(hidden, weight):
         return hidden.dtype
     return widen(hidden[:0]).dtype
 
@@ -126,7 +126,7 @@ def sweep(
     grad_bias = hidden.new_zeros(weight.shape[0], dtype=summed) if wanted[2] else None
     # The operands are in their dtype already: autocast must not narrow the float32 sums.
     with torch.autocast(hidden.device.type, enabled=False):
-        for some in counted.chunks(rows_of(hidden, weight)):
+        for some in counted.chunks(rows_a_chunk(hidden, weight)):
             h, t = hidden[some], target[some]
             logits = F.linear(h, weight, bias)
             if given is None:

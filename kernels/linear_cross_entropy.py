@@ -187,7 +187,8 @@ def linear_cross_entropy(
     The options, the loss and what is returned are those of ``cross_entropy``, ``class_weight`` being its
     ``weight``. ``-linear_cross_entropy(..., reduction="none")`` gives each token's log-probability, with
     gradients. Gradients reach hidden, weight and bias; they are exact and the same in every run, and the
-    weight's is summed in float32 over all tokens.
+    weight's is summed in float32 over all tokens; on a CPU in bfloat16 each chunk's product, of 1024 tokens and more,
+    is rounded to bfloat16 first, as the gradient of ``torch.nn.functional.linear`` is.
 
     Memory beside the inputs and the gradients: copies of ``hidden`` in its dtype and in float32, and a
     workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32

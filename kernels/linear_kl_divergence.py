@@ -10,9 +10,9 @@ token's loss and its derivative by the student's logits are
 
 The tokens go by in chunks (``linear_chunks``): the logits of a chunk are two matrix products, and one kernel
 reads them. From the gradient of the student's logits, written in their place, two more products give those of its
-hidden states and of its head, which is summed over the chunks in float32. Where the loss of all tokens is one number
-that happens in the same pass, four products in all; where each token's loss is asked for, the backward pass computes
-the logits a second time.
+hidden states and of its head, which is summed over the chunks in float32 (``linear_chunks.add_product``). Where the
+loss of all tokens is one number that happens in the same pass, four products in all; where each token's loss is asked
+for, the backward pass computes the logits a second time.
 """
 
 from collections.abc import Iterator, Sequence
