@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from .philox import philox
 
 # S and T up to which PyTorch's CPU kernel takes as long in float32 as in 16 bits, or a third of it (16 × 4 heads,
-# S = 128, D = 32, forward and backward: 3.9 ms and 11.9 ms; from S = 512 on 16 bits are the faster). One query, as in
-# decoding, is not worth a copy of all keys and values.
+# S = 128, D = 32, forward and backward: 3.9 ms and 11.9 ms; from S = 512 on 16 bits are the faster).
 SHORT = 256
 
 
@@ -84,7 +83,7 @@ def attention_scores(q, k, *, scale, softcap=None):
 
 def plain_attention(q, k, v, *, scale, left=None, right=None):
     """``attention(...)[0]`` by PyTorch's fused CPU kernel, which keeps no S × T matrix of scores."""
-    if 1 < q.shape[2] <= SHORT and k.shape[2] <= SHORT and q.dtype in (torch.float16, torch.bfloat16):
+    if max(q.shape[2], k.shape[2]) <= SHORT and q.dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(q.device.type, enabled=False):
             return _fused(*(x.float() for x in (q, k, v)), scale, left, right).to(q.dtype)
     return _fused(q, k, v, scale, left, right)

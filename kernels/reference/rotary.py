@@ -44,7 +44,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         return torch.cat((rotate(x[..., :width], cos, sin, interleaved), x[..., width:]), dim=-1)
     wide = widen(x)
     first, second = (wide[..., 0::2], wide[..., 1::2]) if interleaved else wide.chunk(2, dim=-1)
-    pair = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    pair = (first * cos - second * sin, second * cos + first * sin)
     rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     return cast(rotated, x.dtype)
 
