@@ -12,18 +12,14 @@ def split(packed: Tensor) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def _widened(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
-    return split(widen(gate)) if up is None else (widen(gate), widen(up))
-
-
 def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
-    wide, up = _widened(gate, up)
-    return cast(F.silu(wide) * up, gate.dtype)
+    gate, up = split(gate) if up is None else (gate, up)
+    return cast(F.silu(widen(gate)) * widen(up), gate.dtype)
 
 
 def geglu(gate: Tensor, up: Tensor | None, approximate: str) -> Tensor:
-    wide, up = _widened(gate, up)
-    return cast(F.gelu(wide, approximate=approximate) * up, gate.dtype)
+    gate, up = split(gate) if up is None else (gate, up)
+    return cast(F.gelu(widen(gate), approximate=approximate) * widen(up), gate.dtype)
 
 
 def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
