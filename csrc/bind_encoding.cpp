@@ -99,8 +99,7 @@ class Core {
     Core(nb::handle ranks, nb::dict specials, std::string_view pattern)
         : encoder_(vocabulary_from(ranks), pattern_named(pattern)),
           specials_(specials_from(specials)),
-          decoder_(encoder_.vocabulary(), specials_),
-          ints_(decoder_.largest_id()) {}
+          decoder_(encoder_.vocabulary(), specials_) {}
 
     IdBuffer encode_ordinary(nb::handle text) const {
         nb::object owner;
@@ -137,8 +136,6 @@ class Core {
         encoder_.encode_piece(bytes_of(piece), ids, look_up);
         return ids;
     }
-
-    nb::list to_list(const IdBuffer& ids) const { return ints_.list(ids.data(), ids.size()); }
 
     // The special token, a str, that is found first in `text` of those in `wanted`, or None.
     nb::object find_special(nb::handle text, nb::handle wanted) const {
@@ -210,7 +207,7 @@ class Core {
         }
         nb::list lists;
         for (IdBuffer& ids : results) {
-            lists.append(to_list(ids));
+            lists.append(list_of(ids));
             ids = IdBuffer();
         }
         return lists;
@@ -337,7 +334,6 @@ class Core {
     Encoder encoder_;
     Specials specials_;
     Decoder decoder_;
-    PythonInts ints_;
 };
 
 // The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not, or that repeats.
@@ -383,21 +379,21 @@ size_t boundary(nb::handle text, std::string_view pattern, size_t from) {
 void bind_encoding(nb::module_& module) {
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
         .def(nb::init<nb::handle, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
-        .def("encode_ordinary", [](const Core& core, nb::handle text) { return core.to_list(core.encode_ordinary(text)); })
+        .def("encode_ordinary", [](const Core& core, nb::handle text) { return list_of(core.encode_ordinary(text)); })
         .def("encode_ordinary_to_numpy",
              [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); })
         .def("encode", [](const Core& core, nb::handle text, nb::handle allowed,
-                          nb::handle disallowed) { return core.to_list(core.encode(text, allowed, disallowed)); })
+                          nb::handle disallowed) { return list_of(core.encode(text, allowed, disallowed)); })
         .def("encode_to_numpy", [](const Core& core, nb::handle text, nb::handle allowed,
                                    nb::handle disallowed) { return to_numpy(core.encode(text, allowed, disallowed)); })
         .def("encode_with_last", [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
             size_t last = 0;
             const IdBuffer ids = core.encode(text, allowed, disallowed, &last);
-            return nb::make_tuple(core.to_list(ids), last);
+            return nb::make_tuple(list_of(ids), last);
         }, "The ids, and how many of them the last piece has.")
         .def("encode_batch", &Core::encode_batch)
-        .def("encode_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, true)); })
-        .def("merge_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, false)); })
+        .def("encode_piece", [](const Core& core, nb::bytes piece) { return list_of(core.encode_piece(piece, true)); })
+        .def("merge_piece", [](const Core& core, nb::bytes piece) { return list_of(core.encode_piece(piece, false)); })
         .def("encode_documents", &Core::encode_documents, "documents"_a, "separator"_a.none(), "threads"_a, "narrow"_a)
         .def("count", &Core::count)
         .def_prop_ro("largest_id", &Core::largest_id)
