@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <new>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -154,14 +155,27 @@ class Core {
     }
 
     nb::object decode_bytes(nb::handle tokens) const {
-        const ByteBuffer text = decode(tokens);
-        return nb::bytes(text.data(), text.size());
+        const IdBuffer ids = ids_of(tokens);
+        const size_t size = measured(ids).bytes;
+        nb::object result = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+        if (!result.is_valid()) throw nb::python_error();
+        decoder_.write({ids.data(), ids.size()}, PyBytes_AS_STRING(result.ptr()), size);
+        return result;
     }
 
     nb::object decode_text(nb::handle tokens, const char* errors) const {
-        const ByteBuffer text = decode(tokens);
-        nb::object result =
-            nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), errors));
+        const IdBuffer ids = ids_of(tokens);
+        const Decoder::Size size = measured(ids);
+        const std::span<const uint32_t> all(ids.data(), ids.size());
+        nb::object result;
+        if (size.is_ascii) {
+            result = nb::steal(PyUnicode_New(static_cast<Py_ssize_t>(size.bytes), 127));
+            if (result.is_valid()) decoder_.write(all, reinterpret_cast<char*>(PyUnicode_1BYTE_DATA(result.ptr())), size.bytes);
+        } else {
+            ByteBuffer utf8;
+            decoder_.write(all, utf8.room(size.bytes), size.bytes);
+            result = nb::steal(PyUnicode_DecodeUTF8(utf8.data(), static_cast<Py_ssize_t>(size.bytes), errors));
+        }
         if (!result.is_valid()) throw nb::python_error();
         return result;
     }
@@ -321,14 +335,10 @@ class Core {
         nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
     }
 
-    ByteBuffer decode(nb::handle tokens) const {
-        ByteBuffer text;
-        for_each_id(tokens, [&](uint32_t id) {
-            if (!decoder_.append(id, text)) {
-                throw nb::key_error(("Invalid token for decoding: " + std::to_string(id)).c_str());
-            }
-        });
-        return text;
+    Decoder::Size measured(const IdBuffer& ids) const {
+        const Decoder::Size size = decoder_.measure({ids.data(), ids.size()});
+        if (!size.unknown) return size;
+        throw nb::key_error(("Invalid token for decoding: " + std::to_string(*size.unknown)).c_str());
     }
 
     Encoder encoder_;
