@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -75,16 +75,12 @@ std::string_view text_of(nb::handle value, nb::object& owner) {
     return {static_cast<const char*>(buffer->buf), static_cast<size_t>(buffer->len)};
 }
 
-// An array that owns memory from malloc.
 template <typename T>
-nb::object to_numpy(T* data, size_t size) {
+nb::object to_numpy(Growing<T> items) {
+    const size_t size = items.size();
+    T* const data = items.release();
     nb::capsule owner(data, [](void* memory) noexcept { std::free(memory); });
     return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
-}
-
-nb::object to_numpy(IdBuffer ids) {
-    const size_t size = ids.size();
-    return to_numpy(ids.release(), size);
 }
 
 struct ReleaseGil {
@@ -193,18 +189,7 @@ class Core {
                                bool narrow) const {
         std::vector<nb::object> owners;
         const std::vector<std::string_view> texts = texts_of(documents, owners);
-        int64_t* offsets = static_cast<int64_t*>(std::malloc((texts.size() + 1) * sizeof(int64_t)));
-        if (!offsets) throw std::bad_alloc();
-        const nb::object offsets_array = to_numpy(offsets, texts.size() + 1);
-        void* ids = nullptr;
-        {
-            const nb::gil_scoped_release release;
-            ids = llmfast::encode_documents(encoder_, texts, separator, threads, narrow, offsets);
-        }
-        const size_t count = static_cast<size_t>(offsets[texts.size()]);
-        return nb::make_tuple(narrow ? to_numpy(static_cast<uint16_t*>(ids), count)
-                                     : to_numpy(static_cast<uint32_t*>(ids), count),
-                              offsets_array);
+        return narrow ? arrays_of<uint16_t>(texts, separator, threads) : arrays_of<uint32_t>(texts, separator, threads);
     }
 
     nb::list encode_batch(nb::handle texts, nb::handle allowed, nb::handle disallowed, size_t threads) const {
@@ -228,6 +213,20 @@ class Core {
     }
 
   private:
+    template <typename Id>
+    nb::tuple arrays_of(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator,
+                        size_t threads) const {
+        Growing<int64_t> offsets;
+        offsets.room(texts.size() + 1);
+        offsets.grow(texts.size() + 1);
+        Growing<Id> ids;
+        {
+            const nb::gil_scoped_release release;
+            ids = llmfast::encode_documents<Id>(encoder_, texts, separator, threads, offsets.data());
+        }
+        return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
+    }
+
     static Vocabulary vocabulary_from(nb::handle ranks) {
         if (nb::isinstance<nb::dict>(ranks)) return vocabulary_from_dict(nb::borrow<nb::dict>(ranks));
         std::vector<uint32_t> ids;
