@@ -321,15 +321,20 @@ class Core {
     // disallowed, special token or not, so that the general case is left to Python.
     void check_disallowed(std::string_view text, nb::handle allowed, nb::handle disallowed,
                           const Specials::Enabled& enabled) const {
-        if (!is_all(disallowed) && is_empty(disallowed)) return;
         const char* const module = "llmfast.tokenizer.encoding";
         if (!is_all(disallowed)) {
+            if (is_empty(disallowed)) return;
             nb::module_::import_(module).attr("check_disallowed")(nb::str(text.data(), text.size()), disallowed);
             return;
         }
-        Specials::Enabled rest = specials_.every();
-        Specials::subtract(rest, enabled);
-        const Specials::Match match = specials_.find(text, 0, rest);
+        Specials::Match match;
+        if (enabled.empty()) {
+            match = specials_.find(text, 0, specials_.every());
+        } else {
+            Specials::Enabled rest = specials_.every();
+            Specials::subtract(rest, enabled);
+            match = specials_.find(text, 0, rest);
+        }
         if (!match.special) return;
         nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
     }
