@@ -41,7 +41,8 @@ class KeptInts {
         return ints_[id] = made;
     }
 
-    static inline std::atomic<PyObject*> ints_[kLargestId + 1] = {};  // of which only what is used is ever touched
+    // 128 MB of addresses, of which only what is used is ever touched.
+    static inline std::atomic<PyObject*> ints_[kLargestId + 1] = {};
 };
 
 inline nanobind::list list_of(const IdBuffer& ids) {
