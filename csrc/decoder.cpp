@@ -53,7 +53,7 @@ void Decoder::write(std::span<const uint32_t> ids, char* out, size_t size) const
     for (const uint32_t id : ids) {
         const size_t length = kinds_[id] & ~kNotAscii;
         if (length <= kShort && static_cast<size_t>(end - out) >= kShort) {
-            std::memcpy(out, slots_[id].bytes, kShort);  // a fixed size is one instruction; what is too much is overwritten
+            std::memcpy(out, slots_[id].bytes, kShort);  // one instruction; what is too much is written over
             out += length;
         } else {
             const std::string_view token = bytes(id);

@@ -16,9 +16,9 @@
 namespace llmfast {
 
 // The int objects of ids, each made when it is first asked for and kept until the process ends: 40 bytes an id that was
-// ever in a list. Each has more references than lists could ever give back (from Python 3.12 on it is immortal), so that
-// an id in a list costs no counting, and threads without a GIL do not meet at it. Made in the order of their first use,
-// those in use lie together: made in the order of ids, lists take a fifth longer.
+// ever in a list. Each has more references than lists could ever give back (from Python 3.12 on it is immortal): an id
+// in a list costs no counting, and threads without a GIL do not meet at it. Made in the order of their first use, those
+// in use lie together: made in the order of ids, lists take a fifth longer.
 class KeptInts {
   public:
     // Needs the GIL, where there is one. `id` is at most kLargestId.
