@@ -68,8 +68,7 @@ std::string_view bytes_of(nb::handle value) {
 std::string_view text_of(nb::handle value, nb::object& owner) {
     if (PyUnicode_Check(value.ptr())) return utf8_of(value, owner);
     if (PyBytes_Check(value.ptr())) return bytes_of(value);
-    owner = nb::steal(PyMemoryView_FromObject(value.ptr()));
-    if (!owner.is_valid()) throw nb::python_error();
+    owner = checked(PyMemoryView_FromObject(value.ptr()));
     const Py_buffer* buffer = PyMemoryView_GET_BUFFER(owner.ptr());
     if (!PyBuffer_IsContiguous(buffer, 'C')) throw nb::value_error("text must be contiguous in memory");
     return {static_cast<const char*>(buffer->buf), static_cast<size_t>(buffer->len)};
@@ -153,26 +152,23 @@ class Core {
     nb::object decode_bytes(nb::handle tokens) const {
         const IdBuffer ids = ids_of(tokens);
         const size_t size = measured(ids).bytes;
-        nb::object result = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
-        if (!result.is_valid()) throw nb::python_error();
+        nb::object result = checked(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
         decoder_.write({ids.data(), ids.size()}, PyBytes_AS_STRING(result.ptr()), size);
         return result;
     }
 
     nb::object decode_text(nb::handle tokens, const char* errors) const {
         const IdBuffer ids = ids_of(tokens);
-        const Decoder::Size size = measured(ids);
         const std::span<const uint32_t> all(ids.data(), ids.size());
-        nb::object result;
-        if (size.is_ascii) {
-            result = nb::steal(PyUnicode_New(static_cast<Py_ssize_t>(size.bytes), 127));
-            if (result.is_valid()) decoder_.write(all, reinterpret_cast<char*>(PyUnicode_1BYTE_DATA(result.ptr())), size.bytes);
-        } else {
+        const Decoder::Size size = measured(ids);
+        const Py_ssize_t bytes = static_cast<Py_ssize_t>(size.bytes);
+        if (!size.is_ascii) {
             ByteBuffer utf8;
             decoder_.write(all, utf8.room(size.bytes), size.bytes);
-            result = nb::steal(PyUnicode_DecodeUTF8(utf8.data(), static_cast<Py_ssize_t>(size.bytes), errors));
+            return checked(PyUnicode_DecodeUTF8(utf8.data(), bytes, errors));
         }
-        if (!result.is_valid()) throw nb::python_error();
+        nb::object result = checked(PyUnicode_New(bytes, 0x7F));
+        decoder_.write(all, static_cast<char*>(PyUnicode_DATA(result.ptr())), size.bytes);
         return result;
     }
 
@@ -279,8 +275,7 @@ class Core {
             throw nb::type_error("expected a sequence of texts, got one text: put it in a list");
         }
         // A tuple keeps the texts, whatever another thread does to a list while this one works without the GIL.
-        nb::object all = nb::steal(PySequence_Tuple(documents.ptr()));
-        if (!all.is_valid()) throw nb::python_error();
+        nb::object all = checked(PySequence_Tuple(documents.ptr()));
         owners.push_back(all);
         std::vector<std::string_view> texts(static_cast<size_t>(PyTuple_GET_SIZE(all.ptr())));
         for (size_t i = 0; i < texts.size(); ++i) {

@@ -15,6 +15,12 @@
 
 namespace llmfast {
 
+// A new reference as an object; throws the exception that is set where there is none.
+inline nanobind::object checked(PyObject* made) {
+    if (!made) throw nanobind::python_error();
+    return nanobind::steal(made);
+}
+
 // The int objects of ids, each made when it is first asked for and kept until the process ends: 40 bytes an id that was
 // ever in a list. Each has more references than lists could ever give back (from Python 3.12 on it is immortal): an id
 // in a list costs no counting, and threads without a GIL do not meet at it. Made in the order of their first use, those
@@ -35,8 +41,7 @@ class KeptInts {
         static std::mutex guard;
         const std::lock_guard lock(guard);
         if (PyObject* const kept = ints_[id]) return kept;
-        PyObject* const made = PyLong_FromUnsignedLong(id);
-        if (!made) throw nanobind::python_error();
+        PyObject* const made = checked(PyLong_FromUnsignedLong(id)).release().ptr();
         Py_SET_REFCNT(made, kReferences);
         return ints_[id] = made;
     }
@@ -47,8 +52,7 @@ class KeptInts {
 
 inline nanobind::list list_of(const IdBuffer& ids) {
     const Py_ssize_t count = static_cast<Py_ssize_t>(ids.size());
-    nanobind::list list = nanobind::steal<nanobind::list>(PyList_New(count));
-    if (!list.is_valid()) throw nanobind::python_error();
+    nanobind::list list = nanobind::borrow<nanobind::list>(checked(PyList_New(count)));
     for (Py_ssize_t i = 0; i < count; ++i) PyList_SET_ITEM(list.ptr(), i, KeptInts::get(ids.data()[i]));
     return list;
 }
@@ -79,10 +83,7 @@ inline uint32_t as_id(PyObject* value) {
         if (id < 0 || id > UINT32_MAX) throw_no_id(value);
         return static_cast<uint32_t>(id);
     }
-    PyObject* exact = PyNumber_Index(nanobind::borrow(value).ptr());  // NumPy's integers and the like
-    if (!exact) throw nanobind::python_error();
-    const nanobind::object owner = nanobind::steal(exact);
-    return as_id(exact);
+    return as_id(checked(PyNumber_Index(nanobind::borrow(value).ptr())).ptr());  // NumPy's integers and the like
 }
 
 template <typename T>
@@ -129,9 +130,7 @@ inline bool append_array(nanobind::handle tokens, IdBuffer& ids) {
 inline IdBuffer ids_of(nanobind::handle tokens) {
     IdBuffer ids;
     if (!PyList_CheckExact(tokens.ptr()) && append_array(tokens, ids)) return ids;
-    const nanobind::object fast =
-        nanobind::steal(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
-    if (!fast.is_valid()) throw nanobind::python_error();
+    const nanobind::object fast = checked(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
     const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
     constexpr Py_ssize_t kAhead = 48;  // ints are objects all over memory: asked for early, a list takes a sixth less
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
