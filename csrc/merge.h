@@ -5,22 +5,11 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
+#include "merge_long.h"
 #include "pair_table.h"
 
 namespace llmfast {
-
-// Arrays that merging long pieces reuses.
-struct MergeQueue {
-    std::vector<uint32_t> next, previous, rank;
-    std::vector<uint64_t> queue;
-};
-
-struct MergeScratch {
-    std::vector<uint32_t> source, window, starts, done_starts;
-    MergeQueue queue;
-};
 
 // A piece as parts, at least one of them; merging changes both.
 struct Piece {
@@ -30,6 +19,9 @@ struct Piece {
 
 // One token a byte; false for a byte that is none.
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out);
+
+// Beside the id of a part: no token reaches over the beginning of this part.
+constexpr uint32_t kCut = 1u << 31;
 
 // Writes the parts that merging a piece starts from to `out`, which has room for one a byte: characters where they are
 // certain to come about, else bytes. Returns how many. Throws std::invalid_argument for a byte that is no token.
