@@ -36,6 +36,7 @@ namespace {
 size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = at + piece.size();
+    const bool to_cut = piece.size() > kMostLaneParts;
     size_t count = 0;
     bool free_before = true;
     uint32_t cut = 0;
@@ -56,8 +57,11 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
         out[first] |= cut;
         if (behind == end) break;
         const Character next = character_at(behind, end);
-        const bool adjoin = !free_behind || (character.size == 1 && next.size == 1) || pairs.may_adjoin(character.point, next.point);
-        cut = adjoin ? 0 : kCut;
+        if (to_cut) {
+            const bool is_ascii = character.size == 1 && next.size == 1;
+            const bool may_merge = !free_behind || is_ascii || pairs.may_adjoin(character.point, next.point);
+            cut = may_merge ? 0 : kCut;
+        }
         free_before = free_behind;
         character = next;
         at = behind;
@@ -69,6 +73,18 @@ bool is_ascii(std::string_view piece) {
     return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
+// Where the stretch that begins at `from` ends: with the piece, or else where it may be cut, if possible before it becomes
+// too long for a lane.
+size_t end_of_stretch(const uint32_t* ids, size_t from, size_t parts) {
+    if (parts - from <= kMostLaneParts) return parts;
+    size_t last = 0;
+    for (size_t at = from + 1; at < parts; ++at) {
+        if (last != 0 && at - from > kMostLaneParts) return last;
+        if (ids[at] & kCut) last = at;
+    }
+    return last != 0 && parts - from > kMostLaneParts ? last : parts;
+}
+
 // Stretches of pieces between which nothing merges, to be merged together.
 class Stretches {
   public:
@@ -77,6 +93,7 @@ class Stretches {
     // Adds a stretch, whose ids follow those of `piece` once they are merged.
     void add(uint32_t* ids, size_t count, Piece& piece) {
         if (count_ == kMost) merge();
+        ids[0] &= ~kCut;
         all_[count_] = {ids, count};
         pieces_[count_++] = &piece;
     }
@@ -89,15 +106,17 @@ class Stretches {
         for (size_t& each : ends) end += std::exchange(each, end);
         for (size_t i = 0; i < count_; ++i) ordered[ends[class_of(all_[i])]++] = &all_[i];
         const size_t first = ends[1], behind = has_lanes() ? ends[kMostLaneParts] : first;
-        for (size_t at = first; at < behind; at += kLanes) merge_lanes(pairs_, ordered + at, std::min(kLanes, behind - at));
+        merge_lanes(pairs_, {ordered + first, behind - first});
         for (size_t i = behind; i < count_; ++i) {
             Piece& one = *ordered[i];
+            for (size_t at = 0; at < one.count; ++at) one.ids[at] &= ~kCut;
             one.count = one.count <= kMostLaneParts ? merge_short(pairs_, one.ids, one.count)
                                                     : merge_long(pairs_, one.ids, one.count, scratch_);
         }
         for (size_t i = 0; i < count_; ++i) {
             Piece& piece = *pieces_[i];
-            std::copy_n(all_[i].ids, all_[i].count, piece.ids + piece.count);
+            uint32_t* const to = piece.ids + piece.count;
+            if (all_[i].ids != to) std::copy_n(all_[i].ids, all_[i].count, to);
             piece.count += all_[i].count;
         }
         count_ = 0;
@@ -129,8 +148,7 @@ void merge_parts(const PairTable& pairs, std::span<Piece> pieces, MergeScratch& 
     for (Piece& piece : pieces) {
         const size_t parts = std::exchange(piece.count, 0);
         for (size_t from = 0, to; from < parts; from = to) {
-            for (to = from + 1; to < parts && !(piece.ids[to] & kCut);) ++to;
-            piece.ids[from] &= ~kCut;
+            to = end_of_stretch(piece.ids, from, parts);
             stretches.add(piece.ids + from, to - from, piece);
         }
     }

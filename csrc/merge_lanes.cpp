@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <utility>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wuninitialized"        // GCC 12 finds such in its own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define LLMFAST_LANES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,bmi,bmi2,popcnt,lzcnt")))
 #define LLMFAST_IN_LANES LLMFAST_LANES __attribute__((always_inline))
 
@@ -68,6 +71,128 @@ LLMFAST_IN_LANES inline Lanes place_of_highest(Lanes bits) {
     return _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(bits));
 }
 
+// Sixteen rows to sixteen columns: what differs in one bit of both numbers changes places, bit by bit.
+LLMFAST_IN_LANES inline void transpose(Lanes* rows) {
+    const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+    for (size_t bit = 1; bit < kLanes; bit *= 2) {
+        const Lanes bits = _mm512_set1_epi32(static_cast<int>(bit));
+        const __mmask16 odd = _mm512_test_epi32_mask(lane, bits);
+        const Lanes moved = _mm512_add_epi32(_mm512_sub_epi32(lane, bits), _mm512_set1_epi32(16));
+        const Lanes first = _mm512_mask_mov_epi32(lane, odd, moved);                               // of a, and of b moved up
+        const Lanes second = _mm512_mask_mov_epi32(_mm512_add_epi32(lane, bits), odd, _mm512_add_epi32(lane, _mm512_set1_epi32(16)));
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kLanes; ++i) {
+            if (i & bit) continue;
+            const Lanes a = rows[i], b = rows[i | bit];
+            rows[i] = _mm512_permutex2var_epi32(a, first, b);
+            rows[i | bit] = _mm512_permutex2var_epi32(a, second, b);
+        }
+    }
+}
+
+// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the next.
+class LaneMerge {
+  public:
+    LLMFAST_IN_LANES inline void start(const PairPlaces& places, Piece* const* pieces, size_t count) {
+        pieces_ = pieces;
+        count_ = count;
+        rows_ = 0;
+        for (size_t i = 0; i < count; ++i) rows_ = std::max(rows_, pieces[i]->count);
+        alignas(64) uint32_t left_of[kLanes] = {};
+        for (size_t i = 0; i < count; ++i) left_of[i] = ~0u >> (32 - pieces[i]->count);
+        left_ = _mm512_load_si512(left_of);
+        Lanes all = _mm512_setzero_si512();
+        for (size_t from = 0; from < rows_; from += kLanes) {
+            Lanes* const rows = ids_ + from;
+            for (size_t i = 0; i < kLanes; ++i) {
+                rows[i] = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(left_of[i] >> from), i < count ? pieces[i]->ids + from : nullptr);
+                rows[i] = _mm512_and_si512(rows[i], _mm512_set1_epi32(static_cast<int>(~kCut)));
+                all = _mm512_or_si512(all, rows[i]);
+            }
+            transpose(rows);
+        }
+        const bool all_low = !_mm512_cmpge_epu32_mask(all, _mm512_set1_epi32(256));
+        best_ = no_key();
+        for (size_t row = 0; row + 1 < rows_; ++row) {
+            const __mmask16 wanted = _mm512_test_epi32_mask(left_, _mm512_set1_epi32(static_cast<int>(2u << row)));
+            const Lanes here = _mm512_set1_epi32(static_cast<int>(row));
+            if (all_low) {
+                const Lanes at = _mm512_or_si512(_mm512_slli_epi32(ids_[row], 8), ids_[row + 1]);
+                keys_[row] = key_of(_mm512_mask_i32gather_epi32(no_key(), wanted, at, places.low_pairs, 4), here);
+            } else {
+                keys_[row] = find(places, {ids_[row], ids_[row + 1], here, wanted});
+            }
+            best_ = _mm512_min_epu32(best_, keys_[row]);
+        }
+    }
+
+    // Merges the next pair of each piece; false if there is none in any.
+    LLMFAST_IN_LANES inline bool step(const PairPlaces& places) {
+        const Lanes zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
+        const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __mmask16 busy = _mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29));
+        if (!busy) return false;
+        const Lanes row = _mm512_mask_and_epi32(no_key(), busy, best_, _mm512_set1_epi32(31));
+        const Lanes merged = _mm512_srli_epi32(best_, 5);
+        const Lanes bit = _mm512_sllv_epi32(one, row);  // 0 in a lane that is done
+        const Lanes above = _mm512_and_si512(left_, _mm512_sub_epi32(zero, _mm512_add_epi32(bit, bit)));
+        const Lanes gone = lowest_bit(above);
+        const Lanes behind = _mm512_xor_si512(above, gone);
+        const Lanes before = _mm512_and_si512(left_, _mm512_sub_epi32(bit, one));
+        const __mmask16 has_behind = _mm512_mask_test_epi32_mask(busy, behind, behind);
+        const __mmask16 has_before = _mm512_mask_test_epi32_mask(busy, before, before);
+        left_ = _mm512_xor_si512(left_, gone);
+
+        const auto flat = [&](Lanes place) LLMFAST_IN_LANES { return _mm512_add_epi32(_mm512_slli_epi32(place, 4), lane); };
+        const Lanes gone_row = place_of_highest(gone);  // -1 where there is none
+        const Lanes previous_row = _mm512_mask_mov_epi32(no_key(), has_before, place_of_highest(before));
+        _mm512_mask_i32scatter_epi32(ids_, busy, flat(row), merged, 4);
+        const Lanes next_id = _mm512_mask_i32gather_epi32(zero, has_behind, flat(place_of_highest(lowest_bit(behind))), ids_, 4);
+        const Lanes previous_id = _mm512_mask_i32gather_epi32(zero, has_before, flat(previous_row), ids_, 4);
+        const Lanes key = find(places, {merged, next_id, row, has_behind});
+        const Lanes previous_key = find(places, {previous_id, merged, previous_row, has_before});
+
+        best_ = no_key();
+        for (size_t i = 0; i + 1 < rows_; ++i) {
+            const Lanes here = _mm512_set1_epi32(static_cast<int>(i));
+            Lanes renewed = keys_[i];
+            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(row, here), key);
+            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(gone_row, here), no_key());
+            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(previous_row, here), previous_key);
+            keys_[i] = renewed;
+            best_ = _mm512_min_epu32(best_, renewed);
+        }
+        return true;
+    }
+
+    // Packs the ids that are left.
+    LLMFAST_IN_LANES inline void finish() {
+        alignas(64) uint32_t left_of[kLanes];
+        _mm512_store_si512(left_of, left_);
+        for (size_t i = 0; i < count_; ++i) pieces_[i]->count = 0;
+        for (size_t from = 0; from < rows_; from += kLanes) {
+            Lanes* const rows = ids_ + from;
+            transpose(rows);
+            for (size_t i = 0; i < count_; ++i) {
+                Piece& piece = *pieces_[i];
+                const __mmask16 left = static_cast<__mmask16>(left_of[i] >> from);
+                const unsigned kept = static_cast<unsigned>(std::popcount(static_cast<uint32_t>(left)));
+                const Lanes packed = _mm512_maskz_compress_epi32(left, rows[i]);
+                _mm512_mask_storeu_epi32(piece.ids + piece.count, static_cast<__mmask16>((1u << kept) - 1), packed);
+                piece.count += kept;
+            }
+        }
+    }
+
+  private:
+    Piece* const* pieces_;
+    size_t count_, rows_;
+    Lanes left_;  // a bit for each row: whether a part starts there
+    Lanes best_;
+    Lanes ids_[kMostLaneParts], keys_[kMostLaneParts];
+};
+
 }  // namespace
 
 bool has_lanes() {
@@ -79,82 +204,30 @@ bool has_lanes() {
     return has;
 }
 
-// A row holds the parts that stand at one place of their pieces, or their keys.
-LLMFAST_LANES void merge_lanes(const PairTable& pairs, Piece* const* pieces, size_t count) {
+// Some groups in turn: while one waits for memory, the others go on.
+LLMFAST_LANES void merge_lanes(const PairTable& pairs, std::span<Piece* const> pieces) {
+    constexpr size_t kGroups = 3;
     const PairPlaces places = pairs.places();
-    const Lanes zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
-    const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    Lanes ids[kMostLaneParts + 1], keys[kMostLaneParts];
-    uint32_t* const flat = reinterpret_cast<uint32_t*>(ids);
-
-    size_t rows = 0;
-    for (size_t i = 0; i < count; ++i) rows = std::max(rows, pieces[i]->count);
-    std::fill_n(ids, rows + 1, zero);
-    alignas(64) uint32_t left_of[kLanes] = {};
-    uint32_t all = 0;
-    for (size_t i = 0; i < count; ++i) {
-        left_of[i] = ~0u >> (32 - pieces[i]->count);
-        for (size_t row = 0; row < pieces[i]->count; ++row) {
-            const uint32_t id = pieces[i]->ids[row];
-            flat[row * kLanes + i] = id;
-            all |= id;
+    LaneMerge groups[kGroups];
+    LaneMerge* working[kGroups];
+    const auto start_next = [&](LaneMerge& group) LLMFAST_IN_LANES {
+        if (pieces.empty()) return false;
+        const size_t count = std::min(kLanes, pieces.size());
+        group.start(places, pieces.data(), count);
+        pieces = pieces.subspan(count);
+        return true;
+    };
+    size_t busy = 0;
+    for (; busy < kGroups && start_next(groups[busy]); ++busy) working[busy] = &groups[busy];
+    while (busy > 0) {
+        for (size_t i = 0; i < busy;) {
+            if (working[i]->step(places)) {
+                ++i;
+            } else {
+                working[i]->finish();
+                if (!start_next(*working[i])) std::swap(working[i], working[--busy]);
+            }
         }
-    }
-    Lanes left = _mm512_load_si512(left_of);  // a bit for each row: whether a part is left there
-
-    Lanes best = no_key();
-    for (size_t row = 0; row + 1 < rows; ++row) {
-        const __mmask16 wanted = _mm512_test_epi32_mask(left, _mm512_set1_epi32(static_cast<int>(2u << row)));
-        const Lanes here = _mm512_set1_epi32(static_cast<int>(row));
-        if (all < 256) {
-            const Lanes at = _mm512_or_si512(_mm512_slli_epi32(ids[row], 8), ids[row + 1]);
-            keys[row] = key_of(_mm512_mask_i32gather_epi32(no_key(), wanted, at, places.low_pairs, 4), here);
-        } else {
-            keys[row] = find(places, {ids[row], ids[row + 1], here, wanted});
-        }
-        best = _mm512_min_epu32(best, keys[row]);
-    }
-
-    while (const __mmask16 busy = _mm512_cmplt_epu32_mask(best, _mm512_set1_epi32(1 << 29))) {
-        const Lanes row = _mm512_mask_and_epi32(no_key(), busy, best, _mm512_set1_epi32(31));
-        const Lanes merged = _mm512_srli_epi32(best, 5);
-        const Lanes bit = _mm512_sllv_epi32(one, row);  // 0 in a lane that is done
-        const Lanes above = _mm512_and_si512(left, _mm512_sub_epi32(zero, _mm512_add_epi32(bit, bit)));
-        const Lanes gone = lowest_bit(above);
-        const Lanes behind = _mm512_xor_si512(above, gone);
-        const Lanes before = _mm512_and_si512(left, _mm512_sub_epi32(bit, one));
-        const __mmask16 has_behind = _mm512_mask_test_epi32_mask(busy, behind, behind);
-        const __mmask16 has_before = _mm512_mask_test_epi32_mask(busy, before, before);
-        left = _mm512_xor_si512(left, gone);
-
-        const auto flat_at = [&](Lanes place) LLMFAST_IN_LANES { return _mm512_add_epi32(_mm512_slli_epi32(place, 4), lane); };
-        const Lanes gone_row = place_of_highest(gone);  // -1 where there is none
-        const Lanes previous_row = _mm512_mask_mov_epi32(no_key(), has_before, place_of_highest(before));
-        _mm512_mask_i32scatter_epi32(ids, busy, flat_at(row), merged, 4);
-        const Lanes next_id = _mm512_mask_i32gather_epi32(zero, has_behind, flat_at(place_of_highest(lowest_bit(behind))), ids, 4);
-        const Lanes previous_id = _mm512_mask_i32gather_epi32(zero, has_before, flat_at(previous_row), ids, 4);
-        const Lanes key = find(places, {merged, next_id, row, has_behind});
-        const Lanes previous_key = find(places, {previous_id, merged, previous_row, has_before});
-
-        best = no_key();
-        for (size_t i = 0; i + 1 < rows; ++i) {
-            const Lanes here = _mm512_set1_epi32(static_cast<int>(i));
-            Lanes renewed = keys[i];
-            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(row, here), key);
-            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(gone_row, here), no_key());
-            renewed = _mm512_mask_mov_epi32(renewed, _mm512_cmpeq_epi32_mask(previous_row, here), previous_key);
-            keys[i] = renewed;
-            best = _mm512_min_epu32(best, renewed);
-        }
-    }
-
-    _mm512_store_si512(left_of, left);
-    for (size_t i = 0; i < count; ++i) {
-        size_t kept = 0;
-        for (uint32_t rest = left_of[i]; rest; rest &= rest - 1) {
-            pieces[i]->ids[kept++] = flat[static_cast<size_t>(std::countr_zero(rest)) * kLanes + i];
-        }
-        pieces[i]->count = kept;
     }
 }
 
@@ -165,7 +238,7 @@ LLMFAST_LANES void merge_lanes(const PairTable& pairs, Piece* const* pieces, siz
 namespace llmfast {
 
 bool has_lanes() { return false; }
-void merge_lanes(const PairTable&, Piece* const*, size_t) {}
+void merge_lanes(const PairTable&, std::span<Piece* const>) {}
 
 }  // namespace llmfast
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "merge.h"
 #include "pair_table.h"
@@ -15,7 +16,7 @@ constexpr size_t kMostLaneParts = 32;
 // Whether this machine can.
 bool has_lanes();
 
-// Merges 1 to 16 pieces of 1 to 32 parts.
-void merge_lanes(const PairTable& pairs, Piece* const* pieces, size_t count);
+// Merges pieces of 1 to 32 parts, which are best sorted by how many.
+void merge_lanes(const PairTable& pairs, std::span<Piece* const> pieces);
 
 }  // namespace llmfast
