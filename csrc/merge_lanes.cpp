@@ -17,51 +17,57 @@ namespace {
 
 using Lanes = __m512i;  // a number of 32 bits for each piece
 
-// Pairs to look up, one a lane where `wanted` says so, and the rows that their keys are for.
-struct Pairs {
-    Lanes left, right, row;
-    __mmask16 wanted;
-};
-
 // A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row.
 LLMFAST_IN_LANES inline Lanes key_of(Lanes merged, Lanes row) { return _mm512_or_si512(_mm512_slli_epi32(merged, 5), row); }
 
 LLMFAST_IN_LANES inline Lanes no_key() { return _mm512_set1_epi32(-1); }  // above every key: ids have 24 bits
 
-// PairPlaces::find, and key_of what it finds.
-LLMFAST_IN_LANES inline Lanes find(const PairPlaces& places, const Pairs& pairs) {
-    const Lanes right_hash = _mm512_mullo_epi32(pairs.right, _mm512_set1_epi32(static_cast<int>(PairPlaces::kRight)));
-    const Lanes left_hash = _mm512_mullo_epi32(pairs.left, _mm512_set1_epi32(static_cast<int>(PairPlaces::kLeft)));
-    const Lanes upper = _mm512_and_si512(_mm512_add_epi32(left_hash, _mm512_srli_epi32(right_hash, 8)), _mm512_set1_epi32(0xFFFFFF));
-    const Lanes bucket = _mm512_srl_epi32(upper, _mm_cvtsi32_si128(places.shift));
-    const Lanes word = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), pairs.wanted, bucket, places.buckets, 2);
-    const Lanes low_byte = _mm512_and_si512(upper, _mm512_set1_epi32(0xFF));
-    const Lanes which = _mm512_srli_epi32(_mm512_add_epi32(low_byte, _mm512_add_epi32(low_byte, low_byte)), 7);
-    const Lanes likely_bit = _mm512_sllv_epi32(_mm512_set1_epi32(PairPlaces::kSeeds), which);
-    const __mmask16 likely = _mm512_test_epi32_mask(word, likely_bit);
+// PairPlaces::find for a pair in each lane that is `wanted`, in two steps, so that others can be done between asking for
+// memory and having it.
+class Finding {
+  public:
+    // Reads the words of the buckets. The pairs' keys will be for these rows.
+    LLMFAST_IN_LANES inline void read_words(const PairPlaces& places, Lanes left, Lanes right, Lanes row, __mmask16 wanted) {
+        const Lanes left_hash = _mm512_mullo_epi32(left, _mm512_set1_epi32(static_cast<int>(PairPlaces::kLeft)));
+        row_ = row;
+        right_ = right;
+        right_hash_ = _mm512_mullo_epi32(right, _mm512_set1_epi32(static_cast<int>(PairPlaces::kRight)));
+        upper_ = _mm512_and_si512(_mm512_add_epi32(left_hash, _mm512_srli_epi32(right_hash_, 8)), _mm512_set1_epi32(0xFFFFFF));
+        bucket_ = _mm512_srl_epi32(upper_, _mm_cvtsi32_si128(places.shift));
+        word_ = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), wanted, bucket_, places.buckets, 2);
+    }
 
-    const Lanes upper_tag = _mm512_and_si512(upper, _mm512_set1_epi32(0xFFFF));
-    const Lanes turned = _mm512_rorv_epi32(_mm512_xor_si512(right_hash, upper_tag), _mm512_and_si512(word, _mm512_set1_epi32(31)));
-    const Lanes flip = _mm512_slli_epi32(_mm512_srli_epi32(word, 5), 1);
-    const Lanes offset = _mm512_and_si512(_mm512_xor_si512(turned, flip), _mm512_set1_epi32(PairPlaces::kWindow - 1));
-    const Lanes at = _mm512_add_epi32(_mm512_add_epi32(bucket, bucket), offset);
-    const __m256i at_low = _mm512_castsi512_si256(at), at_high = _mm512_extracti64x4_epi64(at, 1);
-    const __m512i none = _mm512_setzero_si512();
-    const __m512i low = _mm512_mask_i32gather_epi64(none, static_cast<__mmask8>(likely), at_low, places.entries, 8);
-    const __m512i high = _mm512_mask_i32gather_epi64(none, static_cast<__mmask8>(likely >> 8), at_high, places.entries, 8);
+    // Reads the entries of the likely ones, and makes keys of the tokens that the pairs merge into.
+    LLMFAST_IN_LANES inline Lanes keys(const PairPlaces& places) const {
+        const Lanes low_byte = _mm512_and_si512(upper_, _mm512_set1_epi32(0xFF));
+        const Lanes which = _mm512_srli_epi32(_mm512_add_epi32(low_byte, _mm512_add_epi32(low_byte, low_byte)), 7);
+        const __mmask16 likely = _mm512_test_epi32_mask(word_, _mm512_sllv_epi32(_mm512_set1_epi32(PairPlaces::kSeeds), which));
+        const Lanes upper_tag = _mm512_and_si512(upper_, _mm512_set1_epi32(0xFFFF));
+        const Lanes turned = _mm512_rorv_epi32(_mm512_xor_si512(right_hash_, upper_tag), _mm512_and_si512(word_, _mm512_set1_epi32(31)));
+        const Lanes flip = _mm512_slli_epi32(_mm512_srli_epi32(word_, 5), 1);
+        const Lanes offset = _mm512_and_si512(_mm512_xor_si512(turned, flip), _mm512_set1_epi32(PairPlaces::kWindow - 1));
+        const Lanes at = _mm512_add_epi32(_mm512_add_epi32(bucket_, bucket_), offset);
+        const __m256i at_low = _mm512_castsi512_si256(at), at_high = _mm512_extracti64x4_epi64(at, 1);
+        const __m512i none = _mm512_setzero_si512();
+        const __m512i low = _mm512_mask_i32gather_epi64(none, static_cast<__mmask8>(likely), at_low, places.entries, 8);
+        const __m512i high = _mm512_mask_i32gather_epi64(none, static_cast<__mmask8>(likely >> 8), at_high, places.entries, 8);
 
-    // The entries' lower and upper halves.
-    const Lanes even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const Lanes entry_low = _mm512_permutex2var_epi32(low, even, high);
-    const Lanes entry_high = _mm512_permutex2var_epi32(low, _mm512_or_si512(even, _mm512_set1_epi32(1)), high);
-    const Lanes tag_low = _mm512_slli_epi32(pairs.right, 24);
-    const Lanes tag_high = _mm512_or_si512(_mm512_slli_epi32(upper_tag, 16), _mm512_srli_epi32(pairs.right, 8));
-    const Lanes merged = _mm512_xor_si512(entry_low, tag_low);
-    const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(likely, entry_high, tag_high);
-    const __mmask16 also = _mm512_mask_cmplt_epu32_mask(same, merged, _mm512_set1_epi32(1 << 24));
-    const __mmask16 found = _mm512_mask_test_epi32_mask(also, _mm512_or_si512(entry_low, entry_high), no_key());
-    return _mm512_mask_mov_epi32(no_key(), found, key_of(merged, pairs.row));
-}
+        // The entries' lower and upper halves.
+        const Lanes even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const Lanes entry_low = _mm512_permutex2var_epi32(low, even, high);
+        const Lanes entry_high = _mm512_permutex2var_epi32(low, _mm512_or_si512(even, _mm512_set1_epi32(1)), high);
+        const Lanes tag_low = _mm512_slli_epi32(right_, 24);
+        const Lanes tag_high = _mm512_or_si512(_mm512_slli_epi32(upper_tag, 16), _mm512_srli_epi32(right_, 8));
+        const Lanes merged = _mm512_xor_si512(entry_low, tag_low);
+        const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(likely, entry_high, tag_high);
+        const __mmask16 also = _mm512_mask_cmplt_epu32_mask(same, merged, _mm512_set1_epi32(1 << 24));
+        const __mmask16 found = _mm512_mask_test_epi32_mask(also, _mm512_or_si512(entry_low, entry_high), no_key());
+        return _mm512_mask_mov_epi32(no_key(), found, key_of(merged, row_));
+    }
+
+  private:
+    Lanes row_, right_, right_hash_, upper_, bucket_, word_;
+};
 
 LLMFAST_IN_LANES inline Lanes lowest_bit(Lanes bits) {
     return _mm512_and_si512(bits, _mm512_sub_epi32(_mm512_setzero_si512(), bits));
@@ -121,18 +127,21 @@ class LaneMerge {
                 const Lanes at = _mm512_or_si512(_mm512_slli_epi32(ids_[row], 8), ids_[row + 1]);
                 keys_[row] = key_of(_mm512_mask_i32gather_epi32(no_key(), wanted, at, places.low_pairs, 4), here);
             } else {
-                keys_[row] = find(places, {ids_[row], ids_[row + 1], here, wanted});
+                Finding finding;
+                finding.read_words(places, ids_[row], ids_[row + 1], here, wanted);
+                keys_[row] = finding.keys(places);
             }
             best_ = _mm512_min_epu32(best_, keys_[row]);
         }
     }
 
-    // Merges the next pair of each piece; false if there is none in any.
-    LLMFAST_IN_LANES inline bool step(const PairPlaces& places) {
+    LLMFAST_IN_LANES inline bool is_done() const { return !_mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29)); }
+
+    // Merging the next pair of each piece, in three steps: merges it and reads the words of the new pairs.
+    LLMFAST_IN_LANES inline void merge_best(const PairPlaces& places) {
         const Lanes zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
         const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const __mmask16 busy = _mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29));
-        if (!busy) return false;
         const Lanes row = _mm512_mask_and_epi32(no_key(), busy, best_, _mm512_set1_epi32(31));
         const Lanes merged = _mm512_srli_epi32(best_, 5);
         const Lanes bit = _mm512_sllv_epi32(one, row);  // 0 in a lane that is done
@@ -150,9 +159,22 @@ class LaneMerge {
         _mm512_mask_i32scatter_epi32(ids_, busy, flat(row), merged, 4);
         const Lanes next_id = _mm512_mask_i32gather_epi32(zero, has_behind, flat(place_of_highest(lowest_bit(behind))), ids_, 4);
         const Lanes previous_id = _mm512_mask_i32gather_epi32(zero, has_before, flat(previous_row), ids_, 4);
-        const Lanes key = find(places, {merged, next_id, row, has_behind});
-        const Lanes previous_key = find(places, {previous_id, merged, previous_row, has_before});
+        behind_.read_words(places, merged, next_id, row, has_behind);
+        before_.read_words(places, previous_id, merged, previous_row, has_before);
+        row_ = row;
+        gone_row_ = gone_row;
+        previous_row_ = previous_row;
+    }
 
+    // Reads the entries of the new pairs.
+    LLMFAST_IN_LANES inline void find_keys(const PairPlaces& places) {
+        key_ = behind_.keys(places);
+        previous_key_ = before_.keys(places);
+    }
+
+    // Puts their keys in and finds the smallest ones.
+    LLMFAST_IN_LANES inline void find_best() {
+        const Lanes row = row_, gone_row = gone_row_, previous_row = previous_row_, key = key_, previous_key = previous_key_;
         best_ = no_key();
         for (size_t i = 0; i + 1 < rows_; ++i) {
             const Lanes here = _mm512_set1_epi32(static_cast<int>(i));
@@ -163,7 +185,6 @@ class LaneMerge {
             keys_[i] = renewed;
             best_ = _mm512_min_epu32(best_, renewed);
         }
-        return true;
     }
 
     // Packs the ids that are left.
@@ -190,6 +211,8 @@ class LaneMerge {
     size_t count_, rows_;
     Lanes left_;  // a bit for each row: whether a part starts there
     Lanes best_;
+    Lanes row_, gone_row_, previous_row_, key_, previous_key_;
+    Finding behind_, before_;
     Lanes ids_[kMostLaneParts], keys_[kMostLaneParts];
 };
 
@@ -220,8 +243,11 @@ LLMFAST_LANES void merge_lanes(const PairTable& pairs, std::span<Piece* const> p
     size_t busy = 0;
     for (; busy < kGroups && start_next(groups[busy]); ++busy) working[busy] = &groups[busy];
     while (busy > 0) {
+        for (size_t i = 0; i < busy; ++i) working[i]->merge_best(places);
+        for (size_t i = 0; i < busy; ++i) working[i]->find_keys(places);
+        for (size_t i = 0; i < busy; ++i) working[i]->find_best();
         for (size_t i = 0; i < busy;) {
-            if (working[i]->step(places)) {
+            if (!working[i]->is_done()) {
                 ++i;
             } else {
                 working[i]->finish();
