@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "merge_lanes.h"
-#include "merge_short.h"
 #include "unicode.h"
 
 namespace llmfast {
@@ -105,13 +104,9 @@ class Stretches {
         size_t end = 0;
         for (size_t& each : ends) end += std::exchange(each, end);
         for (size_t i = 0; i < count_; ++i) ordered[ends[class_of(all_[i])]++] = &all_[i];
-        const size_t first = ends[1], behind = has_lanes() ? ends[kMostLaneParts] : first;
-        merge_lanes(pairs_, {ordered + first, behind - first});
-        for (size_t i = behind; i < count_; ++i) {
-            Piece& one = *ordered[i];
-            for (size_t at = 0; at < one.count; ++at) one.ids[at] &= ~kCut;
-            one.count = one.count <= kMostLaneParts ? merge_short(pairs_, one.ids, one.count)
-                                                    : merge_long(pairs_, one.ids, one.count, scratch_);
+        best_lane_merger()(pairs_.places(), {ordered + ends[1], ordered + ends[kMostLaneParts]});
+        for (size_t i = ends[kMostLaneParts]; i < count_; ++i) {
+            ordered[i]->count = merge_long(pairs_, ordered[i]->ids, ordered[i]->count, scratch_);
         }
         for (size_t i = 0; i < count_; ++i) {
             Piece& piece = *pieces_[i];

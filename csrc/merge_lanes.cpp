@@ -1,26 +1,180 @@
 #include "merge_lanes.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <utility>
 
+#include "newer_machines.h"
+#include "prefetch.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
+#define LLMFAST_AVX512 1
 #include <immintrin.h>
 #pragma GCC diagnostic ignored "-Wuninitialized"        // GCC 12 finds such in its own header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define LLMFAST_LANES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,bmi,bmi2,popcnt,lzcnt")))
 #define LLMFAST_IN_LANES LLMFAST_LANES __attribute__((always_inline))
+#endif
 
 namespace llmfast {
 namespace {
 
+// ---- Any machine.
+
+// A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row. Where there is no
+// pair, kNoToken makes a number of kNoKey and more.
+uint32_t key_of(uint32_t merged, size_t row) { return merged << 5 | static_cast<uint32_t>(row - 1); }
+constexpr uint32_t kNoKey = (kLargestId + 1) << 5;
+
+// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the next;
+// one row more, the first, takes what is written where there is no part.
+class PlainLanes {
+  public:
+    void start(const PairPlaces& places, std::span<Piece* const> pieces) {
+        pieces_ = pieces;
+        rows_ = pieces.back()->count;
+        for (const Piece* piece : pieces) rows_ = std::max(rows_, piece->count);
+        for (size_t row = 1; row <= rows_; ++row) std::fill_n(keys_[row], kLanes, kNoKey);
+        std::fill_n(left_, kLanes, 0);
+        for (size_t lane = 0; lane < pieces.size(); ++lane) {
+            const Piece& piece = *pieces[lane];
+            left_[lane] = ~0u >> (32 - piece.count);
+            uint32_t all = 0, likely = 0;
+            for (size_t i = 0; i < piece.count; ++i) all |= ids_[i + 1][lane] = piece.ids[i] & ~kCut;
+            for (size_t row = 1; row < piece.count; ++row) {
+                const uint32_t left = ids_[row][lane], right = ids_[row + 1][lane];
+                if (all < 256) {
+                    keys_[row][lane] = key_of(places.low_pairs[left << 8 | right], row);
+                } else {
+                    likely |= uint32_t{places.may_have(PairPlaces::upper(left, right))} << row;
+                }
+            }
+            for (; likely; likely &= likely - 1) {
+                const size_t row = static_cast<size_t>(std::countr_zero(likely));
+                keys_[row][lane] = key_of(places.find(ids_[row][lane], ids_[row + 1][lane]), row);
+            }
+        }
+        find_best();
+    }
+
+    bool is_done() const { return busy_ == 0; }
+
+    // Merging the next pair of each piece, in three steps: merges it.
+    void merge_best(const PairPlaces& places) {
+        wanted_ = 0;
+        for (uint32_t rest = busy_; rest; rest &= rest - 1) {
+            const size_t lane = static_cast<size_t>(std::countr_zero(rest));
+            const uint32_t bit = 1u << (best_[lane] & 31), merged = best_[lane] >> 5;
+            const uint32_t above = left_[lane] & (0 - 2 * bit), gone = above & (0 - above), behind = above ^ gone;
+            const uint32_t before = left_[lane] & (bit - 1);
+            left_[lane] ^= gone;
+            const size_t row = row_of(bit), previous_row = row_of(before);
+            new_pairs_.left[lane] = new_pairs_.right[kLanes + lane] = merged;
+            new_pairs_.right[lane] = ids_[row_of(behind & (0 - behind))][lane];
+            new_pairs_.left[kLanes + lane] = ids_[previous_row][lane];
+            new_pairs_.row[lane] = static_cast<uint32_t>(row);
+            new_pairs_.row[kLanes + lane] = static_cast<uint32_t>(previous_row);
+            wanted_ |= uint32_t{behind != 0} << lane | uint32_t{before != 0} << (kLanes + lane);
+            ids_[row][lane] = merged;
+            keys_[row][lane] = keys_[row_of(gone)][lane] = keys_[previous_row][lane] = kNoKey;
+        }
+        for (size_t i = 0; i < 2 * kLanes; ++i) {
+            new_pairs_.upper[i] = PairPlaces::upper(new_pairs_.left[i], new_pairs_.right[i]);
+            prefetch_line(places.buckets + places.bucket(new_pairs_.upper[i]));
+        }
+    }
+
+    // Looks the new pairs up: first whether they may be there, for most are not.
+    void find_keys(const PairPlaces& places) {
+        uint32_t likely = 0;
+        for (size_t i = 0; i < 2 * kLanes; ++i) likely |= uint32_t{places.may_have(new_pairs_.upper[i])} << i;
+        for (uint32_t rest = likely & wanted_; rest; rest &= rest - 1) {
+            const size_t i = static_cast<size_t>(std::countr_zero(rest));
+            const uint32_t merged = places.find_likely(new_pairs_.upper[i], new_pairs_.right[i]);
+            keys_[new_pairs_.row[i]][i % kLanes] = key_of(merged, new_pairs_.row[i]);
+        }
+    }
+
+    // Finds the smallest keys.
+    void find_best() {
+        std::fill_n(best_, kLanes, kNoKey);
+        for (size_t row = 1; row < rows_; ++row) {
+            for (size_t lane = 0; lane < kLanes; ++lane) best_[lane] = std::min(best_[lane], keys_[row][lane]);
+        }
+        busy_ = 0;
+        for (size_t lane = 0; lane < kLanes; ++lane) busy_ |= uint32_t{best_[lane] < kNoKey} << lane;
+    }
+
+    // Packs the ids that are left.
+    void finish() {
+        for (size_t lane = 0; lane < pieces_.size(); ++lane) {
+            Piece& piece = *pieces_[lane];
+            piece.count = 0;
+            for (uint32_t rest = left_[lane]; rest; rest &= rest - 1) piece.ids[piece.count++] = ids_[row_of(rest & (0 - rest))][lane];
+        }
+    }
+
+  private:
+    // The row of the highest bit; where there is none, the one row more.
+    static size_t row_of(uint32_t bits) { return static_cast<size_t>(std::bit_width(bits)); }
+
+    std::span<Piece* const> pieces_;
+    size_t rows_;
+    uint32_t left_[kLanes];   // a bit for each row: whether a part starts there
+    uint32_t busy_, wanted_;  // a bit for each lane; for each new pair, those with what is behind first
+    alignas(64) uint32_t best_[kLanes];
+    struct {
+        alignas(64) uint32_t left[2 * kLanes], right[2 * kLanes], upper[2 * kLanes], row[2 * kLanes];
+    } new_pairs_ = {};
+    alignas(64) uint32_t ids_[kMostLaneParts + 1][kLanes] = {};
+    alignas(64) uint32_t keys_[kMostLaneParts + 1][kLanes];
+};
+
+// Some groups of 16 in turn: while one waits for memory, the others go on.
+template <typename Group>
+void merge_in_turn(const PairPlaces& places, std::span<Piece* const> pieces) {
+    constexpr size_t kGroups = 4;
+    Group groups[kGroups];
+    Group* working[kGroups];
+    const auto start_next = [&](Group& group) {
+        if (pieces.empty()) return false;
+        const size_t count = std::min(kLanes, pieces.size());
+        group.start(places, pieces.first(count));
+        pieces = pieces.subspan(count);
+        return true;
+    };
+    size_t busy = 0;
+    for (; busy < kGroups && start_next(groups[busy]); ++busy) working[busy] = &groups[busy];
+    while (busy > 0) {
+        for (size_t i = 0; i < busy; ++i) working[i]->merge_best(places);
+        for (size_t i = 0; i < busy; ++i) working[i]->find_keys(places);
+        for (size_t i = 0; i < busy; ++i) working[i]->find_best();
+        for (size_t i = 0; i < busy;) {
+            if (!working[i]->is_done()) {
+                ++i;
+            } else {
+                working[i]->finish();
+                if (!start_next(*working[i])) std::swap(working[i], working[--busy]);
+            }
+        }
+    }
+}
+
+LLMFAST_NEWER void merge_newer(const PairPlaces& places, std::span<Piece* const> pieces) {
+    merge_in_turn<PlainLanes>(places, pieces);
+}
+
+#if LLMFAST_AVX512
+
+// ---- AVX-512: a vector is a row.
+
 using Lanes = __m512i;  // a number of 32 bits for each piece
 
-// A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row.
-LLMFAST_IN_LANES inline Lanes key_of(Lanes merged, Lanes row) { return _mm512_or_si512(_mm512_slli_epi32(merged, 5), row); }
+LLMFAST_IN_LANES inline Lanes keys_of(Lanes merged, Lanes row) { return _mm512_or_si512(_mm512_slli_epi32(merged, 5), row); }
 
-LLMFAST_IN_LANES inline Lanes no_key() { return _mm512_set1_epi32(-1); }  // above every key: ids have 24 bits
+LLMFAST_IN_LANES inline Lanes no_key() { return _mm512_set1_epi32(-1); }
 
 // PairPlaces::find for a pair in each lane that is `wanted`, in two steps, so that others can be done between asking for
 // memory and having it.
@@ -62,7 +216,7 @@ class Finding {
         const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(likely, entry_high, tag_high);
         const __mmask16 also = _mm512_mask_cmplt_epu32_mask(same, merged, _mm512_set1_epi32(1 << 24));
         const __mmask16 found = _mm512_mask_test_epi32_mask(also, _mm512_or_si512(entry_low, entry_high), no_key());
-        return _mm512_mask_mov_epi32(no_key(), found, key_of(merged, row_));
+        return _mm512_mask_mov_epi32(no_key(), found, keys_of(merged, row_));
     }
 
   private:
@@ -97,12 +251,12 @@ LLMFAST_IN_LANES inline void transpose(Lanes* rows) {
     }
 }
 
-// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the next.
-class LaneMerge {
+// PlainLanes by vectors, with a step in three parts.
+class VectorLanes {
   public:
-    LLMFAST_IN_LANES inline void start(const PairPlaces& places, Piece* const* pieces, size_t count) {
+    LLMFAST_LANES void start(const PairPlaces& places, std::span<Piece* const> pieces) {
         pieces_ = pieces;
-        count_ = count;
+        const size_t count = pieces.size();
         rows_ = 0;
         for (size_t i = 0; i < count; ++i) rows_ = std::max(rows_, pieces[i]->count);
         alignas(64) uint32_t left_of[kLanes] = {};
@@ -125,7 +279,7 @@ class LaneMerge {
             const Lanes here = _mm512_set1_epi32(static_cast<int>(row));
             if (all_low) {
                 const Lanes at = _mm512_or_si512(_mm512_slli_epi32(ids_[row], 8), ids_[row + 1]);
-                keys_[row] = key_of(_mm512_mask_i32gather_epi32(no_key(), wanted, at, places.low_pairs, 4), here);
+                keys_[row] = keys_of(_mm512_mask_i32gather_epi32(no_key(), wanted, at, places.low_pairs, 4), here);
             } else {
                 Finding finding;
                 finding.read_words(places, ids_[row], ids_[row + 1], here, wanted);
@@ -135,10 +289,10 @@ class LaneMerge {
         }
     }
 
-    LLMFAST_IN_LANES inline bool is_done() const { return !_mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29)); }
+    LLMFAST_LANES bool is_done() const { return !_mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29)); }
 
-    // Merging the next pair of each piece, in three steps: merges it and reads the words of the new pairs.
-    LLMFAST_IN_LANES inline void merge_best(const PairPlaces& places) {
+    // Merging the next pair of each piece, in three steps: merges it, and reads the words of the new pairs.
+    LLMFAST_LANES void merge_best(const PairPlaces& places) {
         const Lanes zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
         const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const __mmask16 busy = _mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29));
@@ -167,13 +321,13 @@ class LaneMerge {
     }
 
     // Reads the entries of the new pairs.
-    LLMFAST_IN_LANES inline void find_keys(const PairPlaces& places) {
+    LLMFAST_LANES void find_keys(const PairPlaces& places) {
         key_ = behind_.keys(places);
         previous_key_ = before_.keys(places);
     }
 
     // Puts their keys in and finds the smallest ones.
-    LLMFAST_IN_LANES inline void find_best() {
+    LLMFAST_LANES void find_best() {
         const Lanes row = row_, gone_row = gone_row_, previous_row = previous_row_, key = key_, previous_key = previous_key_;
         best_ = no_key();
         for (size_t i = 0; i + 1 < rows_; ++i) {
@@ -188,14 +342,14 @@ class LaneMerge {
     }
 
     // Packs the ids that are left.
-    LLMFAST_IN_LANES inline void finish() {
+    LLMFAST_LANES void finish() {
         alignas(64) uint32_t left_of[kLanes];
         _mm512_store_si512(left_of, left_);
-        for (size_t i = 0; i < count_; ++i) pieces_[i]->count = 0;
+        for (size_t i = 0; i < pieces_.size(); ++i) pieces_[i]->count = 0;
         for (size_t from = 0; from < rows_; from += kLanes) {
             Lanes* const rows = ids_ + from;
             transpose(rows);
-            for (size_t i = 0; i < count_; ++i) {
+            for (size_t i = 0; i < pieces_.size(); ++i) {
                 Piece& piece = *pieces_[i];
                 const __mmask16 left = static_cast<__mmask16>(left_of[i] >> from);
                 const unsigned kept = static_cast<unsigned>(std::popcount(static_cast<uint32_t>(left)));
@@ -207,8 +361,8 @@ class LaneMerge {
     }
 
   private:
-    Piece* const* pieces_;
-    size_t count_, rows_;
+    std::span<Piece* const> pieces_;
+    size_t rows_;
     Lanes left_;  // a bit for each row: whether a part starts there
     Lanes best_;
     Lanes row_, gone_row_, previous_row_, key_, previous_key_;
@@ -216,56 +370,30 @@ class LaneMerge {
     Lanes ids_[kMostLaneParts], keys_[kMostLaneParts];
 };
 
-}  // namespace
-
-bool has_lanes() {
-    static const bool has = [] {
-        __builtin_cpu_init();
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("bmi2");
-    }();
-    return has;
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("bmi2");
 }
-
-// Some groups in turn: while one waits for memory, the others go on.
-LLMFAST_LANES void merge_lanes(const PairTable& pairs, std::span<Piece* const> pieces) {
-    constexpr size_t kGroups = 3;
-    const PairPlaces places = pairs.places();
-    LaneMerge groups[kGroups];
-    LaneMerge* working[kGroups];
-    const auto start_next = [&](LaneMerge& group) LLMFAST_IN_LANES {
-        if (pieces.empty()) return false;
-        const size_t count = std::min(kLanes, pieces.size());
-        group.start(places, pieces.data(), count);
-        pieces = pieces.subspan(count);
-        return true;
-    };
-    size_t busy = 0;
-    for (; busy < kGroups && start_next(groups[busy]); ++busy) working[busy] = &groups[busy];
-    while (busy > 0) {
-        for (size_t i = 0; i < busy; ++i) working[i]->merge_best(places);
-        for (size_t i = 0; i < busy; ++i) working[i]->find_keys(places);
-        for (size_t i = 0; i < busy; ++i) working[i]->find_best();
-        for (size_t i = 0; i < busy;) {
-            if (!working[i]->is_done()) {
-                ++i;
-            } else {
-                working[i]->finish();
-                if (!start_next(*working[i])) std::swap(working[i], working[--busy]);
-            }
-        }
-    }
-}
-
-}  // namespace llmfast
-
-#else
-
-namespace llmfast {
-
-bool has_lanes() { return false; }
-void merge_lanes(const PairTable&, std::span<Piece* const>) {}
-
-}  // namespace llmfast
 
 #endif
+
+std::array<NamedLaneMerger, 4> find_lane_mergers() {
+    std::array<NamedLaneMerger, 4> found{};
+    size_t count = 0;
+#if LLMFAST_AVX512
+    __builtin_cpu_init();
+    if (has_avx512()) found[count++] = {"avx512", merge_in_turn<VectorLanes>};
+#endif
+    if (is_newer()) found[count++] = {"avx2", merge_newer};
+    found[count] = {"plain", merge_in_turn<PlainLanes>};
+    return found;
+}
+
+}  // namespace
+
+const NamedLaneMerger* lane_mergers() {
+    static const std::array<NamedLaneMerger, 4> found = find_lane_mergers();
+    return found.data();
+}
+
+}  // namespace llmfast

@@ -45,11 +45,21 @@ struct PairPlaces {
         return (std::rotr(right * kRight ^ upper, static_cast<int>(seed & 31)) ^ seed >> 5 << 1) % kWindow;
     }
 
+    // False for most pairs that do not merge.
+    bool may_have(uint32_t upper) const { return (buckets[bucket(upper)] & likely_bit(upper)) != 0; }
+
+    // The token that a pair that may be there merges into, or kNoToken: without a branch, for it would be guessed wrong.
+    uint32_t find_likely(uint32_t upper, uint32_t right) const {
+        const uint64_t pair = tag(upper, right);
+        const uint64_t entry = entries[2 * bucket(upper) + offset(pair, buckets[bucket(upper)])];
+        const uint32_t found = (entry != 0) & ((entry ^ pair) < (1u << 24));
+        return static_cast<uint32_t>(entry & 0xFFFFFF) | (found - 1);
+    }
+
+    // The token that `left` and `right` merge into, or kNoToken.
     uint32_t find(uint32_t left, uint32_t right) const {
-        const uint32_t up = upper(left, right), word = buckets[bucket(up)];
-        if (!(word & likely_bit(up))) return kNoToken;
-        const uint64_t pair = tag(up, right), entry = entries[2 * bucket(up) + offset(pair, word)];
-        return entry != 0 && (entry ^ pair) < (1u << 24) ? static_cast<uint32_t>(entry & 0xFFFFFF) : kNoToken;
+        const uint32_t up = upper(left, right);
+        return may_have(up) ? find_likely(up, right) : kNoToken;
     }
 };
 
