@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "newer_machines.h"
-#include "prefetch.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LLMFAST_AVX512 1
@@ -38,22 +37,27 @@ class PlainLanes {
         for (const Piece* piece : pieces) rows_ = std::max(rows_, piece->count);
         for (size_t row = 1; row <= rows_; ++row) std::fill_n(keys_[row], kLanes, kNoKey);
         std::fill_n(left_, kLanes, 0);
+        uint32_t all = 0;
         for (size_t lane = 0; lane < pieces.size(); ++lane) {
             const Piece& piece = *pieces[lane];
             left_[lane] = ~0u >> (32 - piece.count);
-            uint32_t all = 0, likely = 0;
             for (size_t i = 0; i < piece.count; ++i) all |= ids_[i + 1][lane] = piece.ids[i] & ~kCut;
-            for (size_t row = 1; row < piece.count; ++row) {
-                const uint32_t left = ids_[row][lane], right = ids_[row + 1][lane];
-                if (all < 256) {
-                    keys_[row][lane] = key_of(places.low_pairs[left << 8 | right], row);
-                } else {
-                    likely |= uint32_t{places.may_have(PairPlaces::upper(left, right))} << row;
+        }
+        for (size_t row = 1; row < rows_; ++row) {
+            uint32_t wanted = 0;
+            for (size_t lane = 0; lane < kLanes; ++lane) wanted |= (left_[lane] >> row & 1) << lane;
+            if (all < 256) {
+                for (; wanted; wanted &= wanted - 1) {
+                    const size_t lane = static_cast<size_t>(std::countr_zero(wanted));
+                    keys_[row][lane] = key_of(places.low_pairs[ids_[row][lane] << 8 | ids_[row + 1][lane]], row);
                 }
-            }
-            for (; likely; likely &= likely - 1) {
-                const size_t row = static_cast<size_t>(std::countr_zero(likely));
-                keys_[row][lane] = key_of(places.find(ids_[row][lane], ids_[row + 1][lane]), row);
+            } else {
+                std::copy_n(ids_[row], kLanes, new_pairs_.left);
+                std::copy_n(ids_[row + 1], kLanes, new_pairs_.right);
+                std::fill_n(new_pairs_.row, kLanes, static_cast<uint32_t>(row));
+                hash_new(places, kLanes);
+                wanted_ = wanted;
+                find_keys(places, kLanes);
             }
         }
         find_best();
@@ -80,16 +84,15 @@ class PlainLanes {
             ids_[row][lane] = merged;
             keys_[row][lane] = keys_[row_of(gone)][lane] = keys_[previous_row][lane] = kNoKey;
         }
-        for (size_t i = 0; i < 2 * kLanes; ++i) {
-            new_pairs_.upper[i] = PairPlaces::upper(new_pairs_.left[i], new_pairs_.right[i]);
-            prefetch_line(places.buckets + places.bucket(new_pairs_.upper[i]));
-        }
+        hash_new(places, 2 * kLanes);
     }
 
-    // Looks the new pairs up: first whether they may be there, for most are not.
-    void find_keys(const PairPlaces& places) {
+    // Looks the first `count` new pairs up: first whether they may be there, for most are not.
+    void find_keys(const PairPlaces& places, size_t count = 2 * kLanes) {
         uint32_t likely = 0;
-        for (size_t i = 0; i < 2 * kLanes; ++i) likely |= uint32_t{places.may_have(new_pairs_.upper[i])} << i;
+        for (size_t i = 0; i < count; ++i) {
+            likely |= uint32_t{(places.buckets[new_pairs_.bucket[i]] & new_pairs_.likely_bit[i]) != 0} << i;
+        }
         for (uint32_t rest = likely & wanted_; rest; rest &= rest - 1) {
             const size_t i = static_cast<size_t>(std::countr_zero(rest));
             const uint32_t merged = places.find_likely(new_pairs_.upper[i], new_pairs_.right[i]);
@@ -117,6 +120,14 @@ class PlainLanes {
     }
 
   private:
+    void hash_new(const PairPlaces& places, size_t count) {
+        for (size_t i = 0; i < count; ++i) {
+            const uint32_t upper = new_pairs_.upper[i] = PairPlaces::upper(new_pairs_.left[i], new_pairs_.right[i]);
+            new_pairs_.bucket[i] = upper >> places.shift;
+            new_pairs_.likely_bit[i] = PairPlaces::likely_bit(upper);
+        }
+    }
+
     // The row of the highest bit; where there is none, the one row more.
     static size_t row_of(uint32_t bits) { return static_cast<size_t>(std::bit_width(bits)); }
 
@@ -126,7 +137,8 @@ class PlainLanes {
     uint32_t busy_, wanted_;  // a bit for each lane; for each new pair, those with what is behind first
     alignas(64) uint32_t best_[kLanes];
     struct {
-        alignas(64) uint32_t left[2 * kLanes], right[2 * kLanes], upper[2 * kLanes], row[2 * kLanes];
+        alignas(64) uint32_t left[2 * kLanes], right[2 * kLanes], row[2 * kLanes];
+        alignas(64) uint32_t upper[2 * kLanes], bucket[2 * kLanes], likely_bit[2 * kLanes];
     } new_pairs_ = {};
     alignas(64) uint32_t ids_[kMostLaneParts + 1][kLanes] = {};
     alignas(64) uint32_t keys_[kMostLaneParts + 1][kLanes];
