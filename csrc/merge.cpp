@@ -1,6 +1,7 @@
 #include "merge.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -31,45 +32,53 @@ namespace {
 
 // One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
 // either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece that is
-// not UTF-8, where characters could end anywhere.
-size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
-    const uint8_t* at = reinterpret_cast<const uint8_t*>(piece.data());
-    const uint8_t* const end = at + piece.size();
-    const bool to_cut = piece.size() > kMostLaneParts;
+// not UTF-8, where characters could end anywhere. `mark_cuts`: with kCut between characters that no token has side by side.
+size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out, bool mark_cuts) {
+    const uint8_t* const begin = reinterpret_cast<const uint8_t*>(piece.data());
+    const uint8_t* const end = begin + piece.size();
+    const uint8_t* at = begin;
     size_t count = 0;
     bool free_before = true;
-    uint32_t cut = 0;
-    Character character = character_at(at, end);
+    uint32_t cut = 0, before = 0;
     while (at < end) {
-        if (character.size == 1 && *at >= 0x80) return 0;
-        const uint8_t* const behind = at + character.size;
-        const bool free_behind = behind == end || !pairs.straddles(behind[-1], *behind);
-        const uint32_t whole = character.size > 1 && free_before && free_behind ? pairs.character(character.point) : kNoToken;
-        const size_t first = count;
-        if (whole != kNoToken) {
-            out[count++] = whole;
-        } else {
-            const std::string_view bytes(reinterpret_cast<const char*>(at), character.size);
-            if (!byte_tokens(pairs, bytes, out + count)) throw_no_token(pairs, bytes);
-            count += bytes.size();
-        }
-        out[first] |= cut;
-        if (behind == end) break;
-        const Character next = character_at(behind, end);
-        if (to_cut) {
-            const bool is_ascii = character.size == 1 && next.size == 1;
-            const bool may_merge = !free_behind || is_ascii || pairs.may_adjoin(character.point, next.point);
+        uint32_t point = *at;
+        const size_t size = point < 0x80 ? 1 : multibyte_length(at, end, point);
+        if (size == 0) return 0;
+        if (mark_cuts) {
+            const bool may_merge = at == begin || !free_before || (before | point) < 0x80 || pairs.may_adjoin(before, point);
             cut = may_merge ? 0 : kCut;
+            before = point;
+        }
+        const bool free_behind = at + size == end || !pairs.straddles(at[size - 1], at[size]);
+        const uint32_t whole = size > 1 && free_before && free_behind ? pairs.character(point) : kNoToken;
+        if (whole != kNoToken) {
+            out[count++] = whole | cut;
+        } else {
+            const std::string_view bytes(reinterpret_cast<const char*>(at), size);
+            if (!byte_tokens(pairs, bytes, out + count)) throw_no_token(pairs, bytes);
+            out[count] |= cut;
+            count += size;
         }
         free_before = free_behind;
-        character = next;
-        at = behind;
+        at += size;
     }
     return count;
 }
 
 bool is_ascii(std::string_view piece) {
-    return std::none_of(piece.begin(), piece.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
+    uint64_t all = 0, word = 0;
+    const char* const last = piece.data() + piece.size() - 8;
+    if (piece.size() >= 8) {
+        for (const char* at = piece.data(); at < last; at += 8) {
+            std::memcpy(&word, at, 8);
+            all |= word;
+        }
+        std::memcpy(&word, last, 8);
+        all |= word;
+    } else {
+        for (const char byte : piece) all |= static_cast<uint8_t>(byte);
+    }
+    return (all & 0x8080808080808080) == 0;
 }
 
 // Where the stretch that begins at `from` ends: with the piece, or else where it may be cut, if possible before it becomes
@@ -132,7 +141,9 @@ class Stretches {
 
 size_t parts_of(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     if (!is_ascii(piece)) {
-        if (const size_t count = character_tokens(pairs, piece, out)) return count;
+        size_t count = character_tokens(pairs, piece, out, false);
+        if (count > kMostLaneParts) count = character_tokens(pairs, piece, out, true);
+        if (count > 0) return count;
     }
     if (!byte_tokens(pairs, piece, out)) throw_no_token(pairs, piece);
     return piece.size();
