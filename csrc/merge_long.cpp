@@ -101,18 +101,19 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
 size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
     constexpr size_t kMostRuns = 32, kMostSteps = 256, kWorthIt = 4;  // parts a run
     std::vector<Run>&runs = scratch.runs, &merged = scratch.merged_runs;
-    const auto append = [](std::vector<Run>& to, uint32_t id, size_t times) {
+    const auto append = [&merged](uint32_t id, size_t times) {
         if (times == 0) return;
-        if (!to.empty() && to.back().id == id) {
-            to.back().count += times;
+        if (!merged.empty() && merged.back().id == id) {
+            merged.back().count += times;
         } else {
-            to.push_back({id, times});
+            merged.push_back({id, times});
         }
     };
     runs.clear();
-    for (size_t i = 0; i < count; ++i) {
-        append(runs, ids[i], 1);
-        if (runs.size() > kMostRuns) return 0;
+    for (size_t from = 0, to; from < count; from = to) {
+        for (to = from + 1; to < count && ids[to] == ids[from];) ++to;
+        if (runs.size() == kMostRuns) return 0;
+        runs.push_back({ids[from], to - from});
     }
     if (runs.size() * kWorthIt > count) return 0;
     for (size_t step = 0; step < kMostSteps && runs.size() <= kMostRuns; ++step) {
@@ -132,21 +133,21 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
             return kept;
         }
         merged.clear();
-        for (size_t i = 0; i < at; ++i) append(merged, runs[i].id, runs[i].count);
+        for (size_t i = 0; i < at; ++i) append(runs[i].id, runs[i].count);
         const auto [id, times] = runs[at];
         if (within) {
             const bool at_once = pairs.find(best, best) > best && pairs.find(best, id) > best &&
                                  (at == 0 || pairs.find(runs[at - 1].id, best) > best);
             const size_t merges = at_once ? times / 2 : 1;
-            append(merged, best, merges);
-            append(merged, id, times - 2 * merges);
+            append(best, merges);
+            append(id, times - 2 * merges);
         } else {
-            append(merged, id, times - 1);
-            append(merged, best, 1);
+            append(id, times - 1);
+            append(best, 1);
             ++at;
-            append(merged, runs[at].id, runs[at].count - 1);
+            append(runs[at].id, runs[at].count - 1);
         }
-        for (size_t i = at + 1; i < runs.size(); ++i) append(merged, runs[i].id, runs[i].count);
+        for (size_t i = at + 1; i < runs.size(); ++i) append(runs[i].id, runs[i].count);
         runs.swap(merged);
     }
     return 0;

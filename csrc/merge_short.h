@@ -28,24 +28,23 @@ class ShortMerge {
         } else {
             for (size_t i = 0; i + 1 < count; ++i) keys_[i] = key_of(places.find(ids[i], ids[i + 1]), i);
         }
+        best_ = smallest();
     }
 
-    // Merges the next pair in place; false if there is none.
+    // Merges the next pair in place; false if there is none. The smallest of the keys that stay is found while the new ones
+    // are looked up.
     bool step(const PairPlaces& places) {
-        const uint32_t best = smallest();
-        if (best == kNone) return false;
-        const size_t place = static_cast<size_t>(best) & 63;
-        const size_t gone = next(place);
-        const uint32_t merged = ids_[place] = best >> 6;
+        if (best_ >= kNone) return false;
+        const size_t place = best_ & 63, gone = next(place);
+        const uint32_t merged = ids_[place] = best_ >> 6;
         left_ &= ~(1ull << gone);
         const size_t behind = next(place);
-        keys_[gone] = kNone;
-        keys_[place] = behind < 64 ? key_of(places.find(merged, ids_[behind]), place) : kNone;
         const uint64_t before = left_ & ((1ull << place) - 1);
-        if (before) {
-            const size_t previous = 63 - static_cast<size_t>(std::countl_zero(before));
-            keys_[previous] = key_of(places.find(ids_[previous], merged), previous);
-        }
+        const size_t previous = before ? 63 - static_cast<size_t>(std::countl_zero(before)) : place;
+        keys_[gone] = keys_[place] = keys_[previous] = kNone;
+        best_ = smallest();
+        if (behind < 64) renew(place, places.find(merged, ids_[behind]));
+        if (before) renew(previous, places.find(ids_[previous], merged));
         return true;
     }
 
@@ -61,10 +60,13 @@ class ShortMerge {
     }
 
   private:
-    static constexpr uint32_t kNone = UINT32_MAX;  // not below any key: ids have 24 bits
+    // Where there is no pair, kNoToken makes a number of kNone and more.
+    static constexpr uint32_t kNone = (kLargestId + 1) << 6;
+    static uint32_t key_of(uint32_t merged, size_t place) { return merged << 6 | static_cast<uint32_t>(place); }
 
-    static uint32_t key_of(uint32_t merged, size_t place) {
-        return merged == kNoToken ? kNone : merged << 6 | static_cast<uint32_t>(place);
+    void renew(size_t place, uint32_t merged) {
+        keys_[place] = key_of(merged, place);
+        best_ = std::min(best_, keys_[place]);
     }
     size_t next(size_t place) const {
         return static_cast<size_t>(std::countr_zero(left_ & (~1ull << place)));  // 64 where there is none
@@ -79,11 +81,12 @@ class ShortMerge {
 
     uint32_t* ids_;
     size_t count_;
+    uint32_t best_;
     uint64_t left_;  // a bit for each place: whether a part starts there
     uint32_t keys_[kMostShort];
 };
 
-inline size_t merge_short_anywhere(const PairPlaces& places, uint32_t* ids, size_t count, uint32_t* starts) {
+inline size_t merge_short_anywhere(PairPlaces places, uint32_t* ids, size_t count, uint32_t* starts) {
     ShortMerge merge;
     merge.start(places, ids, count);
     while (merge.step(places)) {
@@ -91,7 +94,7 @@ inline size_t merge_short_anywhere(const PairPlaces& places, uint32_t* ids, size
     return merge.finish(starts);
 }
 
-LLMFAST_NEWER inline size_t merge_short_newer(const PairPlaces& places, uint32_t* ids, size_t count, uint32_t* starts) {
+LLMFAST_NEWER inline size_t merge_short_newer(PairPlaces places, uint32_t* ids, size_t count, uint32_t* starts) {
     return merge_short_anywhere(places, ids, count, starts);
 }
 
