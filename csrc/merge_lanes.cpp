@@ -11,9 +11,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LLMFAST_AVX512 1
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wuninitialized"        // GCC 12 finds such in its own header
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 finds such in its own header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#define LLMFAST_LANES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,bmi,bmi2,popcnt,lzcnt")))
+#endif
+#define LLMFAST_LANES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt")))
 #define LLMFAST_IN_LANES LLMFAST_LANES __attribute__((always_inline))
 #endif
 
@@ -35,8 +37,10 @@ class PlainLanes {
         pieces_ = pieces;
         rows_ = pieces.back()->count;
         for (const Piece* piece : pieces) rows_ = std::max(rows_, piece->count);
-        for (size_t row = 1; row <= rows_; ++row) std::fill_n(keys_[row], kLanes, kNoKey);
+        std::fill_n(&ids_[0][0], (rows_ + 1) * kLanes, 0);
+        std::fill_n(&keys_[0][0], (rows_ + 1) * kLanes, kNoKey);
         std::fill_n(left_, kLanes, 0);
+        new_pairs_ = {};
         uint32_t all = 0;
         for (size_t lane = 0; lane < pieces.size(); ++lane) {
             const Piece& piece = *pieces[lane];
@@ -139,8 +143,8 @@ class PlainLanes {
     struct {
         alignas(64) uint32_t left[2 * kLanes], right[2 * kLanes], row[2 * kLanes];
         alignas(64) uint32_t upper[2 * kLanes], bucket[2 * kLanes], likely_bit[2 * kLanes];
-    } new_pairs_ = {};
-    alignas(64) uint32_t ids_[kMostLaneParts + 1][kLanes] = {};
+    } new_pairs_;
+    alignas(64) uint32_t ids_[kMostLaneParts + 1][kLanes];
     alignas(64) uint32_t keys_[kMostLaneParts + 1][kLanes];
 };
 
@@ -384,7 +388,7 @@ class VectorLanes {
 
 bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("bmi2");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("popcnt");
 }
 
 #endif
