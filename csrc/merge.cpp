@@ -113,10 +113,12 @@ class Stretches {
         size_t end = 0;
         for (size_t& each : ends) end += std::exchange(each, end);
         for (size_t i = 0; i < count_; ++i) ordered[ends[class_of(all_[i])]++] = &all_[i];
-        best_lane_merger()(pairs_.places(), {ordered + ends[1], ordered + ends[kMostLaneParts]});
-        for (size_t i = ends[kMostLaneParts]; i < count_; ++i) {
-            ordered[i]->count = merge_long(pairs_, ordered[i]->ids, ordered[i]->count, scratch_);
+        size_t done = ends[1];  // those of one part
+        if (ends[kMostLaneParts] - done >= kWorthLanes) {
+            best_lane_merger()(pairs_.places(), {ordered + done, ordered + ends[kMostLaneParts]});
+            done = ends[kMostLaneParts];
         }
+        for (; done < count_; ++done) ordered[done]->count = merge_long(pairs_, ordered[done]->ids, ordered[done]->count, scratch_);
         for (size_t i = 0; i < count_; ++i) {
             Piece& piece = *pieces_[i];
             uint32_t* const to = piece.ids + piece.count;
@@ -128,6 +130,7 @@ class Stretches {
 
   private:
     static constexpr size_t kMost = 512;
+    static constexpr size_t kWorthLanes = 4;  // pieces that take as long one by one
     static size_t class_of(const Piece& one) { return std::min(one.count, kMostLaneParts + 1); }
 
     const PairTable& pairs_;

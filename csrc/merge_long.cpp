@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "merge_short.h"
+#include "piece.h"
 
 namespace llmfast {
 namespace {
@@ -109,13 +110,14 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
             merged.push_back({id, times});
         }
     };
+    size_t changes = 0;
+    for (size_t i = 1; i < count && changes < kMostRuns; ++i) changes += ids[i] != ids[i - 1];
+    if (changes >= std::min(kMostRuns, count / kWorthIt)) return 0;
     runs.clear();
     for (size_t from = 0, to; from < count; from = to) {
         for (to = from + 1; to < count && ids[to] == ids[from];) ++to;
-        if (runs.size() == kMostRuns) return 0;
         runs.push_back({ids[from], to - from});
     }
-    if (runs.size() * kWorthIt > count) return 0;
     for (size_t step = 0; step < kMostSteps && runs.size() <= kMostRuns; ++step) {
         uint32_t best = kNoToken;
         size_t at = 0;
@@ -156,6 +158,7 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
 }  // namespace
 
 size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    for (size_t i = 0; i < count; ++i) ids[i] &= ~kCut;
     if (const size_t kept = merge_runs(pairs, ids, count, scratch)) return kept;
     return count <= kMostShort ? merge_short(pairs, ids, count) : merge_by_windows(pairs, ids, count, scratch);
 }

@@ -23,7 +23,7 @@ struct MergeScratch {
     std::vector<Run> runs, merged_runs;                          // by runs
 };
 
-// Merges `count` parts in place and returns how many are left.
+// Merges `count` parts, some of them perhaps with kCut, in place and returns how many are left.
 size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch);
 
 }  // namespace llmfast
