@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "classify.h"
@@ -63,9 +64,10 @@ Vocabulary random_vocabulary(std::mt19937& random, size_t merges, bool ordered) 
     std::vector<std::string> tokens, few;
     for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
     for (const char* part : {"a", "b", " ", "-", "\xC3", "\xA9", "\xE4\xB8\xAD", "\xE4", "\xB8\xAD"}) few.emplace_back(part);
+    std::set<std::string> known(tokens.begin(), tokens.end());
     while (tokens.size() < 256 + merges) {
         const std::string token = few[random() % few.size()] + few[random() % few.size()];
-        if (token.size() > 40 || std::find(tokens.begin(), tokens.end(), token) != tokens.end()) continue;
+        if (token.size() > 40 || !known.insert(token).second) continue;
         tokens.push_back(token);
         few.push_back(token);
     }
@@ -125,6 +127,21 @@ void test_merging(std::mt19937& random) {
     }
 }
 
+// All pairs of bytes, of which as many merge as fill the table of pairs as far as it is ever filled.
+void test_full_table() {
+    constexpr uint32_t kFirsts = 127;
+    std::vector<std::string> tokens;
+    for (uint32_t byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+    for (uint32_t pair = 0; pair < kFirsts * 256; ++pair) tokens.push_back(tokens[pair / 256] + tokens[pair % 256]);
+    std::vector<uint32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint32_t>(i);
+    const Vocabulary vocabulary({tokens.begin(), tokens.end()}, ids);
+    const PairTable pairs(vocabulary);
+    for (uint32_t pair = 0; pair < 1 << 16; ++pair) {
+        LLMFAST_REQUIRE(pairs.find(pair / 256, pair % 256) == (pair < kFirsts * 256 ? 256 + pair : kNoToken));
+    }
+}
+
 void test_threads(std::mt19937& random) {
     std::vector<std::string> texts;
     for (int i = 0; i < 200; ++i) texts.push_back(random_text(random, 400));
@@ -158,6 +175,7 @@ int main(int count, char** files) {
     std::mt19937 random(20240229);
     test_classifiers(random);
     test_merging(random);
+    test_full_table();
     test_random_text(random);
     test_threads(random);
     std::puts("ok");
