@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <span>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 
@@ -30,6 +31,8 @@ std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
     }
     return ids;
 }
+
+constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
 
 // The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
 struct Halves { uint32_t left, right; };
@@ -82,7 +85,9 @@ PairTable::PairTable(const Vocabulary& vocabulary)
     }
     const std::vector<uint32_t> ids = by_length(vocabulary);
     int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 2 - 1)));
-    while (!fill(vocabulary, ids, bits)) ++bits;
+    while (!fill(vocabulary, ids, bits)) {
+        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges cannot be told apart: too many ids are alike");
+    }
 }
 
 // From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
@@ -92,7 +97,7 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
     entries_ = std::make_unique<Pages>((places + PairPlaces::kWindow) * sizeof(uint64_t));
     low_pairs_.assign(1 << 16, kNoToken);
-    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), 25 - bits};
+    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), kMostBits - bits};
     bool ordered = true;
     std::vector<Halves> halves;
     for (size_t from = 0, to; from < ids.size(); from = to) {
