@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-core=(encoder.cpp merge.cpp pages.cpp pair_table.cpp parallel.cpp pretokenize.cpp classify.cpp unicode_tables.cpp vocabulary.cpp)
+core=(encoder.cpp merge.cpp merge_lanes.cpp merge_long.cpp pages.cpp pair_table.cpp parallel.cpp pretokenize.cpp classify.cpp unicode_tables.cpp vocabulary.cpp)
 "${CXX:-c++}" -std=c++20 -O1 -g -Wall -Wextra -Werror -pthread "$@" -I. tests/test_engine.cpp "${core[@]}" -o "$build/test"
 "$build/test" fuzz/corpus/*

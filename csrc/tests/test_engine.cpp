@@ -1,14 +1,17 @@
-// The C++ core by itself, without Python: every instruction set classifies alike, the fuzzer's corpus replays, random
+// The C++ core by itself, without Python: every instruction set classifies and merges alike, the fuzzer's corpus replays, random
 // text holds what the fuzzer asks, and threads that share an encoder agree. Exits with 0 if all of it holds.
 //
 //     test_engine CORPUS_FILE...
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "classify.h"
 #include "fuzz/check.h"
+#include "merge_lanes.h"
 
 using namespace llmfast;
 
@@ -56,6 +59,89 @@ void test_random_text(std::mt19937& random) {
     }
 }
 
+// Bytes, and tokens that are two others side by side, of few characters; ids in order of making or in any order.
+Vocabulary random_vocabulary(std::mt19937& random, size_t merges, bool ordered) {
+    std::vector<std::string> tokens, few;
+    for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+    for (const char* part : {"a", "b", " ", "-", "\xC3", "\xA9", "\xE4\xB8\xAD", "\xE4", "\xB8\xAD"}) few.emplace_back(part);
+    std::set<std::string> known(tokens.begin(), tokens.end());
+    while (tokens.size() < 256 + merges) {
+        const std::string token = few[random() % few.size()] + few[random() % few.size()];
+        if (token.size() > 40 || !known.insert(token).second) continue;
+        tokens.push_back(token);
+        few.push_back(token);
+    }
+    std::vector<uint32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint32_t>(i);
+    if (!ordered) std::shuffle(ids.begin(), ids.end(), random);
+    if (random() % 4 == 0) std::replace(ids.begin(), ids.end(), static_cast<uint32_t>(ids.size() - 1), kLargestId);
+    return Vocabulary({tokens.begin(), tokens.end()}, ids);
+}
+
+std::string random_piece(std::mt19937& random, size_t most) {
+    static const char* const kParts[] = {"a", "b", " ", "-", "\xC3\xA9", "\xE4\xB8\xAD", "\xE4\xB8\x80", "x", "\xE4"};
+    const size_t kinds = 1 + random() % std::size(kParts), size = 1 + random() % most;
+    std::string piece;
+    while (piece.size() < size) {
+        const char* const part = kParts[random() % kinds];
+        for (size_t times = random() % 8 ? 1 : 1 + random() % 20; times > 0; --times) piece += part;
+    }
+    return piece.substr(0, size);
+}
+
+// Every instruction set merges as the definition says, and so do long pieces, whatever the ranks.
+void test_merging(std::mt19937& random) {
+    for (int round = 0; round < 60; ++round) {
+        const Vocabulary vocabulary = random_vocabulary(random, random() % 300, round % 2 == 0);
+        const PairTable pairs(vocabulary);
+        const auto merge = [&](size_t most, auto merge_all) {
+            std::vector<std::string> texts(1 + random() % 100);
+            std::vector<std::vector<uint32_t>> parts;
+            std::vector<Piece> pieces;
+            for (std::string& text : texts) {
+                text = random_piece(random, most);
+                parts.emplace_back(text.size());
+                pieces.push_back({parts.back().data(), text.size()});
+            }
+            merge_all(texts, pieces);
+            for (size_t i = 0; i < texts.size(); ++i) {
+                const std::vector<uint32_t> ids(pieces[i].ids, pieces[i].ids + pieces[i].count);
+                LLMFAST_REQUIRE(ids == fuzz::merge_by_definition(vocabulary, texts[i]));
+            }
+        };
+        for (const NamedLaneMerger* one = lane_mergers(); one->name; ++one) {
+            merge(kMostLaneParts, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+                std::vector<Piece*> all;
+                for (size_t i = 0; i < texts.size(); ++i) {
+                    byte_tokens(pairs, texts[i], pieces[i].ids);
+                    all.push_back(&pieces[i]);
+                }
+                one->merge(pairs.places(), all);
+            });
+        }
+        merge(200, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+            for (size_t i = 0; i < texts.size(); ++i) pieces[i].count = parts_of(pairs, texts[i], pieces[i].ids);
+            MergeScratch scratch;
+            merge_parts(pairs, pieces, scratch);
+        });
+    }
+}
+
+// All pairs of bytes, of which as many merge as fill the table of pairs as far as it is ever filled.
+void test_full_table() {
+    constexpr uint32_t kFirsts = 127;
+    std::vector<std::string> tokens;
+    for (uint32_t byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+    for (uint32_t pair = 0; pair < kFirsts * 256; ++pair) tokens.push_back(tokens[pair / 256] + tokens[pair % 256]);
+    std::vector<uint32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint32_t>(i);
+    const Vocabulary vocabulary({tokens.begin(), tokens.end()}, ids);
+    const PairTable pairs(vocabulary);
+    for (uint32_t pair = 0; pair < 1 << 16; ++pair) {
+        LLMFAST_REQUIRE(pairs.find(pair / 256, pair % 256) == (pair < kFirsts * 256 ? 256 + pair : kNoToken));
+    }
+}
+
 void test_threads(std::mt19937& random) {
     std::vector<std::string> texts;
     for (int i = 0; i < 200; ++i) texts.push_back(random_text(random, 400));
@@ -88,6 +174,8 @@ int main(int count, char** files) {
     }
     std::mt19937 random(20240229);
     test_classifiers(random);
+    test_merging(random);
+    test_full_table();
     test_random_text(random);
     test_threads(random);
     std::puts("ok");
