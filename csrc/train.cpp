@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <memory>
 #include <utility>
 
 #include "prefetch.h"
@@ -47,6 +46,11 @@ struct alignas(128) Found {
     }
 };
 
+struct Loss {
+    std::uint32_t pair;
+    std::uint64_t weight;
+};
+
 // A pair of tokens by what is on one side of the other.
 struct Adjacent {
     Token left, right;
@@ -64,13 +68,14 @@ public:
     Trainer(const std::vector<Word>& words, const TrainOptions& options)
         : words_(words),
           options_(options),
-          team_(std::max(1u, options.threads)),
+          team_(options.threads),
           tokens_(options.byte_order),
           symbols_(words, options.byte_order, team_),
           queue_(pairs_, tokens_, options_.tie_break),
           roles_(256 + options.merges),
-          found_(std::max(kLongestBatch, std::size_t{team_.size()})),
-          index_of_(team_.size(), {IndexOfToken(256 + options.merges), IndexOfToken(256 + options.merges)}) {}
+          found_(std::max(kLongestBatch, team_.size())),
+          index_of_(team_.size(), {IndexOfToken(256 + options.merges), IndexOfToken(256 + options.merges)}),
+          losses_(team_.size()) {}
 
     std::vector<Merge> run() {
         std::vector<Merge> merges;
@@ -101,23 +106,8 @@ public:
 private:
     static constexpr std::size_t kLongestBatch = 64;
     static constexpr std::uint32_t kMostPlaces = 1 << 14;  // of a batch, so that its cells stay in a core's cache
-    static constexpr std::uint32_t kFewPlaces = 128;       // are not worth another thread's attention
     static constexpr std::uint32_t kAhead = 12;            // places whose cells are asked for beforehand
     static constexpr std::uint8_t kIsLeft = 1, kIsRight = 2;
-
-    // Has the threads do task(0, member) to task(count - 1, member), each of them taken up in turn.
-    template <class Task>
-    void share(std::size_t count, Task task) {
-        std::atomic<std::size_t> next = 0;
-        const auto work = [&](unsigned member) {
-            for (std::size_t i = next++; i < count; i = next++) task(i, member);
-        };
-        if (count < 2 || team_.size() == 1) {
-            work(0);
-        } else {
-            team_.run(work);
-        }
-    }
 
     // ---- Finding pairs
 
@@ -130,16 +120,16 @@ private:
     }
 
     // Most pairs are too rare to be merged ever: only those of `min_count` are kept. When they are used up, the
-    // symbols are searched again for rarer ones. Each thread takes a share of the words: first all count, then all
-    // write their places behind one another's.
+    // symbols are searched again for rarer ones. All threads count, each a share of the words, then all write
+    // their places behind one another's.
     void find_pairs(std::uint64_t min_count) {
         kept_ = min_count;
         pairs_.clear();
         queue_.restart(min_count);
         std::vector<PairCounts> shares(team_.size());
-        team_.run([&](unsigned member) {
-            for_each_pair(member, [&](Token left, Token right, Position p) {
-                PairCounts::Sum& sum = shares[member].sum_of(left, right);
+        team_.run(shares.size(), [&](std::size_t i, std::size_t) {
+            for_each_pair(i, [&](Token left, Token right, Position p) {
+                PairCounts::Sum& sum = shares[i].sum_of(left, right);
                 sum.count += symbols_.weight(p);
                 ++sum.n_places;
             });
@@ -159,25 +149,26 @@ private:
                 if (next) next += sum.n_places;
             }
         }
-        team_.run([&](unsigned member) {
-            for_each_pair(member, [&](Token left, Token right, Position p) {
-                if (Position*& next = shares[member].sum_of(left, right).next) *next++ = p;
+        team_.run(shares.size(), [&](std::size_t i, std::size_t) {
+            for_each_pair(i, [&](Token left, Token right, Position p) {
+                if (Position*& next = shares[i].sum_of(left, right).next) *next++ = p;
             });
         });
         insert(found);
     }
 
-    // Calls use(left, right, place) for the pairs in the member's share of the words.
+    // Calls use(left, right, place) for the pairs in a share of the words, one of as many as there are threads.
     template <class Use>
-    void for_each_pair(unsigned member, Use use) const {
+    void for_each_pair(std::size_t share, Use use) const {
         const Position last = symbols_.size() - 1;
         const auto cut = [&](std::uint64_t part) {
             return symbols_.border(static_cast<Position>(last * part / team_.size()), last);
         };
-        const Position end = cut(member + 1);
+        const Position end = cut(share + 1);
+        const bool only_bytes = tokens_.size() == 256;  // their length need not be waited for
         Token left = Symbols::kBorder;
-        for (Position p = cut(member), next; p < end; p = next) {
-            next = p + (left == Symbols::kBorder ? 1 : tokens_.length(left));
+        for (Position p = cut(share), next; p < end; p = next) {
+            next = p + (only_bytes || left == Symbols::kBorder ? 1 : tokens_.length(left));
             const Token right = symbols_.at(next);
             if (left != Symbols::kBorder && right != Symbols::kBorder) use(left, right, p);
             left = right;
@@ -212,7 +203,7 @@ private:
             places += pair.n_places;
             const Token token = tokens_.append_joined(pair.left, pair.right);
             batch_.push_back({index, pair.left, pair.right, token, tokens_.length(pair.left), tokens_.length(token),
-                              pair.count.load(std::memory_order_relaxed)});
+                              pair.now()});
             roles_[pair.left] |= kIsLeft;
             roles_[pair.right] |= kIsRight;
             if (alone) break;
@@ -236,7 +227,7 @@ private:
     // Counts the neighbours of every step, and cuts the batch before the first that a new pair outranks.
     void count_batch() {
         std::atomic<std::size_t> end = batch_.size();
-        share(batch_.size(), [&](std::size_t i, unsigned member) {
+        team_.run(batch_.size(), [&](std::size_t i, std::size_t member) {
             if (i >= end) return;
             if (i + team_.size() < batch_.size()) prefetch_places(batch_[i + team_.size()]);
             const TrainingPairs::Pair& pair = pairs_[batch_[i].index];
@@ -257,26 +248,22 @@ private:
     void count_large() {
         constexpr std::ptrdiff_t kBlock = 512;
         const std::vector<const Position*> cuts = share_places(pairs_[batch_[0].index]);
-        const auto count_share = [&](unsigned member) {
-            if (member + 1 >= cuts.size()) return;
-            Found& found = found_[member];
-            for (const Position *begin = cuts[member], *end; begin != cuts[member + 1]; begin = end) {
-                end = begin + std::min(kBlock, cuts[member + 1] - begin);
-                count_places(batch_[0], begin, end, found, member);
-                join(batch_[0], found);
+        const std::size_t shares = cuts.size() - 1;
+        team_.run(shares, [&](std::size_t i, std::size_t member) {
+            for (const Position *begin = cuts[i], *end; begin != cuts[i + 1]; begin = end) {
+                end = begin + std::min(kBlock, cuts[i + 1] - begin);
+                count_places(batch_[0], begin, end, found_[i], member);
+                join(batch_[0], found_[i]);
             }
-            forget(found, member);
-        };
-        if (cuts.size() == 2) {
-            count_share(0);
-        } else {
-            team_.run(count_share);
-            share(2, [&](std::size_t side, unsigned member) {
-                for (std::size_t i = 1; i + 1 < cuts.size(); ++i) {
+            forget(found_[i], member);
+        });
+        if (shares > 1) {
+            team_.run(2, [&](std::size_t side, std::size_t member) {
+                for (std::size_t i = 1; i < shares; ++i) {
                     found_[0].beside[side].absorb(index_of_[member][side], found_[i].beside[side]);
                 }
             });
-            for (std::size_t i = 1; i + 1 < cuts.size(); ++i) found_[0].twins += std::exchange(found_[i].twins, 0);
+            for (std::size_t i = 1; i < shares; ++i) found_[0].twins += std::exchange(found_[i].twins, 0);
         }
         cut_batch(1);
     }
@@ -286,7 +273,7 @@ private:
         constexpr std::ptrdiff_t kTries = 64;
         const Position *const begin = pair.places.get(), *const end = begin + pair.n_places;
         std::vector<const Position*> cuts{begin};
-        for (unsigned i = 1; i < team_.size(); ++i) {
+        for (std::size_t i = 1; i < team_.size(); ++i) {
             const Position* cut = std::max(begin + std::uint64_t{pair.n_places} * i / team_.size(), cuts.back() + 1);
             const Position* const last = std::min(cut + kTries, end);
             while (cut < last && symbols_.border(cut[-1], *cut) == *cut) ++cut;
@@ -299,7 +286,7 @@ private:
 
     // Counts what will stand beside the pair once the batch up to this step is merged, wherever the pair still stands
     // among these places, which ascend.
-    void count_places(const Step& step, const Position* begin, const Position* end, Found& found, unsigned member) {
+    void count_places(const Step& step, const Position* begin, const Position* end, Found& found, std::size_t member) {
         auto& [index_before, index_after] = index_of_[member];
         Position joined_to = 0;  // the end of the last place
         for (const Position* place = begin; place != end; ++place) {
@@ -341,7 +328,7 @@ private:
         return token;
     }
 
-    void forget(const Found& found, unsigned member) {
+    void forget(const Found& found, std::size_t member) {
         for (std::size_t side : kSides) found.beside[side].forget(index_of_[member][side]);
     }
 
@@ -370,11 +357,11 @@ private:
     }
 
     void merge_batch() {
-        share(2 * batch_.size(), [&](std::size_t task, unsigned) {
+        team_.run(2 * batch_.size(), [&](std::size_t task, std::size_t member) {
             const Step& step = batch_[task / 2];
             Found& found = found_[task / 2];
             if (task % 2 == kBefore) join(step, found);
-            lay_out(step, found, task % 2);
+            lay_out(step, found, task % 2, member);
         });
         for (std::size_t i = 0; i < batch_.size(); ++i) {
             if (found_[i].beside_step) reduce_new_pairs(i);
@@ -387,24 +374,35 @@ private:
 
     // Where the token stands now, its left part stood beside what is before it, and its right part beside what is
     // after it.
-    void lay_out(const Step& step, Found& found, std::size_t side) {
+    void lay_out(const Step& step, Found& found, std::size_t side, std::size_t member) {
         const Token part = side == kBefore ? step.left : step.right;
         Neighbours& beside = found.beside[side];
         for (const Neighbours::Sum& sum : beside.sums()) {
             const Adjacent lost(side, sum.neighbour, part);
             pairs_.prefetch(lost.left, lost.right);
         }
+        std::vector<Loss>& losses = losses_[member];
+        losses.clear();
         for (const Neighbours::Sum& sum : beside.sums()) {
             const Adjacent lost(side, sum.neighbour, part);
-            pairs_.reduce(lost.left, lost.right, sum.weight);
+            look_up(lost.left, lost.right, sum.weight, losses);
         }
         // A token that follows itself: they were ... left right | left right ...
-        if (side == kBefore && found.twins > 0) pairs_.reduce(step.right, step.left, found.twins);
+        if (side == kBefore && found.twins > 0) look_up(step.right, step.left, found.twins, losses);
+        for (const Loss& loss : losses) pairs_[loss.pair].count.fetch_sub(loss.weight, std::memory_order_relaxed);
 
         beside.lay_out(kept_, [&](Token neighbour, std::uint64_t count, auto places, std::uint32_t n) {
             const Adjacent pair(side, neighbour, step.token);
             found.new_pairs[side].push_back({count, pair.left, pair.right, std::move(places), n});
         });
+    }
+
+    // What a pair loses, unless it was too rare to be kept.
+    void look_up(Token left, Token right, std::uint64_t weight, std::vector<Loss>& losses) const {
+        const std::uint32_t pair = pairs_.find(left, right);
+        if (pair == TrainingPairs::kNone) return;
+        pairs_.prefetch(pair);
+        losses.push_back({pair, weight});
     }
 
     // Pairs that steps of this batch made cannot be reduced before they are among all pairs.
@@ -414,7 +412,8 @@ private:
             for (const Neighbours::Sum& sum : found_[i].beside[side].sums()) {
                 if (sum.neighbour < batch_[0].token || sum.neighbour == step.token) continue;
                 const Adjacent lost(side, sum.neighbour, side == kBefore ? step.left : step.right);
-                pairs_.reduce(lost.left, lost.right, sum.weight);
+                const std::uint32_t pair = pairs_.find(lost.left, lost.right);
+                if (pair != TrainingPairs::kNone) pairs_[pair].count -= sum.weight;
             }
         }
     }
@@ -432,7 +431,10 @@ private:
     std::vector<std::uint8_t> roles_;  // by token: where it stands in the pairs of the batch
     std::vector<Found> found_;         // by step, or by thread where a step is shared
     std::size_t likely_length_ = 2;    // of the next batch, with some to spare
-    std::vector<std::array<IndexOfToken, 2>> index_of_;  // by thread
+
+    // By thread:
+    std::vector<std::array<IndexOfToken, 2>> index_of_;
+    std::vector<std::vector<Loss>> losses_;
 };
 
 }  // namespace

@@ -73,8 +73,8 @@ public:
         for (Sum& sum : sums_) {
             if (sum.weight < min_weight) continue;
             sum.next = new Position[sum.n_places];
-            any = true;
             use(sum.neighbour, sum.weight, std::unique_ptr<Position[]>(sum.next), sum.n_places);
+            any = true;
         }
         if (!any) return;
         for (const Place& place : places_) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "hash.h"
 #include "prefetch.h"
 #include "train.h"
 #include "train_symbols.h"
@@ -137,11 +138,9 @@ public:
               places(std::move(pair.places)),
               n_places(pair.n_places) {}
         Pair(Pair&& other) noexcept
-            : count(other.count.load(std::memory_order_relaxed)),
-              left(other.left),
-              right(other.right),
-              places(std::move(other.places)),
-              n_places(other.n_places) {}
+            : Pair(NewPair{other.now(), other.left, other.right, std::move(other.places), other.n_places}) {}
+
+        std::uint64_t now() const { return count.load(std::memory_order_relaxed); }
     };
 
     TrainingPairs() { clear(); }
@@ -151,7 +150,7 @@ public:
 
     void clear() {
         pairs_.clear();
-        slots_.assign(1 << 16, kEmpty);
+        slots_.assign(1 << 12, Slot{});
     }
 
     // The pair must be new.
@@ -164,40 +163,38 @@ public:
     }
 
     void prefetch(Token left, Token right) const { prefetch_line(&slots_[start(left, right)]); }
+    void prefetch(std::uint32_t index) const { prefetch_line(&pairs_[index]); }
 
-    // Takes `weight` off the count of a pair; one that was too rare to be kept is passed over.
-    void reduce(Token left, Token right, std::uint64_t weight) {
-        const std::uint32_t index = find(left, right);
-        if (index != kEmpty) pairs_[index].count.fetch_sub(weight, std::memory_order_relaxed);
+    // kNone for a pair that was too rare to be kept.
+    static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+    std::uint32_t find(Token left, Token right) const {
+        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
+            const Slot& slot = slots_[i];
+            if (slot.index == kNone || (slot.left == left && slot.right == right)) return slot.index;
+        }
     }
 
 private:
-    static constexpr std::uint32_t kEmpty = 0xFFFFFFFF;
+    struct Slot {
+        Token left = 0, right = 0;
+        std::uint32_t index = kNone;
+    };
 
-    std::size_t start(Token left, Token right) const {
-        return ((std::uint64_t{left} << 32 | right) * 0x9E3779B97F4A7C15u >> 20) & (slots_.size() - 1);
-    }
-    std::uint32_t find(Token left, Token right) const {
-        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
-            if (slots_[i] == kEmpty) return kEmpty;
-            const Pair& pair = pairs_[slots_[i]];
-            if (pair.left == left && pair.right == right) return slots_[i];
-        }
-    }
+    std::size_t start(Token left, Token right) const { return hash_words(left, right) & (slots_.size() - 1); }
     void place(Token left, Token right, std::uint32_t index) {
         std::size_t i = start(left, right);
-        while (slots_[i] != kEmpty) i = (i + 1) & (slots_.size() - 1);
-        slots_[i] = index;
+        while (slots_[i].index != kNone) i = (i + 1) & (slots_.size() - 1);
+        slots_[i] = {left, right, index};
     }
     void grow() {
-        slots_.assign(slots_.size() * 2, kEmpty);
+        slots_.assign(slots_.size() * 2, Slot{});
         for (std::uint32_t index = 0; index < pairs_.size(); ++index) {
             place(pairs_[index].left, pairs_[index].right, index);
         }
     }
 
     std::vector<Pair> pairs_;
-    std::vector<std::uint32_t> slots_;
+    std::vector<Slot> slots_;
 };
 
 // Hands out pairs, most frequent first. Counts fall behind its back, so it looks again before it hands one out.
@@ -276,7 +273,7 @@ private:
         }
     };
 
-    std::uint64_t count_of(std::uint32_t index) const { return pairs_[index].count.load(std::memory_order_relaxed); }
+    std::uint64_t count_of(std::uint32_t index) const { return pairs_[index].now(); }
     Rank rank_of(const Entry& entry) const { return {entry.count, pairs_[entry.index].left, pairs_[entry.index].right}; }
 
     // 32 buckets for each power of two: exact below 64, about 3 % wide above.

@@ -33,14 +33,14 @@ public:
         std::array<Token, 256> id_of_byte{};
         for (Token id = 0; id < 256; ++id) id_of_byte[byte_order[id]] = id;
 
-        // Where each thread's share of the words starts, first the heavy ones of all, then the others of all.
-        const auto share = [&](unsigned member) { return words.size() * member / team.size(); };
+        // Where the shares of the words start, first the heavy words of all, then the light ones of all.
+        const auto share = [&](std::size_t part) { return words.size() * part / team.size(); };
         std::vector<std::uint64_t> starts[2];
         std::uint64_t size = 0;
         for (int light = 0; light < 2; ++light) {
-            for (unsigned member = 0; member < team.size(); ++member) {
+            for (std::size_t part = 0; part < team.size(); ++part) {
                 starts[light].push_back(size);
-                for (std::size_t i = share(member); i < share(member + 1); ++i) {
+                for (std::size_t i = share(part); i < share(part + 1); ++i) {
                     if (is_light(words[i]) == light) size += words[i].bytes.size() + 1;
                 }
             }
@@ -52,9 +52,9 @@ public:
         cells_.grow(size + 1);
         weights_.room(n_heavy_);
         weights_.grow(n_heavy_);
-        team.run([&](unsigned member) {
-            std::uint64_t at[2] = {starts[0][member], starts[1][member]};
-            for (std::size_t i = share(member); i < share(member + 1); ++i) {
+        team.run(team.size(), [&](std::size_t part, std::size_t) {
+            std::uint64_t at[2] = {starts[0][part], starts[1][part]};
+            for (std::size_t i = share(part); i < share(part + 1); ++i) {
                 const bool light = is_light(words[i]);
                 std::uint32_t* next = cells_.data() + at[light];
                 *next++ = cell(kBorder, 0);
