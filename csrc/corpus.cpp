@@ -116,8 +116,7 @@ void Corpus::add_file(const std::string& path, const Progress& progress) {
 }
 
 std::vector<Word> Corpus::words() {
-    for (WordCounts& counts : counts_) counts.flush();
-    for (std::size_t i = 1; i < counts_.size(); ++i) counts_[0].absorb(counts_[i]);
+    WordCounts::join(counts_);
     return counts_[0].words();
 }
 

@@ -1,47 +1,64 @@
 #include "count_words.h"
 
+#include <algorithm>
+#include <bit>
 #include <functional>
 #include <utility>
 
 namespace llmfast {
 
-WordCounts::WordCounts() : short_(1 << 14), shift_(64 - 14), long_(1 << 8) {}
+void ShortWords::grow(std::size_t more) {
+    ShortWords larger(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1));
+    for (const Slot& slot : *this) {
+        if (slot.count != 0) larger.add(slot.key, larger.home(slot.key), slot.count);
+    }
+    *this = std::move(larger);
+}
+
+void ShortWords::take(const std::vector<ShortWords*>& tables, Team& team) {
+    // All tables have their words in the order of hashes: the same part of each is merged into one part of this. What
+    // collisions have carried beyond the end of its part is added afterwards.
+    const std::size_t parts = std::min(std::bit_ceil(team.size()), n_slots_);
+    std::vector<std::vector<Slot>> astray(parts);
+    std::vector<std::size_t> n_words(parts);
+    team.run(parts, [&](std::size_t part, std::size_t) {
+        const Slot *const first = begin() + n_slots_ / parts * part, *const last = first + n_slots_ / parts;
+        for (const ShortWords* table : tables) {
+            const Slot* slot = table->begin() + table->n_slots_ / parts * part;
+            for (const Slot* const stop = slot + table->n_slots_ / parts; slot != stop; ++slot) {
+                if (slot->count == 0) continue;
+                Slot* const at = home(slot->key);
+                const bool here = at >= first && at < last;
+                if (!here || !add_between(at, last, slot->key, slot->count, n_words[part])) astray[part].push_back(*slot);
+            }
+        }
+    });
+    for (std::size_t part = 0; part < parts; ++part) {
+        n_words_ += n_words[part];
+        for (const Slot& slot : astray[part]) add(slot.key, home(slot.key), slot.count);
+    }
+    for (ShortWords* table : tables) *table = ShortWords();
+}
+
+WordCounts::WordCounts() : long_(1 << 8) {}
 
 void WordCounts::add(std::string_view word, std::uint64_t count) {
     if (word.empty() || count == 0) return;
     if (word.size() > kLongestShortKey) return add_long(word, count);
     flush();
-    if ((n_short_ + 1) * 2 > short_.size()) grow_short();
+    if (!short_.has_room(1)) short_.grow(1);
     const Key key = short_key(word.data(), word.size(), false);
-    add_short(key, hash_key(key) >> shift_, count);
+    short_.add(key, short_.home(key), count);
 }
 
 void WordCounts::flush() {
-    // Growing would move the slots that were worked out when the words were held back.
-    if ((n_short_ + n_held_) * 2 > short_.size()) {
-        grow_short();
-        for (std::size_t i = 0; i < n_held_; ++i) held_[i].slot = hash_key(held_[i].key) >> shift_;
+    // Growing moves the slots that were worked out when the words were held back.
+    if (!short_.has_room(n_held_)) {
+        short_.grow(n_held_);
+        for (std::size_t i = 0; i < n_held_; ++i) held_[i].home = short_.home(held_[i].key);
     }
-    for (std::size_t i = 0; i < n_held_; ++i) add_short(held_[i].key, held_[i].slot, 1);
+    for (std::size_t i = 0; i < n_held_; ++i) short_.add(held_[i].key, held_[i].home, 1);
     n_held_ = 0;
-}
-
-void WordCounts::add_short(Key key, std::size_t slot, std::uint64_t count) {
-    while (short_[slot].count != 0 && short_[slot].key != key) slot = (slot + 1) & (short_.size() - 1);
-    if (short_[slot].count == 0) {
-        short_[slot].key = key;
-        ++n_short_;
-    }
-    short_[slot].count += count;
-}
-
-void WordCounts::grow_short() {
-    const std::vector<ShortSlot> old = std::exchange(short_, std::vector<ShortSlot>(short_.size() * 2));
-    --shift_;
-    n_short_ = 0;
-    for (const ShortSlot& slot : old) {
-        if (slot.count != 0) add_short(slot.key, hash_key(slot.key) >> shift_, slot.count);
-    }
 }
 
 void WordCounts::add_long(std::string_view word, std::uint64_t count) {
@@ -72,23 +89,34 @@ void WordCounts::grow_long() {
     }
 }
 
-void WordCounts::absorb(WordCounts& other) {
-    // Grown beforehand: words that come in the order of their hashes would pile up at the front of a small table.
-    while ((n_short_ + other.n_short_) * 2 > short_.size()) grow_short();
-    for (const ShortSlot& slot : other.short_) {
-        if (slot.count != 0) add_short(slot.key, hash_key(slot.key) >> shift_, slot.count);
+void WordCounts::join(std::vector<WordCounts>& counts) {
+    counts[0].flush();
+    if (counts.size() == 1) return;
+    std::vector<ShortWords*> tables;
+    std::size_t n_words = std::size_t{1} << (ShortWords::kFewBits - 1);
+    for (WordCounts& from : counts) {
+        from.flush();
+        tables.push_back(&from.short_);
+        n_words += from.short_.size();
     }
-    while ((n_long_ + other.n_long_) * 2 > long_.size()) grow_long();
-    for (const LongSlot& slot : other.long_) {
-        if (slot.count != 0) add_long(std::string_view(other.long_bytes_).substr(slot.offset, slot.length), slot.count);
+    Team team(counts.size());
+    ShortWords all(std::bit_width(n_words * 2 - 1));
+    all.take(tables, team);
+    counts[0].short_ = std::move(all);
+
+    for (auto from = counts.begin() + 1; from != counts.end(); ++from) {
+        for (const LongSlot& slot : from->long_) {
+            if (slot.count == 0) continue;
+            counts[0].add_long(std::string_view(from->long_bytes_).substr(slot.offset, slot.length), slot.count);
+        }
+        *from = WordCounts();
     }
-    other = WordCounts();
 }
 
 std::vector<Word> WordCounts::words() const {
     std::vector<Word> words;
-    words.reserve(n_short_ + n_long_);
-    for (const ShortSlot& slot : short_) {
+    words.reserve(short_.size() + n_long_);
+    for (const ShortWords::Slot& slot : short_) {
         if (slot.count == 0) continue;
         const char* bytes = reinterpret_cast<const char*>(&slot.key);
         words.push_back({{bytes, static_cast<unsigned char>(bytes[kLongestShortKey])}, slot.count});

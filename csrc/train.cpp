@@ -357,24 +357,30 @@ private:
     }
 
     void merge_batch() {
-        team_.run(2 * batch_.size(), [&](std::size_t task, std::size_t member) {
-            const Step& step = batch_[task / 2];
-            Found& found = found_[task / 2];
-            if (task % 2 == kBefore) join(step, found);
-            lay_out(step, found, task % 2, member);
+        const bool alone = batch_.size() == 1;  // then there is a thread for each side
+        team_.run(alone ? 2 : batch_.size(), [&](std::size_t i, std::size_t member) {
+            const std::size_t step = alone ? 0 : i;
+            if (!alone || i == kBefore) lay_out(step, kBefore, member);
+            if (!alone || i == kAfter) lay_out(step, kAfter, member);
         });
         for (std::size_t i = 0; i < batch_.size(); ++i) {
             if (found_[i].beside_step) reduce_new_pairs(i);
             for (std::size_t side : kSides) insert(found_[i].new_pairs[side]);
-            pairs_[batch_[i].index].count = 0;
-            pairs_[batch_[i].index].places.reset();
             found_[i].clear();
         }
     }
 
     // Where the token stands now, its left part stood beside what is before it, and its right part beside what is
     // after it.
-    void lay_out(const Step& step, Found& found, std::size_t side, std::size_t member) {
+    void lay_out(std::size_t i, std::size_t side, std::size_t member) {
+        const Step& step = batch_[i];
+        Found& found = found_[i];
+        if (side == kBefore) {
+            join(step, found);
+        } else {
+            pairs_[step.index].count = 0;
+            pairs_[step.index].places.reset();
+        }
         const Token part = side == kBefore ? step.left : step.right;
         Neighbours& beside = found.beside[side];
         for (const Neighbours::Sum& sum : beside.sums()) {
