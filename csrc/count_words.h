@@ -11,8 +11,8 @@
 
 #include "key.h"
 #include "pages.h"
+#include "parallel.h"
 #include "prefetch.h"
-#include "team.h"
 #include "train.h"
 
 namespace llmfast {

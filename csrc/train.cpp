@@ -5,8 +5,8 @@
 #include <atomic>
 #include <utility>
 
+#include "parallel.h"
 #include "prefetch.h"
-#include "team.h"
 #include "train_neighbours.h"
 #include "train_pairs.h"
 #include "train_symbols.h"

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "growing.h"
+#include "parallel.h"
 #include "prefetch.h"
-#include "team.h"
 #include "train.h"
 
 namespace llmfast {
