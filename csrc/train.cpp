@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <stdexcept>
 #include <utility>
 
 #include "parallel.h"
@@ -72,21 +73,24 @@ public:
           tokens_(options.byte_order),
           symbols_(words, options.byte_order, team_),
           queue_(pairs_, tokens_, options_.tie_break),
-          roles_(256 + options.merges),
+          most_merges_(std::min<std::size_t>(options.merges, symbols_.size())),  // each takes a token away
+          roles_(256 + most_merges_),
           found_(std::max(kLongestBatch, team_.size())),
-          index_of_(team_.size(), {IndexOfToken(256 + options.merges), IndexOfToken(256 + options.merges)}),
-          losses_(team_.size()) {}
+          index_of_(team_.size(), {IndexOfToken(256 + most_merges_), IndexOfToken(256 + most_merges_)}),
+          losses_(team_.size()) {
+        if (roles_.size() > Symbols::kMostTokens) throw std::length_error("more than 2^24 tokens cannot be learnt");
+    }
 
     std::vector<Merge> run() {
         std::vector<Merge> merges;
         std::size_t next_report = 0;
         find_pairs(first_min_count());
-        while (merges.size() < options_.merges) {
+        while (merges.size() < most_merges_) {
             if (options_.progress && merges.size() >= next_report) {
                 options_.progress(merges.size());
                 next_report = merges.size() + 256;
             }
-            choose_batch(options_.merges - merges.size());
+            choose_batch(most_merges_ - merges.size());
             if (batch_.empty()) {
                 if (kept_ == options_.min_frequency) break;
                 find_pairs(std::max(options_.min_frequency, kept_ / 8));
@@ -104,8 +108,8 @@ public:
     }
 
 private:
-    static constexpr std::size_t kLongestBatch = 64;
-    static constexpr std::uint32_t kMostPlaces = 1 << 14;  // of a batch, so that its cells stay in a core's cache
+    static constexpr std::size_t kLongestBatch = 64, kFewSteps = 16;
+    static constexpr std::uint64_t kMostPlaces = 1 << 14;  // of a batch, so that its cells stay in a core's cache
     static constexpr std::uint32_t kAhead = 12;            // places whose cells are asked for beforehand
     static constexpr std::uint8_t kIsLeft = 1, kIsRight = 2;
 
@@ -116,7 +120,7 @@ private:
     std::uint64_t first_min_count() const {
         std::uint64_t weight = 0;
         for (const Word& word : words_) weight += word.bytes.size() * word.count;
-        return std::max(options_.min_frequency, weight / (options_.merges + 1) / 128);
+        return std::max(options_.min_frequency, weight / (most_merges_ + 1) / 128);
     }
 
     // Most pairs are too rare to be merged ever: only those of `min_count` are kept. When they are used up, the
@@ -190,7 +194,8 @@ private:
     void choose_batch(std::size_t most) {
         batch_.clear();
         most = std::min({most, kLongestBatch, likely_length_});
-        std::uint32_t index, places = 0;
+        std::uint32_t index;
+        std::uint64_t places = 0;
         while (batch_.size() < most && queue_.best(index)) {
             const TrainingPairs::Pair& pair = pairs_[index];
             const bool alone = pair.left == pair.right || pair.n_places >= options_.worth_sharing;
@@ -219,7 +224,6 @@ private:
         }
         tokens_.cut(batch_[0].token + static_cast<Token>(end));
         batch_.resize(end);
-        likely_length_ = 2 * end + 2;
     }
 
     // ---- Counting
@@ -237,6 +241,7 @@ private:
             for (std::size_t known = end; outranked < known && !end.compare_exchange_weak(known, outranked);) {}
         });
         cut_batch(end);
+        likely_length_ = 2 * batch_.size() + kFewSteps;
     }
 
     void prefetch_places(const Step& step) const {
@@ -431,12 +436,13 @@ private:
     Symbols symbols_;
     TrainingPairs pairs_;
     PairQueue queue_;
+    std::size_t most_merges_;
     std::uint64_t kept_ = 0;  // how rare a pair may be that is among pairs_
 
     std::vector<Step> batch_;
     std::vector<std::uint8_t> roles_;  // by token: where it stands in the pairs of the batch
     std::vector<Found> found_;         // by step, or by thread where a step is shared
-    std::size_t likely_length_ = 2;    // of the next batch, with some to spare
+    std::size_t likely_length_ = kFewSteps;  // of the next batch, with some to spare
 
     // By thread:
     std::vector<std::array<IndexOfToken, 2>> index_of_;

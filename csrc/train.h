@@ -44,7 +44,7 @@ struct Merge {
 };
 
 // Fewer merges than asked for come back where the words hold no further pair of min_frequency.
-// Throws std::length_error if the distinct words have 2^32 bytes or more.
+// Throws std::length_error if the distinct words have 2^32 bytes or more, or the tokens were more than 2^24.
 std::vector<Merge> learn_merges(const std::vector<Word>& words, const TrainOptions& options);
 
 }  // namespace llmfast
