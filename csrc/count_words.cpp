@@ -5,6 +5,8 @@
 #include <functional>
 #include <utility>
 
+#include "pages.h"
+
 namespace llmfast {
 
 void ShortWords::grow(std::size_t more) {
@@ -15,29 +17,36 @@ void ShortWords::grow(std::size_t more) {
     *this = std::move(larger);
 }
 
-void ShortWords::take(const std::vector<ShortWords*>& tables, Team& team) {
-    // All tables have their words in the order of hashes: the same part of each is merged into one part of this. What
+ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) {
+    std::size_t most = std::size_t{1} << (kFewBits - 1);
+    for (const ShortWords* table : tables) most += table->size();
+    const int bits = std::bit_width(2 * most - 1);
+    ShortWords all(bits, allocate(sizeof(Slot) << bits));
+
+    // Every table has its words in the order of hashes: the same part of each goes into one part of the new one. What
     // collisions have carried beyond the end of its part is added afterwards.
-    const std::size_t parts = std::min(std::bit_ceil(team.size()), n_slots_);
+    const std::size_t parts = std::min(std::bit_ceil(team.size()), std::size_t{1} << kFewBits);
     std::vector<std::vector<Slot>> astray(parts);
     std::vector<std::size_t> n_words(parts);
     team.run(parts, [&](std::size_t part, std::size_t) {
-        const Slot *const first = begin() + n_slots_ / parts * part, *const last = first + n_slots_ / parts;
+        Slot *const first = all.begin() + all.n_slots_ / parts * part, *const last = first + all.n_slots_ / parts;
+        std::fill(first, last, Slot{});
         for (const ShortWords* table : tables) {
             const Slot* slot = table->begin() + table->n_slots_ / parts * part;
             for (const Slot* const stop = slot + table->n_slots_ / parts; slot != stop; ++slot) {
                 if (slot->count == 0) continue;
-                Slot* const at = home(slot->key);
-                const bool here = at >= first && at < last;
-                if (!here || !add_between(at, last, slot->key, slot->count, n_words[part])) astray[part].push_back(*slot);
+                Slot* const home = all.home(slot->key);
+                const bool here = home >= first && home < last;
+                if (!here || !add_between(home, last, slot->key, slot->count, n_words[part])) astray[part].push_back(*slot);
             }
         }
     });
     for (std::size_t part = 0; part < parts; ++part) {
-        n_words_ += n_words[part];
-        for (const Slot& slot : astray[part]) add(slot.key, home(slot.key), slot.count);
+        all.n_words_ += n_words[part];
+        for (const Slot& slot : astray[part]) all.add(slot.key, all.home(slot.key), slot.count);
     }
     for (ShortWords* table : tables) *table = ShortWords();
+    return all;
 }
 
 WordCounts::WordCounts() : long_(1 << 8) {}
@@ -90,19 +99,12 @@ void WordCounts::grow_long() {
 }
 
 void WordCounts::join(std::vector<WordCounts>& counts) {
-    counts[0].flush();
+    for (WordCounts& from : counts) from.flush();
     if (counts.size() == 1) return;
     std::vector<ShortWords*> tables;
-    std::size_t n_words = std::size_t{1} << (ShortWords::kFewBits - 1);
-    for (WordCounts& from : counts) {
-        from.flush();
-        tables.push_back(&from.short_);
-        n_words += from.short_.size();
-    }
+    for (WordCounts& from : counts) tables.push_back(&from.short_);
     Team team(counts.size());
-    ShortWords all(std::bit_width(n_words * 2 - 1));
-    all.take(tables, team);
-    counts[0].short_ = std::move(all);
+    counts[0].short_ = ShortWords::join(tables, team);
 
     for (auto from = counts.begin() + 1; from != counts.end(); ++from) {
         for (const LongSlot& slot : from->long_) {

@@ -2,15 +2,17 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "key.h"
-#include "pages.h"
 #include "parallel.h"
 #include "prefetch.h"
 #include "train.h"
@@ -29,10 +31,11 @@ public:
     static constexpr int kFewBits = 14;
 
     // Has 2^bits slots.
-    explicit ShortWords(int bits = kFewBits)
-        : slots_(std::make_unique<Pages>(sizeof(Slot) << bits)), shift_(64 - bits), n_slots_(std::size_t{1} << bits) {}
+    explicit ShortWords(int bits = kFewBits) : ShortWords(bits, std::malloc(sizeof(Slot) << bits)) {
+        std::fill(begin(), end(), Slot{});
+    }
 
-    Slot* begin() const { return static_cast<Slot*>(slots_->data()); }
+    Slot* begin() const { return slots_.get(); }
     Slot* end() const { return begin() + n_slots_; }
     std::size_t size() const { return n_words_; }
     bool has_room(std::size_t more) const { return (n_words_ + more) * 2 <= n_slots_; }
@@ -48,10 +51,16 @@ public:
     // Twice the slots, or more if that is needed for `more` words.
     void grow(std::size_t more);
 
-    // Takes over the words of the tables, which are empty then. Each thread fills a part of the slots.
-    void take(const std::vector<ShortWords*>& tables, Team& team);
+    // A table of the words of all tables, which are empty then. Each thread fills a part of the slots.
+    static ShortWords join(const std::vector<ShortWords*>& tables, Team& team);
 
 private:
+    // The slots are not filled yet.
+    ShortWords(int bits, void* slots)
+        : slots_(static_cast<Slot*>(slots)), shift_(64 - bits), n_slots_(std::size_t{1} << bits) {
+        if (!slots_) throw std::bad_alloc();
+    }
+
     // False if neither the key nor an empty slot is between `slot` and `end`.
     static bool add_between(Slot* slot, const Slot* end, Key key, std::uint64_t count, std::size_t& n_words) {
         for (; slot != end; ++slot) {
@@ -68,7 +77,11 @@ private:
         return false;
     }
 
-    std::unique_ptr<Pages> slots_;
+    struct Free {
+        void operator()(Slot* slots) const { std::free(slots); }
+    };
+
+    std::unique_ptr<Slot[], Free> slots_;
     int shift_;  // from a hash to a slot
     std::size_t n_slots_;
     std::size_t n_words_ = 0;
