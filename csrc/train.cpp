@@ -110,6 +110,7 @@ public:
 private:
     static constexpr std::size_t kLongestBatch = 64, kFewSteps = 16;
     static constexpr std::uint64_t kMostPlaces = 1 << 14;  // of a batch, so that its cells stay in a core's cache
+    static constexpr std::uint64_t kFewPlaces = 256;
     static constexpr std::uint32_t kAhead = 12;            // places whose cells are asked for beforehand
     static constexpr std::uint8_t kIsLeft = 1, kIsRight = 2;
 
@@ -195,17 +196,17 @@ private:
         batch_.clear();
         most = std::min({most, kLongestBatch, likely_length_});
         std::uint32_t index;
-        std::uint64_t places = 0;
+        places_ = 0;
         while (batch_.size() < most && queue_.best(index)) {
             const TrainingPairs::Pair& pair = pairs_[index];
             const bool alone = pair.left == pair.right || pair.n_places >= options_.worth_sharing;
             if (!batch_.empty()) {
-                if (alone || places + pair.n_places > kMostPlaces) break;
+                if (alone || places_ + pair.n_places > kMostPlaces) break;
                 if ((roles_[pair.left] & kIsRight) || (roles_[pair.right] & kIsLeft)) break;
             }
             queue_.pop();
             prefetch_line(pair.places.get());
-            places += pair.n_places;
+            places_ += pair.n_places;
             const Token token = tokens_.append_joined(pair.left, pair.right);
             batch_.push_back({index, pair.left, pair.right, token, tokens_.length(pair.left), tokens_.length(token),
                               pair.now()});
@@ -226,12 +227,19 @@ private:
         batch_.resize(end);
     }
 
+    // Has the threads do task(i, member) for 0 <= i < count, unless the batch is done before another thread knows of it.
+    template <class Task>
+    void share(std::size_t count, Task task) {
+        if (places_ >= std::min<std::uint64_t>(kFewPlaces, options_.worth_sharing)) return team_.run(count, task);
+        for (std::size_t i = 0; i < count; ++i) task(i, 0);
+    }
+
     // ---- Counting
 
     // Counts the neighbours of every step, and cuts the batch before the first that a new pair outranks.
     void count_batch() {
         std::atomic<std::size_t> end = batch_.size();
-        team_.run(batch_.size(), [&](std::size_t i, std::size_t member) {
+        share(batch_.size(), [&](std::size_t i, std::size_t member) {
             if (i >= end) return;
             if (i + team_.size() < batch_.size()) prefetch_places(batch_[i + team_.size()]);
             const TrainingPairs::Pair& pair = pairs_[batch_[i].index];
@@ -363,7 +371,7 @@ private:
 
     void merge_batch() {
         const bool alone = batch_.size() == 1;  // then there is a thread for each side
-        team_.run(alone ? 2 : batch_.size(), [&](std::size_t i, std::size_t member) {
+        share(alone ? 2 : batch_.size(), [&](std::size_t i, std::size_t member) {
             const std::size_t step = alone ? 0 : i;
             if (!alone || i == kBefore) lay_out(step, kBefore, member);
             if (!alone || i == kAfter) lay_out(step, kAfter, member);
@@ -440,6 +448,7 @@ private:
     std::uint64_t kept_ = 0;  // how rare a pair may be that is among pairs_
 
     std::vector<Step> batch_;
+    std::uint64_t places_ = 0;         // of the batch
     std::vector<std::uint8_t> roles_;  // by token: where it stands in the pairs of the batch
     std::vector<Found> found_;         // by step, or by thread where a step is shared
     std::size_t likely_length_ = kFewSteps;  // of the next batch, with some to spare
