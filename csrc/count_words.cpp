@@ -37,7 +37,8 @@ ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) 
                 if (slot->count == 0) continue;
                 Slot* const home = all.home(slot->key);
                 const bool here = home >= first && home < last;
-                if (!here || !add_between(home, last, slot->key, slot->count, n_words[part])) astray[part].push_back(*slot);
+                if (here && add_between(home, last, slot->key, slot->count, n_words[part])) continue;
+                astray[part].push_back(*slot);
             }
         }
     });
@@ -124,7 +125,8 @@ std::vector<Word> WordCounts::words() const {
         words.push_back({{bytes, static_cast<unsigned char>(bytes[kLongestShortKey])}, slot.count});
     }
     for (const LongSlot& slot : long_) {
-        if (slot.count != 0) words.push_back({std::string_view(long_bytes_).substr(slot.offset, slot.length), slot.count});
+        if (slot.count == 0) continue;
+        words.push_back({std::string_view(long_bytes_).substr(slot.offset, slot.length), slot.count});
     }
     return words;
 }

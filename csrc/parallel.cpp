@@ -17,8 +17,8 @@ void pause() {
 #endif
 }
 
-// Returns when the word is no longer `old`. That is mostly a matter of microseconds, and waking a thread one of tens: so
-// look for a while before sleeping, and let others have the core if there are any.
+// Returns when the word is no longer `old`. That is mostly a matter of microseconds, and waking a thread one of tens:
+// so look for a while before sleeping, and let others have the core if there are any.
 void wait(const std::atomic<uint32_t>& word, uint32_t old) {
     for (int i = 0; i < 300; ++i) {
         if (word.load(std::memory_order_acquire) != old) return;

@@ -24,7 +24,7 @@ class Team {
 
     size_t size() const { return threads_.size() + 1; }
 
-    // Calls `work(i, member)` for 0 <= i < count, with calls of one member, a number below size(), one after another and
+    // Calls `work(i, member)` for 0 <= i < count; calls of one member, a number below size(), come one after another,
     // with growing i. The first exception is thrown again here, when no member works any more.
     void run(size_t count, const std::function<void(size_t i, size_t member)>& work);
 
@@ -41,7 +41,7 @@ class Team {
 
     // Each in a cache line of its own, for all threads look at them.
     alignas(64) std::atomic<uint32_t> round_{0};
-    alignas(64) std::atomic<uint32_t> inside_{0};  // twice the number of helpers at work, plus one as long as more may come
+    alignas(64) std::atomic<uint32_t> inside_{0};  // twice the helpers at work, plus one as long as more may come
     alignas(64) std::atomic<size_t> next_{0};
     alignas(64) std::vector<std::thread> threads_;
 };

@@ -227,7 +227,7 @@ private:
         batch_.resize(end);
     }
 
-    // Has the threads do task(i, member) for 0 <= i < count, unless the batch is done before another thread knows of it.
+    // Has the threads do task(i, member) for 0 <= i < count, or this one if it is done before another knows of it.
     template <class Task>
     void share(std::size_t count, Task task) {
         if (places_ >= std::min<std::uint64_t>(kFewPlaces, options_.worth_sharing)) return team_.run(count, task);
@@ -288,7 +288,7 @@ private:
         std::vector<const Position*> cuts{begin};
         for (std::size_t i = 1; i < team_.size(); ++i) {
             const Position* cut = std::max(begin + std::uint64_t{pair.n_places} * i / team_.size(), cuts.back() + 1);
-            const Position* const last = std::min(cut + kTries, end);
+            const Position* const last = cut + std::min(kTries, end - cut);
             while (cut < last && symbols_.border(cut[-1], *cut) == *cut) ++cut;
             if (cut >= last) return {begin, end};
             cuts.push_back(cut);
@@ -305,7 +305,8 @@ private:
         for (const Position* place = begin; place != end; ++place) {
             if (end - place > kAhead) symbols_.prefetch(place[kAhead]);
             const Position p = *place;
-            if (symbols_.at(p) != step.left || symbols_.at(p + step.left_length) != step.right || p < joined_to) continue;
+            const bool stands = symbols_.at(p) == step.left && symbols_.at(p + step.left_length) == step.right;
+            if (!stands || p < joined_to) continue;
             const std::uint64_t weight = symbols_.weight(p);
             const Token before = p == joined_to ? step.token : token_before(p, step);
             const Token after = token_after(p + step.length, step);
@@ -315,7 +316,9 @@ private:
             if (before != Symbols::kBorder) {
                 found.beside[kBefore].add(index_before, before, weight, p - tokens_.length(before));
             }
-            if (after != Symbols::kBorder && after != step.token) found.beside[kAfter].add(index_after, after, weight, p);
+            if (after != Symbols::kBorder && after != step.token) {
+                found.beside[kAfter].add(index_after, after, weight, p);
+            }
         }
     }
 

@@ -274,7 +274,9 @@ private:
     };
 
     std::uint64_t count_of(std::uint32_t index) const { return pairs_[index].now(); }
-    Rank rank_of(const Entry& entry) const { return {entry.count, pairs_[entry.index].left, pairs_[entry.index].right}; }
+    Rank rank_of(const Entry& entry) const {
+        return {entry.count, pairs_[entry.index].left, pairs_[entry.index].right};
+    }
 
     // 32 buckets for each power of two: exact below 64, about 3 % wide above.
     static std::size_t bucket(std::uint64_t count) {

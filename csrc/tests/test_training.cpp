@@ -51,7 +51,9 @@ Pairs merges_of(const std::vector<Word>& words, unsigned threads, TieBreak tie_b
 // The documents are of 20 kB, so that every thread gets some.
 Corpus counted(const std::string& text, unsigned threads) {
     std::vector<std::string_view> documents;
-    for (std::size_t at = 0; at < text.size(); at += 20'000) documents.push_back(std::string_view(text).substr(at, 20'000));
+    for (std::size_t at = 0; at < text.size(); at += 20'000) {
+        documents.push_back(std::string_view(text).substr(at, 20'000));
+    }
     Corpus corpus(Pattern::gpt2, {}, threads);
     for (int half = 0; half < 2; ++half) {
         const auto middle = documents.begin() + static_cast<std::ptrdiff_t>(documents.size() / 2);
