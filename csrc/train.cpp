@@ -34,6 +34,7 @@ struct alignas(128) Found {
     std::array<Neighbours, 2> beside;
     std::array<std::vector<NewPair>, 2> new_pairs;  // what `beside` becomes
     std::uint64_t twins = 0;                        // the weight of places where the token follows itself
+    std::size_t counter = 0;   // the member of the team that found it
     bool beside_step = false;  // whether a token that an earlier step of the batch makes is among the neighbours
 
     void clear() {
@@ -245,6 +246,7 @@ private:
             const TrainingPairs::Pair& pair = pairs_[batch_[i].index];
             count_places(batch_[i], pair.places.get(), pair.places.get() + pair.n_places, found_[i], member);
             forget(found_[i], member);
+            found_[i].counter = member;
             const std::size_t outranked = first_outranked(i);
             for (std::size_t known = end; outranked < known && !end.compare_exchange_weak(known, outranked);) {}
         });
@@ -373,12 +375,17 @@ private:
     }
 
     void merge_batch() {
-        const bool alone = batch_.size() == 1;  // then there is a thread for each side
-        share(alone ? 2 : batch_.size(), [&](std::size_t i, std::size_t member) {
-            const std::size_t step = alone ? 0 : i;
-            if (!alone || i == kBefore) lay_out(step, kBefore, member);
-            if (!alone || i == kAfter) lay_out(step, kAfter, member);
-        });
+        if (batch_.size() == 1) {
+            share(2, [&](std::size_t side, std::size_t member) { lay_out(0, side, member); });
+        } else {
+            // Who counted a step mostly merges it, too, for its cells are in that core's cache: members begin in order.
+            share(team_.size(), [&](std::size_t counter, std::size_t member) {
+                for (std::size_t i = 0; i < batch_.size(); ++i) {
+                    if (found_[i].counter != counter) continue;
+                    for (std::size_t side : kSides) lay_out(i, side, member);
+                }
+            });
+        }
         for (std::size_t i = 0; i < batch_.size(); ++i) {
             if (found_[i].beside_step) reduce_new_pairs(i);
             for (std::size_t side : kSides) insert(found_[i].new_pairs[side]);
