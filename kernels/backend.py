@@ -52,12 +52,12 @@ def use_triton(*tensors: Tensor | None) -> bool:
     """Whether an op on these tensors runs its Triton kernels; the first tensor says on which device."""
     if _choice == "reference":
         return False
-    device = tensors[0].device
-    if _choice == "auto" and device.type != "cuda":
+    if _choice == "auto" and not tensors[0].is_cuda:
         return False
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             return _refuse(f"there is no kernel for {tensor.dtype}")
+    device = tensors[0].device
     if _choice == "triton":
         _require_triton(device)
         return True

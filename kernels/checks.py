@@ -9,8 +9,13 @@ def check_floating(name: str, x: Tensor) -> None:
 
 
 def check_same_device(name: str, tensor: Tensor | None, x: Tensor) -> None:
-    if tensor is not None and tensor.device != x.device:
+    if tensor is not None and not on_one_device(tensor, x):
         raise ValueError(f"{name} is on {tensor.device}, but the first argument is on {x.device}")
+
+
+def on_one_device(a: Tensor, b: Tensor) -> bool:
+    """``a.device == b.device``, without the two objects (0.3 µs of the host each) where both are on the CPU."""
+    return (a.is_cpu and b.is_cpu) or a.device == b.device
 
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

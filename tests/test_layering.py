@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llmfast.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Libraries that are imported where they are used, never by importing a package of ours.
@@ -122,6 +124,13 @@ print(touched, *sys.modules)
 def test_light_modules_load_no_torch(module):
     modules, _ = loaded_by(module)
     assert not modules & (HEAVY | {"torch", "triton", "numpy"})
+
+
+@pytest.mark.parametrize("module", sorted({each.target.split(":")[0] for each in COMMANDS.values()}))
+def test_the_help_of_a_command_waits_for_no_torch(module):
+    """It takes two seconds to import."""
+    modules, _ = loaded_by(module)
+    assert not modules & (HEAVY | {"torch", "triton"})
 
 
 @pytest.mark.parametrize(

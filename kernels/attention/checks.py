@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from ..checks import on_one_device
+
 
 def window_bounds(causal, window):
     """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
@@ -23,7 +25,7 @@ def check_qkv(q, k, v, packed=False):
         if x.dim() != (3 if packed else 4):
             hint = "" if packed or x.dim() != 3 else "; packed sequences need cu_seqlens_q"
             raise ValueError(f"{name} has the shape {tuple(x.shape)}, not {layout}{hint}")
-        if x.dtype != q.dtype or x.device != q.device:
+        if x.dtype != q.dtype or not on_one_device(x, q):
             raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}")
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {q.dtype}")

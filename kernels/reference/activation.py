@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dtypes import widen
+from .dtypes import cast, widen
 
 
 def split(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,18 +12,22 @@ def split(packed: Tensor) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
+def _widened(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    return split(widen(gate)) if up is None else (widen(gate), widen(up))
+
+
 def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
-    gate, up = split(gate) if up is None else (gate, up)
-    return (F.silu(widen(gate)) * widen(up)).to(gate.dtype)
+    wide, up = _widened(gate, up)
+    return cast(F.silu(wide) * up, gate.dtype)
 
 
 def geglu(gate: Tensor, up: Tensor | None, approximate: str) -> Tensor:
-    gate, up = split(gate) if up is None else (gate, up)
-    return (F.gelu(widen(gate), approximate=approximate) * widen(up)).to(gate.dtype)
+    wide, up = _widened(gate, up)
+    return cast(F.gelu(wide, approximate=approximate) * up, gate.dtype)
 
 
 def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     wide = widen(x)
     if bias is not None:
-        wide = wide + bias.to(wide.dtype)
-    return F.gelu(wide, approximate=approximate).to(x.dtype)
+        wide = wide + cast(bias, wide.dtype)
+    return cast(F.gelu(wide, approximate=approximate), x.dtype)

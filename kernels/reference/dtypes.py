@@ -1,9 +1,20 @@
-"""The dtype a definition computes in."""
+"""The dtype a definition computes in.
+
+``to`` takes half a microsecond of the host where it changes nothing, and one token's pass through a small decoder calls
+it some eighty times: a tenth of that pass.
+"""
 
 import torch
 from torch import Tensor
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def widen(x: Tensor) -> Tensor:
     """``x`` in the dtype that the definitions compute in: float64 stays, every other becomes float32."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in _WIDE else x.float()
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``."""
+    return x if x.dtype == dtype else x.to(dtype)

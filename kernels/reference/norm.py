@@ -1,9 +1,10 @@
 """Root mean square and layer normalisation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dtypes import widen
+from .dtypes import cast, widen
 
 
 def rms_norm(
@@ -12,13 +13,13 @@ def rms_norm(
     h = x if residual is None else x + residual
     wide = widen(h)
     if weight is not None:
-        weight = weight.to(wide.dtype)
+        weight = cast(weight, wide.dtype)
         weight = weight + weight_offset if weight_offset else weight
     if weight is None or weight.dim() == 1:
-        y = F.rms_norm(wide, wide.shape[-1:], weight, eps)
+        y = torch.rms_norm(wide, wide.shape[-1:], weight, eps)
     else:
-        y = F.rms_norm(wide, wide.shape[-1:], None, eps) * weight
-    y = y.to(h.dtype)
+        y = torch.rms_norm(wide, wide.shape[-1:], None, eps) * weight
+    y = cast(y, h.dtype)
     return y if residual is None else (y, h)
 
 
@@ -27,8 +28,8 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     h = x if residual is None else x + residual
     wide = widen(h)
-    weight = None if weight is None else weight.to(wide.dtype)
-    bias = None if bias is None else bias.to(wide.dtype)
+    weight = None if weight is None else cast(weight, wide.dtype)
+    bias = None if bias is None else cast(bias, wide.dtype)
     per_head = (weight is not None and weight.dim() == 2) or (bias is not None and bias.dim() == 2)
     if not per_head:
         y = F.layer_norm(wide, wide.shape[-1:], weight, bias, eps)
@@ -36,5 +37,5 @@ def layer_norm(
         y = F.layer_norm(wide, wide.shape[-1:], None, None, eps)
         y = y if weight is None else y * weight
         y = y if bias is None else y + bias
-    y = y.to(h.dtype)
+    y = cast(y, h.dtype)
     return y if residual is None else (y, h)

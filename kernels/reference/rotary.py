@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .dtypes import widen
+from .dtypes import cast, widen
 
 
 def angles(positions: Tensor, rotary_dim: int, base: float, dtype: torch.dtype) -> Tensor:
@@ -20,7 +20,7 @@ def tables(
     base: float,
     rotary_dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """The cosine and sine of each token of ``q`` (B, S, H, D): (1 or B, S, 1, rotary_dim / 2)."""
+    """The cosine and sine of each token of ``q`` (B, S, H, D): (S or B, S, 1, rotary_dim / 2)."""
     length = q.shape[1]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     if cos is None:
@@ -29,23 +29,24 @@ def tables(
         angle = angles(positions, rotary_dim, base, dtype)
         cos, sin = angle.cos(), angle.sin()
     else:
-        cos, sin = cos.detach().to(dtype), sin.detach().to(dtype)
-        cos, sin = (cos[:length], sin[:length]) if positions is None else (cos[positions], sin[positions])
-    return tuple(t.reshape(-1, length, 1, rotary_dim // 2) for t in (cos, sin))
+        cos, sin = cast(cos.detach(), dtype), cast(sin.detach(), dtype)
+        if positions is not None:
+            cos, sin = cos[positions], sin[positions]
+        elif len(cos) > length:
+            cos, sin = cos[:length], sin[:length]
+    return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotates the first 2·cos.shape[-1] columns of ``x`` (B, S, H, D), pair by pair; the others pass."""
-    half = cos.shape[-1]
-    rotated, passed = widen(x[..., : 2 * half]), x[..., 2 * half :]
-    if interleaved:
-        first, second = rotated[..., 0::2], rotated[..., 1::2]
-    else:
-        first, second = rotated[..., :half], rotated[..., half:]
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos, sin, interleaved), x[..., width:]), dim=-1)
+    wide = widen(x)
+    first, second = (wide[..., 0::2], wide[..., 1::2]) if interleaved else wide.chunk(2, dim=-1)
     pair = (first * cos - second * sin, second * cos + first * sin)
     rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    rotated = rotated.to(x.dtype)
-    return torch.cat((rotated, passed), dim=-1) if passed.shape[-1] else rotated
+    return cast(rotated, x.dtype)
 
 
 def rope(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from llmfast.inference.sampling import Sampling
+from llmfast.inference.config import Sampling
 
 
 def generate(

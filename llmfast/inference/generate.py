@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from llmfast.inference.sampling import Sampling, sample
+from llmfast.inference.config import Sampling
+from llmfast.inference.sampling import sample
 from llmfast.models.cache import KVCache
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer

@@ -38,7 +38,7 @@ class KVCache:
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device):
         self.layers = [LayerCache(config, batch, dtype, device) for _ in range(config.layers)]
         self.length = 0
-        self.last_embedding: Tensor | None = None  # (B, E) of the last token, where the model smears
+        self.last_embedding: Tensor | None = None  # (B, 1, E) of the last token, where the model smears
 
 
 def _grown(held: Tensor, capacity: int) -> Tensor:

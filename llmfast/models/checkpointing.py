@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Checkpointing = Literal["none", "selective", "full"]
-"""none: keep everything; selective: keep matrix products and attention, compute norms, rotations and activations again;
-full: keep only what enters a block, and run it twice."""
+from llmfast.models.config import Checkpointing
 
 
 def run_block(choice: Checkpointing, block: Callable, *inputs: Any) -> Any:

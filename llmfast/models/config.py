@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Checkpointing = Literal["none", "selective", "full"]
+"""none: keep everything; selective: keep matrix products and attention, compute norms, rotations and activations again;
+full: keep only what enters a block, and run it twice."""
+
 
 @dataclass(frozen=True)
 class RopeScaling:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from llmfast.kernels import flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
 from llmfast.models.cache import KVCache, LayerCache
-from llmfast.models.checkpointing import Checkpointing, run_block
-from llmfast.models.config import DecoderConfig
+from llmfast.models.checkpointing import run_block
+from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialise import initialise
@@ -53,6 +53,10 @@ def norm(config: DecoderConfig, width: int) -> RMSNorm:
     return (LayerNorm if config.norm == "layer" else RMSNorm)(width, config.norm_eps)
 
 
+def dropout(config: DecoderConfig) -> nn.Module:
+    return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+
 class Places(NamedTuple):
     """Where the tokens of a batch stand, for attention."""
 
@@ -74,8 +78,8 @@ class Attention(nn.Module):
         outputs = (self.heads + 2 * self.kv_heads) * self.head_width
         self.qkv = nn.Linear(config.width, outputs, bias=config.biases != "none")
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.biases == "all")
-        self.q_norm = norm(config, self.head_width) if config.qk_norm else nn.Identity()
-        self.k_norm = norm(config, self.head_width) if config.qk_norm else nn.Identity()
+        self.q_norm = norm(config, self.head_width) if config.qk_norm else None
+        self.k_norm = norm(config, self.head_width) if config.qk_norm else None
         window = config.window_of(layer)
         self.window = None if window is None else (window - 1, 0)
         self.dropout = config.dropout
@@ -83,8 +87,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
         B, S, _ = x.shape
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if places.rotary is not None:
             cos, sin = places.rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
@@ -93,7 +98,7 @@ class Attention(nn.Module):
         options = {"causal": True, "window": self.window, "dropout_p": self.dropout if self.training else 0.0}
         if places.cu_seqlens is None:
             # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
-            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             mixed = flash_attention(q, k, v, **options).transpose(1, 2)
         else:
             q, k, v = (each.flatten(0, 1) for each in (q, k, v))
@@ -116,7 +121,7 @@ class Block(nn.Module):
             self.feed_forward = (
                 GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
             )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = dropout(config)
 
     def forward(
         self, x: Tensor, places: Places, cache: LayerCache | None = None
@@ -157,7 +162,7 @@ class Decoder(nn.Module):
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.context, config.width) if learned else None
         self.smear = Smear(config.width) if config.smear else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config, config.width)
         self.head = nn.Linear(config.width, config.table_rows, bias=False)

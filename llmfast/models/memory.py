@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from llmfast.models.checkpointing import Checkpointing
-from llmfast.models.config import DecoderConfig
+from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.size import cache_bytes_per_token, parameters_by_part
 
 Precision = Literal["float32", "bfloat16"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.models.cache import KVCache
@@ -25,11 +24,12 @@ class Smear(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """``x`` (B, S, E) smeared. The first token of a document has none before it: where ``positions`` (B, S) is 0,
         and at the start of a row unless ``cache`` continues one."""
-        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        first = None if cache is None else cache.last_embedding
+        if first is None:
+            first = x.new_zeros(x.shape[0], 1, x.shape[2])
+        before = torch.cat((first, x[:, :-1]), dim=1)
         if positions is not None:
             before = before * (positions > 0).unsqueeze(-1)
         if cache is not None:
-            if cache.last_embedding is not None:
-                before[:, 0] = cache.last_embedding
-            cache.last_embedding = x[:, -1]
+            cache.last_embedding = x[:, -1:]
         return x + self.weight * before

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmfast.data.config import DataConfig
-from llmfast.models.checkpointing import Checkpointing
-from llmfast.models.config import DecoderConfig
+from llmfast.models.config import Checkpointing, DecoderConfig
 
 
 @dataclass

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from llmfast.data.prepare import END_OF_TEXT
 from llmfast.evaluation.perplexity import Evaluation
+from llmfast.inference.config import Sampling
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-from llmfast.inference.sampling import Sampling
 from llmfast.training.checkpoint import checkpoint_folder
 from llmfast.training.display import Display
 from llmfast.training.guard import BadStepError

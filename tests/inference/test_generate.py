@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from llmfast.inference.config import Sampling
 from llmfast.inference.generate import generate_tokens, stream_text
-from llmfast.inference.sampling import Sampling
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer

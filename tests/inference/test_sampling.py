@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmfast.inference.sampling import Sampling, filtered_probabilities, sample
+from llmfast.inference.config import Sampling
+from llmfast.inference.sampling import filtered_probabilities, sample
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 

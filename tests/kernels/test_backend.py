@@ -18,6 +18,8 @@ module = importlib.import_module("llmfast.kernels.backend")
 class OnCuda:
     """As much of a CUDA tensor as the choice looks at."""
 
+    is_cuda = True
+
     def __init__(self, dtype=torch.float32):
         self.device, self.dtype = torch.device("cuda", 0), dtype
 
