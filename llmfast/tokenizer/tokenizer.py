@@ -127,6 +127,19 @@ class Tokenizer(Encoding):
         atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
         atomic_write(folder / "tokenizer.json", self._to_json().encode())
 
+    def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
+        """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.
+
+        They say neither the pattern nor which tokens are special: `load` takes GPT-2's pattern, and for special what
+        stands in angle brackets and no merge makes, unless it is told otherwise.
+
+        Raises:
+            ValueError: a token that no merge makes, as o200k_base has some.
+        """
+        vocabulary, merges = huggingface.to_vocab_and_merges(self._contents)
+        atomic_write(Path(folder) / "vocab.json", vocabulary)
+        atomic_write(Path(folder) / "merges.txt", merges)
+
     def save_ranks(self, path: str | os.PathLike) -> None:
         """Writes a tiktoken rank file, which has neither pattern nor special tokens."""
         atomic_write(Path(path), rank_files.format_ranks(self._mergeable_ranks))
@@ -152,8 +165,6 @@ class Tokenizer(Encoding):
             FileNotFoundError: nothing there.
             ValueError: a damaged file, or a kind of tokenizer that this is not; names the file and the fault.
         """
-        from llmfast.tokenizer.normalizing import NormalizingTokenizer
-
         path = _tokenizer_file(Path(path))
         if path.name in ("vocab.json", "merges.txt"):
             contents = huggingface.read_vocab_and_merges(path.parent)
@@ -161,16 +172,31 @@ class Tokenizer(Encoding):
             contents = huggingface.read_tokenizer_json(path)
         else:
             contents = _read_rank_file(path, pattern, special_tokens)
-        kind = NormalizingTokenizer if contents.normalization else cls
+        if pattern is not None:
+            contents = contents._replace(pat_str=_pattern(pattern))
+        if special_tokens is not None:
+            flags = {text: flags for text, flags in contents.flags.items() if text in special_tokens}
+            contents = contents._replace(special_tokens=special_tokens, flags=flags)
         try:
-            return kind(
-                path.stem if path.suffix != ".json" else path.resolve().parent.name,
-                pat_str=contents.pat_str if pattern is None else _pattern(pattern),
-                mergeable_ranks=contents.mergeable_ranks,
-                special_tokens=contents.special_tokens if special_tokens is None else special_tokens,
+            return cls.of_contents(
+                path.stem if path.suffix != ".json" else path.resolve().parent.name, contents
             )
         except ValueError as error:
             raise ValueError(f"{path} cannot be loaded: {error}") from None
+
+    @classmethod
+    def of_contents(cls, name: str, contents: huggingface.Contents) -> Tokenizer:
+        """The tokenizer that a file describes."""
+        from llmfast.tokenizer.text_rules import TextRulesTokenizer, are_needed
+
+        tokenizer = (TextRulesTokenizer if are_needed(contents) else cls)(
+            name,
+            pat_str=contents.pat_str,
+            mergeable_ranks=contents.mergeable_ranks,
+            special_tokens=contents.special_tokens,
+        )
+        tokenizer._normalization, tokenizer._flags = contents.normalization, contents.flags
+        return tokenizer
 
     @classmethod
     def of(cls, encoding: Encoding) -> Tokenizer:
@@ -179,16 +205,20 @@ class Tokenizer(Encoding):
         tokenizer.__dict__.update(encoding.__dict__)
         return tokenizer
 
-    def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
-        """The same tokenizer for transformers; special tokens in text are always encoded as such."""
+    def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:
+        """The same tokenizer for transformers, with our engine inside: see `llmfast.tokenizer.speed_up`.
+
+        Special tokens in text are always encoded as such. `options` go to ``PreTrainedTokenizerFast``: ``pad_token``,
+        ``chat_template``, ``model_max_length``, ``padding_side``, ...
+        """
         from tokenizers import Tokenizer as HuggingFaceTokenizer
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(
-            tokenizer_object=HuggingFaceTokenizer.from_str(self._to_json()),
-            eos_token=self._end_of_text,
-            clean_up_tokenization_spaces=False,
-        )
+        from llmfast.tokenizer.transformers_backend import speed_up
+
+        usual = {"eos_token": self._end_of_text, "clean_up_tokenization_spaces": False}
+        theirs = HuggingFaceTokenizer.from_str(self._to_json())
+        return speed_up(PreTrainedTokenizerFast(tokenizer_object=theirs, **usual | options))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same tokenizer as an object of tiktoken."""
@@ -210,9 +240,13 @@ class Tokenizer(Encoding):
             digest.update(b"%d;" % len(ids))
             for token, number in sorted(ids.items(), key=lambda item: item[1]):
                 digest.update(b"%d:%d:" % (number, len(token)) + token)
-        for text in (self._pat_str, self._normalization or ""):
+        for text in (self._pat_str, self._normalization or "", *self._rules_of_specials()):
             digest.update(b"%d:" % len(text.encode()) + text.encode())
         return digest.hexdigest()
+
+    def _rules_of_specials(self) -> list[str]:
+        """How special tokens are found, where that decides ids."""
+        return []
 
     @property
     def eot_token(self) -> int:
@@ -225,13 +259,27 @@ class Tokenizer(Encoding):
     def _end_of_text(self) -> str | None:
         return next((text for text in _END_OF_TEXT if text in self._special_tokens), None)
 
+    # What Hugging Face's files may say beside the vocabulary; see `huggingface.Contents`.
     _normalization: str | None = None
+    _flags: huggingface.Flags = {}  # noqa: RUF012 - never changed
+
+    @property
+    def _contents(self) -> huggingface.Contents:
+        return huggingface.Contents(
+            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization, self._flags
+        )
 
     def _to_json(self) -> str:
-        contents = huggingface.Contents(
-            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization
-        )
-        return json.dumps(huggingface.to_json(contents), ensure_ascii=False, indent=1)
+        return json.dumps(huggingface.to_json(self._contents), ensure_ascii=False, indent=1)
+
+    def __getstate__(self) -> object:
+        state = super().__getstate__()
+        return state if isinstance(state, str) else (state, self._normalization, self._flags)
+
+    def __setstate__(self, value: object) -> None:
+        state, normalization, flags = value if isinstance(value, tuple) else (value, None, {})
+        super().__setstate__(state)
+        self._normalization, self._flags = normalization, flags
 
 
 def _check_specials(specials: list[str]) -> None:
