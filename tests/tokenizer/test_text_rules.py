@@ -16,7 +16,21 @@ from llmfast.tokenizer import Tokenizer, patterns
 from llmfast.tokenizer.text_rules import TextRulesTokenizer
 
 # Texts that share ends, hold each other, start with a space, and change when they are normalized.
-CONTENTS = ["<a>", "<a><b>", "<b>", "a>", "<tool>", "cafe\u0301", "é", " x", "x ", "ab", "abc", "b", "\u1e9b\u0323"]
+CONTENTS = [
+    "<a>",
+    "<a><b>",
+    "<b>",
+    "a>",
+    "<tool>",
+    "cafe\u0301",
+    "é",
+    " x",
+    "x ",
+    "ab",
+    "abc",
+    "b",
+    "\u1e9b\u0323",
+]
 PARTS = [
     *CONTENTS, " ", "  ", "\n", "\t", "\u00a0", "\u2028", "\x1c", "\x85", "a", "c", "_", "5", "²", "Ⅷ", "-",
     "e\u0301", "\u0301", "\u200d", "中", "한", "ⓐ", "ー", "hello", "the cat",
@@ -90,7 +104,9 @@ def test_rules_apply_to_allowed_tokens_only(tmp_path):
 
 def test_the_engine_finds_what_has_no_rules(tmp_path):
     """Tokens that are normalized or not special are found by the engine, where that cannot matter."""
-    ours = ours_of(theirs_with({"<a>": {"normalized"}, "<think>": set(), "<b>": {"special"}}, False), tmp_path)
+    ours = ours_of(
+        theirs_with({"<a>": {"normalized"}, "<think>": set(), "<b>": {"special"}}, False), tmp_path
+    )
     assert type(ours) is Tokenizer
     other = ours_of(theirs_with({"<a>": {"normalized"}, "<a><b>": {"special"}}, False), tmp_path)
     assert type(other) is TextRulesTokenizer
