@@ -162,12 +162,24 @@ def _pre_tokenizer(pat_str: str) -> dict[str, Any]:
         return _byte_level(use_regex=True)
     if pat_str == WHOLE:
         return _byte_level(use_regex=False)
-    expressions = _IN_ONIGURUMA.get(pat_str, (pat_str,))
-    return {"type": "Sequence", "pretokenizers": [*map(_split, expressions), _byte_level(use_regex=False)]}
+    if pat_str in patterns.NATIVE:
+        splits = [_split(expression) for expression in _IN_ONIGURUMA.get(pat_str, (pat_str,))]
+    elif expression := patterns.without_gaps(pat_str):
+        splits = [_split(expression)]
+    else:
+        splits = [_split(pat_str, **_MATCHES_ONLY)]
+    return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(use_regex=False)]}
 
 
-def _split(expression: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+_ISOLATED = {
+    "behavior": "Isolated",
+    "invert": False,
+}  # what matches is a piece, and so is what stands between
+_MATCHES_ONLY = {"behavior": "Removed", "invert": True}  # what stands between is dropped, as tiktoken does
+
+
+def _split(expression: str, **how: Any) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, **(how or _ISOLATED)}
 
 
 # ---- Reading
@@ -317,12 +329,16 @@ def _pattern(pre_tokenizer: Any) -> str:
     published = byte_level.get("use_regex", True)
     if not splits:
         return patterns.GPT2 if published else WHOLE
-    if published or any(split.get("behavior") != "Isolated" or split.get("invert") for split in splits):
+    hows = [{name: split.get(name) for name in _ISOLATED} for split in splits]
+    if published or any(how not in (_ISOLATED, _MATCHES_ONLY) for how in hows):
         raise ValueError("its pre-tokenizer splits otherwise than by expressions that match the pieces")
     expressions = tuple(_expression(split) for split in splits)
-    if len(expressions) > 1 and expressions not in _FROM_ONIGURUMA:
+    if len(expressions) > 1 and (expressions not in _FROM_ONIGURUMA or _MATCHES_ONLY in hows):
         raise ValueError(f"its pre-tokenizer splits {len(expressions)} times, and not as DeepSeek does")
-    return _FROM_ONIGURUMA.get(expressions, expressions[0])
+    pat_str = _FROM_ONIGURUMA.get(expressions, expressions[0])
+    if pat_str in patterns.NATIVE or hows == [_MATCHES_ONLY]:
+        return pat_str
+    return patterns.with_gaps(pat_str)
 
 
 def _expression(split: dict[str, Any]) -> str:

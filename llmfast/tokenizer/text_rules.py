@@ -89,7 +89,9 @@ class TextRulesTokenizer(Tokenizer):
         return super().encode_documents([self._normal(text) for text in texts], **options)
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
-        return super().encode_iterable(self._normal(text) for text in _cut_safely(self._pat_str, chunks))
+        # Where a piece certainly starts, normalizing has nothing to join either.
+        texts = patterns.joined_until_certain(self._pat_str, chunks)
+        return super().encode_iterable(self._normal(text) for text in texts)
 
     def count(self, text: str) -> int:
         return super().count(self._normal(text))
@@ -198,15 +200,3 @@ class _Search(NamedTuple):
 def _any_of(texts: Iterable[str]) -> str:
     """The expression for the longest of the texts that starts at a place; for none it matches nowhere."""
     return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
-
-
-def _cut_safely(pat_str: str, chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in chunks that end where normalizing has nothing to join."""
-    kept = ""
-    for chunk in chunks:
-        kept += chunk
-        cut = patterns.last_certain_boundary(pat_str, kept)
-        if cut > 0:
-            yield kept[:cut]
-            kept = kept[cut:]
-    yield kept

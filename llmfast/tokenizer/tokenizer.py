@@ -67,7 +67,8 @@ class Tokenizer(Encoding):
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
                 ``llama3``, ``qwen2``, ``o200k``, ``deepseek``; ``none`` to cut nowhere) or a regular expression for
-                the `regex` library, which is slower and reads each file whole.
+                the `regex` library, which is slower and reads each file whole. What lies between its matches is a
+                word, too.
             special_tokens: their ids follow those of the merges. In the text they end a document and are not
                 learned from.
             min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
@@ -295,7 +296,8 @@ def _pattern(pattern: str) -> str:
         return PATTERNS[pattern]
     if pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
-    return pattern
+    patterns.compiled(pattern)
+    return pattern if pattern in patterns.NATIVE else patterns.with_gaps(pattern)
 
 
 def _tokenizer_file(path: Path) -> Path:

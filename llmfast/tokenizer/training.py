@@ -15,7 +15,7 @@ from typing import Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import available_cores
+from llmfast.tokenizer.encoding import threads
 from llmfast.tokenizer.patterns import joined_surrogates
 
 Documents = Iterable[str | bytes]
@@ -54,13 +54,11 @@ def learn_ranks(
         raise ValueError(f"tie_break must be one of {', '.join(map(repr, _TIE_BREAKS))}, got {tie_break!r}")
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     files, documents = _files_and_documents(source)
     order, byte_order = _TIE_BREAKS[tie_break]
 
     with _reporter(progress) as report:
-        counter = _counter(pat_str, separators, num_threads or available_cores())
+        counter = _counter(pat_str, separators, threads(num_threads))
         for file in files:
             counter.add_file(file, _stage(report, "reading", sum(file.stat().st_size for file in files)))
         counter.add_documents(documents, _stage(report, "reading", None))

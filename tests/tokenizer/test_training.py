@@ -213,6 +213,13 @@ def test_a_pattern_of_ones_own():
     assert tokens[256:] == [b"ab", b"cd"]
 
 
+def test_what_a_pattern_does_not_match_is_a_word_too():
+    text = "ab, ab, ab,  cd! " * 9
+    tokenizer = Tokenizer.train([text], 256 + 5, pattern=r"[a-z]+", special_tokens=())
+    assert {b"ab", b", "} < set(tokenizer.token_byte_values())
+    assert tokenizer.decode(tokenizer.encode(text + "Ü")) == text + "Ü"
+
+
 def test_no_splitting_at_all():
     tokenizer = Tokenizer.train(["to be or not to be or"], 256 + 7, pattern="none", special_tokens=())
     assert b"to be or" in tokenizer.token_byte_values()
@@ -275,6 +282,8 @@ def test_an_exception_in_progress_stops_training():
         ({"special_tokens": [""]}, "non-empty"),
         ({"special_tokens": ["x"]}, "'x' is a token of ordinary text"),
         ({"pattern": "cl100"}, "no pattern is named 'cl100'"),
+        ({"pattern": "("}, r"the splitting pattern '\(' is no regular expression"),
+        ({"pattern": ""}, "the splitting pattern is empty"),
         ({"tie_break": "random"}, "tie_break must be one of 'bytes', 'huggingface', 'smallest_ids'"),
         ({"min_frequency": 0}, "min_frequency must be at least 1, got 0"),
         ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
