@@ -319,10 +319,12 @@ def _tokenizer_file(path: Path) -> Path:
 def _read_rank_file(
     path: Path, pattern: str | None, special_tokens: dict[str, int] | None
 ) -> huggingface.Contents:
+    ranks = rank_files.read_ranks(path)
     if pattern is None and path.stem not in rank_files.PUBLISHED:
         raise ValueError(
-            f"{path} does not say how text is split: give pattern=, and special_tokens= if it has any"
+            f"{path} does not say how text is split: load it with Tokenizer.load(path, pattern=...), "
+            "and special_tokens= if it has any"
         )
     known_pattern, known_specials = rank_files.PUBLISHED.get(path.stem, (pattern, {}))
     specials = known_specials if special_tokens is None else special_tokens
-    return huggingface.Contents(_pattern(pattern or known_pattern), rank_files.read_ranks(path), specials)
+    return huggingface.Contents(_pattern(pattern or known_pattern), ranks, specials)

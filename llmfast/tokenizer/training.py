@@ -186,14 +186,26 @@ def _reporter(progress: bool | Progress | None) -> Iterator[Progress | None]:
     if progress is not True:
         yield progress or None
         return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    with Bars(transient=True) as bars:
+    name, count = TextColumn("{task.description}"), TextColumn("{task.fields[count]}")
+    with Bars(name, BarColumn(), count, TimeRemainingColumn(), transient=True) as bars:
         tasks = {}
 
         def draw(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+                tasks[stage] = bars.add_task(stage, total=total, count="")
+            bars.update(tasks[stage], completed=done, count=_count(stage, done, total))
 
         yield draw
+
+
+def _count(stage: str, done: int, total: int | None) -> str:
+    """
+    >>> _count("reading", 5_000_000, 80_000_000), _count("reading", 5_000_000, None), _count("merging", 1000, 7743)
+    ('5 of 80 MB', '5 MB', '1,000 of 7,743')
+    """
+    scale, unit = (1_000_000, " MB") if stage == "reading" else (1, "")
+    whole = "" if total is None else f" of {total // scale:,}"
+    return f"{done // scale:,}{whole}{unit}"

@@ -1,6 +1,7 @@
 """Token for token and exception for exception what tiktoken does, on its own vocabularies."""
 
 import importlib
+import inspect
 import pickle
 import random
 import sysconfig
@@ -207,6 +208,30 @@ def test_the_whole_surface():
         "list_encoding_names",
     ):
         assert hasattr(llmfast.tokenizer, name)
+    assert set(dir(tiktoken)) - {"_tiktoken"} <= set(dir(llmfast.tokenizer))
+    assert llmfast.tokenizer.core.Encoding is llmfast.tokenizer.Encoding
+
+
+@pytest.mark.parametrize("name", [name for name in vars(tiktoken.Encoding) if not name.startswith("__")])
+def test_signatures(name):
+    """The same parameters, of the same kinds, with defaults that mean the same."""
+    ours, theirs = (getattr(each.Encoding, name) for each in (llmfast.tokenizer, tiktoken))
+    if not callable(theirs):
+        assert type(ours) is type(theirs)
+        return
+
+    def parameters(function):
+        empty_set = {frozenset(): "{}", inspect.Parameter.empty: "none"}
+        return [
+            (
+                each.name,
+                each.kind,
+                "{}" if each.default == set() else empty_set.get(each.default, each.default),
+            )
+            for each in inspect.signature(function).parameters.values()
+        ]
+
+    assert parameters(ours) == parameters(theirs)
 
 
 def test_registry():
