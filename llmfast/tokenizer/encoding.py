@@ -65,7 +65,11 @@ class Encoding:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`; special tokens in it are plain text."""
-        return self._core_bpe.encode_ordinary(text)
+        try:
+            return self._core_bpe.encode_ordinary(text)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
@@ -76,13 +80,21 @@ class Encoding:
         named in `allowed_special` (encoded as the special token) or left out of `disallowed_special` (plain
         text). Where two special tokens start at one place, the longer one counts.
         """
-        return self._core_bpe.encode(text, allowed_special, disallowed_special)
+        try:
+            return self._core_bpe.encode(text, allowed_special, disallowed_special)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
     ) -> npt.NDArray[np.uint32]:
         """`encode` into a NumPy array, without a Python object for each id."""
-        return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
+        try:
+            return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode_ordinary_batch(self, text: list[str], *, num_threads: int | None = 8) -> list[list[int]]:
         """`encode_ordinary` of each text, on up to `num_threads` threads."""
@@ -143,7 +155,11 @@ class Encoding:
 
     def count(self, text: str) -> int:
         """How many tokens `encode_ordinary` makes of `text`."""
-        return self._core_bpe.count(text)
+        try:
+            return self._core_bpe.count(text)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode_with_unstable(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
@@ -152,12 +168,13 @@ class Encoding:
 
         ``decode_bytes(stable + completion)`` starts with `text` for every completion.
         """
+        _check_is_text(text)
         ids, last = self._core_bpe.encode_with_last(text, allowed_special, disallowed_special)
         return unstable.with_completions(self._core_bpe, self._sorted_token_bytes, ids, last)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """The id of a token, special ones included; ``KeyError`` where there is none."""
-        token = text_or_bytes.encode("utf-8") if isinstance(text_or_bytes, str) else text_or_bytes
+        token = _as_bytes(text_or_bytes)
         found = self._core_bpe.find(token)
         if found is None:
             raise KeyError(token)
@@ -242,8 +259,7 @@ class Encoding:
 
     def _encode_single_piece(self, text_or_bytes: str | bytes) -> list[int]:
         """The ids of a piece that is not to be split."""
-        piece = text_or_bytes.encode("utf-8") if isinstance(text_or_bytes, str) else text_or_bytes
-        return self._core_bpe.encode_piece(piece)
+        return self._core_bpe.encode_piece(_as_bytes(text_or_bytes))
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
@@ -287,6 +303,20 @@ def threads(num_threads: int | None) -> int:
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     return num_threads
+
+
+def _as_bytes(text_or_bytes: str | bytes) -> bytes:
+    if isinstance(text_or_bytes, str):
+        return text_or_bytes.encode("utf-8")
+    if not isinstance(text_or_bytes, bytes):
+        raise TypeError(f"expected a str or bytes, got {type(text_or_bytes).__name__}")
+    return text_or_bytes
+
+
+def _check_is_text(text: object) -> None:
+    """The engine refuses what is no text; for None its message would speak of its own functions."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}") from None
 
 
 def check_disallowed(text: str, disallowed: Collection[str]) -> None:

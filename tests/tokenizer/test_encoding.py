@@ -1,8 +1,11 @@
 """`Encoding` by itself: small vocabularies against the definition of byte-pair encoding, and what it refuses."""
 
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 
@@ -146,9 +149,13 @@ def test_surrogates_and_empty_text():
 
 def test_wrong_types_and_unknown_ids():
     encoding = make_encoding()
+    methods = ("encode", "encode_ordinary", "encode_to_numpy", "encode_with_unstable", "count")
     for wrong in (None, 3, ["a"]):
-        with pytest.raises(TypeError):
-            encoding.encode(wrong)
+        for method in methods:
+            with pytest.raises(TypeError, match=f"text must be a str, got {type(wrong).__name__}$"):
+                getattr(encoding, method)(wrong)
+        with pytest.raises(TypeError, match=f"expected a str or bytes, got {type(wrong).__name__}$"):
+            encoding.encode_single_token(wrong)
     with pytest.raises(TypeError):
         encoding.decode(["a"])
     with pytest.raises(ValueError, match="contiguous"):
@@ -327,6 +334,32 @@ def test_pickle_and_copy():
         assert pickle.loads(pickle.dumps(encoding)).encode("hello") == [259]
     finally:
         del ENCODINGS["small"]
+
+
+def test_a_thread_that_runs_on_at_exit_is_no_leak():
+    """The program ends in silence, whatever its daemon threads hold."""
+    program = """
+import threading, time
+from llmfast.tokenizer import Tokenizer
+tokenizer = Tokenizer.train(["ab"] * 9, 257, special_tokens=())
+threading.Thread(target=lambda: (time.sleep(60), tokenizer), daemon=True).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_threads_work_after_a_fork():
+    """A child that inherits the encoding, after the parent used threads, uses threads of its own."""
+    encoding = make_encoding()
+    texts = ["hello world " * 5000] * 8
+    expected = encoding.encode_documents(texts, num_threads=4)[0]
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(encoding.encode_documents(texts, num_threads=4)[0], expected)
+        os._exit(0 if same and encoding.encode_batch(texts)[0] == encoding.encode(texts[0]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_many_threads_share_one_encoding():
