@@ -87,8 +87,7 @@ class Tokenizer(Encoding):
                 empty, or are tokens in their own right.
             FileNotFoundError: a path that does not exist.
         """
-        specials = list(special_tokens)
-        _check_specials(specials)
+        specials = _checked_specials(special_tokens)
         n_ordinary = vocab_size - len(specials)
         if n_ordinary < 256:
             raise ValueError(
@@ -283,12 +282,16 @@ class Tokenizer(Encoding):
         self._normalization, self._flags = normalization, flags
 
 
-def _check_specials(specials: list[str]) -> None:
+def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
+    if isinstance(special_tokens, str):
+        raise ValueError(f"special_tokens is one str, {special_tokens!r}; put it in a list")
+    specials = list(special_tokens)
     for special in specials:
         if not isinstance(special, str) or not special:
             raise ValueError(f"special tokens must be non-empty strings, got {special!r}")
     if len(set(specials)) < len(specials):
         raise ValueError(f"special_tokens has duplicates: {specials}")
+    return specials
 
 
 def _pattern(pattern: str) -> str:

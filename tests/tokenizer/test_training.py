@@ -174,6 +174,38 @@ def test_one_file_may_be_given_as_str(tmp_path):
     assert trained_tokens(str(file), 600) == trained_tokens([CODE], 600)
 
 
+def test_columns_of_datasets():
+    datasets = pytest.importorskip("datasets")
+    paragraphs = CODE.split("\n\n")
+    expected = trained_tokens(paragraphs, 600)
+    table = datasets.Dataset.from_dict({"text": paragraphs, "n": list(range(len(paragraphs)))})
+    assert trained_tokens(table["text"], 600) == expected
+    assert trained_tokens((row["text"] for row in table.to_iterable_dataset()), 600) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that is kept")
+def test_files_larger_than_memory(tmp_path):
+    """200 MB of text in files, where the process may take 100 MB more than it has: read in blocks, never whole."""
+    block = (CODE + TRICKY) * 20
+    files = [tmp_path / f"{i}.txt" for i in range(2)]
+    for file in files:
+        with open(file, "w", encoding="utf-8", newline="") as out:
+            for _ in range(100_000_000 // len(block.encode())):
+                out.write(block)
+    program = f"""
+import resource
+from pathlib import Path
+from llmfast.tokenizer import Tokenizer
+Tokenizer.train(["warm up"] * 3, 258, num_threads=2)
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 100_000_000,) * 2)
+print(Tokenizer.train([Path(file) for file in {list(map(str, files))}], 2000, num_threads=2).fingerprint)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 65
+
+
 def words_of(text, separators, threads=2, pattern="cl100k", file=None):
     corpus = _bpe.Corpus(pattern, [separator.encode() for separator in separators], threads)
     if file is None:
@@ -280,6 +312,7 @@ def test_an_exception_in_progress_stops_training():
         ({"source": [__file__]}, "is the name of a file, but a str is text"),
         ({"special_tokens": ["<a>", "<a>"]}, "duplicates"),
         ({"special_tokens": [""]}, "non-empty"),
+        ({"special_tokens": "<a>"}, "special_tokens is one str, '<a>'; put it in a list"),
         ({"special_tokens": ["x"]}, "'x' is a token of ordinary text"),
         ({"pattern": "cl100"}, "no pattern is named 'cl100'"),
         ({"pattern": "("}, r"the splitting pattern '\(' is no regular expression"),
