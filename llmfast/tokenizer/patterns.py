@@ -171,8 +171,8 @@ class RegexCore:
         ):
             setattr(self, shared, getattr(self._core, shared))
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        pieces = (match.group().encode("utf-8") for match in self._pattern.finditer(text))
+    def _pieces(self, text: str, errors: str = "strict") -> list[list[int]]:
+        pieces = (match.group().encode("utf-8", errors) for match in self._pattern.finditer(text))
         return [self.encode_piece(piece) for piece in pieces if piece]
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -213,14 +213,18 @@ class RegexCore:
 
     def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
         ends = [] if separator is None else [separator]
-        parts = [
-            self.encode_ordinary(one if isinstance(one, str) else str(one, "utf-8", "replace")) + ends
-            for one in documents
-        ]
+        parts = [self._encode_document(one) + ends for one in documents]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
         dtype = np.uint16 if narrow else np.uint32
         return np.fromiter((token for part in parts for token in part), dtype=dtype), offsets
+
+    def _encode_document(self, document: str | Buffer) -> list[int]:
+        if isinstance(document, str):
+            return self.encode_ordinary(document)
+        # A byte that is not UTF-8 is a surrogate to the pattern, and itself again in its piece.
+        text = str(document, "utf-8", "surrogateescape")
+        return [token for piece in self._pieces(text, "surrogateescape") for token in piece]
 
 
 Engine = _bpe.Core | RegexCore

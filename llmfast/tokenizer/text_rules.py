@@ -85,8 +85,13 @@ class TextRulesTokenizer(Tokenizer):
         return [self.encode(one, **specials) for one in text]
 
     def encode_documents(self, documents: Sequence[str | patterns.Buffer], **options):
-        texts = [one if isinstance(one, str) else str(one, "utf-8", "replace") for one in documents]
-        return super().encode_documents([self._normal(text) for text in texts], **options)
+        return super().encode_documents([self._normal_document(one) for one in documents], **options)
+
+    def _normal_document(self, document: str | patterns.Buffer) -> str | bytes:
+        if isinstance(document, str):
+            return self._normal(document)
+        text = str(document, "utf-8", "surrogateescape")  # bytes that are not UTF-8 stay as they are
+        return self._normal(text).encode("utf-8", "surrogateescape")
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
         # Where a piece certainly starts, normalizing has nothing to join either.

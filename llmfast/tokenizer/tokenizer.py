@@ -117,7 +117,8 @@ class Tokenizer(Encoding):
         Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
         ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
         the old one whole. A pattern of your own is written as it stands, though Hugging Face's expressions
-        are not quite Python's.
+        are not quite Python's. What a file that was loaded said beside the tokenizer itself (post-processor,
+        chat template) is not written; ``speed_up(AutoTokenizer.from_pretrained(...))`` keeps it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,8 @@ class Tokenizer(Encoding):
         """Reads a tokenizer from a folder or a file, whichever format it is in.
 
         Args:
-            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), ``vocab.json`` with
+            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), with the rules by which its
+                added tokens are found (they all count as special tokens here); ``vocab.json`` with
                 ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What
                 Hugging Face adds around a text (post-processors) is not applied.
             pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
@@ -221,9 +223,15 @@ class Tokenizer(Encoding):
         return speed_up(PreTrainedTokenizerFast(tokenizer_object=theirs, **usual | options))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
-        """The same tokenizer as an object of tiktoken."""
+        """The same tokenizer as an object of tiktoken; ValueError for rules of text that tiktoken has not."""
         import tiktoken
 
+        from llmfast.tokenizer.text_rules import are_needed
+
+        if are_needed(self._contents):
+            raise ValueError(
+                f"{self!r} normalizes text or finds special tokens by rules of their own, which tiktoken cannot"
+            )
         return tiktoken.Encoding(
             self.name,
             pat_str=self._pat_str,

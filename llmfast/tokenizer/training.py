@@ -159,10 +159,13 @@ class _RegexCounter:
         for batch in _batches(documents):
             words: Counter[str] = Counter()
             for document in batch:
-                text = document.decode(errors="replace") if isinstance(document, bytes) else document
+                if isinstance(document, bytes):  # a byte that is not UTF-8 is a surrogate to the pattern
+                    text = document.decode(errors="surrogateescape")
+                else:
+                    text = joined_surrogates(document)
                 for part in self._split(text):
                     words.update(match.group() for match in self._find_words(part))
-            self.corpus.add_words({joined_surrogates(word).encode(): n for word, n in words.items()})
+            self.corpus.add_words({word.encode(errors="surrogateescape"): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)
 

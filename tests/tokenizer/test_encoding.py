@@ -265,8 +265,9 @@ def test_a_long_document_is_cut_only_between_pieces():
         assert encoding.count(text) == offsets[1]
 
 
-def test_bytes_that_are_not_utf8_come_back():
-    encoding = make_encoding(patterns.CL100K)
+@pytest.mark.parametrize("pat_str", [patterns.CL100K, patterns.WHOLE, r"\w+|\W+"])
+def test_bytes_that_are_not_utf8_come_back(pat_str):
+    encoding = make_encoding(pat_str)
     for raw in (b"\xff\xfehello \x80", b"\xe4\xb8", bytes(range(256)) * 3):
         ids, _ = encoding.encode_documents([raw], append_eot=False)
         assert encoding.decode_bytes(ids) == raw

@@ -129,6 +129,39 @@ def test_unstable(name, text):
     assert sorted(completions) == sorted(expected[1])
 
 
+@given(
+    specials=st.lists(st.text("<a>b ", min_size=1, max_size=5), min_size=1, max_size=6, unique=True),
+    text=st.text("<a>b c", max_size=60),
+    data=st.data(),
+)
+@settings(max_examples=300, deadline=None)
+def test_special_tokens_that_overlap(specials, text, data):
+    """Each other and ordinary text; of two where one begins like the other, tiktoken takes either."""
+    specials = [
+        one for one in specials if not any(one != other and one.startswith(other) for other in specials)
+    ]
+    arguments = {
+        "pat_str": r"\s+|\S+",
+        "mergeable_ranks": {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"<a": 257},
+        "special_tokens": {one: 300 + i for i, one in enumerate(specials)},
+    }
+    ours, theirs = (each.Encoding("small", **arguments) for each in (llmfast.tokenizer, tiktoken))
+    allowed = data.draw(st.sets(st.sampled_from(specials)))
+    text += data.draw(st.sampled_from(specials))
+    for some in (allowed, "all"):
+        ids = theirs.encode(text, allowed_special=some, disallowed_special=())
+        assert ours.encode(text, allowed_special=some, disallowed_special=()) == ids
+        assert ours.encode_batch([text], allowed_special=some, disallowed_special=()) == [ids]
+
+    def outcome(encoding):
+        try:
+            return encoding.encode(text, allowed_special=allowed, disallowed_special=set(specials) - allowed)
+        except ValueError as error:
+            return str(error)
+
+    assert outcome(ours) == outcome(theirs)
+
+
 def test_long_pieces():
     random.seed(11)
     ours, theirs = both("cl100k_base")

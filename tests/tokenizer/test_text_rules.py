@@ -112,6 +112,13 @@ def test_the_engine_finds_what_has_no_rules(tmp_path):
     assert type(other) is TextRulesTokenizer
 
 
+@pytest.mark.parametrize(("flags", "normalization"), [({"lstrip"}, False), (set(), True)])
+def test_tiktoken_has_no_rules(flags, normalization, tmp_path):
+    ours = ours_of(theirs_with({"<a>": flags}, normalization), tmp_path)
+    with pytest.raises(ValueError, match="by rules of their own, which tiktoken cannot"):
+        ours.to_tiktoken()
+
+
 def test_rules_decide_the_fingerprint(tmp_path):
     flags = [set(), {"special"}, {"lstrip"}, {"lstrip", "special"}, {"rstrip"}]
     prints = [ours_of(theirs_with({"<a>": each}, False), tmp_path).fingerprint for each in flags]
@@ -137,3 +144,10 @@ def test_long_text(pattern, tmp_path):
     ids = ours.encode_to_numpy(text, allowed_special="all")
     assert ids.dtype == np.uint32
     assert ids.tolist() == theirs.encode(text).ids
+
+
+def test_bytes_that_are_not_utf8_come_back(tmp_path):
+    ours = ours_of(theirs_with({}, True), tmp_path)
+    raw = b"\xff\xfe cafe" + "\u0301 e\u0301".encode() + b"\x80"
+    ids, _ = ours.encode_documents([raw], append_eot=False)
+    assert ours.decode_bytes(ids) == b"\xff\xfe caf" + "\u00e9 \u00e9".encode() + b"\x80"
