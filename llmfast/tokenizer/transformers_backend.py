@@ -28,7 +28,8 @@ def speed_up(tokenizer: transformers.PreTrainedTokenizerFast) -> transformers.Pr
     """Puts the engine into a byte-level BPE tokenizer of transformers, which is changed, and returned.
 
     Its results stay the same. What is asked for seldom (offsets, pairs of texts, texts given as words, overflowing
-    tokens) is still worked out by Hugging Face's library, which stays at ``tokenizer.backend_tokenizer.theirs``.
+    tokens) is still worked out by Hugging Face's library, which stays at ``tokenizer.backend_tokenizer.theirs``. Tokens
+    may be added and parts of the backend replaced afterwards, but parts are not to be changed in place.
 
     Raises:
         ValueError: a tokenizer that `Tokenizer.load` would refuse: no byte-level BPE, or one with parts not known here.
@@ -50,7 +51,7 @@ class Backend:
         self, input: Sequence[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
     ) -> Sequence[Encoding] | list[tokenizers.Encoding]:
         batch = _Batch(self, input, add_special_tokens, self.theirs.truncation, self.theirs.padding)
-        cut = _Cut.of(batch.truncation, self._frame if add_special_tokens else _NO_FRAME)
+        cut = _Cut.of(batch.truncation, self._frames[add_special_tokens])
         if is_pretokenized or cut is None or not all(isinstance(text, str) for text in input):
             return self.theirs.encode_batch(input, is_pretokenized, add_special_tokens)
         ours = self._built
@@ -89,12 +90,14 @@ class Backend:
             self._forget()
 
     def add_tokens(self, tokens: list) -> int:
+        added = self.theirs.add_tokens(tokens)
         self._forget()
-        return self.theirs.add_tokens(tokens)
+        return added
 
     def add_special_tokens(self, tokens: list) -> int:
+        added = self.theirs.add_special_tokens(tokens)
         self._forget()
-        return self.theirs.add_special_tokens(tokens)
+        return added
 
     def __reduce__(self):
         return Backend, (self.theirs,)
@@ -103,7 +106,7 @@ class Backend:
         return f"<Backend of {self._built.tokenizer!r}>"
 
     def _forget(self) -> None:
-        for made in ("_built", "_frame"):
+        for made in ("_built", "_frames"):
             self.__dict__.pop(made, None)
 
     @functools.cached_property
@@ -121,20 +124,21 @@ class Backend:
         )
 
     @functools.cached_property
-    def _frame(self) -> _Frame:
-        """What the post-processor puts around a text: seen on one."""
+    def _frames(self) -> tuple[_Frame, _Frame]:
+        """What the post-processor makes of a text, without and with special tokens around it: seen on one."""
         from tokenizers import PreTokenizedString
 
-        if self.theirs.post_processor is None:
-            return _NO_FRAME
-        letter = PreTokenizedString("a")
-        letter.tokenize(self.theirs.model.tokenize)
-        framed = self.theirs.post_processor.process(letter.to_encoding(), None, True)
-        mask, type_ids = framed.special_tokens_mask, framed.type_ids
-        start, stop = mask.index(0), len(mask) - mask[::-1].index(0)
-        return _Frame(
-            framed.ids[:start], framed.ids[stop:], (type_ids[:start], type_ids[start], type_ids[stop:])
-        )
+        def frame(add_special_tokens: bool) -> _Frame:
+            if self.theirs.post_processor is None:
+                return _Frame([], [], ([], 0, []))
+            letter = PreTokenizedString("a")
+            letter.tokenize(self.theirs.model.tokenize)
+            framed = self.theirs.post_processor.process(letter.to_encoding(), None, add_special_tokens)
+            mask, types = framed.special_tokens_mask, framed.type_ids
+            start, stop = mask.index(0), len(mask) - mask[::-1].index(0)
+            return _Frame(framed.ids[:start], framed.ids[stop:], (types[:start], types[start], types[stop:]))
+
+        return frame(False), frame(True)
 
 
 class _Built(NamedTuple):
@@ -150,9 +154,6 @@ class _Frame(NamedTuple):
     before: list[int]
     after: list[int]
     type_ids: tuple[list[int], int, list[int]]  # before, inside, after
-
-
-_NO_FRAME = _Frame([], [], ([], 0, []))
 
 
 class _Cut(NamedTuple):

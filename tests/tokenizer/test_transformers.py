@@ -63,7 +63,7 @@ def file(family: str) -> str:
         start = ("<|im_start|>", theirs.token_to_id("<|im_start|>"))
         end = ("<|endoftext|>", theirs.token_to_id("<|endoftext|>"))
         template = processors.TemplateProcessing(
-            single=f"{start[0]}:1 $A:0 {end[0]}:2", pair="$A $B:1", special_tokens=[start, end]
+            single=f"{start[0]}:1 $A:3 {end[0]}:2", pair="$A $B:1", special_tokens=[start, end]
         )
         theirs.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     if family == "qwen":
@@ -93,7 +93,7 @@ def pair_of(family: str, **options):
 FAMILIES = ["gpt2", "llama3", "qwen"]
 CALLS = {
     "plain": {},
-    "no specials": {"add_special_tokens": False},
+    "no specials": {"add_special_tokens": False, "return_token_type_ids": True},
     "padded": {"padding": True},
     "to a length": {"padding": "max_length", "max_length": 70},
     "to a multiple": {"padding": True, "pad_to_multiple_of": 16},
