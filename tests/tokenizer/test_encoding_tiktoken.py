@@ -4,6 +4,8 @@ import importlib
 import inspect
 import pickle
 import random
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -291,6 +293,47 @@ def test_registry():
         llmfast.tokenizer.get_encoding("no_such")
     with pytest.raises(ValueError, match="Expected a string"):
         llmfast.tokenizer.get_encoding(3)
+
+
+PLUGIN = """
+def mine():
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
+    return {"name": "mine", "pat_str": r"\\S+|\\s+", "mergeable_ranks": ranks, "special_tokens": {"<e>": 257}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "prints"),
+    [
+        (PLUGIN + 'ENCODING_CONSTRUCTORS = {"mine": mine}', "mine True [256, 99, 257] True True"),
+        (PLUGIN, "ValueError tiktoken plugin tiktoken_ext.mine does not define ENCODING_CONSTRUCTORS"),
+        (
+            PLUGIN + 'ENCODING_CONSTRUCTORS = {"gpt2": mine}',
+            "ValueError Duplicate encoding name gpt2 in tiktoken plugin tiktoken_ext.",
+        ),
+    ],
+)
+def test_plugins(plugin, prints, tmp_path):
+    """Encodings that other packages put into the namespace `tiktoken_ext`; a faulty one is named, each time."""
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "mine.py").write_text(plugin)
+    program = f"""
+import sys, copy, pickle
+sys.path.append({str(tmp_path)!r})
+import llmfast.tokenizer as tiktoken
+for attempt in range(2):
+    try:
+        known = "mine" in tiktoken.list_encoding_names()
+        mine = tiktoken.get_encoding("mine")
+        ids = mine.encode("abc<e>", allowed_special="all")
+        print(mine.name, known, ids, len(pickle.dumps(mine)) < 100, copy.deepcopy(mine).__dict__ is mine.__dict__)
+    except ValueError as error:
+        print("ValueError", error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(prints)
 
 
 def test_a_damaged_rank_file_is_refused(tmp_path, monkeypatch):
