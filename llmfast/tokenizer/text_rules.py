@@ -29,16 +29,25 @@ def are_needed(contents: huggingface.Contents) -> bool:
     return contents.normalization is not None or _flags_act(contents)
 
 
+# What other characters become ASCII when they are normalized: the Kelvin sign, the Greek question mark, a Greek accent.
+_MADE_BY_NORMALIZING = frozenset("K;`")
+
+
 def _flags_act(contents: huggingface.Contents) -> bool:
     if any(
         flags.get(rule) for flags in contents.flags.values() for rule in ("single_word", "lstrip", "rstrip")
     ):
         return True
     late = [text for text, flags in contents.flags.items() if flags.get("normalized")]
-    if late and contents.normalization:
+    if contents.normalization and (late or not all(map(_survives_normalizing, contents.special_tokens))):
         return True
     first = contents.special_tokens.keys() - late
     return any(_may_overlap(one, other) for one in late for other in first)
+
+
+def _survives_normalizing(special: str) -> bool:
+    """Whether normalized text holds it just where the text itself did."""
+    return special.isascii() and _MADE_BY_NORMALIZING.isdisjoint(special)
 
 
 def _may_overlap(one: str, other: str) -> bool:

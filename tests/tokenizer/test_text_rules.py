@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
@@ -17,6 +17,7 @@ from llmfast.tokenizer.text_rules import TextRulesTokenizer
 
 # Texts that share ends, hold each other, start with a space, and change when they are normalized.
 CONTENTS = [
+    "<K>",
     "<a>",
     "<a><b>",
     "<b>",
@@ -33,7 +34,7 @@ CONTENTS = [
 ]
 PARTS = [
     *CONTENTS, " ", "  ", "\n", "\t", "\u00a0", "\u2028", "\x1c", "\x85", "a", "c", "_", "5", "²", "Ⅷ", "-",
-    "e\u0301", "\u0301", "\u200d", "中", "한", "ⓐ", "ー", "hello", "the cat",
+    "e\u0301", "\u0301", "\u200d", "中", "한", "\u212a", "<", ">", "ⓐ", "ー", "hello", "the cat",
 ]  # fmt: skip
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -58,6 +59,10 @@ def ours_of(theirs, folder) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+@example(added={"é": {"special"}}, normalization=True, texts=["e\u0301", "é", "xe\u0301"])
+@example(
+    added={"<K>": {"special"}, "<a>": set()}, normalization=True, texts=["<\u212a>", "<K>", "<a>\u0338<a"]
+)
 @given(
     added=st.dictionaries(st.sampled_from(CONTENTS), st.sets(st.sampled_from(FLAGS)), max_size=6),
     normalization=st.booleans(),
