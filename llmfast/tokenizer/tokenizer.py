@@ -203,6 +203,8 @@ class Tokenizer(Encoding):
     @classmethod
     def of(cls, encoding: Encoding) -> Tokenizer:
         """An encoding, such as a published one, as a tokenizer; the engine is shared."""
+        if isinstance(encoding, cls):
+            return encoding
         tokenizer = cls.__new__(cls)
         tokenizer.__dict__.update(encoding.__dict__)
         return tokenizer
