@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit("the compile gate compiles: unset TRITON_INTERPRET")
     import triton
 
-    from .measure import AMD, measure_op, op_modules
+    from .measure import AMD, Row, measure_op, op_modules
     from .table import faults, load, regressions, save
 
     start = time.monotonic()
@@ -35,16 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     version, committed = load()
     if options.write:
-        kept = [
-            row
-            for row in committed.values()
-            if (row.op, row.target) not in {(r.op, r.target) for r, _ in measured}
-        ]
-        save(triton.__version__, [*kept, *(row for row, _ in measured)])
+        renewed = {(row.op, row.target) for row, _ in measured}
+        kept = [row for row in committed.values() if (row.op, row.target) not in renewed]
+        save(triton.__version__, [*kept, *(row for row, _ in measured if isinstance(row, Row))])
     failures = 0
     for row, lacking in sorted(measured, key=lambda pair: pair[0].key):
         found = faults(row, lacking)
-        if not options.write:
+        if isinstance(row, Row) and not options.write:
             found += regressions(row, committed, version == triton.__version__)
         for fault in found:
             print(f"{'note' if row.target == AMD else 'FAIL'} {' · '.join(row.key)}: {fault}")

@@ -35,13 +35,23 @@ ANY = r"\b{}\.global"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one compiled kernel takes: bytes, registers a thread, numbers of load and store instructions."""
+class Launched:
+    """A kernel of a case, for a chip."""
 
     op: str
     case: str
     kernel: str
     target: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.op, self.case, self.kernel, self.target
+
+
+@dataclass(frozen=True)
+class Row(Launched):
+    """What one compiled kernel takes: bytes, registers a thread, numbers of load and store instructions."""
+
     warps: int
     registers: int
     spilled: int
@@ -52,12 +62,15 @@ class Row:
     narrow_stores: int
     instructions: list[str]
 
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        return self.op, self.case, self.kernel, self.target
-
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Refused(Launched):
+    """A kernel that Triton does not compile, and the last line of its reason."""
+
+    reason: str
 
 
 class StandIn:
@@ -94,22 +107,17 @@ def compile_for(target: str) -> None:
 
 
 def compiled(case: GateCase, target: str) -> list[tuple[str, object]]:
-    """The kernels, by name, that a case launches, compiled."""
+    """The kernels, by name, that a case launches: compiled, or Triton's error."""
     kernels = []
 
     def compile_launch(kernel, grid, args, options):
         if target == AMD:
             options.pop("maxnreg", None)  # NVIDIA's alone
         try:
-            kernels.append((kernel.__name__, kernel.warmup(*args, grid=grid, **options)))
+            result = kernel.warmup(*args, grid=grid, **options)
         except CompilationError as error:
-            if target != AMD:  # reported for information: what it lacks (three-pass tf32) is not a fault
-                raise
-            reason = str(error).strip().splitlines()[-1].strip()
-            print(
-                f"note {case.op} · {case.case} · {kernel.__name__} does not compile for {AMD}: {reason}",
-                flush=True,
-            )
+            result = error
+        kernels.append((kernel.__name__, result))
 
     previous, launch.compile_only = launch.compile_only, compile_launch
     try:
@@ -119,7 +127,7 @@ def compiled(case: GateCase, target: str) -> list[tuple[str, object]]:
     return kernels
 
 
-def measure(cases: Iterable[GateCase], target: str) -> Iterator[tuple[Row, tuple[str, ...]]]:
+def measure(cases: Iterable[GateCase], target: str) -> Iterator[tuple[Row | Refused, tuple[str, ...]]]:
     """Each kernel of each case on a target, with the instructions it lacks.
 
     A kernel that a case launches several times with different results (another dtype, say) is numbered.
@@ -128,6 +136,10 @@ def measure(cases: Iterable[GateCase], target: str) -> Iterator[tuple[Row, tuple
     for case in cases:
         seen: dict[str, list[str]] = {}
         for name, kernel in compiled(case, target):
+            if isinstance(kernel, CompilationError):
+                reason = str(kernel).strip().splitlines()[-1].strip()
+                yield Refused(case.op, case.case, name, target, reason), ()
+                continue
             versions = seen.setdefault(name, [])
             if kernel.hash in versions:
                 continue
@@ -146,8 +158,8 @@ def op_modules() -> list[str]:
     return [name for name in names if hasattr(importlib.import_module(name), "gate_cases")]
 
 
-def measure_op(task: tuple[str, str]) -> list[tuple[Row, tuple[str, ...]]]:
-    """The rows of one op file on one target."""
+def measure_op(task: tuple[str, str]) -> list[tuple[Row | Refused, tuple[str, ...]]]:
+    """What became of the kernels of one op file on one target."""
     name, target = task
     return list(measure(importlib.import_module(name).gate_cases(device_of(target)), target))
 

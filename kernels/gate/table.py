@@ -4,15 +4,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from .measure import AMD, Row, device_of
+from .measure import AMD, Refused, Row, device_of
 
 JSON = Path(__file__).with_name("table.json")
 MARKDOWN = Path(__file__).with_name("TABLE.md")
 REGISTER_MARGIN = 8  # one step in which the hardware hands out registers
 
 
-def faults(row: Row, lacking: tuple[str, ...]) -> list[str]:
+def faults(row: Row | Refused, lacking: tuple[str, ...]) -> list[str]:
     """What makes a kernel unfit for its chip, whatever the table says."""
+    if isinstance(row, Refused):
+        return [f"does not compile: {row.reason}"]
     found = []
     limit = device_of(row.target).shared_memory
     if row.shared > limit:

@@ -39,6 +39,7 @@ def probe():
         ("spill", "spills"),
         ("shared", "bytes of shared memory, the chip gives 101376"),
         ("lacking", "does not use wgmma"),
+        ("refused", "does not compile"),
     ],
 )
 def test_broken_kernels_are_found(probe, broken, fault):

@@ -41,6 +41,11 @@ def hoarding(x, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(x + tile, total.to(tl.float16))
 
 
+@triton.jit
+def not_of_this_triton(x):
+    tl.static_assert(False, "not of this Triton")
+
+
 def broken_cases() -> list[GateCase]:
     x = torch.empty(1, device="meta")
     half = torch.empty(1, device="meta", dtype=torch.float16)
@@ -48,6 +53,7 @@ def broken_cases() -> list[GateCase]:
         GateCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
         GateCase("spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)),
         GateCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
+        GateCase("refused", "", lambda: launch.run(not_of_this_triton, (1,), x, x)),
         GateCase("lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}),
     ]
 

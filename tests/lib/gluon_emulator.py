@@ -289,6 +289,8 @@ class Current:
     def __getattr__(self, name):
         if name in ("mbarrier", "tma") and name not in self.names:
             self.names[name] = Current()
+        if name not in self.names:
+            raise AttributeError(name)
         return self.names[name]
 
     def become(self, names):

@@ -3,7 +3,8 @@
 All but rounding is exact: the same text, vocabulary, order of the data and initial weights on every machine. Sums of
 float32 products are not, since matrix libraries add in an order that depends on the processor's vector width: with this
 run's processor told to use SSE4.2 or AVX2 in place of AVX-512, losses moved by at most 2e-7 of their value and gradient
-norms by 5e-7. A change of what is computed, as another epsilon or one row of data, moves the curve by far more.
+norms by 5e-7. A change of what is computed, as another epsilon or one row of data, moves the curve by far more. The
+initial weights are those that torch 2.13 draws; 2.11 draws truncated normals otherwise.
 
 To record a curve that was meant to move: ``LLMFAST_WRITE_GOLDEN=1 pytest -n 0 tests/training/test_golden_curve.py``,
 and commit the file with the reason.
@@ -22,6 +23,7 @@ from llmfast.training.session import new_session
 FILE = Path(__file__).with_name("golden_curve.json")
 STEPS = 40
 TOLERANCE = 3e-6
+DRAWN = [1.541, -0.293429]  # by torch 2.13 from the seed 0
 
 
 @pytest.fixture
@@ -58,6 +60,9 @@ def run(folder):
 
 
 def test_the_curve_is_the_committed_one(tmp_path, one_thread):
+    drawn = torch.nn.init.trunc_normal_(torch.empty(2), generator=torch.Generator().manual_seed(0))
+    if drawn.tolist() != pytest.approx(DRAWN, rel=1e-4):
+        pytest.skip(f"torch {torch.__version__} draws other weights from a seed, as 2.11 does")
     found = run(tmp_path)
     if os.environ.get("LLMFAST_WRITE_GOLDEN"):
         FILE.write_text(json.dumps(found, indent=1) + "\n")
