@@ -45,6 +45,9 @@ constexpr size_t kWorthReleasing = 2048;  // bytes from which the GIL is let go:
 // The UTF-8 of a str. It is cached in the object unless that is ASCII. A str with surrogates has none: pairs are
 // joined and lone ones replaced, as tiktoken does, and `owner` keeps the result.
 std::string_view utf8_of(nb::handle text, nb::object& owner) {
+    if (!PyUnicode_Check(text.ptr())) {
+        throw nb::type_error(("text must be a str, got " + std::string(Py_TYPE(text.ptr())->tp_name)).c_str());
+    }
     Py_ssize_t length = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &length);
     if (!data) {
@@ -109,7 +112,6 @@ class Core {
     // Ids of `text`, in which the special tokens of `allowed` count; ValueError for one of `disallowed`.
     IdBuffer encode(nb::handle text, nb::handle allowed, nb::handle disallowed, size_t* last = nullptr) const {
         nb::object owner;
-        if (!PyUnicode_Check(text.ptr())) throw nb::type_error("text must be a str");
         const std::string_view utf8 = utf8_of(text, owner);
         const Specials::Enabled enabled = allowed_by(allowed);
         check_disallowed(utf8, allowed, disallowed, enabled);
@@ -190,7 +192,7 @@ class Core {
 
     nb::list encode_batch(nb::handle texts, nb::handle allowed, nb::handle disallowed, size_t threads) const {
         std::vector<nb::object> owners;
-        const std::vector<std::string_view> all = texts_of(texts, owners);
+        const std::vector<std::string_view> all = texts_of(texts, owners, utf8_of);
         const Specials::Enabled enabled = allowed_by(allowed);
         for (const std::string_view text : all) check_disallowed(text, allowed, disallowed, enabled);
         std::vector<IdBuffer> results(all.size());
@@ -270,7 +272,8 @@ class Core {
                                std::to_string(kLargestId)).c_str());
     }
 
-    std::vector<std::string_view> texts_of(nb::handle documents, std::vector<nb::object>& owners) const {
+    std::vector<std::string_view> texts_of(nb::handle documents, std::vector<nb::object>& owners,
+                                           std::string_view (*one)(nb::handle, nb::object&) = text_of) const {
         if (PyUnicode_Check(documents.ptr()) || PyBytes_Check(documents.ptr())) {
             throw nb::type_error("expected a sequence of texts, got one text: put it in a list");
         }
@@ -280,7 +283,7 @@ class Core {
         std::vector<std::string_view> texts(static_cast<size_t>(PyTuple_GET_SIZE(all.ptr())));
         for (size_t i = 0; i < texts.size(); ++i) {
             nb::object owner;
-            texts[i] = text_of(PyTuple_GET_ITEM(all.ptr(), static_cast<Py_ssize_t>(i)), owner);
+            texts[i] = one(PyTuple_GET_ITEM(all.ptr(), static_cast<Py_ssize_t>(i)), owner);
             if (owner.is_valid()) owners.push_back(owner);
         }
         return texts;
