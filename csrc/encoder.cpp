@@ -14,7 +14,8 @@ namespace {
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;      // merge the unknown pieces of so many: fewer would wait for memory one by one
-constexpr size_t kMediumSlots = 1 << 18;    // 16 MB, of which only what is used is ever touched
+constexpr size_t kLogWords = 1 << 23;       // 32 MB, of which only what is used is ever touched
+constexpr size_t kLongSlots = 1 << 20;      // 8 MB, the same
 
 // Slots for a vocabulary's short tokens and for pieces to be learnt: 50 MB of prose have 150,000 that are no token.
 size_t slots_for(size_t tokens) {
@@ -27,8 +28,11 @@ size_t slots_for(size_t tokens) {
 struct Encoder::Batch {
     size_t count;
     uint32_t ends[kBatch];
-    uint32_t slots[kBatch];
-    Key keys[kBatch];
+    uint32_t slots[kBatch];   // of short pieces
+    union {
+        Key key;              // of a short piece
+        uint64_t hash;        // of a long one
+    } sought[kBatch];
 };
 
 // Pieces that no table holds. Their parts stand among the ids until there are enough to be merged together.
@@ -49,7 +53,7 @@ struct Encoder::Unknowns {
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
       short_pieces_(slots_for(vocabulary_.size())),
-      medium_pieces_(kMediumSlots),
+      log_(kLogWords, kLongSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
         if (table == 0) {
@@ -79,33 +83,26 @@ void Encoder::learn_tokens() {
     }
 }
 
-// Writes the ids of a piece that the table of short pieces does not hold and returns how many; 0 if it is unknown.
-size_t Encoder::look_up(std::string_view piece, uint32_t* out) const {
-    if (piece.size() <= kLongestMediumKey) {
-        const MediumKey key = medium_key(piece.data(), piece.size());
-        const size_t index = medium_pieces_.index(key);
-        if (const MediumPieces::Slot* slot = medium_pieces_.find(key, index)) return MediumPieces::copy(*slot, out);
-    }
+// Writes the id of a long piece that is a token and returns 1; 0 if it is none.
+size_t Encoder::long_token(std::string_view piece, uint64_t hash, uint32_t* out) const {
     out[0] = vocabulary_.find(piece);
     if (out[0] == kNoToken) return 0;
-    learn(piece, {out, 1});
+    log_.learn(piece, hash, out, 1);
     return 1;
 }
 
 // Remembers what a piece is.
 void Encoder::learn(std::string_view piece, const Piece& merged) const {
-    if (merged.count > MediumPieces::kMostIds || piece.size() > kLongestMediumKey) return;
-    const bool is_short = piece.size() <= kLongestShortKey;
-    const Key key = is_short ? short_key(piece.data(), piece.size(), false) : Key();
-    if (is_short && short_pieces_.find(key, short_pieces_.index(key))) return;
-    if (is_short && merged.count <= ShortPieces::kMostIds) {
-        short_pieces_.learn(key, merged.ids, merged.count);
+    if (piece.size() > kLongestShortKey) {
+        const uint64_t hash = PieceLog::hash(piece);
+        if (!log_.find(piece, hash)) log_.learn(piece, hash, merged.ids, merged.count);
         return;
     }
-    const MediumKey medium = medium_key(piece.data(), piece.size());
-    if (medium_pieces_.find(medium, medium_pieces_.index(medium))) return;
-    // A short piece of many ids: no ids beside its short key say that it is here.
-    if (medium_pieces_.learn(medium, merged.ids, merged.count) && is_short) short_pieces_.learn(key, nullptr, 0);
+    const Key key = short_key(piece.data(), piece.size(), false);
+    if (short_pieces_.is_full() || short_pieces_.find(key, short_pieces_.index(key))) return;
+    const bool fits = merged.count <= ShortPieces::kMostIds;
+    const uint32_t place = fits ? 0 : log_.append(merged.ids, merged.count, {});
+    if (fits || place) short_pieces_.learn(key, merged.ids, merged.count, place);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
@@ -123,23 +120,28 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
 }
 
 // Appends the ids of the batch, and the parts of its unknown pieces.
-void Encoder::encode_batch(const char* text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
-    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + MediumPieces::kMostIds);
+void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
+    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + PieceLog::kCopied);
     uint32_t* out = begin;
     uint32_t start = 0;
     size_t count = 0;
     for (size_t i = 0; i < batch.count; ++i) {
         const std::string_view piece(text + start, batch.ends[i] - start);
         start = batch.ends[i];
-        const bool is_short = piece.size() <= kLongestShortKey;
-        const ShortPieces::Slot* const slot = is_short ? short_pieces_.find(batch.keys[i], batch.slots[i]) : nullptr;
-        count = slot ? ShortPieces::copy(*slot, out) : 0;
-        if (count == 0) {
-            if (slot || !is_short) count = look_up(piece, out);
-            if (count == 0) {
-                count = parts_of(*pairs_, piece, out);
-                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
+        count = 0;
+        if (piece.size() <= kLongestShortKey) {
+            if (const ShortPieces::Slot* const slot = short_pieces_.find(batch.sought[i].key, batch.slots[i])) {
+                count = ShortPieces::copy(*slot, out);
+                if (count > ShortPieces::kMostIds) PieceLog::copy(log_.entry(slot->ids[1]), out);
             }
+        } else if (const PieceLog::Entry* const entry = log_.find(piece, batch.sought[i].hash)) {
+            count = PieceLog::copy(*entry, out);
+        } else {
+            count = long_token(piece, batch.sought[i].hash, out);
+        }
+        if (count == 0) {
+            count = parts_of(*pairs_, piece, out);
+            unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
         }
         out += count;
     }
@@ -170,30 +172,35 @@ void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
     ids.cut(static_cast<size_t>(out - begin));
 }
 
-// Splits off the next pieces of `text`, and asks for the memory that the short ones will be looked up in.
+// Splits off the next pieces of `text`, and asks for the memory that they will be looked up in.
 void Encoder::fill(Batch& batch, std::string_view text) const {
     batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
     uint32_t start = 0;
+    uint64_t long_ones[kBatch];
+    size_t long_count = 0;
     for (size_t i = 0; i < batch.count; ++i) {
         const size_t length = batch.ends[i] - start;
+        const char* const piece = text.data() + start;
         if (length <= kLongestShortKey) {
-            const Key key = short_key(text.data() + start, length, text.size() - start >= 16);
-            batch.keys[i] = key;
+            const Key key = short_key(piece, length, text.size() - start >= 16);
+            batch.sought[i].key = key;
             batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
             prefetch_line(short_pieces_.slot(batch.slots[i]));
-        } else if (length <= kLongestMediumKey) {
-            batch.slots[i] = static_cast<uint32_t>(medium_pieces_.index(medium_key(text.data() + start, length)));
-            prefetch_line(medium_pieces_.slot(batch.slots[i]));
+        } else {
+            const uint64_t hash = PieceLog::hash({piece, length});
+            batch.sought[i].hash = long_ones[long_count++] = hash;
+            log_.prefetch_slot(hash);
         }
         start = batch.ends[i];
     }
+    for (size_t i = 0; i < long_count; ++i) log_.prefetch_entry(long_ones[i]);
 }
 
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Unknowns unknowns;
     Batch batch;
     // Room for what text usually has, and for all that one more batch could have.
-    if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + MediumPieces::kMostIds);
+    if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + PieceLog::kCopied);
     while (!text.empty()) {
         fill(batch, text);
         encode_batch(text.data(), batch, ids, unknowns);
