@@ -28,11 +28,12 @@ size_t slots_for(size_t tokens) {
 struct Encoder::Batch {
     size_t count;
     uint32_t ends[kBatch];
-    uint32_t slots[kBatch];   // of short pieces
-    union {
-        Key key;              // of a short piece
-        uint64_t hash;        // of a long one
-    } sought[kBatch];
+    uint32_t slots[kBatch];
+    Key keys[kBatch];  // of a long piece: its hash, and 0, which no slot has beside another number than 0
+    std::string_view piece(const char* text, size_t i) const {
+        const uint32_t start = i == 0 ? 0 : ends[i - 1];
+        return {text + start, ends[i] - start};
+    }
 };
 
 // Pieces that no table holds. Their parts stand among the ids until there are enough to be merged together.
@@ -83,18 +84,10 @@ void Encoder::learn_tokens() {
     }
 }
 
-// Writes the id of a long piece that is a token and returns 1; 0 if it is none.
-size_t Encoder::long_token(std::string_view piece, uint64_t hash, uint32_t* out) const {
-    out[0] = vocabulary_.find(piece);
-    if (out[0] == kNoToken) return 0;
-    log_.learn(piece, hash, out, 1);
-    return 1;
-}
-
 // Remembers what a piece is.
 void Encoder::learn(std::string_view piece, const Piece& merged) const {
     if (piece.size() > kLongestShortKey) {
-        const uint64_t hash = PieceLog::hash(piece);
+        const uint64_t hash = PieceLog::hash(piece) | 1;
         if (!log_.find(piece, hash)) log_.learn(piece, hash, merged.ids, merged.count);
         return;
     }
@@ -119,29 +112,43 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
     return merged.count;
 }
 
+// Writes the ids of a piece that is not in the first slot it could be in, and returns how many; 0 if it is unknown.
+size_t Encoder::look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const {
+    if (piece.size() <= kLongestShortKey) {
+        const ShortPieces::Slot* const slot = short_pieces_.find(key, index);
+        return slot ? copy(*slot, out) : 0;
+    }
+    if (const PieceLog::Entry* const entry = log_.find(piece, key.low)) return PieceLog::copy(*entry, out);
+    out[0] = vocabulary_.find(piece);
+    if (out[0] == kNoToken) return 0;
+    log_.learn(piece, key.low, out, 1);
+    return 1;
+}
+
+// Writes the ids of a short piece, and returns how many.
+inline size_t Encoder::copy(const ShortPieces::Slot& slot, uint32_t* out) const {
+    const size_t count = ShortPieces::copy(slot, out);
+    if (count > ShortPieces::kMostIds) PieceLog::copy(log_.entry(slot.ids[1]), out);
+    return count;
+}
+
 // Appends the ids of the batch, and the parts of its unknown pieces.
 void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
     uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + PieceLog::kCopied);
     uint32_t* out = begin;
-    uint32_t start = 0;
     size_t count = 0;
-    for (size_t i = 0; i < batch.count; ++i) {
-        const std::string_view piece(text + start, batch.ends[i] - start);
-        start = batch.ends[i];
-        count = 0;
-        if (piece.size() <= kLongestShortKey) {
-            if (const ShortPieces::Slot* const slot = short_pieces_.find(batch.sought[i].key, batch.slots[i])) {
-                count = ShortPieces::copy(*slot, out);
-                if (count > ShortPieces::kMostIds) PieceLog::copy(log_.entry(slot->ids[1]), out);
-            }
-        } else if (const PieceLog::Entry* const entry = log_.find(piece, batch.sought[i].hash)) {
-            count = PieceLog::copy(*entry, out);
+    const ShortPieces::Slot* const slots = short_pieces_.slot(0);
+    for (size_t i = 0, all = batch.count; i < all; ++i) {
+        const ShortPieces::Slot& slot = slots[batch.slots[i]];
+        if (ShortPieces::has(slot, batch.keys[i])) [[likely]] {
+            count = copy(slot, out);
         } else {
-            count = long_token(piece, batch.sought[i].hash, out);
-        }
-        if (count == 0) {
-            count = parts_of(*pairs_, piece, out);
-            unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
+            const std::string_view piece = batch.piece(text, i);
+            count = look_up(piece, batch.keys[i], batch.slots[i], out);
+            if (count == 0) {
+                count = parts_of(*pairs_, piece, out);
+                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
+            }
         }
         out += count;
     }
@@ -175,23 +182,27 @@ void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
 // Splits off the next pieces of `text`, and asks for the memory that they will be looked up in.
 void Encoder::fill(Batch& batch, std::string_view text) const {
     batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
-    uint32_t start = 0;
+    const ShortPieces::Slot* const slots = short_pieces_.slot(0);
     uint64_t long_ones[kBatch];
     size_t long_count = 0;
-    for (size_t i = 0; i < batch.count; ++i) {
+    uint32_t start = 0;
+    for (size_t i = 0, all = batch.count; i < all; ++i) {
         const size_t length = batch.ends[i] - start;
         const char* const piece = text.data() + start;
-        if (length <= kLongestShortKey) {
-            const Key key = short_key(piece, length, text.size() - start >= 16);
-            batch.sought[i].key = key;
-            batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
-            prefetch_line(short_pieces_.slot(batch.slots[i]));
-        } else {
-            const uint64_t hash = PieceLog::hash({piece, length});
-            batch.sought[i].hash = long_ones[long_count++] = hash;
-            log_.prefetch_slot(hash);
-        }
+        const bool readable = text.size() - start >= 16;
         start = batch.ends[i];
+        if (length <= kLongestShortKey) [[likely]] {
+            const Key key = short_key(piece, length, readable);
+            batch.keys[i] = key;
+            batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
+            prefetch_line(slots + batch.slots[i]);
+        } else {
+            const uint64_t hash = PieceLog::hash({piece, length}) | 1;
+            batch.keys[i] = {hash, 0};
+            batch.slots[i] = 0;
+            log_.prefetch_slot(hash);
+            long_ones[long_count++] = hash;
+        }
     }
     for (size_t i = 0; i < long_count; ++i) log_.prefetch_entry(long_ones[i]);
 }

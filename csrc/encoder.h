@@ -47,7 +47,8 @@ class Encoder {
     void learn_tokens();
     void fill(Batch& batch, std::string_view text) const;
     void encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
-    size_t long_token(std::string_view piece, uint64_t hash, uint32_t* out) const;
+    size_t look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const;
+    size_t copy(const ShortPieces::Slot& slot, uint32_t* out) const;
     void settle(Unknowns& unknowns, IdBuffer& ids) const;
     void learn(std::string_view piece, const Piece& merged) const;
 

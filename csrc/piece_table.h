@@ -37,16 +37,21 @@ class ShortPieces {
     const Slot* find(const Key& key, size_t index) const {
         for (;; index = (index + 1) & mask_) {
             const Slot& slot = slots_[index];
-            const uint64_t high = slot.high.load(std::memory_order_acquire);
-            if (high == key.high && slot.low == key.low) return &slot;
-            if (high == 0) return nullptr;
+            if (has(slot, key)) return &slot;
+            if (slot.high.load(std::memory_order_relaxed) == 0) return nullptr;
         }
+    }
+    static bool has(const Slot& slot, const Key& key) {
+        return slot.high.load(std::memory_order_acquire) == key.high && slot.low == key.low;
     }
 
     // Writes the ids of a slot, if they are there, to `out`, which has room for kMostIds, and returns how many there are.
     static size_t copy(const Slot& slot, uint32_t* out) {
-        std::memcpy(out, slot.ids, sizeof slot.ids);
-        out[0] &= 0xFFFFFF;
+        uint64_t first;
+        std::memcpy(&first, slot.ids, 8);
+        first &= ~uint64_t{0xFF000000};
+        std::memcpy(out, &first, 8);
+        std::memcpy(out + 2, slot.ids + 2, 8);
         return slot.ids[0] >> 24;
     }
 
