@@ -39,17 +39,11 @@ LLMFAST_NEWEST inline size_t write_bits_avx512(uint64_t bits, uint32_t offset, u
         32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
     const size_t count = static_cast<size_t>(std::popcount(bits));
     const __m512i all = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kPlaces));
-    const auto put = [=](size_t at, __m128i places) __attribute__((target(LLMFAST_NEWEST_TARGET), always_inline)) {
-        const __m512i offsets = _mm512_add_epi32(_mm512_cvtepu8_epi32(places), _mm512_set1_epi32(static_cast<int>(offset)));
-        _mm512_storeu_si512(out + at, offsets);
-    };
-    put(0, _mm512_castsi512_si128(all));
-    if (count > 16) {
-        put(16, _mm512_extracti32x4_epi32(all, 1));
-        if (count > 32) {
-            put(32, _mm512_extracti32x4_epi32(all, 2));
-            put(48, _mm512_extracti32x4_epi32(all, 3));
-        }
+    alignas(64) uint8_t places[64];
+    _mm512_store_si512(places, all);
+    for (size_t i = 0; i < count; i += 16) {
+        const __m512i some = _mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_load_si128(reinterpret_cast<const __m128i*>(places + i)));
+        _mm512_storeu_si512(out + i, _mm512_add_epi32(some, _mm512_set1_epi32(static_cast<int>(offset))));
     }
     return count;
 }

@@ -7,6 +7,7 @@
 #include "classify.h"
 #include "classify_avx512.h"
 #include "newer_machines.h"
+#include "other_scripts_avx512.h"
 #include "piece_starts.h"
 #include "rules.h"
 #include "unicode.h"
@@ -131,10 +132,14 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
     return space_piece<kRules>(at, end);
 }
 
-// What a block needs of the machine: its masks, and a list of places from a mask. The list is written in steps, the last
-// of which writes too much: guessing wrong when to stop costs more.
+// What a block needs of the machine: its masks, what is not ASCII among them, and a list of places from a mask. The list is
+// written in steps, the last of which writes too much: guessing wrong when to stop costs more.
 struct AnyMachine {
     Classifier classify = best_classifier();
+    template <Rules kRules>
+    static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
+        return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
+    }
     static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) {
         const size_t count = static_cast<size_t>(std::popcount(bits));
         for (size_t i = 0; i < count; i += 8) {
@@ -147,6 +152,15 @@ struct AnyMachine {
 #if defined(LLMFAST_NEWEST)
 struct NewestMachine {
     static void classify(const Byte* block, Masks& masks) { classify_avx512(block, masks); }
+    template <Rules kRules>
+    static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
+        constexpr int kFew = 8;  // bytes, of which it is faster to take one character after another
+        if (count == 64 && std::popcount(masks.high) > kFew) {
+            const int known = add_other_scripts_avx512<kRules>(masks, inside, text);
+            if (known >= 0) return known;
+        }
+        return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
+    }
     static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) { return write_bits_avx512(bits, offset, out); }
 };
 #endif
@@ -171,17 +185,12 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
                 std::memcpy(block, at, static_cast<size_t>(size));
                 machine.classify(block, masks);
             }
-            const int word_end = late_word_end(masks);
-            uint64_t starts = piece_starts<kRules>(masks, size, at, text_end);
+            uint64_t inside = 0;
+            const int known = masks.high ? machine.template add_other_scripts<kRules>(masks, inside, size, at, text_end) : size;
+            const uint64_t starts = piece_starts<kRules>(masks, inside, known, at, text_end);
             if (starts) {
-                const uint32_t offset = static_cast<uint32_t>(at - begin);
-                if (starts >> word_end & 1) {
-                    starts &= ~(~1ull << word_end);
-                    at += word_end;
-                } else {
-                    at += highest_bit(starts);
-                }
-                count += machine.write_bits(starts, offset, ends + count);
+                count += machine.write_bits(starts, static_cast<uint32_t>(at - begin), ends + count);
+                at += highest_bit(starts);
                 continue;
             }
         }
