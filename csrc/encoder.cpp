@@ -185,11 +185,12 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
     const ShortPieces::Slot* const slots = short_pieces_.slot(0);
     uint64_t long_ones[kBatch];
     size_t long_count = 0;
-    uint32_t start = 0;
+    int64_t start = 0;
+    const int64_t last_readable = static_cast<int64_t>(text.size()) - 16;
     for (size_t i = 0, all = batch.count; i < all; ++i) {
-        const size_t length = batch.ends[i] - start;
+        const size_t length = static_cast<size_t>(batch.ends[i] - start);
         const char* const piece = text.data() + start;
-        const bool readable = text.size() - start >= 16;
+        const bool readable = start <= last_readable;
         start = batch.ends[i];
         if (length <= kLongestShortKey) [[likely]] {
             const Key key = short_key(piece, length, readable);

@@ -34,6 +34,7 @@ inline Key short_key(const char* at, size_t length, bool readable) {
     return {words[0] & kKeep[0][length], (words[1] & kKeep[1][length]) | uint64_t{length} << 56};
 }
 
-inline uint64_t hash_key(Key key) { return hash_words(key.low, key.high); }
+// Of which the upper bits are to be used.
+inline uint64_t hash_key(Key key) { return (key.low ^ key.high * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull; }
 
 }  // namespace llmfast

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -28,9 +29,9 @@ class ShortPieces {
 
     // A table of `slots`, a power of two, that takes up to 5/8 of them.
     explicit ShortPieces(size_t slots)
-        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), mask_(slots - 1), room_(slots / 8 * 5) {}
+        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), mask_(slots - 1), shift_(std::countl_zero(mask_)), room_(slots / 8 * 5) {}
 
-    size_t index(const Key& key) const { return hash_key(key) & mask_; }
+    size_t index(const Key& key) const { return hash_key(key) >> shift_; }
     const Slot* slot(size_t index) const { return slots_ + index; }
 
     // The slot of a key, or nullptr, searched from `index(key)`.
@@ -81,7 +82,8 @@ class ShortPieces {
 
     Pages pages_;
     Slot* slots_;
-    size_t mask_;
+    uint64_t mask_;
+    int shift_;
     std::atomic<ptrdiff_t> room_;  // how many more may be learnt; below 0 when several threads took the last
 };
 
