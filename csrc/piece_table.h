@@ -29,15 +29,15 @@ class ShortPieces {
 
     // A table of `slots`, a power of two, that takes up to 5/8 of them.
     explicit ShortPieces(size_t slots)
-        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), mask_(slots - 1), shift_(std::countl_zero(mask_)), room_(slots / 8 * 5) {}
+        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), shift_(std::countl_zero(slots - 1)), room_(slots / 8 * 5) {}
 
     size_t index(const Key& key) const { return hash_key(key) >> shift_; }
     const Slot* slot(size_t index) const { return slots_ + index; }
 
-    // The slot of a key, or nullptr, searched from `index(key)`.
+    // The slot of a key, or nullptr, searched from `index(key)`: first in its cache line, then ever further away.
     const Slot* find(const Key& key, size_t index) const {
-        for (;; index = (index + 1) & mask_) {
-            const Slot& slot = slots_[index];
+        for (size_t i = 0;; ++i) {
+            const Slot& slot = slots_[index ^ i];
             if (has(slot, key)) return &slot;
             if (slot.high.load(std::memory_order_relaxed) == 0) return nullptr;
         }
@@ -65,8 +65,9 @@ class ShortPieces {
         room_.fetch_sub(1, std::memory_order_relaxed);
         const uint32_t elsewhere[2] = {0, place};
         const uint32_t* const kept = count <= kMostIds ? ids : elsewhere;
-        for (size_t at = index(key);; at = (at + 1) & mask_) {
-            Slot& slot = slots_[at];
+        const size_t home = index(key);
+        for (size_t i = 0;; ++i) {
+            Slot& slot = slots_[home ^ i];
             uint64_t found = slot.high.load(std::memory_order_relaxed);
             if (found != 0 || !slot.high.compare_exchange_strong(found, kClaimed, std::memory_order_relaxed)) continue;
             slot.low = key.low;
@@ -82,8 +83,7 @@ class ShortPieces {
 
     Pages pages_;
     Slot* slots_;
-    uint64_t mask_;
-    int shift_;
+    int shift_;  // from a hash to a slot
     std::atomic<ptrdiff_t> room_;  // how many more may be learnt; below 0 when several threads took the last
 };
 
