@@ -118,7 +118,9 @@ std::array<NamedClassifier, 5> find_classifiers() {
     size_t count = 0;
 #if LLMFAST_X86
     __builtin_cpu_init();
+#if defined(LLMFAST_NEWEST)
     if (is_newest()) found[count++] = {"avx512", classify_avx512};
+#endif
     if (__builtin_cpu_supports("avx2")) found[count++] = {"avx2", classify_avx2};
     found[count++] = {"sse2", classify_sse2};
 #endif

@@ -8,7 +8,7 @@
 #include "classify.h"
 #include "newer_machines.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(LLMFAST_NEWEST)
 #include <immintrin.h>
 
 namespace llmfast {

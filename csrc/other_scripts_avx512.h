@@ -11,7 +11,7 @@
 #include "rules.h"
 #include "unicode.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(LLMFAST_NEWEST)
 #include <immintrin.h>
 
 namespace llmfast {
