@@ -119,7 +119,7 @@ std::array<NamedClassifier, 5> find_classifiers() {
 #if LLMFAST_X86
     __builtin_cpu_init();
 #if defined(LLMFAST_NEWEST)
-    if (is_newest()) found[count++] = {"avx512", classify_avx512};
+    if (is_newest()) found[count++] = {"avx512", [](const uint8_t* text, Masks& masks) { classify_avx512(text, 64, masks); }};
 #endif
     if (__builtin_cpu_supports("avx2")) found[count++] = {"avx2", classify_avx2};
     found[count++] = {"sse2", classify_sse2};

@@ -13,9 +13,10 @@
 
 namespace llmfast {
 
-// One instruction looks 64 bytes up in the class bits of ASCII, and a test of a bit gives a mask.
-LLMFAST_NEWEST inline void classify_avx512(const uint8_t* text, Masks& masks) {
-    const __m512i bytes = _mm512_loadu_si512(text);
+// Of the first `size` bytes, 1 to 64; no others are read. One instruction looks them up in the class bits of ASCII, and a
+// test of a bit gives a mask.
+LLMFAST_NEWEST inline void classify_avx512(const uint8_t* text, int size, Masks& masks) {
+    const __m512i bytes = size == 64 ? _mm512_loadu_si512(text) : _mm512_maskz_loadu_epi8(~0ull >> (64 - size), text);
     masks.high = _mm512_movepi8_mask(bytes);
     const __m512i classes = _mm512_maskz_permutex2var_epi8(~masks.high, _mm512_loadu_si512(kClassBits.data()), bytes,
                                                            _mm512_loadu_si512(kClassBits.data() + 64));

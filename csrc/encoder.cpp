@@ -14,8 +14,7 @@ namespace {
 constexpr size_t kBatch = 256;              // pieces between asking for a slot's memory and reading it
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;      // merge the unknown pieces of so many: fewer would wait for memory one by one
-constexpr size_t kLogWords = 1 << 23;       // 32 MB, of which only what is used is ever touched
-constexpr size_t kLongSlots = 1 << 20;      // 8 MB, the same
+constexpr size_t kLongSlots = 1 << 19;      // 2 MB
 
 // Slots for a vocabulary's short tokens and for pieces to be learnt: 50 MB of prose have 150,000 that are no token.
 size_t slots_for(size_t tokens) {
@@ -29,7 +28,7 @@ struct Encoder::Batch {
     size_t count;
     uint32_t ends[kBatch];
     uint32_t slots[kBatch];
-    Key keys[kBatch];  // of a long piece: its hash, and 0, which no slot has beside another number than 0
+    Key keys[kBatch];  // of a long piece: its hash, and kNoKey
     std::string_view piece(const char* text, size_t i) const {
         const uint32_t start = i == 0 ? 0 : ends[i - 1];
         return {text + start, ends[i] - start};
@@ -54,7 +53,7 @@ struct Encoder::Unknowns {
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
       short_pieces_(slots_for(vocabulary_.size())),
-      log_(kLogWords, kLongSlots),
+      log_(kLongSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
         if (table == 0) {
@@ -87,7 +86,7 @@ void Encoder::learn_tokens() {
 // Remembers what a piece is.
 void Encoder::learn(std::string_view piece, const Piece& merged) const {
     if (piece.size() > kLongestShortKey) {
-        const uint64_t hash = PieceLog::hash(piece) | 1;
+        const uint64_t hash = PieceLog::hash(piece);
         if (!log_.find(piece, hash)) log_.learn(piece, hash, merged.ids, merged.count);
         return;
     }
@@ -198,8 +197,8 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
             batch.slots[i] = static_cast<uint32_t>(short_pieces_.index(key));
             prefetch_line(slots + batch.slots[i]);
         } else {
-            const uint64_t hash = PieceLog::hash({piece, length}) | 1;
-            batch.keys[i] = {hash, 0};
+            const uint64_t hash = PieceLog::hash({piece, length});
+            batch.keys[i] = {hash, kNoKey};
             batch.slots[i] = 0;
             log_.prefetch_slot(hash);
             long_ones[long_count++] = hash;

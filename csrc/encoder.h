@@ -17,7 +17,7 @@
 namespace llmfast {
 
 // Memory is bounded, whatever is encoded: about 70 bytes a token of the vocabulary, the table of short pieces (16 MB for
-// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the log of long pieces (40 MB, of which
+// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the log of long pieces (34 MB, of which
 // only what is used is touched), and the ids of the text at hand. What is full learns no more.
 class Encoder {
   public:

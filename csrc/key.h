@@ -17,6 +17,8 @@ struct Key {
     bool operator==(const Key& other) const { return low == other.low && high == other.high; }
 };
 
+constexpr uint64_t kNoKey = ~1ull;  // no key is this high
+
 // The key of `length` <= 15 bytes at `at`; 16 bytes are read where `readable` says that they may be.
 inline Key short_key(const char* at, size_t length, bool readable) {
     static constexpr uint64_t kKeep[2][16] = {

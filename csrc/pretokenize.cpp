@@ -135,7 +135,13 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
 // What a block needs of the machine: its masks, what is not ASCII among them, and a list of places from a mask. The list is
 // written in steps, the last of which writes too much: guessing wrong when to stop costs more.
 struct AnyMachine {
-    Classifier classify = best_classifier();
+    Classifier classify_block = best_classifier();
+    void classify(const Byte* text, int size, Masks& masks) const {
+        if (size == 64) return classify_block(text, masks);
+        Byte block[64] = {};
+        std::memcpy(block, text, static_cast<size_t>(size));
+        classify_block(block, masks);
+    }
     template <Rules kRules>
     static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
         return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
@@ -151,7 +157,7 @@ struct AnyMachine {
 
 #if defined(LLMFAST_NEWEST)
 struct NewestMachine {
-    static void classify(const Byte* block, Masks& masks) { classify_avx512(block, masks); }
+    static void classify(const Byte* text, int size, Masks& masks) { classify_avx512(text, size, masks); }
     template <Rules kRules>
     static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
         constexpr int kFew = 8;  // bytes, of which it is faster to take one character after another
@@ -178,13 +184,7 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
         if (capacity - count >= 64 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
-            if (size == 64) {
-                machine.classify(at, masks);
-            } else {
-                Byte block[64] = {};
-                std::memcpy(block, at, static_cast<size_t>(size));
-                machine.classify(block, masks);
-            }
+            machine.classify(at, size, masks);
             uint64_t inside = 0;
             const int known = masks.high ? machine.template add_other_scripts<kRules>(masks, inside, size, at, text_end) : size;
             const uint64_t starts = piece_starts<kRules>(masks, inside, known, at, text_end);

@@ -61,6 +61,33 @@ void test_random_text(std::mt19937& random) {
     }
 }
 
+// What is full learns no more, and what it has learnt stays right, even where all hashes are equal.
+void test_tables() {
+    constexpr size_t kSlots = 16, kTaken = 10;
+    ShortPieces few(kSlots);
+    PieceLog log(kSlots);
+    const auto piece = [](uint32_t i) { return std::string(16 + i % 20, 'x') + std::to_string(i); };
+    size_t in_few = 0, in_log = 0;
+    for (uint32_t i = 1; i < 100; ++i) {
+        uint32_t ids[20] = {i, i + 1, i + 2};
+        few.learn({i, 8ull << 56}, ids, i % 4 + 1);
+        log.learn(piece(i), 7, ids, i % 20 + 1);
+    }
+    for (uint32_t i = 1; i < 100; ++i) {
+        uint32_t ids[20 + PieceLog::kCopied];
+        const Key key = {i, 8ull << 56};
+        if (const ShortPieces::Slot* slot = few.find(key, few.index(key))) {
+            LLMFAST_REQUIRE(ShortPieces::copy(*slot, ids) == i % 4 + 1 && ids[0] == i);
+            ++in_few;
+        }
+        if (const PieceLog::Entry* entry = log.find(piece(i), 7)) {
+            LLMFAST_REQUIRE(PieceLog::copy(*entry, ids) == i % 20 + 1 && ids[0] == i);
+            ++in_log;
+        }
+    }
+    LLMFAST_REQUIRE(in_few == kTaken && in_log == kTaken);
+}
+
 void test_threads(std::mt19937& random) {
     std::vector<std::string> texts;
     for (int i = 0; i < 200; ++i) texts.push_back(random_text(random, 400));
@@ -94,6 +121,7 @@ int main(int count, char** files) {
     std::mt19937 random(20240229);
     test_classifiers(random);
     test_random_text(random);
+    test_tables();
     test_threads(random);
     std::puts("ok");
 }
