@@ -36,8 +36,9 @@ LLMFAST_NEWEST inline void classify_avx512(const uint8_t* text, int size, Masks&
 // Writes `offset` and the place of each bit that is set. Writes up to 15 more than it returns to have written.
 LLMFAST_NEWEST inline size_t write_bits_avx512(uint64_t bits, uint32_t offset, uint32_t* out) {
     alignas(64) static constexpr uint8_t kPlaces[64] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-        32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+        30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59,
+        60, 61, 62, 63};
     const size_t count = static_cast<size_t>(std::popcount(bits));
     const __m512i all = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kPlaces));
     alignas(64) uint8_t places[64];

@@ -146,7 +146,8 @@ void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, 
             count = look_up(piece, batch.keys[i], batch.slots[i], out);
             if (count == 0) {
                 count = parts_of(*pairs_, piece, out);
-                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), ids.size() + static_cast<size_t>(out - begin), count};
+                const size_t at = ids.size() + static_cast<size_t>(out - begin);
+                unknowns.all[unknowns.count++] = {piece.data(), piece.size(), at, count};
             }
         }
         out += count;

@@ -16,9 +16,11 @@
 
 namespace llmfast {
 
-// The code points, below 0x10000, of the characters of two and three bytes among 64, in their order. `second` and `last`
-// are the places of those bytes. Where the block ends inside a character, the last of them means nothing.
-LLMFAST_NEWEST inline void code_points_avx512(__m512i bytes, uint64_t leads, uint64_t last, uint64_t leads_of_3, uint16_t* out) {
+// The code points, below 0x10000, of the characters of two and three bytes among 64, in their order, from the places of
+// their first bytes, of their last ones, and of the first ones of three. Where the block ends inside a character, that
+// one means nothing.
+LLMFAST_NEWEST inline void code_points_avx512(__m512i bytes, uint64_t leads, uint64_t last, uint64_t leads_of_3,
+                                              uint16_t* out) {
     const auto every = [&](uint64_t places) __attribute__((target(LLMFAST_NEWEST_TARGET), always_inline)) {
         const __m512i some = _mm512_maskz_compress_epi8(places, bytes);
         return _mm512_maskz_cvtepu8_epi16(~0u, _mm512_maskz_extracti64x4_epi64(0xFF, some, 0));

@@ -28,11 +28,14 @@ class PieceLog {
         const uint32_t* bytes() const { return ids() + count; }
     };
 
-    // Room for `slots` long pieces, a power of two, of which it takes up to 5/8.
+    // A table of `slots`, a power of two, for long pieces, that takes up to 5/8 of them.
     explicit PieceLog(size_t slots)
-        : entries_((kWords + kCopied) * sizeof(uint32_t)), slots_(slots * sizeof(Slot)), mask_(slots - 1), room_(slots / 8 * 5) {}
+        : entries_((kWords + kCopied) * sizeof(uint32_t)),
+          slots_(slots * sizeof(Slot)),
+          mask_(slots - 1),
+          room_(slots / 8 * 5) {}
 
-    static uint64_t hash(std::string_view piece) { return hash_bytes(piece); }
+    static uint64_t hash(std::string_view piece) { return hash_bytes(piece.substr(0, kLongest)); }
 
     // Asks for the memory that a piece is searched in, and once that is here, for what it is compared with.
     void prefetch_slot(uint64_t hash) const { prefetch_line(&slot(hash)); }
@@ -81,7 +84,8 @@ class PieceLog {
         room_.fetch_sub(1, std::memory_order_relaxed);
         for (uint64_t at = hash;; ++at) {
             uint32_t found = slot(at).load(std::memory_order_relaxed);
-            if (found == 0 && slot(at).compare_exchange_strong(found, tag(hash) * kWords + place, std::memory_order_release)) return;
+            if (found != 0) continue;
+            if (slot(at).compare_exchange_strong(found, tag(hash) * kWords + place, std::memory_order_release)) return;
         }
     }
 

@@ -29,7 +29,10 @@ class ShortPieces {
 
     // A table of `slots`, a power of two, that takes up to 5/8 of them.
     explicit ShortPieces(size_t slots)
-        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), shift_(std::countl_zero(slots - 1)), room_(slots / 8 * 5) {}
+        : pages_(slots * sizeof(Slot)),
+          slots_(static_cast<Slot*>(pages_.data())),
+          shift_(std::countl_zero(slots - 1)),
+          room_(slots / 8 * 5) {}
 
     size_t index(const Key& key) const { return hash_key(key) >> shift_; }
     const Slot* slot(size_t index) const { return slots_ + index; }
