@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "newer_machines.h"
 #include "parallel.h"
 #include "prefetch.h"
 
@@ -132,7 +133,7 @@ inline size_t Encoder::copy(const ShortPieces::Slot& slot, uint32_t* out) const 
 }
 
 // Appends the ids of the batch, and the parts of its unknown pieces.
-void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
+inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
     uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + PieceLog::kCopied);
     uint32_t* out = begin;
     size_t count = 0;
@@ -180,7 +181,7 @@ void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
 }
 
 // Splits off the next pieces of `text`, and asks for the memory that they will be looked up in.
-void Encoder::fill(Batch& batch, std::string_view text) const {
+inline void Encoder::fill(Batch& batch, std::string_view text) const {
     batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
     const ShortPieces::Slot* const slots = short_pieces_.slot(0);
     uint64_t long_ones[kBatch];
@@ -208,15 +209,25 @@ void Encoder::fill(Batch& batch, std::string_view text) const {
     for (size_t i = 0; i < long_count; ++i) log_.prefetch_entry(long_ones[i]);
 }
 
+// Takes the next pieces off `text`.
+inline void Encoder::encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
+    fill(batch, text);
+    encode_batch(text.data(), batch, ids, unknowns);
+    text.remove_prefix(batch.ends[batch.count - 1]);
+}
+
+LLMFAST_NEWER void Encoder::encode_some_newer(std::string_view& text, Batch& batch, IdBuffer& ids,
+                                              Unknowns& unknowns) const {
+    encode_some(text, batch, ids, unknowns);
+}
+
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Unknowns unknowns;
     Batch batch;
     // Room for what text usually has, and for all that one more batch could have.
     if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + PieceLog::kCopied);
     while (!text.empty()) {
-        fill(batch, text);
-        encode_batch(text.data(), batch, ids, unknowns);
-        text.remove_prefix(batch.ends[batch.count - 1]);
+        is_newer() ? encode_some_newer(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
         const bool is_full = unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
         if (is_full || text.empty()) settle(unknowns, ids);
     }
@@ -229,12 +240,10 @@ size_t Encoder::count(std::string_view text) const {
     IdBuffer ids;
     size_t total = 0;
     while (!text.empty()) {
-        fill(batch, text);
-        encode_batch(text.data(), batch, ids, unknowns);
+        encode_some(text, batch, ids, unknowns);
         settle(unknowns, ids);
         total += ids.size();
         ids.clear();
-        text.remove_prefix(batch.ends[batch.count - 1]);
     }
     return total;
 }

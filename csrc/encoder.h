@@ -45,6 +45,8 @@ class Encoder {
     struct Unknowns;
 
     void learn_tokens();
+    void encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
+    void encode_some_newer(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     void fill(Batch& batch, std::string_view text) const;
     void encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     size_t look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const;

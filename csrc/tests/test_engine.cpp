@@ -41,12 +41,13 @@ void test_classifiers(std::mt19937& random) {
 }
 
 std::string random_text(std::mt19937& random, size_t pieces) {
-    static const char* const kPieces[] = {"a", "Z", "s", "the", " ", "  ", "\n", "\r\n", "\t", "'", "'s", "'LL", "1", "12345",
-                                          "/", ".", "...", "\xC3\xA9", "\xC5\xBF", "\xCC\x81", "\xE4\xB8\xAD",
+    static const char* const kPieces[] = {"a", "Z", "s", "the", " ", "  ", "\n", "\r\n", "\t", "'", "'s", "'LL", "1",
+                                          "12345", "/", ".", "...", "\xC3\xA9", "\xC5\xBF", "\xCC\x81", "\xE4\xB8\xAD",
                                           "\xE3\x80\x80", "\xC2\xA0", "\xF0\x9F\x98\x80", "\xFF", "\xE4", "HTTPServer",
                                           "\xD0\x9F", "\xD1\x80", "\xD9\xA3", "\xC7\x85", "\xE0\xA4\xB9", "\xE0\xA5\x8D",
                                           "\xE1\x83\x90", "\xEA\xB0\x80", "\xED\x9F\xBB", "\xEF\xBC\x91", "\xEF\xBF\xBD",
-                                          "\xE3\x80\x82", "\xE2\x80\x99", "\xE2\x80\xA8", "\xE0\x80\x80", "\xED\xA0\x80", "\xC1\x81", "\x80", "\xE4\xB8"};
+                                          "\xE3\x80\x82", "\xE2\x80\x99", "\xE2\x80\xA8", "\xE0\x80\x80", "\xED\xA0\x80",
+                                          "\xC1\x81", "\x80", "\xE4\xB8"};
     std::string text(1, static_cast<char>(random()));
     const char* some[8];  // a few kinds at a time: there are blocks that only have what vectors take
     for (const char*& piece : some) piece = kPieces[random() % std::size(kPieces)];
