@@ -48,7 +48,7 @@ struct Encoder::Unknowns {
     size_t last = 0;       // how many tokens the last piece has
     One all[kMostUnknowns];
     Piece pieces[kMostUnknowns];
-    MergeScratch scratch;
+    std::optional<MergeScratch> scratch;  // made when it is first needed: most short texts are known
 };
 
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
@@ -167,7 +167,8 @@ void Encoder::settle(Unknowns& unknowns, IdBuffer& ids) const {
     uint32_t* const begin = ids.data();
     for (size_t i = 0; i < count; ++i) unknowns.pieces[i] = {begin + all[i].at, all[i].parts};
     const std::span<const Piece> merged(unknowns.pieces, count);
-    merge_parts(*pairs_, {unknowns.pieces, count}, unknowns.scratch);
+    if (!unknowns.scratch) unknowns.scratch.emplace();
+    merge_parts(*pairs_, {unknowns.pieces, count}, *unknowns.scratch);
     const bool is_last = all[count - 1].at + all[count - 1].parts == ids.size();
     if (is_last) unknowns.last = merged.back().count;
     uint32_t* out = begin + all[0].at;
