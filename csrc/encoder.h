@@ -37,8 +37,8 @@ class Encoder {
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
 
-    // Room that the ids of so many bytes seldom pass: memory that is not written costs nothing.
-    static size_t usual_ids(size_t bytes) { return bytes / 2; }
+    // Room that the ids of so many bytes seldom pass: memory that is not written costs nothing, but growing does.
+    static size_t usual_ids(size_t bytes) { return bytes / 4 * 3; }
 
   private:
     struct Batch;
