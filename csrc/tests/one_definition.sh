@@ -9,4 +9,4 @@ for source in *.cpp; do
     case $source in bind* | nanobind_runtime.cpp) continue ;; esac  # need Python's headers, and define nothing shared
     g++ -std=c++20 -O1 -flto -fPIC -I. -c "$source" -o "$build/${source%.cpp}.o"
 done
-g++ -flto=1 -Wodr -Wlto-type-mismatch -Werror -shared -fPIC "$build"/*.o -o "$build/core.so"
+g++ -flto=1 -flto-partition=one -Wodr -Wlto-type-mismatch -Werror -shared -fPIC "$build"/*.o -o "$build/core.so"
