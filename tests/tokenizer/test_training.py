@@ -81,6 +81,21 @@ def test_counts_beyond_32_bits():
     assert len(merges) == 12
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pairs_too_rare_to_be_kept_at_first_are_found_again(threads):
+    """Heavy words raise the count that a pair is thought to need; then only rare ones are left."""
+    rng = random.Random(2)
+    words = {bytes(rng.choices(b"abcd", k=rng.randint(2, 12))): rng.randint(1, 400) for _ in range(600)}
+    words |= {b"xyxyxz": 2**45, b"yyyyyyyy": 2**33}
+    for order in (_bpe.TieBreak.greatest_bytes, _bpe.TieBreak.smallest_ids):
+        corpus = _bpe.Corpus("none", [], threads)
+        corpus.add_words(words)
+        merges = corpus.learn_merges(60, 2, order, bytes(range(256)), None)
+        name = "bytes" if order == _bpe.TieBreak.greatest_bytes else "smallest_ids"
+        assert merges == teaching.learn_merges(words, 60, name, 2)
+        assert len(merges) == 60
+
+
 # ---- Equal to Hugging Face
 
 
