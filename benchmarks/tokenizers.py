@@ -24,6 +24,7 @@ from .texts import DATA, code
 # Before the libraries are imported: measured is one thread, and nothing is loaded from elsewhere.
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
+os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # where it takes two threads otherwise
 
 RANK_FILES = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 PUBLISHED = {"gpt2": "r50k_base", "cl100k_base": "cl100k_base", "o200k_base": "o200k_base"}  # -> rank file

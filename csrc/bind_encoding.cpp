@@ -7,9 +7,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <optional>
+#include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -44,6 +45,9 @@ constexpr size_t kWorthReleasing = 2048;  // bytes from which the GIL is let go:
 // The UTF-8 of a str. It is cached in the object unless that is ASCII. A str with surrogates has none: pairs are
 // joined and lone ones replaced, as tiktoken does, and `owner` keeps the result.
 std::string_view utf8_of(nb::handle text, nb::object& owner) {
+    if (!PyUnicode_Check(text.ptr())) {
+        throw nb::type_error(("text must be a str, got " + std::string(Py_TYPE(text.ptr())->tp_name)).c_str());
+    }
     Py_ssize_t length = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &length);
     if (!data) {
@@ -67,23 +71,18 @@ std::string_view bytes_of(nb::handle value) {
 std::string_view text_of(nb::handle value, nb::object& owner) {
     if (PyUnicode_Check(value.ptr())) return utf8_of(value, owner);
     if (PyBytes_Check(value.ptr())) return bytes_of(value);
-    owner = nb::steal(PyMemoryView_FromObject(value.ptr()));
-    if (!owner.is_valid()) throw nb::python_error();
+    owner = checked(PyMemoryView_FromObject(value.ptr()));
     const Py_buffer* buffer = PyMemoryView_GET_BUFFER(owner.ptr());
     if (!PyBuffer_IsContiguous(buffer, 'C')) throw nb::value_error("text must be contiguous in memory");
     return {static_cast<const char*>(buffer->buf), static_cast<size_t>(buffer->len)};
 }
 
-// An array that owns memory from malloc.
 template <typename T>
-nb::object to_numpy(T* data, size_t size) {
+nb::object to_numpy(Growing<T> items) {
+    const size_t size = items.size();
+    T* const data = items.release();
     nb::capsule owner(data, [](void* memory) noexcept { std::free(memory); });
     return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
-}
-
-nb::object to_numpy(IdBuffer ids) {
-    const size_t size = ids.size();
-    return to_numpy(ids.release(), size);
 }
 
 struct ReleaseGil {
@@ -99,8 +98,7 @@ class Core {
     Core(nb::handle ranks, nb::dict specials, std::string_view pattern)
         : encoder_(vocabulary_from(ranks), pattern_named(pattern)),
           specials_(specials_from(specials)),
-          decoder_(encoder_.vocabulary(), specials_),
-          ints_(decoder_.largest_id()) {}
+          decoder_(encoder_.vocabulary(), specials_) {}
 
     IdBuffer encode_ordinary(nb::handle text) const {
         nb::object owner;
@@ -114,7 +112,6 @@ class Core {
     // Ids of `text`, in which the special tokens of `allowed` count; ValueError for one of `disallowed`.
     IdBuffer encode(nb::handle text, nb::handle allowed, nb::handle disallowed, size_t* last = nullptr) const {
         nb::object owner;
-        if (!PyUnicode_Check(text.ptr())) throw nb::type_error("text must be a str");
         const std::string_view utf8 = utf8_of(text, owner);
         const Specials::Enabled enabled = allowed_by(allowed);
         check_disallowed(utf8, allowed, disallowed, enabled);
@@ -138,8 +135,6 @@ class Core {
         return ids;
     }
 
-    nb::list to_list(const IdBuffer& ids) const { return ints_.list(ids.data(), ids.size()); }
-
     // The special token, a str, that is found first in `text` of those in `wanted`, or None.
     nb::object find_special(nb::handle text, nb::handle wanted) const {
         nb::object owner;
@@ -157,15 +152,25 @@ class Core {
     }
 
     nb::object decode_bytes(nb::handle tokens) const {
-        const ByteBuffer text = decode(tokens);
-        return nb::bytes(text.data(), text.size());
+        const IdBuffer ids = ids_of(tokens);
+        const size_t size = measured(ids).bytes;
+        nb::object result = checked(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+        decoder_.write({ids.data(), ids.size()}, PyBytes_AS_STRING(result.ptr()), size);
+        return result;
     }
 
     nb::object decode_text(nb::handle tokens, const char* errors) const {
-        const ByteBuffer text = decode(tokens);
-        nb::object result =
-            nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), errors));
-        if (!result.is_valid()) throw nb::python_error();
+        const IdBuffer ids = ids_of(tokens);
+        const std::span<const uint32_t> all(ids.data(), ids.size());
+        const Decoder::Size size = measured(ids);
+        const Py_ssize_t bytes = static_cast<Py_ssize_t>(size.bytes);
+        if (!size.is_ascii) {
+            ByteBuffer utf8;
+            decoder_.write(all, utf8.room(size.bytes), size.bytes);
+            return checked(PyUnicode_DecodeUTF8(utf8.data(), bytes, errors));
+        }
+        nb::object result = checked(PyUnicode_New(bytes, 0x7F));
+        decoder_.write(all, static_cast<char*>(PyUnicode_DATA(result.ptr())), size.bytes);
         return result;
     }
 
@@ -182,23 +187,12 @@ class Core {
                                bool narrow) const {
         std::vector<nb::object> owners;
         const std::vector<std::string_view> texts = texts_of(documents, owners);
-        int64_t* offsets = static_cast<int64_t*>(std::malloc((texts.size() + 1) * sizeof(int64_t)));
-        if (!offsets) throw std::bad_alloc();
-        const nb::object offsets_array = to_numpy(offsets, texts.size() + 1);
-        void* ids = nullptr;
-        {
-            const nb::gil_scoped_release release;
-            ids = llmfast::encode_documents(encoder_, texts, separator, threads, narrow, offsets);
-        }
-        const size_t count = static_cast<size_t>(offsets[texts.size()]);
-        return nb::make_tuple(narrow ? to_numpy(static_cast<uint16_t*>(ids), count)
-                                     : to_numpy(static_cast<uint32_t*>(ids), count),
-                              offsets_array);
+        return narrow ? arrays_of<uint16_t>(texts, separator, threads) : arrays_of<uint32_t>(texts, separator, threads);
     }
 
     nb::list encode_batch(nb::handle texts, nb::handle allowed, nb::handle disallowed, size_t threads) const {
         std::vector<nb::object> owners;
-        const std::vector<std::string_view> all = texts_of(texts, owners);
+        const std::vector<std::string_view> all = texts_of(texts, owners, utf8_of);
         const Specials::Enabled enabled = allowed_by(allowed);
         for (const std::string_view text : all) check_disallowed(text, allowed, disallowed, enabled);
         std::vector<IdBuffer> results(all.size());
@@ -210,13 +204,27 @@ class Core {
         }
         nb::list lists;
         for (IdBuffer& ids : results) {
-            lists.append(to_list(ids));
+            lists.append(list_of(ids));
             ids = IdBuffer();
         }
         return lists;
     }
 
   private:
+    template <typename Id>
+    nb::tuple arrays_of(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator,
+                        size_t threads) const {
+        Growing<int64_t> offsets;
+        offsets.room(texts.size() + 1);
+        offsets.grow(texts.size() + 1);
+        Growing<Id> ids;
+        {
+            const nb::gil_scoped_release release;
+            ids = llmfast::encode_documents<Id>(encoder_, texts, separator, threads, offsets.data());
+        }
+        return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
+    }
+
     static Vocabulary vocabulary_from(nb::handle ranks) {
         if (nb::isinstance<nb::dict>(ranks)) return vocabulary_from_dict(nb::borrow<nb::dict>(ranks));
         std::vector<uint32_t> ids;
@@ -264,18 +272,18 @@ class Core {
                                std::to_string(kLargestId)).c_str());
     }
 
-    std::vector<std::string_view> texts_of(nb::handle documents, std::vector<nb::object>& owners) const {
+    std::vector<std::string_view> texts_of(nb::handle documents, std::vector<nb::object>& owners,
+                                           std::string_view (*one)(nb::handle, nb::object&) = text_of) const {
         if (PyUnicode_Check(documents.ptr()) || PyBytes_Check(documents.ptr())) {
             throw nb::type_error("expected a sequence of texts, got one text: put it in a list");
         }
         // A tuple keeps the texts, whatever another thread does to a list while this one works without the GIL.
-        nb::object all = nb::steal(PySequence_Tuple(documents.ptr()));
-        if (!all.is_valid()) throw nb::python_error();
+        nb::object all = checked(PySequence_Tuple(documents.ptr()));
         owners.push_back(all);
         std::vector<std::string_view> texts(static_cast<size_t>(PyTuple_GET_SIZE(all.ptr())));
         for (size_t i = 0; i < texts.size(); ++i) {
             nb::object owner;
-            texts[i] = text_of(PyTuple_GET_ITEM(all.ptr(), static_cast<Py_ssize_t>(i)), owner);
+            texts[i] = one(PyTuple_GET_ITEM(all.ptr(), static_cast<Py_ssize_t>(i)), owner);
             if (owner.is_valid()) owners.push_back(owner);
         }
         return texts;
@@ -311,33 +319,33 @@ class Core {
     // disallowed, special token or not, so that the general case is left to Python.
     void check_disallowed(std::string_view text, nb::handle allowed, nb::handle disallowed,
                           const Specials::Enabled& enabled) const {
-        if (!is_all(disallowed) && is_empty(disallowed)) return;
         const char* const module = "llmfast.tokenizer.encoding";
         if (!is_all(disallowed)) {
+            if (is_empty(disallowed)) return;
             nb::module_::import_(module).attr("check_disallowed")(nb::str(text.data(), text.size()), disallowed);
             return;
         }
-        Specials::Enabled rest = specials_.every();
-        Specials::subtract(rest, enabled);
-        const Specials::Match match = specials_.find(text, 0, rest);
+        Specials::Match match;
+        if (enabled.empty()) {
+            match = specials_.find(text, 0, specials_.every());
+        } else {
+            Specials::Enabled rest = specials_.every();
+            Specials::subtract(rest, enabled);
+            match = specials_.find(text, 0, rest);
+        }
         if (!match.special) return;
         nb::module_::import_(module).attr("raise_disallowed_special_token")(nb::cast(match.special->bytes));
     }
 
-    ByteBuffer decode(nb::handle tokens) const {
-        ByteBuffer text;
-        for_each_id(tokens, [&](uint32_t id) {
-            if (!decoder_.append(id, text)) {
-                throw nb::key_error(("Invalid token for decoding: " + std::to_string(id)).c_str());
-            }
-        });
-        return text;
+    Decoder::Size measured(const IdBuffer& ids) const {
+        const Decoder::Size size = decoder_.measure({ids.data(), ids.size()});
+        if (!size.unknown) return size;
+        throw nb::key_error(("Invalid token for decoding: " + std::to_string(*size.unknown)).c_str());
     }
 
     Encoder encoder_;
     Specials specials_;
     Decoder decoder_;
-    PythonInts ints_;
 };
 
 // The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is not, or that repeats.
@@ -383,21 +391,21 @@ size_t boundary(nb::handle text, std::string_view pattern, size_t from) {
 void bind_encoding(nb::module_& module) {
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
         .def(nb::init<nb::handle, nb::dict, std::string_view>(), "ranks"_a, "specials"_a, "pattern"_a)
-        .def("encode_ordinary", [](const Core& core, nb::handle text) { return core.to_list(core.encode_ordinary(text)); })
+        .def("encode_ordinary", [](const Core& core, nb::handle text) { return list_of(core.encode_ordinary(text)); })
         .def("encode_ordinary_to_numpy",
              [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); })
         .def("encode", [](const Core& core, nb::handle text, nb::handle allowed,
-                          nb::handle disallowed) { return core.to_list(core.encode(text, allowed, disallowed)); })
+                          nb::handle disallowed) { return list_of(core.encode(text, allowed, disallowed)); })
         .def("encode_to_numpy", [](const Core& core, nb::handle text, nb::handle allowed,
                                    nb::handle disallowed) { return to_numpy(core.encode(text, allowed, disallowed)); })
         .def("encode_with_last", [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
             size_t last = 0;
             const IdBuffer ids = core.encode(text, allowed, disallowed, &last);
-            return nb::make_tuple(core.to_list(ids), last);
+            return nb::make_tuple(list_of(ids), last);
         }, "The ids, and how many of them the last piece has.")
         .def("encode_batch", &Core::encode_batch)
-        .def("encode_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, true)); })
-        .def("merge_piece", [](const Core& core, nb::bytes piece) { return core.to_list(core.encode_piece(piece, false)); })
+        .def("encode_piece", [](const Core& core, nb::bytes piece) { return list_of(core.encode_piece(piece, true)); })
+        .def("merge_piece", [](const Core& core, nb::bytes piece) { return list_of(core.encode_piece(piece, false)); })
         .def("encode_documents", &Core::encode_documents, "documents"_a, "separator"_a.none(), "threads"_a, "narrow"_a)
         .def("count", &Core::count)
         .def_prop_ro("largest_id", &Core::largest_id)

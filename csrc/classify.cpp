@@ -3,6 +3,8 @@
 #include <array>
 #include <cstddef>
 
+#include "classify_avx512.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define LLMFAST_X86 1
@@ -14,30 +16,12 @@
 namespace llmfast {
 namespace {
 
-// ---- Any machine: a byte of class bits for each character, gathered bit by bit.
-
-enum Bit : uint8_t { kLetter = 1, kUpper = 2, kDigit = 4, kSpace = 8, kBlank = 16, kNewline = 32, kQuote = 64, kSlash = 128 };
-
-constexpr std::array<uint8_t, 256> make_bits() {
-    std::array<uint8_t, 256> bits{};
-    for (int c = 'a'; c <= 'z'; ++c) bits[c] = kLetter;
-    for (int c = 'A'; c <= 'Z'; ++c) bits[c] = kLetter | kUpper;
-    for (int c = '0'; c <= '9'; ++c) bits[c] = kDigit;
-    for (int c = '\t'; c <= '\r'; ++c) bits[c] = kSpace;
-    bits['\n'] |= kNewline;
-    bits['\r'] |= kNewline;
-    bits[' '] = kSpace | kBlank;
-    bits['\''] = kQuote;
-    bits['/'] = kSlash;
-    return bits;
-}
-
-constexpr std::array<uint8_t, 256> kBits = make_bits();
+// ---- Any machine: the class bits of each byte, gathered bit by bit.
 
 void classify_plain(const uint8_t* text, Masks& masks) {
     masks = {};
     for (int i = 0; i < 64; ++i) {
-        const uint64_t bits = kBits[text[i]];
+        const uint64_t bits = kClassBits[text[i]];
         masks.letter |= (bits & 1) << i;
         masks.upper |= (bits >> 1 & 1) << i;
         masks.digit |= (bits >> 2 & 1) << i;
@@ -51,27 +35,6 @@ void classify_plain(const uint8_t* text, Masks& masks) {
 }
 
 #if LLMFAST_X86
-
-// ---- AVX-512BW: a compare gives a mask.
-
-__attribute__((target("avx512f,avx512bw"))) void classify_avx512(const uint8_t* text, Masks& masks) {
-    const __m512i bytes = _mm512_loadu_si512(text);
-    const auto equal = [&](char c) __attribute__((target("avx512f,avx512bw"), always_inline)) {
-        return _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(c));
-    };
-    const auto within = [&](__m512i value, char from, char count) __attribute__((target("avx512f,avx512bw"), always_inline)) {
-        return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(value, _mm512_set1_epi8(from)), _mm512_set1_epi8(count));
-    };
-    masks.letter = within(_mm512_or_si512(bytes, _mm512_set1_epi8(0x20)), 'a', 26);
-    masks.upper = within(bytes, 'A', 26);
-    masks.digit = within(bytes, '0', 10);
-    masks.blank = equal(' ');
-    masks.space = masks.blank | within(bytes, '\t', 5);
-    masks.newline = equal('\n') | equal('\r');
-    masks.apostrophe = equal('\'');
-    masks.slash = equal('/');
-    masks.high = _mm512_movepi8_mask(bytes);
-}
 
 // ---- AVX2 and SSE2: signed compares of shifted bytes; two or four parts make the 64.
 
@@ -155,7 +118,9 @@ std::array<NamedClassifier, 5> find_classifiers() {
     size_t count = 0;
 #if LLMFAST_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bw")) found[count++] = {"avx512", classify_avx512};
+#if defined(LLMFAST_NEWEST)
+    if (is_newest()) found[count++] = {"avx512", [](const uint8_t* text, Masks& masks) { classify_avx512(text, 64, masks); }};
+#endif
     if (__builtin_cpu_supports("avx2")) found[count++] = {"avx2", classify_avx2};
     found[count++] = {"sse2", classify_sse2};
 #endif

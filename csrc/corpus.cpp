@@ -5,11 +5,11 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
-#include <thread>
+
+#include "parallel.h"
 
 namespace llmfast {
 namespace {
@@ -116,8 +116,7 @@ void Corpus::add_file(const std::string& path, const Progress& progress) {
 }
 
 std::vector<Word> Corpus::words() {
-    for (WordCounts& counts : counts_) counts.flush();
-    for (std::size_t i = 1; i < counts_.size(); ++i) counts_[0].absorb(counts_[i]);
+    WordCounts::join(counts_);
     return counts_[0].words();
 }
 
@@ -125,9 +124,7 @@ void Corpus::count(Source& source, const Progress& progress) {
     std::mutex mutex;
     std::atomic<std::uint64_t> bytes = bytes_read_;
     std::atomic<bool> failed = false;
-    std::exception_ptr failure;
-
-    const auto work = [&](std::size_t thread) {
+    run_parallel(counts_.size(), counts_.size(), [&](std::size_t, std::size_t member) {
         try {
             Source::Block block;
             while (!failed) {
@@ -136,22 +133,17 @@ void Corpus::count(Source& source, const Progress& progress) {
                     if (!source.next(block)) return;
                 }
                 for (std::string_view text : block.texts) {
-                    count_text(text, counts_[thread]);
+                    count_text(text, counts_[member]);
                     bytes += text.size();
                 }
-                if (thread == 0 && progress) progress(bytes);
+                if (member == 0 && progress) progress(bytes);
             }
         } catch (...) {
-            const std::lock_guard lock(mutex);
-            if (!failed.exchange(true)) failure = std::current_exception();
+            failed = true;
+            throw;
         }
-    };
-    std::vector<std::thread> others;
-    for (std::size_t thread = 1; thread < counts_.size(); ++thread) others.emplace_back(work, thread);
-    work(0);
-    for (std::thread& thread : others) thread.join();
+    });
     bytes_read_ = bytes;
-    if (failure) std::rethrow_exception(failure);
 }
 
 void Corpus::count_text(std::string_view text, WordCounts& counts) const {

@@ -17,6 +17,8 @@ class Corpus {
 public:
     // `separators`, such as the text of special tokens, end a document and are not counted themselves.
     Corpus(Pattern pattern, std::vector<std::string> separators, unsigned threads);
+    Corpus(Corpus&&) = default;
+    Corpus(const Corpus&) = delete;
 
     using Progress = std::function<void(std::uint64_t bytes_read)>;  // on the calling thread; may throw to stop
 

@@ -1,33 +1,20 @@
 #include "documents.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 
-#include "pages.h"
+#include "gathered.h"
 #include "parallel.h"
 
 namespace llmfast {
 namespace {
 
-constexpr size_t kTask = 1 << 18;  // bytes of text that a thread takes at once
+constexpr size_t kTask = 1 << 16;  // bytes of text that a thread takes at once
 
 // A stretch of a document: long ones are cut where pieces certainly end.
 struct Stretch {
     std::string_view text;
     bool ends_document;
     size_t ids;  // how many it has
-};
-
-// What one thread found, in cache lines of its own.
-struct alignas(64) Found {
-    IdBuffer ids;
-};
-
-// The ids of one task, among all those that a thread found.
-struct Part {
-    size_t member, begin, count;
 };
 
 std::vector<Stretch> stretches_of(const std::vector<std::string_view>& documents, Pattern pattern) {
@@ -58,32 +45,6 @@ std::vector<size_t> tasks_of(const std::vector<Stretch>& stretches) {
     return starts;
 }
 
-template <typename Id>
-void* gather(const std::vector<Part>& parts, const std::vector<Found>& found, size_t total, size_t threads) {
-    Id* all = static_cast<Id*>(allocate(std::max<size_t>(total, 1) * sizeof(Id)));
-    if (!all) throw std::bad_alloc();
-    std::vector<size_t> starts(parts.size() + 1);
-    for (size_t i = 0; i < parts.size(); ++i) starts[i + 1] = starts[i] + parts[i].count;
-    run_parallel(parts.size(), threads, [&](size_t i, size_t) {
-        std::copy_n(found[parts[i].member].ids.data() + parts[i].begin, parts[i].count, all + starts[i]);
-    });
-    return all;
-}
-
-// The ids that one thread found, which are all there are, where they are.
-void* take(IdBuffer& found, bool narrow) {
-    const size_t count = found.size();
-    uint32_t* const wide = found.release();
-    if (!narrow) return wide;
-    uint16_t* const half = reinterpret_cast<uint16_t*>(wide);
-    for (size_t i = 0; i < count; ++i) {
-        const uint16_t id = static_cast<uint16_t>(wide[i]);
-        std::memcpy(half + i, &id, sizeof id);
-    }
-    void* const cut = std::realloc(half, std::max<size_t>(count, 1) * sizeof(uint16_t));
-    return cut ? cut : half;
-}
-
 }  // namespace
 
 size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
@@ -99,18 +60,17 @@ size_t encode_with_specials(const Encoder& encoder, const Specials& specials, co
     }
 }
 
-void* encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
-                       std::optional<uint32_t> separator, size_t threads, bool narrow, int64_t* offsets) {
+template <typename Id>
+Growing<Id> encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
+                             std::optional<uint32_t> separator, size_t threads, int64_t* offsets) {
     std::vector<Stretch> stretches = stretches_of(documents, encoder.pattern());
     const std::vector<size_t> starts = tasks_of(stretches);
-    std::vector<Part> parts(starts.size() - 1);
-    const size_t members = std::clamp<size_t>(parts.size(), 1, std::max<size_t>(threads, 1));
-    std::vector<Found> found(members);
+    const size_t tasks = starts.size() - 1, members = std::clamp<size_t>(tasks, 1, std::max<size_t>(threads, 1));
     size_t bytes = 0;
     for (const std::string_view document : documents) bytes += document.size() + 1;
-    run_parallel(parts.size(), members, [&](size_t task, size_t member) {
-        IdBuffer& ids = found[member].ids;
-        if (ids.size() == 0) ids.reserve(Encoder::usual_ids(bytes) / members + kTask);
+    Gathered<Id> all(tasks, members, Encoder::usual_ids(bytes) + kTask);
+    run_parallel(tasks, members, [&](size_t task, size_t member) {
+        IdBuffer& ids = all.ids(member);
         const size_t begin = ids.size();
         for (size_t i = starts[task]; i < starts[task + 1]; ++i) {
             const size_t before = ids.size();
@@ -118,7 +78,7 @@ void* encode_documents(const Encoder& encoder, const std::vector<std::string_vie
             if (stretches[i].ends_document && separator) ids.push_back(*separator);
             stretches[i].ids = ids.size() - before;
         }
-        parts[task] = {member, begin, ids.size() - begin};
+        all.finish(task, member, ids.size() - begin);
     });
     int64_t total = 0;
     offsets[0] = 0;
@@ -126,9 +86,12 @@ void* encode_documents(const Encoder& encoder, const std::vector<std::string_vie
         total += static_cast<int64_t>(stretch.ids);
         if (stretch.ends_document) *++offsets = total;
     }
-    if (members == 1) return take(found[0].ids, narrow);
-    const size_t count = static_cast<size_t>(total);
-    return narrow ? gather<uint16_t>(parts, found, count, threads) : gather<uint32_t>(parts, found, count, threads);
+    return all.take();
 }
+
+template Growing<uint16_t> encode_documents(const Encoder&, const std::vector<std::string_view>&,
+                                            std::optional<uint32_t>, size_t, int64_t*);
+template Growing<uint32_t> encode_documents(const Encoder&, const std::vector<std::string_view>&,
+                                            std::optional<uint32_t>, size_t, int64_t*);
 
 }  // namespace llmfast

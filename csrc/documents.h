@@ -17,9 +17,10 @@ namespace llmfast {
 size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
                             std::string_view text, IdBuffer& ids);
 
-// The ids of all documents, one behind another, each followed by `separator` if there is one: uint16_t if `narrow`,
-// else uint32_t, in memory from malloc. Document i is [offsets[i], offsets[i + 1]).
-void* encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
-                       std::optional<uint32_t> separator, size_t threads, bool narrow, int64_t* offsets);
+// The ids of all documents, one behind another, each followed by `separator` if there is one: as
+// uint16_t if they fit, or as uint32_t. Document i is [offsets[i], offsets[i + 1]).
+template <typename Id>
+Growing<Id> encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
+                             std::optional<uint32_t> separator, size_t threads, int64_t* offsets);
 
 }  // namespace llmfast

@@ -25,17 +25,22 @@ inline uint64_t hash_words(uint64_t low, uint64_t high) {
 #endif
 }
 
+// The `count` <= 8 bytes at `at` as a number. Loads overlap: a copy of so many bytes would be a call.
+inline uint64_t load_some(const char* at, size_t count) {
+    const auto load = [at]<typename Word>(Word word, size_t offset) {
+        std::memcpy(&word, at + offset, sizeof word);
+        return uint64_t{word} << 8 * offset;
+    };
+    if (count == 8) return load(uint64_t{}, 0);
+    if (count >= 4) return load(uint32_t{}, 0) | load(uint32_t{}, count - 4);
+    return count == 0 ? 0 : load(uint8_t{}, 0) | load(uint8_t{}, count / 2) | load(uint8_t{}, count - 1);
+}
+
 inline uint64_t hash_bytes(std::string_view bytes) {
     uint64_t hash = bytes.size();
     size_t at = 0;
-    for (; at + 8 <= bytes.size(); at += 8) {
-        uint64_t word;
-        std::memcpy(&word, bytes.data() + at, 8);
-        hash = hash_words(word, hash);
-    }
-    uint64_t rest = 0;
-    std::memcpy(&rest, bytes.data() + at, bytes.size() - at);
-    return hash_words(rest, hash);
+    for (; at + 8 <= bytes.size(); at += 8) hash = hash_words(load_some(bytes.data() + at, 8), hash);
+    return hash_words(load_some(bytes.data() + at, bytes.size() - at), hash);
 }
 
 }  // namespace llmfast

@@ -5,28 +5,12 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
+#include "merge_long.h"
 #include "pair_table.h"
+#include "piece.h"
 
 namespace llmfast {
-
-// Arrays that merging long pieces reuses.
-struct MergeQueue {
-    std::vector<uint32_t> next, previous, rank;
-    std::vector<uint64_t> queue;
-};
-
-struct MergeScratch {
-    std::vector<uint32_t> source, window, starts, done_starts;
-    MergeQueue queue;
-};
-
-// A piece as parts, at least one of them; merging changes both.
-struct Piece {
-    uint32_t* ids;
-    size_t count;
-};
 
 // One token a byte; false for a byte that is none.
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out);

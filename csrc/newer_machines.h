@@ -15,6 +15,18 @@ inline bool is_newer() {
     }();
     return newer;
 }
+
+// The same for AVX-512 as it is since Ice Lake and Zen 4, and is_newest(); only where this macro is defined.
+#define LLMFAST_NEWEST_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx2,bmi,bmi2,popcnt"
+#define LLMFAST_NEWEST __attribute__((target(LLMFAST_NEWEST_TARGET), flatten))
+inline bool is_newest() {
+    static const bool newest = [] {
+        return is_newer() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2");
+    }();
+    return newest;
+}
 #else
 #define LLMFAST_NEWER
 constexpr bool is_newer() { return false; }

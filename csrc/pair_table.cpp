@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <span>
+#include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "merge.h"
 #include "parallel.h"
@@ -29,6 +31,8 @@ std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
     }
     return ids;
 }
+
+constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
 
 // The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
 struct Halves { uint32_t left, right; };
@@ -58,6 +62,10 @@ void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span
     });
 }
 
+bool is_ascii(std::string_view token) {
+    return std::none_of(token.begin(), token.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
+}
+
 // Whether a token ends with all of the bytes of its last character.
 bool ends_whole(std::string_view token) {
     size_t start = token.size() - 1;
@@ -70,23 +78,26 @@ bool ends_whole(std::string_view token) {
 }  // namespace
 
 PairTable::PairTable(const Vocabulary& vocabulary)
-    : characters_(65536, kNoToken) {
+    : characters_(65536, kNoToken), adjoining_((1 << kAdjoiningBits) / 64) {
     for (size_t byte = 0; byte < 256; ++byte) {
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
     }
     const std::vector<uint32_t> ids = by_length(vocabulary);
-    int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 3 / 2)));
-    while (!fill(vocabulary, ids, bits)) ++bits;
+    int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 2 - 1)));
+    while (!fill(vocabulary, ids, bits)) {
+        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges cannot be told apart: too many ids are alike");
+    }
 }
 
 // From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
 // of two to the `bits` places, is too crowded.
 bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits) {
-    shift_ = 48 - bits;
-    entries_ = std::make_unique<Pages>(((size_t{1} << bits) + kFurthest + 1) * sizeof(uint64_t));
-    filter_ = std::make_unique<Pages>(size_t{1} << bits);
-    low_pairs_.assign(1 << 16, kNoLowPair);
+    const size_t places = size_t{1} << bits;
+    buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
+    entries_ = std::make_unique<Pages>((places + PairPlaces::kWindow) * sizeof(uint64_t));
+    low_pairs_.assign(1 << 16, kNoToken);
+    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), kMostBits - bits};
     bool ordered = true;
     std::vector<Halves> halves;
     for (size_t from = 0, to; from < ids.size(); from = to) {
@@ -95,15 +106,14 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
             constexpr size_t kAhead = 8;
-            if (i + kAhead < to) {
-                const auto [left, right] = halves[i - from + kAhead];
-                prefetch_line(&entries()[scramble(left, right) >> shift_]);
-            }
+            if (i + kAhead < to) prefetch(halves[i - from + kAhead].left, halves[i - from + kAhead].right);
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
             const std::string_view token = vocabulary.bytes(ids[i]);
             if (!insert(left, right, ids[i])) return false;
             ordered = ordered && left < ids[i] && right < ids[i];
+            if (is_ascii(token)) continue;
+            add_adjoining(token);
             if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
         }
     }
@@ -111,19 +121,64 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     return true;
 }
 
-// False if there is no empty place near where the pair belongs.
+void PairTable::prefetch(uint32_t left, uint32_t right) const {
+    const size_t bucket = places_.bucket(PairPlaces::upper(left, right));
+    prefetch_line(places_.buckets + bucket);
+    prefetch_line(places_.entries + 2 * bucket);
+}
+
+// Where the place of a pair is taken, its bucket gets another seed, by which all its pairs find empty places; false if
+// there is none.
 bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
-    const uint64_t pair = scramble(left, right);
-    const size_t home = pair >> shift_;
-    size_t at = home;
-    while (entries()[at] != 0) {
-        if (++at > home + kFurthest) return false;
+    if ((left | right) < 256) low_pairs_[size_t{left} << 8 | right] = merged;
+    const uint32_t upper = PairPlaces::upper(left, right);
+    const size_t bucket = places_.bucket(upper);
+    uint16_t& word = static_cast<uint16_t*>(buckets_->data())[bucket];
+    uint64_t* const window = static_cast<uint64_t*>(entries_->data()) + 2 * bucket;
+    const uint64_t entry = PairPlaces::tag(upper, right) | merged;
+    word |= static_cast<uint16_t>(PairPlaces::likely_bit(upper));
+    if (uint64_t& place = window[PairPlaces::offset(entry, word)]; place == 0) {
+        place = entry;
+        return true;
     }
-    entries()[at] = pair << 24 | merged;
-    if ((left | right) < 256) low_pairs_[size_t{left} << 8 | right] = static_cast<int32_t>(merged << 6);
-    const uint64_t bit = pair >> (shift_ - 3);
-    filter()[bit >> 6] |= 1ull << (bit & 63);
-    return true;
+    uint64_t own[PairPlaces::kWindow + 1] = {entry}, taken = 0;
+    size_t count = 1;
+    for (size_t i = 0; i < PairPlaces::kWindow; ++i) {
+        if (window[i] == 0) continue;
+        // Other buckets that agree in the bits that an entry keeps are too far away to reach here.
+        if ((places_.bucket(static_cast<uint32_t>(window[i] >> 48)) ^ bucket) << places_.shift & 0xFFFF) {
+            taken |= 1ull << i;
+        } else {
+            own[count++] = std::exchange(window[i], 0);
+        }
+    }
+    for (uint32_t seed = 0; seed < PairPlaces::kSeeds; ++seed) {
+        uint64_t with = taken;
+        size_t placed = 0;
+        for (; placed < count; ++placed) {
+            const uint64_t bit = 1ull << PairPlaces::offset(own[placed], seed);
+            if (with & bit) break;
+            with |= bit;
+        }
+        if (placed < count) continue;
+        for (size_t i = 0; i < count; ++i) window[PairPlaces::offset(own[i], seed)] = own[i];
+        word = static_cast<uint16_t>(word / PairPlaces::kSeeds * PairPlaces::kSeeds + seed);
+        return true;
+    }
+    return false;
+}
+
+// Which characters stand side by side in a token.
+void PairTable::add_adjoining(std::string_view token) {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(token.data());
+    const uint8_t* const end = at + token.size();
+    Character character = character_at(at, end);
+    while (at += character.size, at < end) {
+        const uint32_t before = character.point;
+        character = character_at(at, end);
+        const uint32_t bit = adjoining_bit(before, character.point);
+        adjoining_[bit >> 6] |= 1ull << (bit & 63);
+    }
 }
 
 void PairTable::add_character(std::string_view token, uint32_t id) {

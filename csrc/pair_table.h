@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
@@ -14,40 +15,61 @@
 #include <vector>
 
 #include "pages.h"
-#include "prefetch.h"
 #include "vocabulary.h"
 
 namespace llmfast {
+
+// Where a pair is: its 48 bits, mixed so that nothing is lost, are `upper` (24 bits) and `right`. The first bits of `upper`
+// choose a bucket; the word of the bucket says by one bit of six whether the pair may be there at all, and by the ten bits
+// below, the seed, where each of the bucket's pairs lies among the 64 entries that begin at twice the bucket's number. An
+// entry is the lower 16 bits of `upper`, `right` and the 24 bits of the merged token: what is left out of `upper` says
+// where the entry lies. So a pair is found, or is not, by reading one word and one entry.
+struct PairPlaces {
+    static constexpr uint32_t kLeft = 0x9E3779B1, kRight = 0x85EBCA77;  // odd
+    static constexpr size_t kWindow = 64;
+    static constexpr uint32_t kSeeds = 1 << 10;
+
+    const uint16_t* buckets;
+    const uint64_t* entries;
+    const uint32_t* low_pairs;  // what two tokens below 256, as the bytes mostly are, merge into, or kNoToken
+    int shift;                  // from `upper` to the bucket
+
+    static uint32_t upper(uint32_t left, uint32_t right) { return (left * kLeft + (right * kRight >> 8)) & 0xFFFFFF; }
+    static uint64_t tag(uint32_t upper, uint32_t right) { return uint64_t{upper} << 48 | uint64_t{right} << 24; }
+    size_t bucket(uint32_t upper) const { return upper >> shift; }
+    static uint32_t likely_bit(uint32_t upper) { return kSeeds << ((upper & 0xFF) * 3 >> 7); }
+
+    // Where in the window of its bucket the entry lies.
+    static size_t offset(uint64_t tag, uint32_t seed) {
+        const uint32_t right = static_cast<uint32_t>(tag >> 24) & 0xFFFFFF, upper = static_cast<uint32_t>(tag >> 48);
+        return (std::rotr(right * kRight ^ upper, static_cast<int>(seed & 31)) ^ seed >> 5 << 1) % kWindow;
+    }
+
+    // False for most pairs that do not merge.
+    bool may_have(uint32_t upper) const { return (buckets[bucket(upper)] & likely_bit(upper)) != 0; }
+
+    // The token that a pair that may be there merges into, or kNoToken: without a branch, for it would be guessed wrong.
+    uint32_t find_likely(uint32_t upper, uint32_t right) const {
+        const uint64_t pair = tag(upper, right);
+        const uint64_t entry = entries[2 * bucket(upper) + offset(pair, buckets[bucket(upper)])];
+        const uint32_t found = (entry != 0) & ((entry ^ pair) < (1u << 24));
+        return static_cast<uint32_t>(entry & 0xFFFFFF) | (found - 1);
+    }
+
+    // The token that `left` and `right` merge into, or kNoToken.
+    uint32_t find(uint32_t left, uint32_t right) const {
+        const uint32_t up = upper(left, right);
+        return may_have(up) ? find_likely(up, right) : kNoToken;
+    }
+};
 
 class PairTable {
   public:
     explicit PairTable(const Vocabulary& vocabulary);
 
-    // False for most pairs that do not merge.
-    bool may_have(uint32_t left, uint32_t right) const { return passes(scramble(left, right)); }
-
-    // Asks for the memory that the pair is looked up in.
-    void prefetch(uint32_t left, uint32_t right) const { prefetch_line(entries() + (scramble(left, right) >> shift_)); }
-
     // The token that `left` and `right` merge into, or kNoToken.
-    uint32_t find(uint32_t left, uint32_t right) const {
-        return may_have(left, right) ? find_likely(left, right) : kNoToken;
-    }
-
-    // The same for a pair that may_have() holds likely.
-    uint32_t find_likely(uint32_t left, uint32_t right) const {
-        const uint64_t pair = scramble(left, right);
-        const uint64_t tag = pair << 24;
-        const uint64_t* const home = entries() + (pair >> shift_);
-        for (const uint64_t* entry = home; entry <= home + kFurthest && *entry != 0; ++entry) {
-            if ((*entry ^ tag) < (1u << 24)) return static_cast<uint32_t>(*entry & 0xFFFFFF);
-        }
-        return kNoToken;
-    }
-
-    // What two tokens below 256, as the bytes mostly are, merge into, times 64; kNoLowPair where they do not merge.
-    static constexpr int32_t kNoLowPair = INT32_MAX;
-    int32_t low_pair(uint32_t left, uint32_t right) const { return low_pairs_[size_t{left} << 8 | right]; }
+    uint32_t find(uint32_t left, uint32_t right) const { return places_.find(left, right); }
+    const PairPlaces& places() const { return places_; }
 
     // The token of a byte, or kNoToken.
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
@@ -59,31 +81,31 @@ class PairTable {
     // Whether some token spans a character boundary between these two bytes without starting and ending on one.
     bool straddles(uint8_t before, uint8_t behind) const { return straddles_[size_t{before} << 8 | behind]; }
 
-  private:
-    // A pair as 48 bits, mixed so that nothing is lost. The upper ones say where it belongs; the lower 40 are kept
-    // beside the 24 bits of the token, and tell pairs apart that are not further than kFurthest from there.
-    static constexpr size_t kFurthest = 255;
-    static uint64_t scramble(uint32_t left, uint32_t right) {
-        return ((uint64_t{left} << 24 | right) * 0x9E3779B97F4B) & ((1ull << 48) - 1);
+    // Whether some token may have these two characters side by side, of which one is not ASCII.
+    bool may_adjoin(uint32_t before, uint32_t behind) const {
+        const uint32_t bit = adjoining_bit(before, behind);
+        return adjoining_[bit >> 6] >> (bit & 63) & 1;
     }
-    bool passes(uint64_t pair) const {
-        const uint64_t bit = pair >> (shift_ - 3);
-        return filter()[bit >> 6] >> (bit & 63) & 1;
-    }
-    uint64_t* entries() const { return static_cast<uint64_t*>(entries_->data()); }
-    uint64_t* filter() const { return static_cast<uint64_t*>(filter_->data()); }
 
+  private:
     bool fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits);
     bool insert(uint32_t left, uint32_t right, uint32_t merged);
+    void prefetch(uint32_t left, uint32_t right) const;
     void add_character(std::string_view token, uint32_t id);
+    void add_adjoining(std::string_view token);
 
-    int shift_;                        // from a scrambled pair to its place
-    std::unique_ptr<Pages> entries_;   // 0: empty
-    std::unique_ptr<Pages> filter_;    // a bit for an eighth of a place: most lookups end in this nearer memory
-    std::vector<int32_t> low_pairs_;
+    static constexpr int kAdjoiningBits = 19;
+    static uint32_t adjoining_bit(uint32_t before, uint32_t behind) {
+        return (before * 0x9E3779B1 + behind) * 0x85EBCA77 >> (32 - kAdjoiningBits);
+    }
+
+    PairPlaces places_;
+    std::unique_ptr<Pages> buckets_, entries_;
+    std::vector<uint32_t> low_pairs_;
     std::array<uint32_t, 256> bytes_;
     std::vector<uint32_t> characters_;
     std::bitset<65536> straddles_;
+    std::vector<uint64_t> adjoining_;
 };
 
 }  // namespace llmfast

@@ -1,38 +1,104 @@
 #include "parallel.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <system_error>
-#include <thread>
-#include <vector>
+#include <utility>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 
 namespace llmfast {
+namespace {
 
-void run_parallel(size_t count, size_t threads, const std::function<void(size_t i, size_t member)>& work) {
-    std::atomic<size_t> next{0};
-    std::exception_ptr failure;
-    std::mutex guard;
-    const auto loop = [&](size_t member) {
-        try {
-            for (size_t i = next++; i < count; i = next++) work(i, member);
-        } catch (...) {
-            const std::lock_guard lock(guard);
-            if (!failure) failure = std::current_exception();
-            next = count;
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#endif
+}
+
+// Returns when the word is no longer `old`. That is mostly a matter of microseconds, and waking a thread one of tens:
+// so look for a while before sleeping, and let others have the core if there are any.
+void wait(const std::atomic<uint32_t>& word, uint32_t old) {
+    for (int i = 0; i < 300; ++i) {
+        if (word.load(std::memory_order_acquire) != old) return;
+        if (i < 200) {
+            pause();
+        } else {
+            std::this_thread::yield();
         }
-    };
-    // Threads live as long as the call: starting one takes tens of microseconds, and nothing is left behind a fork.
-    std::vector<std::thread> helpers;
+    }
+    word.wait(old, std::memory_order_acquire);
+}
+
+constexpr uint32_t kOpen = 1, kOne = 2;
+
+}  // namespace
+
+Team::Team(size_t size) {
+    threads_.reserve(size);
     try {
-        for (size_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(loop, i);
+        for (size_t member = 1; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
     } catch (const std::system_error&) {
-        // The system gives no more threads: those there are do the work.
+        // Those there are do the work.
+    }
+}
+
+Team::~Team() {
+    stopped_ = true;
+    ++round_;
+    round_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::run(size_t count, const std::function<void(size_t i, size_t member)>& work) {
+    work_ = &work;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    if (count > 1 && !threads_.empty()) {
+        inside_ = kOpen;
+        ++round_;
+        round_.notify_all();
     }
     loop(0);
-    for (std::thread& helper : helpers) helper.join();
-    if (failure) std::rethrow_exception(failure);
+    // Whoever has not begun is not waited for.
+    for (uint32_t others = inside_ &= ~kOpen; others != 0; others = inside_) wait(inside_, others);
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Team::serve(size_t member) {
+    for (uint32_t seen = 0;;) {
+        wait(round_, seen);
+        seen = round_;
+        if (enter()) {
+            loop(member);
+            if (inside_.fetch_sub(kOne) == kOne) inside_.notify_all();
+        } else if (stopped_) {
+            return;
+        }
+    }
+}
+
+bool Team::enter() {
+    uint32_t inside = inside_;
+    while (inside & kOpen) {
+        if (inside_.compare_exchange_weak(inside, inside + kOne)) return true;
+    }
+    return false;
+}
+
+void Team::loop(size_t member) {
+    try {
+        for (size_t i = next_++; i < count_; i = next_++) (*work_)(i, member);
+    } catch (...) {
+        const std::lock_guard lock(failing_);
+        if (!failure_) failure_ = std::current_exception();
+        next_ = count_;
+    }
+}
+
+void run_parallel(size_t count, size_t threads, const std::function<void(size_t i, size_t member)>& work) {
+    Team(std::min(threads, count)).run(count, work);
 }
 
 }  // namespace llmfast

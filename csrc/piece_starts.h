@@ -57,13 +57,11 @@ inline int add_other_scripts(Masks& m, uint64_t& inside, int count, const Byte* 
     return unclear ? std::min(count, lowest_bit(unclear)) : count;
 }
 
-// The bytes `text[0, count)`, count <= 64, classified in `m`, start a piece at bit 0. Returns the bits > 0 where other
-// pieces start for certain, whatever follows: those too near to the end or to a character that is left to
-// pretokenize.cpp are not among them, nor are those inside white space that reaches it.
+// The bytes `text[0, count)`, count <= 64, classified in `m`, and `inside` a character, start a piece at bit 0. Returns
+// the bits > 0 where other pieces start for certain, whatever follows: those too near to the end or to a character that is
+// left to pretokenize.cpp are not among them, nor are those inside white space that reaches it.
 template <Rules kRules>
-inline uint64_t piece_starts(Masks& m, int count, const Byte* text, const Byte* text_end) {
-    uint64_t inside = 0;
-    if (m.high) count = add_other_scripts<kRules>(m, inside, count, text, text_end);
+inline uint64_t piece_starts(const Masks& m, uint64_t inside, int count, const Byte* text, const Byte* text_end) {
     if (count < 4) return 0;
     const uint64_t valid = ~0ull >> (64 - count);
     const uint64_t letter = m.letter & valid, digit = m.digit & valid, space = m.space & valid;

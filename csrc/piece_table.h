@@ -1,10 +1,13 @@
-// Pieces -> their ids: the vocabulary's tokens from the start, and what merging finds as it is found.
+// Short pieces -> their ids: the vocabulary's tokens from the start, and what merging finds as it is found.
 //
-// A slot holds everything, so that a lookup touches one cache line. Slots are written once and never changed: any
-// number of threads read and add without a lock. A table that is full learns no more.
+// A slot holds everything, so that a lookup touches one cache line; only pieces of many ids have them elsewhere
+// (piece_log.h). Slots are written once and never changed: any number of threads read and add without a lock. A table
+// that is full learns no more.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,65 +17,67 @@
 
 namespace llmfast {
 
-// `kWords` of 8 bytes make a key, whose last one is neither 0 nor ~0; as many bytes hold ids.
-template <typename KeyType>
-class PieceTable {
+class ShortPieces {
   public:
-    static constexpr size_t kWords = sizeof(KeyType) / 8;
-    static constexpr size_t kMostIds = sizeof(KeyType) / 4;
+    static constexpr size_t kMostIds = 4;  // in a slot
 
     struct Slot {
-        std::atomic<uint64_t> last;   // the key's last word; 0: empty. Written last.
-        uint64_t words[kWords - 1];   // the others
-        uint32_t ids[kMostIds];       // the first one has the number of ids in its top byte
+        std::atomic<uint64_t> high;  // of the key, neither 0 nor ~0; 0: empty. Written last.
+        uint64_t low;
+        uint32_t ids[kMostIds];      // the first has their number in its top byte: above kMostIds, ids[1] is where they are
     };
 
     // A table of `slots`, a power of two, that takes up to 5/8 of them.
-    explicit PieceTable(size_t slots)
-        : pages_(slots * sizeof(Slot)), slots_(static_cast<Slot*>(pages_.data())), mask_(slots - 1), room_(slots / 8 * 5) {}
+    explicit ShortPieces(size_t slots)
+        : pages_(slots * sizeof(Slot)),
+          slots_(static_cast<Slot*>(pages_.data())),
+          shift_(std::countl_zero(slots - 1)),
+          room_(slots / 8 * 5) {}
 
-    size_t index(const KeyType& key) const { return hash_key(key) & mask_; }
+    size_t index(const Key& key) const { return hash_key(key) >> shift_; }
     const Slot* slot(size_t index) const { return slots_ + index; }
 
-    // The slot of a key, or nullptr, searched from `index(key)`.
-    const Slot* find(const KeyType& key, size_t index) const {
-        uint64_t words[kWords];
-        std::memcpy(words, &key, sizeof key);
-        for (;; index = (index + 1) & mask_) {
-            const Slot& slot = slots_[index];
-            const uint64_t last = slot.last.load(std::memory_order_acquire);
-            if (last == words[kWords - 1]) {
-                bool same = true;
-                for (size_t i = 0; i + 1 < kWords; ++i) same &= slot.words[i] == words[i];
-                if (same) return &slot;
-            }
-            if (last == 0) return nullptr;
+    // The slot of a key, or nullptr, searched from `index(key)`: first in its cache line, then ever further away.
+    const Slot* find(const Key& key, size_t index) const {
+        for (size_t i = 0;; ++i) {
+            const Slot& slot = slots_[index ^ i];
+            if (has(slot, key)) return &slot;
+            if (slot.high.load(std::memory_order_relaxed) == 0) return nullptr;
         }
     }
+    static bool has(const Slot& slot, const Key& key) {
+        return slot.high.load(std::memory_order_acquire) == key.high && slot.low == key.low;
+    }
 
-    // Writes the ids of a slot to `out`, which has room for kMostIds, and returns how many count.
+    // Writes the ids of a slot, if they are there, to `out`, which has room for kMostIds, and returns how many there are.
     static size_t copy(const Slot& slot, uint32_t* out) {
-        std::memcpy(out, slot.ids, sizeof slot.ids);
-        out[0] &= 0xFFFFFF;
+        uint64_t first;
+        std::memcpy(&first, slot.ids, 8);
+        first &= ~uint64_t{0xFF000000};
+        std::memcpy(out, &first, 8);
+        std::memcpy(out + 2, slot.ids + 2, 8);
         return slot.ids[0] >> 24;
     }
 
-    // Remembers the 0..kMostIds ids of a piece, if there is room: false if there is none. Two threads may add the same piece twice: the second
-    // entry is never found.
-    bool learn(const KeyType& key, const uint32_t* ids, size_t count) {
-        if (room_.load(std::memory_order_relaxed) <= 0) return false;
+    bool is_full() const { return room_.load(std::memory_order_relaxed) <= 0; }
+
+    // Remembers the `count` ids of a piece, or, if they are more than kMostIds, that they are at `place`. Two threads may
+    // add the same piece twice: the second entry is never found.
+    void learn(const Key& key, const uint32_t* ids, size_t count, uint32_t place = 0) {
+        if (is_full()) return;
         room_.fetch_sub(1, std::memory_order_relaxed);
-        uint64_t words[kWords];
-        std::memcpy(words, &key, sizeof key);
-        for (size_t at = index(key);; at = (at + 1) & mask_) {
-            Slot& slot = slots_[at];
-            uint64_t found = slot.last.load(std::memory_order_relaxed);
-            if (found != 0 || !slot.last.compare_exchange_strong(found, kClaimed, std::memory_order_relaxed)) continue;
-            for (size_t i = 0; i + 1 < kWords; ++i) slot.words[i] = words[i];
-            for (size_t i = 0; i < count; ++i) slot.ids[i] = ids[i];
+        const uint32_t elsewhere[2] = {0, place};
+        const uint32_t* const kept = count <= kMostIds ? ids : elsewhere;
+        const size_t home = index(key);
+        for (size_t i = 0;; ++i) {
+            Slot& slot = slots_[home ^ i];
+            uint64_t found = slot.high.load(std::memory_order_relaxed);
+            if (found != 0 || !slot.high.compare_exchange_strong(found, kClaimed, std::memory_order_relaxed)) continue;
+            slot.low = key.low;
+            std::copy_n(kept, count <= kMostIds ? count : 2, slot.ids);
             slot.ids[0] |= static_cast<uint32_t>(count) << 24;
-            slot.last.store(words[kWords - 1], std::memory_order_release);
-            return true;
+            slot.high.store(key.high, std::memory_order_release);
+            return;
         }
     }
 
@@ -81,11 +86,8 @@ class PieceTable {
 
     Pages pages_;
     Slot* slots_;
-    size_t mask_;
+    int shift_;  // from a hash to a slot
     std::atomic<ptrdiff_t> room_;  // how many more may be learnt; below 0 when several threads took the last
 };
-
-using ShortPieces = PieceTable<Key>;         // 32-byte slots, 4 ids
-using MediumPieces = PieceTable<MediumKey>;  // 64-byte slots, 8 ids
 
 }  // namespace llmfast

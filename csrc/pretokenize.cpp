@@ -5,7 +5,9 @@
 #include <stdexcept>
 
 #include "classify.h"
+#include "classify_avx512.h"
 #include "newer_machines.h"
+#include "other_scripts_avx512.h"
 #include "piece_starts.h"
 #include "rules.h"
 #include "unicode.h"
@@ -130,32 +132,65 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
     return space_piece<kRules>(at, end);
 }
 
-template <Rules kRules>
-size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+// What a block needs of the machine: its masks, what is not ASCII among them, and a list of places from a mask. The list is
+// written in steps, the last of which writes too much: guessing wrong when to stop costs more.
+struct AnyMachine {
+    Classifier classify_block = best_classifier();
+    void classify(const Byte* text, int size, Masks& masks) const {
+        if (size == 64) return classify_block(text, masks);
+        Byte block[64] = {};
+        std::memcpy(block, text, static_cast<size_t>(size));
+        classify_block(block, masks);
+    }
+    template <Rules kRules>
+    static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
+        return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
+    }
+    static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) {
+        const size_t count = static_cast<size_t>(std::popcount(bits));
+        for (size_t i = 0; i < count; i += 8) {
+            for (size_t j = i; j < i + 8; ++j, bits &= bits - 1) out[j] = offset + static_cast<uint32_t>(lowest_bit(bits));
+        }
+        return count;
+    }
+};
+
+#if defined(LLMFAST_NEWEST)
+struct NewestMachine {
+    static void classify(const Byte* text, int size, Masks& masks) { classify_avx512(text, size, masks); }
+    template <Rules kRules>
+    static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
+        constexpr int kFew = 8;  // bytes, of which it is faster to take one character after another
+        if (count == 64 && std::popcount(masks.high) > kFew) {
+            const int known = add_other_scripts_avx512<kRules>(masks, inside, text);
+            if (known >= 0) return known;
+        }
+        return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
+    }
+    static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) { return write_bits_avx512(bits, offset, out); }
+};
+#endif
+
+template <Rules kRules, typename Machine>
+inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity, Machine machine) {
     const Byte* const begin = reinterpret_cast<const Byte*>(text);
     const Byte* const end = begin + std::min<size_t>(length, UINT32_MAX);
     const Byte* const text_end = begin + length;
-    const Classifier classify = best_classifier();
     const Byte* at = begin;
     size_t count = 0;
     while (at < end && count < capacity) {
         // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
-        if (capacity - count < 63 && capacity > 63) break;
-        if (capacity - count >= 63 && end - at > 3) {
+        if (capacity - count < 64 && capacity >= 64) break;
+        if (capacity - count >= 64 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
-            if (size == 64) {
-                classify(at, masks);
-            } else {
-                Byte block[64] = {};
-                std::memcpy(block, at, static_cast<size_t>(size));
-                classify(block, masks);
-            }
-            uint64_t starts = piece_starts<kRules>(masks, size, at, text_end);
+            machine.classify(at, size, masks);
+            uint64_t inside = 0;
+            const int known = masks.high ? machine.template add_other_scripts<kRules>(masks, inside, size, at, text_end) : size;
+            const uint64_t starts = piece_starts<kRules>(masks, inside, known, at, text_end);
             if (starts) {
-                const uint32_t offset = static_cast<uint32_t>(at - begin);
+                count += machine.write_bits(starts, static_cast<uint32_t>(at - begin), ends + count);
                 at += highest_bit(starts);
-                for (; starts; starts &= starts - 1) ends[count++] = offset + static_cast<uint32_t>(lowest_bit(starts));
                 continue;
             }
         }
@@ -170,15 +205,25 @@ size_t split_by(const char* text, size_t length, uint32_t* ends, size_t capacity
     return count;
 }
 
+#if defined(LLMFAST_NEWEST)
+template <Rules kRules>
+LLMFAST_NEWEST size_t split_newest(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+    return split_by<kRules>(text, length, ends, capacity, NewestMachine());
+}
+#endif
+
 template <Rules kRules>
 LLMFAST_NEWER size_t split_newer(const char* text, size_t length, uint32_t* ends, size_t capacity) {
-    return split_by<kRules>(text, length, ends, capacity);
+    return split_by<kRules>(text, length, ends, capacity, AnyMachine());
 }
 
 template <Rules kRules>
 size_t split_best(const char* text, size_t length, uint32_t* ends, size_t capacity) {
+#if defined(LLMFAST_NEWEST)
+    if (is_newest()) return split_newest<kRules>(text, length, ends, capacity);
+#endif
     return is_newer() ? split_newer<kRules>(text, length, ends, capacity)
-                      : split_by<kRules>(text, length, ends, capacity);
+                      : split_by<kRules>(text, length, ends, capacity, AnyMachine());
 }
 
 size_t split_none(size_t length, uint32_t* ends) {

@@ -2,53 +2,63 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#if PY_VERSION_HEX < 0x030B0000
+#include <longintrepr.h>
+#endif
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "growing.h"
+#include "prefetch.h"
+#include "vocabulary.h"
 
 namespace llmfast {
 
-// The int objects of the ids 0..largest, made when first asked for and kept: a list of ids then costs a reference
-// count an id, not an allocation. Needs the GIL.
-class PythonInts {
-  public:
-    explicit PythonInts(uint32_t largest) : ints_(size_t{largest} + 1) {}
-    ~PythonInts() {
-        for (PyObject* made : ints_) Py_XDECREF(made);
-    }
-    PythonInts(const PythonInts&) = delete;
-    PythonInts& operator=(const PythonInts&) = delete;
+// A new reference as an object; throws the exception that is set where there is none.
+inline nanobind::object checked(PyObject* made) {
+    if (!made) throw nanobind::python_error();
+    return nanobind::steal(made);
+}
 
-    nanobind::list list(const uint32_t* ids, size_t count) const {
-        PyObject* list = PyList_New(static_cast<Py_ssize_t>(count));
-        if (!list) throw nanobind::python_error();
-        nanobind::list owned = nanobind::steal<nanobind::list>(list);
-        for (size_t i = 0; i < count; ++i) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), get(ids[i]));
-        return owned;
+// The int objects of ids, each made when it is first asked for and kept until the process ends: 40 bytes an id that was
+// ever in a list. Each has more references than lists could ever give back (from Python 3.12 on it is immortal): an id
+// in a list costs no counting, and threads without a GIL do not meet at it. Made in the order of their first use, those
+// in use lie together: made in the order of ids, lists take a fifth longer.
+class KeptInts {
+  public:
+    // Needs the GIL, where there is one. `id` is at most kLargestId.
+    static PyObject* get(uint32_t id) {
+        PyObject* const kept = ints_[id].load(std::memory_order_acquire);
+        return kept ? kept : make(id);
     }
 
   private:
-    PyObject* get(uint32_t id) const {
-#if !defined(Py_GIL_DISABLED)
-        PyObject*& kept = ints_[id];
-        if (!kept) kept = make(id);
-        Py_INCREF(kept);
-        return kept;
-#else
-        return make(id);  // threads that count references of one object would wait for each other
-#endif
-    }
+    static_assert(sizeof(Py_ssize_t) == 8, "2**30 references, the most there are elsewhere, are too few");
+    static constexpr Py_ssize_t kReferences = PY_SSIZE_T_MAX >> 1;  // its lower half, all ones, says immortal to 3.12
+
     static PyObject* make(uint32_t id) {
-        PyObject* made = PyLong_FromUnsignedLong(id);
-        if (!made) throw nanobind::python_error();
-        return made;
+        static std::mutex guard;
+        const std::lock_guard lock(guard);
+        if (PyObject* const kept = ints_[id]) return kept;
+        PyObject* const made = checked(PyLong_FromUnsignedLong(id)).release().ptr();
+        Py_SET_REFCNT(made, kReferences);
+        return ints_[id] = made;
     }
 
-    mutable std::vector<PyObject*> ints_;
+    // 128 MB of addresses, of which only what is used is ever touched.
+    static inline std::atomic<PyObject*> ints_[kLargestId + 1] = {};
 };
+
+inline nanobind::list list_of(const IdBuffer& ids) {
+    const Py_ssize_t count = static_cast<Py_ssize_t>(ids.size());
+    nanobind::list list = nanobind::borrow<nanobind::list>(checked(PyList_New(count)));
+    for (Py_ssize_t i = 0; i < count; ++i) PyList_SET_ITEM(list.ptr(), i, KeptInts::get(ids.data()[i]));
+    return list;
+}
 
 [[noreturn]] inline void throw_no_id(nanobind::handle value) {
     PyErr_Clear();
@@ -56,34 +66,46 @@ class PythonInts {
     throw nanobind::python_error();
 }
 
+// The value of an int of one digit, as that of an id nearly always is; -1 for any other.
+inline int64_t small_value(PyObject* value) {
+    PyLongObject* const number = reinterpret_cast<PyLongObject*>(value);
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyUnstable_Long_IsCompact(number) ? PyUnstable_Long_CompactValue(number) : -1;
+#else
+    const Py_ssize_t digits = Py_SIZE(value);
+    return digits == 1 ? int64_t{number->ob_digit[0]} : digits == 0 ? 0 : -1;
+#endif
+}
+
 // One int as an id; OverflowError (tiktoken's) for what no id can be, TypeError for what is no int.
 inline uint32_t as_id(PyObject* value) {
     if (PyLong_CheckExact(value)) {
+        const int64_t small = small_value(value);
+        if (small >= 0) return static_cast<uint32_t>(small);
         const long long id = PyLong_AsLongLong(value);
         if (id < 0 || id > UINT32_MAX) throw_no_id(value);
         return static_cast<uint32_t>(id);
     }
-    PyObject* exact = PyNumber_Index(value);  // NumPy's integers and the like
-    if (!exact) throw nanobind::python_error();
-    const nanobind::object owner = nanobind::steal(exact);
-    return as_id(exact);
+    return as_id(checked(PyNumber_Index(nanobind::borrow(value).ptr())).ptr());  // NumPy's integers and the like
 }
 
-template <typename T, typename Use>
-void for_each_of(const Py_buffer& buffer, Use use) {
+template <typename T>
+void append_items(const Py_buffer& buffer, IdBuffer& ids) {
     const char* at = static_cast<const char*>(buffer.buf);
     const Py_ssize_t stride = buffer.strides ? buffer.strides[0] : buffer.itemsize;
-    for (Py_ssize_t i = 0; i < buffer.shape[0]; ++i, at += stride) {
+    const size_t count = static_cast<size_t>(buffer.shape[0]);
+    uint32_t* const out = ids.room(count);
+    for (size_t i = 0; i < count; ++i, at += stride) {
         T value;
         std::memcpy(&value, at, sizeof value);
         if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) throw_no_id(nanobind::int_(value));
-        use(static_cast<uint32_t>(value));
+        out[i] = static_cast<uint32_t>(value);
     }
+    ids.grow(count);
 }
 
-// An array of integers, through the buffer protocol; false where `tokens` is none.
-template <typename Use>
-bool for_each_in_array(nanobind::handle tokens, Use use) {
+// Appends an array of integers, through the buffer protocol; false where `tokens` is none.
+inline bool append_array(nanobind::handle tokens, IdBuffer& ids) {
     if (!PyObject_CheckBuffer(tokens.ptr())) return false;
     Py_buffer buffer;
     if (PyObject_GetBuffer(tokens.ptr(), &buffer, PyBUF_STRIDES | PyBUF_FORMAT) < 0) {
@@ -96,27 +118,36 @@ bool for_each_in_array(nanobind::handle tokens, Use use) {
     } release{buffer};
     if (buffer.ndim != 1 || !buffer.format || buffer.format[0] == '\0' || buffer.format[1] != '\0') return false;
     switch (buffer.format[0]) {
-        case 'H': for_each_of<uint16_t>(buffer, use); return true;
-        case 'I': for_each_of<unsigned int>(buffer, use); return true;
-        case 'L': for_each_of<unsigned long>(buffer, use); return true;
-        case 'Q': for_each_of<unsigned long long>(buffer, use); return true;
-        case 'i': for_each_of<int>(buffer, use); return true;
-        case 'l': for_each_of<long>(buffer, use); return true;
-        case 'q': for_each_of<long long>(buffer, use); return true;
+        case 'H': append_items<uint16_t>(buffer, ids); return true;
+        case 'I': append_items<unsigned int>(buffer, ids); return true;
+        case 'L': append_items<unsigned long>(buffer, ids); return true;
+        case 'Q': append_items<unsigned long long>(buffer, ids); return true;
+        case 'i': append_items<int>(buffer, ids); return true;
+        case 'l': append_items<long>(buffer, ids); return true;
+        case 'q': append_items<long long>(buffer, ids); return true;
         default: return false;
     }
 }
 
-// Calls `use(id)` for each int of a list, tuple, array or other sequence.
-template <typename Use>
-void for_each_id(nanobind::handle tokens, Use use) {
-    if (!PyList_CheckExact(tokens.ptr()) && for_each_in_array(tokens, use)) return;
-    nanobind::object fast = nanobind::steal(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
-    if (!fast.is_valid()) throw nanobind::python_error();
+// The ids of a list, tuple, array or other sequence of ints.
+inline IdBuffer ids_of(nanobind::handle tokens) {
+    IdBuffer ids;
+    if (!PyList_CheckExact(tokens.ptr()) && append_array(tokens, ids)) return ids;
+    const nanobind::object fast = checked(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
     const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast.ptr()); ++i) {
-        use(as_id(PySequence_Fast_GET_ITEM(fast.ptr(), i)));
+    constexpr Py_ssize_t kAhead = 48;  // ints are objects all over memory: asked for early, a list takes a sixth less
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
+    uint32_t* const out = ids.room(static_cast<size_t>(count));
+    Py_ssize_t i = 0;
+    for (; i < count; ++i) {
+        const Py_ssize_t left = PySequence_Fast_GET_SIZE(fast.ptr()) - i;  // an __index__ may shorten a list
+        if (left <= 0) break;
+        PyObject** const items = PySequence_Fast_ITEMS(fast.ptr()) + i;
+        if (left > kAhead) prefetch_line(items[kAhead]);
+        out[i] = as_id(items[0]);
     }
+    ids.grow(static_cast<size_t>(i));
+    return ids;
 }
 
 }  // namespace llmfast

@@ -5,7 +5,8 @@
 
 namespace llmfast {
 
-Specials::Specials(std::vector<Special> specials) : specials_(std::move(specials)) {
+Specials::Specials(std::vector<Special> specials)
+    : specials_(std::move(specials)), every_(specials_.size(), true) {
     std::stable_sort(specials_.begin(), specials_.end(),
                      [](const Special& a, const Special& b) { return a.bytes.size() > b.bytes.size(); });
     if (specials_.empty()) return;

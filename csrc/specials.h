@@ -28,7 +28,7 @@ class Specials {
 
     const std::vector<Special>& all() const { return specials_; }
     Enabled none() const { return {}; }
-    Enabled every() const { return Enabled(specials_.size(), true); }
+    const Enabled& every() const { return every_; }
     static void enable(Enabled& enabled, size_t which);
     static void subtract(Enabled& enabled, const Enabled& others);
 
@@ -37,6 +37,7 @@ class Specials {
 
   private:
     std::vector<Special> specials_;  // longest first
+    Enabled every_;
     std::string prefix_;             // that all of them share
     bool first_bytes_[256] = {};
 };

@@ -33,7 +33,7 @@ struct TrainOptions {
     TieBreak tie_break = TieBreak::greatest_bytes;
     std::array<std::uint8_t, 256> byte_order{};  // byte_order[id] is the byte that token `id` < 256 stands for
     unsigned threads = 1;
-    std::uint32_t worth_sharing = 2048;  // threads share pairs with so many places; for fewer, waking them takes longer
+    std::uint32_t worth_sharing = 2048;  // threads share the places of a pair that has so many
     std::function<void(std::size_t merges_done)> progress;  // called now and then; may throw to stop
 };
 
@@ -44,7 +44,7 @@ struct Merge {
 };
 
 // Fewer merges than asked for come back where the words hold no further pair of min_frequency.
-// Throws std::length_error if the distinct words have 2^32 bytes or more.
+// Throws std::length_error if the distinct words have 2^32 bytes or more, or the tokens were more than 2^24.
 std::vector<Merge> learn_merges(const std::vector<Word>& words, const TrainOptions& options);
 
 }  // namespace llmfast

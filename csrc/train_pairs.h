@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cassert>
 #include <cstdint>
@@ -13,13 +14,12 @@
 #include <utility>
 #include <vector>
 
+#include "hash.h"
 #include "prefetch.h"
 #include "train.h"
+#include "train_symbols.h"
 
 namespace llmfast {
-
-using Token = std::uint32_t;
-using Position = std::uint32_t;
 
 // The bytes of every token, comparable in byte order.
 class TokenBytes {
@@ -27,8 +27,16 @@ public:
     explicit TokenBytes(const std::array<std::uint8_t, 256>& byte_order) {
         for (std::uint8_t byte : byte_order) append(std::string(1, static_cast<char>(byte)));
     }
+    Token size() const { return static_cast<Token>(bytes_.size()); }
     Token append_joined(Token left, Token right) { return append(bytes_[left] + bytes_[right]); }
     std::uint32_t length(Token token) const { return lengths_[token]; }
+
+    // Forgets the tokens from `end` on.
+    void cut(Token end) {
+        prefixes_.resize(end);
+        lengths_.resize(end);
+        bytes_.resize(end);
+    }
 
     // < 0, 0, > 0 as the bytes of `a` come before, are, or come after those of `b`.
     int compare(Token a, Token b) const {
@@ -53,112 +61,182 @@ private:
     std::vector<std::string> bytes_;
 };
 
-inline std::uint64_t pair_key(Token left, Token right) { return std::uint64_t{left} << 32 | right; }
-
-// A pair of tokens that are adjacent somewhere. All its places arise in one step, when the younger of its tokens is
-// made; from then on its count only falls. So the list of places is written once, and a place may have gone stale.
-struct Pair {
-    std::uint64_t count;
-    Token left, right;
-    std::unique_ptr<Position[]> places;
-    std::uint32_t n_places;
-};
-
-class PairTable {
+// The pairs of tokens in a share of the words.
+class PairCounts {
 public:
-    struct Loss {
+    struct Sum {
+        std::uint64_t count;
         Token left, right;
-        std::uint64_t weight;
+        std::uint32_t n_places;
+        Position* next;  // where the next place is written; nullptr where none is
     };
 
-    PairTable() : slots_(1 << 16, kEmpty) {}
+    PairCounts() : slots_(1 << 16, kEmpty) {}
 
-    Pair& operator[](std::uint32_t index) { return pairs_[index]; }
-    const Pair& operator[](std::uint32_t index) const { return pairs_[index]; }
+    std::vector<Sum>& sums() { return sums_; }
 
-    // The pair must be new.
-    std::uint32_t insert(Pair pair) {
-        if ((pairs_.size() + 1) * 2 > slots_.size()) grow();
-        const auto index = static_cast<std::uint32_t>(pairs_.size());
-        place(pair.left, pair.right, index);
-        pairs_.push_back(std::move(pair));
-        return index;
+    Sum& sum_of(Token left, Token right) {
+        std::size_t i = start(left, right);
+        for (; slots_[i] != kEmpty; i = (i + 1) & (slots_.size() - 1)) {
+            Sum& sum = sums_[slots_[i]];
+            if (sum.left == left && sum.right == right) return sum;
+        }
+        slots_[i] = static_cast<std::uint32_t>(sums_.size());
+        sums_.push_back({0, left, right, 0, nullptr});
+        if (sums_.size() * 2 > slots_.size()) grow();
+        return sums_.back();
     }
 
-    // Takes loss_of(item).weight off the count of a pair, for every item; a pair that was too rare to be kept is
-    // passed over. All are looked up at once, so that they wait for memory together.
-    template <class Items, class LossOf>
-    void reduce(const Items& items, LossOf loss_of) {
-        for (auto item : items) {
-            const Loss loss = loss_of(item);
-            prefetch_line(&slots_[start(loss.left, loss.right)]);
-        }
-        for (auto item : items) {
-            const Loss loss = loss_of(item);
-            const std::uint32_t index = slots_[start(loss.left, loss.right)];
-            if (index != kEmpty) prefetch_line(&pairs_[index]);
-        }
-        for (auto item : items) {
-            const Loss loss = loss_of(item);
-            const std::uint32_t index = find(loss.left, loss.right);
-            if (index == kEmpty) continue;
-            assert(pairs_[index].count >= loss.weight);
-            pairs_[index].count -= loss.weight;
+    void add(const PairCounts& other) {
+        for (const Sum& sum : other.sums_) {
+            Sum& here = sum_of(sum.left, sum.right);
+            here.count += sum.count;
+            here.n_places += sum.n_places;
         }
     }
 
 private:
     static constexpr std::uint32_t kEmpty = 0xFFFFFFFF;
 
-    std::size_t start(Token left, Token right) const {
-        return (pair_key(left, right) * 0x9E3779B97F4A7C15u >> 20) & (slots_.size() - 1);
-    }
-    std::uint32_t find(Token left, Token right) const {
-        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
-            if (slots_[i] == kEmpty) return kEmpty;
-            const Pair& pair = pairs_[slots_[i]];
-            if (pair.left == left && pair.right == right) return slots_[i];
-        }
-    }
-    void place(Token left, Token right, std::uint32_t index) {
-        std::size_t i = start(left, right);
-        while (slots_[i] != kEmpty) i = (i + 1) & (slots_.size() - 1);
-        slots_[i] = index;
-    }
+    // Pairs of bytes have slots of their own.
+    std::size_t start(Token left, Token right) const { return (left * 0x9E3779B1u ^ right) & (slots_.size() - 1); }
     void grow() {
         slots_.assign(slots_.size() * 2, kEmpty);
+        for (std::uint32_t index = 0; index < sums_.size(); ++index) {
+            std::size_t i = start(sums_[index].left, sums_[index].right);
+            while (slots_[i] != kEmpty) i = (i + 1) & (slots_.size() - 1);
+            slots_[i] = index;
+        }
+    }
+
+    std::vector<Sum> sums_;
+    std::vector<std::uint32_t> slots_;
+};
+
+// A pair of tokens that are adjacent somewhere. All its places arise in one step, when the younger of its tokens is
+// made; from then on its count only falls. So the list of places is written once, and a place may have gone stale.
+struct NewPair {
+    std::uint64_t count;
+    Token left, right;
+    std::unique_ptr<Position[]> places;
+    std::uint32_t n_places;
+};
+
+class TrainingPairs {
+public:
+    // Counts fall on several threads at the same time.
+    struct Pair {
+        std::atomic<std::uint64_t> count;
+        Token left, right;
+        std::unique_ptr<Position[]> places;
+        std::uint32_t n_places;
+
+        explicit Pair(NewPair pair)
+            : count(pair.count),
+              left(pair.left),
+              right(pair.right),
+              places(std::move(pair.places)),
+              n_places(pair.n_places) {}
+        Pair(Pair&& other) noexcept
+            : Pair(NewPair{other.now(), other.left, other.right, std::move(other.places), other.n_places}) {}
+
+        std::uint64_t now() const { return count.load(std::memory_order_relaxed); }
+    };
+
+    TrainingPairs() { clear(); }
+
+    Pair& operator[](std::uint32_t index) { return pairs_[index]; }
+    const Pair& operator[](std::uint32_t index) const { return pairs_[index]; }
+
+    void clear() {
+        pairs_.clear();
+        slots_.assign(1 << 12, Slot{});
+    }
+
+    // The pair must be new.
+    std::uint32_t insert(NewPair pair) {
+        if ((pairs_.size() + 1) * 2 > slots_.size()) grow();
+        const auto index = static_cast<std::uint32_t>(pairs_.size());
+        place(pair.left, pair.right, index);
+        pairs_.emplace_back(std::move(pair));
+        return index;
+    }
+
+    void prefetch(Token left, Token right) const { prefetch_line(&slots_[start(left, right)]); }
+    void prefetch(std::uint32_t index) const { prefetch_line(&pairs_[index]); }
+
+    // kNone for a pair that was too rare to be kept.
+    static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+    std::uint32_t find(Token left, Token right) const {
+        for (std::size_t i = start(left, right);; i = (i + 1) & (slots_.size() - 1)) {
+            const Slot& slot = slots_[i];
+            if (slot.index == kNone || (slot.left == left && slot.right == right)) return slot.index;
+        }
+    }
+
+private:
+    struct Slot {
+        Token left = 0, right = 0;
+        std::uint32_t index = kNone;
+    };
+
+    std::size_t start(Token left, Token right) const { return hash_words(left, right) & (slots_.size() - 1); }
+    void place(Token left, Token right, std::uint32_t index) {
+        std::size_t i = start(left, right);
+        while (slots_[i].index != kNone) i = (i + 1) & (slots_.size() - 1);
+        slots_[i] = {left, right, index};
+    }
+    void grow() {
+        slots_.assign(slots_.size() * 2, Slot{});
         for (std::uint32_t index = 0; index < pairs_.size(); ++index) {
             place(pairs_[index].left, pairs_[index].right, index);
         }
     }
 
     std::vector<Pair> pairs_;
-    std::vector<std::uint32_t> slots_;
+    std::vector<Slot> slots_;
 };
 
 // Hands out pairs, most frequent first. Counts fall behind its back, so it looks again before it hands one out.
 // Pairs wait unordered in buckets of similar counts; only the bucket in front is a heap.
 class PairQueue {
 public:
-    PairQueue(const PairTable& pairs, const TokenBytes& tokens, const TrainOptions& options)
-        : pairs_(pairs), options_(options), front_(Later{pairs, tokens, options.tie_break}), buckets_(bucket(~0ull) + 1) {
-        current_ = buckets_.size() - 1;
+    struct Rank {
+        std::uint64_t count;
+        Token left, right;
+    };
+
+    PairQueue(const TrainingPairs& pairs, const TokenBytes& tokens, TieBreak tie_break)
+        : pairs_(pairs),
+          tokens_(tokens),
+          tie_break_(tie_break),
+          front_(Later{*this}),
+          buckets_(bucket(~0ull) + 1) {}
+
+    // Whether `a` is merged before `b`.
+    bool outranks(const Rank& a, const Rank& b) const {
+        if (a.count != b.count) return a.count > b.count;
+        if (tie_break_ == TieBreak::greatest_bytes) {
+            const int left = tokens_.compare(a.left, b.left);
+            const int order = left != 0 ? left : tokens_.compare(a.right, b.right);
+            if (order != 0) return order > 0;
+        }
+        return std::pair(a.left, a.right) < std::pair(b.left, b.right);
     }
 
     void push(std::uint32_t index) {
-        const std::uint64_t count = pairs_[index].count;
-        if (count < options_.min_frequency) return;
+        const std::uint64_t count = count_of(index);
+        if (count < min_count_) return;
         const std::size_t b = bucket(count);
-        assert(b <= current_);
-        if (b == current_) {
+        if (b >= current_) {
             front_.push({count, index});
         } else {
             buckets_[b].push_back(index);
         }
     }
 
-    // False when none is left.
-    bool pop(std::uint32_t& index) {
+    // The best pair, which stays until it is popped. False when none is left.
+    bool best(std::uint32_t& index) {
         while (true) {
             while (front_.empty()) {
                 if (current_ == 0) return false;
@@ -166,11 +244,19 @@ public:
                 for (std::uint32_t i : waiting) push(i);
             }
             const Entry top = front_.top();
-            front_.pop();
             index = top.index;
-            if (pairs_[index].count == top.count) return true;
+            if (count_of(index) == top.count) return true;
+            front_.pop();
             push(index);
         }
+    }
+    void pop() { front_.pop(); }
+
+    // Starts over, with pairs that may have any count; those below `min_count` are dropped.
+    void restart(std::uint64_t min_count) {
+        assert(front_.empty());
+        min_count_ = min_count;
+        current_ = buckets_.size() - 1;
     }
 
 private:
@@ -181,18 +267,16 @@ private:
 
     // Heap order: true if `a` comes out after `b`.
     struct Later {
-        const PairTable& pairs;
-        const TokenBytes& tokens;
-        TieBreak tie_break;
-
+        const PairQueue& queue;
         bool operator()(const Entry& a, const Entry& b) const {
-            if (a.count != b.count) return a.count < b.count;
-            const Pair &x = pairs[a.index], &y = pairs[b.index];
-            if (tie_break == TieBreak::smallest_ids) return pair_key(x.left, x.right) > pair_key(y.left, y.right);
-            const int left = tokens.compare(x.left, y.left);
-            return left != 0 ? left < 0 : tokens.compare(x.right, y.right) < 0;
+            return a.count != b.count ? a.count < b.count : queue.outranks(queue.rank_of(b), queue.rank_of(a));
         }
     };
+
+    std::uint64_t count_of(std::uint32_t index) const { return pairs_[index].now(); }
+    Rank rank_of(const Entry& entry) const {
+        return {entry.count, pairs_[entry.index].left, pairs_[entry.index].right};
+    }
 
     // 32 buckets for each power of two: exact below 64, about 3 % wide above.
     static std::size_t bucket(std::uint64_t count) {
@@ -200,11 +284,13 @@ private:
         return static_cast<std::size_t>(shift) * 32 + (count >> shift);
     }
 
-    const PairTable& pairs_;
-    const TrainOptions& options_;
+    const TrainingPairs& pairs_;
+    const TokenBytes& tokens_;
+    TieBreak tie_break_;
     std::priority_queue<Entry, std::vector<Entry>, Later> front_;
     std::vector<std::vector<std::uint32_t>> buckets_;
-    std::size_t current_;
+    std::size_t current_ = 0;
+    std::uint64_t min_count_ = 0;
 };
 
 }  // namespace llmfast

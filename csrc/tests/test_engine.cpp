@@ -1,14 +1,17 @@
-// The C++ core by itself, without Python: every instruction set classifies alike, the fuzzer's corpus replays, random
+// The C++ core by itself, without Python: every instruction set classifies and merges alike, the fuzzer's corpus replays, random
 // text holds what the fuzzer asks, and threads that share an encoder agree. Exits with 0 if all of it holds.
 //
 //     test_engine CORPUS_FILE...
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "classify.h"
 #include "fuzz/check.h"
+#include "merge_lanes.h"
 
 using namespace llmfast;
 
@@ -41,11 +44,17 @@ void test_classifiers(std::mt19937& random) {
 }
 
 std::string random_text(std::mt19937& random, size_t pieces) {
-    static const char* const kPieces[] = {"a", "Z", "s", "the", " ", "  ", "\n", "\r\n", "\t", "'", "'s", "'LL", "1", "12345",
-                                          "/", ".", "...", "\xC3\xA9", "\xC5\xBF", "\xCC\x81", "\xE4\xB8\xAD",
-                                          "\xE3\x80\x80", "\xC2\xA0", "\xF0\x9F\x98\x80", "\xFF", "\xE4", "HTTPServer"};
+    static const char* const kPieces[] = {"a", "Z", "s", "the", " ", "  ", "\n", "\r\n", "\t", "'", "'s", "'LL", "1",
+                                          "12345", "/", ".", "...", "\xC3\xA9", "\xC5\xBF", "\xCC\x81", "\xE4\xB8\xAD",
+                                          "\xE3\x80\x80", "\xC2\xA0", "\xF0\x9F\x98\x80", "\xFF", "\xE4", "HTTPServer",
+                                          "\xD0\x9F", "\xD1\x80", "\xD9\xA3", "\xC7\x85", "\xE0\xA4\xB9", "\xE0\xA5\x8D",
+                                          "\xE1\x83\x90", "\xEA\xB0\x80", "\xED\x9F\xBB", "\xEF\xBC\x91", "\xEF\xBF\xBD",
+                                          "\xE3\x80\x82", "\xE2\x80\x99", "\xE2\x80\xA8", "\xE0\x80\x80", "\xED\xA0\x80",
+                                          "\xC1\x81", "\x80", "\xE4\xB8"};
     std::string text(1, static_cast<char>(random()));
-    for (size_t i = 0; i < pieces; ++i) text += kPieces[random() % std::size(kPieces)];
+    const char* some[8];  // a few kinds at a time: there are blocks that only have what vectors take
+    for (const char*& piece : some) piece = kPieces[random() % std::size(kPieces)];
+    for (size_t i = 0; i < pieces; ++i) text += some[random() % std::size(some)];
     return text;
 }
 
@@ -54,6 +63,116 @@ void test_random_text(std::mt19937& random) {
         const std::string text = random_text(random, random() % 120);
         fuzz::check(reinterpret_cast<const uint8_t*>(text.data()), text.size());
     }
+}
+
+// Bytes, and tokens that are two others side by side, of few characters; ids in order of making or in any order.
+Vocabulary random_vocabulary(std::mt19937& random, size_t merges, bool ordered) {
+    std::vector<std::string> tokens, few;
+    for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+    for (const char* part : {"a", "b", " ", "-", "\xC3", "\xA9", "\xE4\xB8\xAD", "\xE4", "\xB8\xAD"}) few.emplace_back(part);
+    std::set<std::string> known(tokens.begin(), tokens.end());
+    while (tokens.size() < 256 + merges) {
+        const std::string token = few[random() % few.size()] + few[random() % few.size()];
+        if (token.size() > 40 || !known.insert(token).second) continue;
+        tokens.push_back(token);
+        few.push_back(token);
+    }
+    std::vector<uint32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint32_t>(i);
+    if (!ordered) std::shuffle(ids.begin(), ids.end(), random);
+    if (random() % 4 == 0) std::replace(ids.begin(), ids.end(), static_cast<uint32_t>(ids.size() - 1), kLargestId);
+    return Vocabulary({tokens.begin(), tokens.end()}, ids);
+}
+
+std::string random_piece(std::mt19937& random, size_t most) {
+    static const char* const kParts[] = {"a", "b", " ", "-", "\xC3\xA9", "\xE4\xB8\xAD", "\xE4\xB8\x80", "x", "\xE4"};
+    const size_t kinds = 1 + random() % std::size(kParts), size = 1 + random() % most;
+    std::string piece;
+    while (piece.size() < size) {
+        const char* const part = kParts[random() % kinds];
+        for (size_t times = random() % 8 ? 1 : 1 + random() % 20; times > 0; --times) piece += part;
+    }
+    return piece.substr(0, size);
+}
+
+// Every instruction set merges as the definition says, and so do long pieces, whatever the ranks.
+void test_merging(std::mt19937& random) {
+    for (int round = 0; round < 60; ++round) {
+        const Vocabulary vocabulary = random_vocabulary(random, random() % 300, round % 2 == 0);
+        const PairTable pairs(vocabulary);
+        const auto merge = [&](size_t most, auto merge_all) {
+            std::vector<std::string> texts(1 + random() % 100);
+            std::vector<std::vector<uint32_t>> parts;
+            std::vector<Piece> pieces;
+            for (std::string& text : texts) {
+                text = random_piece(random, most);
+                parts.emplace_back(text.size());
+                pieces.push_back({parts.back().data(), text.size()});
+            }
+            merge_all(texts, pieces);
+            for (size_t i = 0; i < texts.size(); ++i) {
+                const std::vector<uint32_t> ids(pieces[i].ids, pieces[i].ids + pieces[i].count);
+                LLMFAST_REQUIRE(ids == fuzz::merge_by_definition(vocabulary, texts[i]));
+            }
+        };
+        for (const NamedLaneMerger* one = lane_mergers(); one->name; ++one) {
+            merge(kMostLaneParts, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+                std::vector<Piece*> all;
+                for (size_t i = 0; i < texts.size(); ++i) {
+                    byte_tokens(pairs, texts[i], pieces[i].ids);
+                    all.push_back(&pieces[i]);
+                }
+                one->merge(pairs.places(), all);
+            });
+        }
+        merge(200, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+            for (size_t i = 0; i < texts.size(); ++i) pieces[i].count = parts_of(pairs, texts[i], pieces[i].ids);
+            MergeScratch scratch;
+            merge_parts(pairs, pieces, scratch);
+        });
+    }
+}
+
+// All pairs of bytes, of which as many merge as fill the table of pairs as far as it is ever filled.
+void test_full_table() {
+    constexpr uint32_t kFirsts = 127;
+    std::vector<std::string> tokens;
+    for (uint32_t byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+    for (uint32_t pair = 0; pair < kFirsts * 256; ++pair) tokens.push_back(tokens[pair / 256] + tokens[pair % 256]);
+    std::vector<uint32_t> ids(tokens.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint32_t>(i);
+    const Vocabulary vocabulary({tokens.begin(), tokens.end()}, ids);
+    const PairTable pairs(vocabulary);
+    for (uint32_t pair = 0; pair < 1 << 16; ++pair) {
+        LLMFAST_REQUIRE(pairs.find(pair / 256, pair % 256) == (pair < kFirsts * 256 ? 256 + pair : kNoToken));
+    }
+}
+
+// What is full learns no more, and what it has learnt stays right, even where all hashes are equal.
+void test_tables() {
+    constexpr size_t kSlots = 16, kTaken = 10;
+    ShortPieces few(kSlots);
+    PieceLog log(kSlots);
+    const auto piece = [](uint32_t i) { return std::string(16 + i % 20, 'x') + std::to_string(i); };
+    size_t in_few = 0, in_log = 0;
+    for (uint32_t i = 1; i < 100; ++i) {
+        uint32_t ids[20] = {i, i + 1, i + 2};
+        few.learn({i, 8ull << 56}, ids, i % 4 + 1);
+        log.learn(piece(i), 7, ids, i % 20 + 1);
+    }
+    for (uint32_t i = 1; i < 100; ++i) {
+        uint32_t ids[20 + PieceLog::kCopied];
+        const Key key = {i, 8ull << 56};
+        if (const ShortPieces::Slot* slot = few.find(key, few.index(key))) {
+            LLMFAST_REQUIRE(ShortPieces::copy(*slot, ids) == i % 4 + 1 && ids[0] == i);
+            ++in_few;
+        }
+        if (const PieceLog::Entry* entry = log.find(piece(i), 7)) {
+            LLMFAST_REQUIRE(PieceLog::copy(*entry, ids) == i % 20 + 1 && ids[0] == i);
+            ++in_log;
+        }
+    }
+    LLMFAST_REQUIRE(in_few == kTaken && in_log == kTaken);
 }
 
 void test_threads(std::mt19937& random) {
@@ -88,7 +207,10 @@ int main(int count, char** files) {
     }
     std::mt19937 random(20240229);
     test_classifiers(random);
+    test_merging(random);
+    test_full_table();
     test_random_text(random);
+    test_tables();
     test_threads(random);
     std::puts("ok");
 }

@@ -16,7 +16,9 @@ from .forward import tile_of_turn, turns
 from .tiles import INF, LN_2, LOG2_E, key_ranges, sees
 
 mbarrier, tma = hopper.mbarrier, hopper.tma
-HAS_NEW_NAMES = gl.constexpr(hasattr(tma, "async_load"))  # of the copies, since Triton 3.8
+# Triton's names of the copies since 3.8, and before.
+copy_in = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 GROUPS = gl.constexpr(2)  # warp groups that compute
 ROWS = gl.constexpr(64)  # of each: what one instruction of wgmma takes
@@ -63,19 +65,7 @@ def copy_tile(descriptor, place, full, empty, to, phase):
     first counts as complete."""
     mbarrier.wait(empty, phase ^ 1)
     mbarrier.expect(full, descriptor.block_type.nbytes)
-    if HAS_NEW_NAMES:
-        tma.async_load(descriptor, place, full, to)
-    else:
-        tma.async_copy_global_to_shared(descriptor, place, full, to)
-
-
-@gluon.jit
-def store_tile(descriptor, place, tile):
-    """Starts a copy out of shared memory."""
-    if HAS_NEW_NAMES:
-        tma.async_store(descriptor, place, tile)
-    else:
-        tma.async_copy_shared_to_global(descriptor, place, tile)
+    copy_in(descriptor, place, full, to)
 
 
 @gluon.jit
@@ -234,7 +224,7 @@ def compute(
             as_matrix(out_buffer.index(group)).store(acc.to(q.dtype))
             hopper.fence_async_shared()
             place = [head_in_all // heads, head_in_all % heads, first_row, 0]
-            store_tile(out_descriptor, place, out_buffer.index(group))
+            copy_out(out_descriptor, place, out_buffer.index(group))
     tma.store_wait(0)
 
 

@@ -13,8 +13,8 @@ class NF4Linear(nn.Module):
     """``torch.nn.Linear`` with a frozen 4-bit weight (QLoRA, arXiv:2305.14314).
 
     The weight is one uint8 parameter without gradient, the record of an ``NF4Tensor``: ``.to(dtype)`` leaves it
-    alone, a state dict or safetensors file holds it as it is, DistributedDataParallel sends it once, and FSDP2 cuts
-    it into shards of bytes. ``load_state_dict`` also takes the entries that bitsandbytes writes.
+    alone, a state dict or safetensors file holds it as it is, DistributedDataParallel sends it once, and FSDP2 (from
+    torch 2.12 on) cuts it into shards of bytes. ``load_state_dict`` also takes the entries that bitsandbytes writes.
 
     Args:
         in_features: K.

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ def train(
     pattern: str = "cl100k",
     special_tokens: tuple[str, ...] = (END_OF_TEXT,),
     min_frequency: int = 2,
+    tie_break: Literal["bytes", "huggingface", "smallest_ids"] = "bytes",
 ) -> None:
     """Learn a byte-level BPE vocabulary from text and write it to a folder.
 
@@ -29,6 +30,8 @@ def train(
             none or a regular expression.
         special_tokens: Texts that are one token each and never merged.
         min_frequency: Learn no token from a pair that is rarer than this.
+        tie_break: Which of equally frequent pairs goes first: that of the greatest bytes, that which Hugging Face's
+            trainer takes, or that of the smallest ids.
 
     Raises:
         ValueError: no readable text, or a vocabulary size that the text cannot give.
@@ -45,6 +48,7 @@ def train(
         pattern=pattern,
         special_tokens=special_tokens,
         min_frequency=min_frequency,
+        tie_break=tie_break,
         progress=sys.stderr.isatty(),
     )
     tokenizer.save(out)
@@ -76,7 +80,9 @@ def encode(
         ValueError: two sources of text, text that is not UTF-8, no such tokenizer, or a folder of other shards.
         OSError: a file that cannot be read, or a full disk.
     """
-    opened = _open(tokenizer)
+    from llmfast.tokenizer.opening import open_tokenizer
+
+    opened = open_tokenizer(tokenizer)
     if text is not None and files:
         raise ValueError("give text or files, not both")
     if out is not None:
@@ -123,7 +129,9 @@ def decode(tokenizer: str, *, ids: tuple[int, ...] = (), file: Path | None = Non
         ValueError: both ids and file are given, something is not an id, or there is no such tokenizer.
         OSError: the file cannot be read.
     """
-    opened = _open(tokenizer)
+    from llmfast.tokenizer.opening import open_tokenizer
+
+    opened = open_tokenizer(tokenizer)
     if ids and file is not None:
         raise ValueError("give ids or file, not both")
     ids = ids or _parse_ids(_decoded(_read(file), file))
@@ -152,7 +160,9 @@ def info(tokenizer: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    opened = _open(tokenizer)
+    from llmfast.tokenizer.opening import open_tokenizer
+
+    opened = open_tokenizer(tokenizer)
     ordinary = opened.token_byte_values()
     longest = sorted(ordinary, key=len, reverse=True)[:5]
     specials = {token: opened.encode_single_token(token) for token in sorted(opened.special_tokens_set)}
@@ -161,11 +171,16 @@ def info(tokenizer: str) -> None:
     for name, value in [
         ("vocabulary", f"{opened.n_vocab:,} tokens: {len(ordinary):,} ordinary, {len(specials):,} special"),
         ("special tokens", named or "none"),
-        ("longest tokens", ", ".join(repr(token.decode("utf-8", "backslashreplace")) for token in longest)),
+        ("longest tokens", ", ".join(map(_shown, longest))),
         ("fingerprint", opened.fingerprint),
     ]:
         table.add_row(Text(name, "bold"), Text(value))
     Console(highlight=False).print(table)
+
+
+def _shown(token: bytes, width: int = 28) -> str:
+    text = repr(token.decode("utf-8", "backslashreplace"))
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def compare(
@@ -186,14 +201,6 @@ def compare(
     from llmfast.tokenizer.compare import compare as compared
 
     print(compared(texts, [name for names in encodings for name in names.split(",")]))
-
-
-def _open(tokenizer: str):
-    from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
-
-    if tokenizer in list_encoding_names() and not Path(tokenizer).exists():
-        return Tokenizer.of(get_encoding(tokenizer))
-    return Tokenizer.load(tokenizer)
 
 
 def _read(file: Path | None) -> bytes:

@@ -11,8 +11,7 @@ from pathlib import Path
 import regex
 
 from llmfast.tokenizer.encoding import Encoding
-from llmfast.tokenizer.registry import get_encoding, list_encoding_names
-from llmfast.tokenizer.tokenizer import Tokenizer
+from llmfast.tokenizer.opening import open_tokenizer
 
 _SCRIPTS = (
     "Latin",
@@ -89,7 +88,7 @@ def compare(
 
     Args:
         texts: the files.
-        encodings: names that `get_encoding` knows, paths that `Tokenizer.load` reads, or encodings.
+        encodings: names and paths that `open_tokenizer` knows, or encodings.
 
     Returns:
         Tokens and bytes per token, for each file, and for the lines of each script in all of them together. A line
@@ -103,7 +102,7 @@ def compare(
     paths, encodings = [Path(text) for text in texts], list(encodings)
     if not paths or not encodings:
         raise ValueError("give at least one text and one encoding to compare")
-    chosen = [_encoding(encoding) for encoding in encodings]
+    chosen = [one if isinstance(one, Encoding) else open_tokenizer(one) for one in encodings]
     files = []
     by_script: dict[str, list[str]] = {}
     for path in paths:
@@ -113,17 +112,6 @@ def compare(
             by_script.setdefault(_script(line), []).append(line)
     scripts = [_row(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
     return Comparison(tuple(encoding.name for encoding in chosen), tuple(files), tuple(scripts))
-
-
-def _encoding(encoding: str | os.PathLike | Encoding) -> Encoding:
-    if isinstance(encoding, Encoding):
-        return encoding
-    if isinstance(encoding, str) and encoding in list_encoding_names():
-        return get_encoding(encoding)
-    if not os.path.exists(encoding):
-        names = ", ".join(list_encoding_names())
-        raise FileNotFoundError(f"{os.fspath(encoding)!r} is neither a tokenizer's file nor one of {names}")
-    return Tokenizer.load(encoding)
 
 
 def _read(path: Path) -> str:

@@ -65,7 +65,11 @@ class Encoding:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`; special tokens in it are plain text."""
-        return self._core_bpe.encode_ordinary(text)
+        try:
+            return self._core_bpe.encode_ordinary(text)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
@@ -76,28 +80,36 @@ class Encoding:
         named in `allowed_special` (encoded as the special token) or left out of `disallowed_special` (plain
         text). Where two special tokens start at one place, the longer one counts.
         """
-        return self._core_bpe.encode(text, allowed_special, disallowed_special)
+        try:
+            return self._core_bpe.encode(text, allowed_special, disallowed_special)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
     ) -> npt.NDArray[np.uint32]:
         """`encode` into a NumPy array, without a Python object for each id."""
-        return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
+        try:
+            return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
-    def encode_ordinary_batch(self, text: list[str], *, num_threads: int = 8) -> list[list[int]]:
+    def encode_ordinary_batch(self, text: list[str], *, num_threads: int | None = 8) -> list[list[int]]:
         """`encode_ordinary` of each text, on up to `num_threads` threads."""
-        return self._core_bpe.encode_batch(text, _NONE, (), num_threads)
+        return self._core_bpe.encode_batch(text, _NONE, (), threads(num_threads))
 
     def encode_batch(
         self,
         text: list[str],
         *,
-        num_threads: int = 8,
+        num_threads: int | None = 8,
         allowed_special: Specials = _NONE,
         disallowed_special: Disallowed = "all",
     ) -> list[list[int]]:
         """`encode` of each text, on up to `num_threads` threads."""
-        return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, num_threads)
+        return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, threads(num_threads))
 
     def encode_documents(
         self,
@@ -121,7 +133,7 @@ class Encoding:
             int64, one more than documents: document `i` is ``ids[offsets[i]:offsets[i + 1]]``.
 
         Raises:
-            ValueError: `append_eot` where the encoding has no end-of-text token.
+            ValueError: `append_eot` where the encoding has no end-of-text token; `num_threads` below 1.
         """
         separator = None
         if append_eot:
@@ -129,23 +141,25 @@ class Encoding:
                 separator = self.eot_token
             except KeyError as error:
                 raise ValueError(f"no end-of-text token to append: {error}; pass append_eot=False") from None
-        threads = num_threads or available_cores()
-        return self._core_bpe.encode_documents(documents, separator, threads, self.n_vocab <= 65536)
+        narrow = self.n_vocab <= 65536
+        return self._core_bpe.encode_documents(documents, separator, threads(num_threads), narrow)
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
-        """The ids of the texts of `chunks` joined, one by one; memory does not grow with their number."""
-        kept = ""
-        for chunk in chunks:
-            kept += chunk
-            cut = patterns.last_certain_boundary(self._pat_str, kept)
-            if cut > 0:
-                yield from self.encode_ordinary(kept[:cut])
-                kept = kept[cut:]
-        yield from self.encode_ordinary(kept)
+        """The ids of the texts of `chunks` joined, one by one.
+
+        Memory does not grow with their number: of the text, only what may go on in the next chunk is kept. A pattern of
+        your own may join anything, so that all of the text is kept for it, and for no splitting at all.
+        """
+        for text in patterns.joined_until_certain(self._pat_str, chunks):
+            yield from self.encode_ordinary(text)
 
     def count(self, text: str) -> int:
         """How many tokens `encode_ordinary` makes of `text`."""
-        return self._core_bpe.count(text)
+        try:
+            return self._core_bpe.count(text)
+        except TypeError:
+            _check_is_text(text)
+            raise
 
     def encode_with_unstable(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
@@ -154,12 +168,13 @@ class Encoding:
 
         ``decode_bytes(stable + completion)`` starts with `text` for every completion.
         """
+        _check_is_text(text)
         ids, last = self._core_bpe.encode_with_last(text, allowed_special, disallowed_special)
         return unstable.with_completions(self._core_bpe, self._sorted_token_bytes, ids, last)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """The id of a token, special ones included; ``KeyError`` where there is none."""
-        token = text_or_bytes.encode("utf-8") if isinstance(text_or_bytes, str) else text_or_bytes
+        token = _as_bytes(text_or_bytes)
         found = self._core_bpe.find(token)
         if found is None:
             raise KeyError(token)
@@ -202,11 +217,11 @@ class Encoding:
     def decode_batch(
         self, batch: Sequence[Sequence[int]], *, errors: str = "replace", num_threads: int = 8
     ) -> list[str]:
-        """`decode` of each list of tokens."""
+        """`decode` of each list of tokens; on one thread, whatever `num_threads` is."""
         return [self.decode(tokens, errors=errors) for tokens in batch]
 
     def decode_bytes_batch(self, batch: Sequence[Sequence[int]], *, num_threads: int = 8) -> list[bytes]:
-        """`decode_bytes` of each list of tokens."""
+        """`decode_bytes` of each list of tokens; on one thread, whatever `num_threads` is."""
         return [self.decode_bytes(tokens) for tokens in batch]
 
     # ---- The vocabulary
@@ -244,8 +259,7 @@ class Encoding:
 
     def _encode_single_piece(self, text_or_bytes: str | bytes) -> list[int]:
         """The ids of a piece that is not to be split."""
-        piece = text_or_bytes.encode("utf-8") if isinstance(text_or_bytes, str) else text_or_bytes
-        return self._core_bpe.encode_piece(piece)
+        return self._core_bpe.encode_piece(_as_bytes(text_or_bytes))
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
@@ -280,6 +294,29 @@ class Encoding:
 def available_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(num_threads: int | None) -> int:
+    """How many threads to use: all cores for None."""
+    if num_threads is None:
+        return available_cores()
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    return num_threads
+
+
+def _as_bytes(text_or_bytes: str | bytes) -> bytes:
+    if isinstance(text_or_bytes, str):
+        return text_or_bytes.encode("utf-8")
+    if not isinstance(text_or_bytes, bytes):
+        raise TypeError(f"expected a str or bytes, got {type(text_or_bytes).__name__}")
+    return text_or_bytes
+
+
+def _check_is_text(text: object) -> None:
+    """The engine refuses what is no text; for None its message would speak of its own functions."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}") from None
 
 
 def check_disallowed(text: str, disallowed: Collection[str]) -> None:

@@ -15,14 +15,19 @@ from llmfast.tokenizer import patterns
 from llmfast.tokenizer.rank_files import check_ranks
 from llmfast.tokenizer.training import GPT2_BYTE_ORDER, WHOLE
 
+# How an added token is found in text and whether decoding may skip it, unless its file says otherwise.
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+Flags = dict[str, dict[str, bool]]
+
 
 class Contents(NamedTuple):
-    """What a tokenizer's file says."""
+    """What a tokenizer's file says; `flags` holds what differs from FLAGS, by special token."""
 
     pat_str: str
     mergeable_ranks: dict[bytes, int]
     special_tokens: dict[str, int]
     normalization: str | None = None
+    flags: Flags = {}  # noqa: RUF012 - never changed
 
 
 # ---- Tokens as text: each byte is a printable character
@@ -42,6 +47,7 @@ class _ByteOfCharacter(dict):
 
 
 _CHARACTERS = dict(enumerate(_byte_characters()))
+_BYTE_TEXTS = set(_CHARACTERS.values())
 _BYTES = _ByteOfCharacter({ord(character): byte for byte, character in _CHARACTERS.items()})
 
 
@@ -64,6 +70,18 @@ def token_bytes(text: str) -> bytes:
         raise ValueError(f"token {text!r} is not written in byte-level characters") from None
 
 
+def decodes_to_itself(text: str) -> bool:
+    """Whether Hugging Face's decoder leaves an added token as it is, and does not take it for byte characters.
+
+    >>> decodes_to_itself("<|endoftext|>"), decodes_to_itself("Ġthe")
+    (True, False)
+    """
+    try:
+        return token_bytes(text) == text.encode()
+    except ValueError:
+        return True
+
+
 # ---- Writing
 
 
@@ -82,14 +100,17 @@ def to_json(contents: Contents) -> dict[str, Any]:
     text_of = {rank: token_text(token) for token, rank in contents.mergeable_ranks.items()}
     vocabulary = {text: rank for rank, text in text_of.items()}
     for special, number in contents.special_tokens.items():
-        if special in vocabulary:
+        if vocabulary.get(special, number) != number:
             raise ValueError(f"special token {special!r} is written like token {vocabulary[special]}")
         vocabulary[special] = number
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(*item) for item in _by_id(contents.special_tokens)],
+        "added_tokens": [
+            _added_token(text, number, contents.flags.get(text, {}))
+            for text, number in _by_id(contents.special_tokens)
+        ],
         "normalizer": contents.normalization and {"type": contents.normalization},
         "pre_tokenizer": _pre_tokenizer(contents.pat_str),
         "post_processor": None,
@@ -116,13 +137,24 @@ def _by_id(ids: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(ids.items(), key=lambda item: item[1])
 
 
-def _added_token(text: str, number: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": text, **flags}
+def _added_token(text: str, number: int, flags: dict[str, bool]) -> dict[str, Any]:
+    return {"id": number, "content": text, **FLAGS, **flags}
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def to_vocab_and_merges(contents: Contents) -> tuple[str, str]:
+    """The contents of ``vocab.json`` and ``merges.txt``."""
+    file = to_json(contents)["model"]
+    if file["ignore_merges"]:
+        rank = next(rank for rank, parts in _bpe.derive_merges(contents.mergeable_ranks) if len(parts) != 2)
+        raise ValueError(
+            f"no merge makes token {rank}, which merges.txt cannot say; save tokenizer.json instead, which can"
+        )
+    vocabulary = json.dumps(file["vocab"], ensure_ascii=False)
+    return vocabulary, "\n".join(["#version: 0.2", *file["merges"], ""])
 
 
 def _pre_tokenizer(pat_str: str) -> dict[str, Any]:
@@ -130,12 +162,24 @@ def _pre_tokenizer(pat_str: str) -> dict[str, Any]:
         return _byte_level(use_regex=True)
     if pat_str == WHOLE:
         return _byte_level(use_regex=False)
-    expressions = _IN_ONIGURUMA.get(pat_str, (pat_str,))
-    return {"type": "Sequence", "pretokenizers": [*map(_split, expressions), _byte_level(use_regex=False)]}
+    if pat_str in patterns.NATIVE:
+        splits = [_split(expression) for expression in _IN_ONIGURUMA.get(pat_str, (pat_str,))]
+    elif expression := patterns.without_gaps(pat_str):
+        splits = [_split(expression)]
+    else:
+        splits = [_split(pat_str, **_MATCHES_ONLY)]
+    return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(use_regex=False)]}
 
 
-def _split(expression: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+_ISOLATED = {
+    "behavior": "Isolated",
+    "invert": False,
+}  # what matches is a piece, and so is what stands between
+_MATCHES_ONLY = {"behavior": "Removed", "invert": True}  # what stands between is dropped, as tiktoken does
+
+
+def _split(expression: str, **how: Any) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, **(how or _ISOLATED)}
 
 
 # ---- Reading
@@ -153,14 +197,22 @@ def read_vocab_and_merges(folder: Path) -> Contents:
         vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
         lines = (folder / "merges.txt").read_text("utf-8").split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
-        specials = {text: number for text, number in vocabulary.items() if text.startswith("<|")}
         model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
-        added = [_added_token(*item) for item in specials.items()]
+        made = {merge.replace(" ", "") for merge in merges}
+        specials = {
+            text: number for text, number in _field(model, "vocab", dict).items() if _is_bracketed(text)
+        }
+        added = [_added_token(text, number, {}) for text, number in specials.items() if text not in made]
         return from_json(
             {"model": model, "added_tokens": added, "pre_tokenizer": _byte_level(use_regex=True)}
         )
 
     return _reading(folder / "vocab.json", read)
+
+
+def _is_bracketed(text: str) -> bool:
+    """Whether a token is written as special ones are: the two files do not tell which are."""
+    return len(text) > 2 and text[0] == "<" and text[-1] == ">"
 
 
 def _reading(path: Path, read) -> Contents:
@@ -178,18 +230,18 @@ def from_json(file: Any) -> Contents:
     """The tokenizer that the content of a ``tokenizer.json`` describes."""
     model = _field(file, "model", dict)
     _check_model(model)
-    specials = _special_tokens(file)
+    specials, flags = _special_tokens(file)
     vocabulary = _field(model, "vocab", dict)
+    made = {"".join(_merged(i, merge)) for i, merge in enumerate(_field(model, "merges", list))} | _BYTE_TEXTS
     ranks = {
         token_bytes(text): _integer(number, f"the id of token {text!r}")
         for text, number in vocabulary.items()
-        if specials.get(text) != number
+        if specials.get(text) != number or text in made  # an added token may be an ordinary one, too
     }
     check_ranks(ranks)
     _check_merges(model, ranks)
-    return Contents(
-        _pattern(file.get("pre_tokenizer")), ranks, specials, _normalization(file.get("normalizer"))
-    )
+    pat_str, normalization = _pattern(file.get("pre_tokenizer")), _normalization(file.get("normalizer"))
+    return Contents(pat_str, ranks, specials, normalization, flags)
 
 
 def _field(obj: Any, name: str, kind: type) -> Any:
@@ -213,17 +265,29 @@ def _check_model(model: dict[str, Any]) -> None:
             raise ValueError(f"its model has {name}={model[name]!r}, which byte-level BPE has not")
 
 
-def _special_tokens(file: dict[str, Any]) -> dict[str, int]:
-    specials = {}
+def _special_tokens(file: dict[str, Any]) -> tuple[dict[str, int], Flags]:
+    """The ids of the added tokens, and how some are found otherwise than most."""
+    specials, flags = {}, {}
     for token in file.get("added_tokens") or []:
         text = _field(token, "content", str)
         if not text:
             raise ValueError("an added token is empty")
-        for flag in ("single_word", "lstrip", "rstrip"):
-            if token.get(flag):
-                raise ValueError(f"added token {text!r} has {flag}=true, which is not supported")
         specials[text] = _integer(token.get("id"), f"the id of added token {text!r}")
-    return specials
+        for flag, usual in FLAGS.items():
+            value = token.get(flag, usual)
+            if not isinstance(value, bool):
+                raise ValueError(f"added token {text!r} has {flag}={value!r}, not true or false")
+            if value != usual:
+                flags.setdefault(text, {})[flag] = value
+    return specials, flags
+
+
+def _merged(i: int, merge: Any) -> list[str]:
+    """The two tokens that a merge joins."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise ValueError(f"merge {i} is {merge!r}, not two tokens")
+    return pair
 
 
 def _check_merges(model: dict[str, Any], ranks: dict[bytes, int]) -> None:
@@ -231,10 +295,7 @@ def _check_merges(model: dict[str, Any], ranks: dict[bytes, int]) -> None:
     listed = set()
     last = -1
     for i, merge in enumerate(_field(model, "merges", list)):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise ValueError(f"merge {i} is {merge!r}, not two tokens")
-        left, right = map(token_bytes, pair)
+        left, right = map(token_bytes, _merged(i, merge))
         for token in (left, right, left + right):
             if token not in ranks:
                 raise ValueError(f"merge {i} is {merge!r}, but the vocabulary has no {token_text(token)!r}")
@@ -268,12 +329,16 @@ def _pattern(pre_tokenizer: Any) -> str:
     published = byte_level.get("use_regex", True)
     if not splits:
         return patterns.GPT2 if published else WHOLE
-    if published or any(split.get("behavior") != "Isolated" or split.get("invert") for split in splits):
+    hows = [{name: split.get(name) for name in _ISOLATED} for split in splits]
+    if published or any(how not in (_ISOLATED, _MATCHES_ONLY) for how in hows):
         raise ValueError("its pre-tokenizer splits otherwise than by expressions that match the pieces")
     expressions = tuple(_expression(split) for split in splits)
-    if len(expressions) > 1 and expressions not in _FROM_ONIGURUMA:
+    if len(expressions) > 1 and (expressions not in _FROM_ONIGURUMA or _MATCHES_ONLY in hows):
         raise ValueError(f"its pre-tokenizer splits {len(expressions)} times, and not as DeepSeek does")
-    return _FROM_ONIGURUMA.get(expressions, expressions[0])
+    pat_str = _FROM_ONIGURUMA.get(expressions, expressions[0])
+    if pat_str in patterns.NATIVE or hows == [_MATCHES_ONLY]:
+        return pat_str
+    return patterns.with_gaps(pat_str)
 
 
 def _expression(split: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Set
 from typing import TypeAlias
 
 import numpy as np
@@ -83,9 +83,30 @@ NATIVE = {
 
 @functools.lru_cache(maxsize=64)
 def compiled(pat_str: str):
+    """The expression, as the `regex` library runs it; ValueError for what is none."""
     import regex
 
-    return regex.compile(pat_str)
+    if not pat_str:
+        raise ValueError("the splitting pattern is empty: it would leave nothing of any text")
+    try:
+        return regex.compile(pat_str)
+    except regex.error as error:
+        raise ValueError(f"the splitting pattern {pat_str!r} is no regular expression: {error}") from None
+
+
+def with_gaps(expression: str) -> str:
+    """What `expression` matches, and the text between its matches, which would be lost otherwise.
+
+    >>> compiled(with_gaps("[a-z]+")).findall("ab, cd")
+    ['ab', ', ', 'cd']
+    """
+    return f"(?:{expression})|(?:(?!{expression})[\\s\\S])+"
+
+
+def without_gaps(pat_str: str) -> str | None:
+    """The expression that `with_gaps` made `pat_str` of, or None."""
+    expression = pat_str[3 : 3 + (len(pat_str) - len(with_gaps(""))) // 2]
+    return expression if with_gaps(expression) == pat_str else None
 
 
 def engine(ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str) -> Engine:
@@ -102,15 +123,32 @@ def certain_boundary(pat_str: str, text: Buffer, start: int) -> int:
     return _bpe.certain_boundary(text, NATIVE.get(pat_str, "none"), start)
 
 
-def last_certain_boundary(pat_str: str, text: str) -> int:
-    """The last place > 0 where `text`, of which more may follow, can be cut between its pieces, or 0."""
+# Places where every pattern of the engine starts a piece, whatever stands around them: before a space behind anything
+# but white space, before a newline behind a letter, behind a newline that stands alone, and, for text without spaces,
+# between kana, kanji or hangul and punctuation.
+_CERTAIN = (
+    r"(?r)(?<=\S)(?= )|(?<=[A-Za-z])(?=\n)|(?<=\S\n)(?=[^\s/])"
+    "|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])(?=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f.,:;!?])"
+)
+
+
+def joined_until_certain(pat_str: str, chunks: Iterable[str]) -> Iterator[str]:
+    """The same text in other chunks, which end between pieces; only what may go on in the next chunk is kept.
+
+    A pattern that is not the engine's, or does not cut at all, may join anything: then all is one chunk.
+    """
     if NATIVE.get(pat_str, "none") == "none":
-        return 0
-    for at in range(len(text) - 1, 0, -1):
-        before = text[at - 1]
-        if text[at] in " \n" and before.isascii() and before.isalpha():
-            return at
-    return 0
+        yield "".join(chunks)
+        return
+    last = compiled(_CERTAIN)
+    kept, searched = "", 0
+    for chunk in chunks:
+        kept += chunk
+        if found := last.search(kept, searched):
+            yield kept[: found.start()]
+            kept = kept[found.start() :]
+        searched = max(0, len(kept) - 2)  # so much of what was searched decides about the place behind it
+    yield kept
 
 
 class RegexCore:
@@ -133,8 +171,8 @@ class RegexCore:
         ):
             setattr(self, shared, getattr(self._core, shared))
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        pieces = (match.group().encode("utf-8") for match in self._pattern.finditer(text))
+    def _pieces(self, text: str, errors: str = "strict") -> list[list[int]]:
+        pieces = (match.group().encode("utf-8", errors) for match in self._pattern.finditer(text))
         return [self.encode_piece(piece) for piece in pieces if piece]
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -175,14 +213,18 @@ class RegexCore:
 
     def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
         ends = [] if separator is None else [separator]
-        parts = [
-            self.encode_ordinary(one if isinstance(one, str) else str(one, "utf-8", "replace")) + ends
-            for one in documents
-        ]
+        parts = [self._encode_document(one) + ends for one in documents]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
         dtype = np.uint16 if narrow else np.uint32
         return np.fromiter((token for part in parts for token in part), dtype=dtype), offsets
+
+    def _encode_document(self, document: str | Buffer) -> list[int]:
+        if isinstance(document, str):
+            return self.encode_ordinary(document)
+        # A byte that is not UTF-8 is a surrogate to the pattern, and itself again in its piece.
+        text = str(document, "utf-8", "surrogateescape")
+        return [token for piece in self._pieces(text, "surrogateescape") for token in piece]
 
 
 Engine = _bpe.Core | RegexCore

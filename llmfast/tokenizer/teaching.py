@@ -11,7 +11,7 @@ section 2.2.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import regex
@@ -19,6 +19,8 @@ import regex
 # How GPT-2 cuts text into words before merging: a contraction, or letters, digits or other signs with at most
 # one space before them, or a run of white space.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+WHOLE = r"(?s).+"  # no splitting: a text is one word, as in minbpe's basic tokenizer
 
 Pair = tuple[int, int]
 Order = Callable[[int, Pair], tuple]
@@ -82,6 +84,8 @@ class ByteBPE:
         Among equally frequent pairs, ``tie_break="bytes"`` takes the one whose (left bytes, right bytes) are
         lexicographically greatest and ``"smallest_ids"`` the one whose (left id, right id) are smallest.
         """
+        if vocab_size < 256:
+            raise ValueError(f"vocab_size must be at least 256, one for each byte, got {vocab_size}")
         return cls(learn_merges(count_words(documents, pattern), vocab_size - 256, tie_break), pattern)
 
     def encode(self, text: str) -> list[int]:
@@ -99,8 +103,8 @@ class ByteBPE:
             tokens = merge_pair(tokens, earliest, self.merges[earliest])
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(self.token_bytes[token] for token in tokens).decode(errors="replace")
+        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD. Raises ValueError for an unknown token."""
+        return b"".join(look_up(self.token_bytes, token) for token in tokens).decode(errors="replace")
 
 
 def learn_merges(
@@ -168,5 +172,12 @@ class CharacterTokenizer:
             raise ValueError(f"character {error.args[0]!r} is {known}") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of `tokens`."""
-        return "".join(self.characters[token] for token in tokens)
+        """The text of `tokens`. Raises ValueError for an unknown one."""
+        return "".join(look_up(self.characters, token) for token in tokens)
+
+
+def look_up(vocabulary: Sequence, token: int):
+    """What a token stands for; Python itself would take -1 for the last one."""
+    if not 0 <= token < len(vocabulary):
+        raise ValueError(f"{token} is not a token: they go from 0 to {len(vocabulary) - 1}")
+    return vocabulary[token]

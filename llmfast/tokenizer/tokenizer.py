@@ -67,7 +67,8 @@ class Tokenizer(Encoding):
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
                 ``llama3``, ``qwen2``, ``o200k``, ``deepseek``; ``none`` to cut nowhere) or a regular expression for
-                the `regex` library, which is slower and reads each file whole.
+                the `regex` library, which is slower and reads each file whole. What lies between its matches is a
+                word, too.
             special_tokens: their ids follow those of the merges. In the text they end a document and are not
                 learned from.
             min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
@@ -86,8 +87,7 @@ class Tokenizer(Encoding):
                 empty, or are tokens in their own right.
             FileNotFoundError: a path that does not exist.
         """
-        specials = list(special_tokens)
-        _check_specials(specials)
+        specials = _checked_specials(special_tokens)
         n_ordinary = vocab_size - len(specials)
         if n_ordinary < 256:
             raise ValueError(
@@ -117,7 +117,8 @@ class Tokenizer(Encoding):
         Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
         ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
         the old one whole. A pattern of your own is written as it stands, though Hugging Face's expressions
-        are not quite Python's.
+        are not quite Python's. What a file that was loaded said beside the tokenizer itself (post-processor,
+        chat template) is not written; ``speed_up(AutoTokenizer.from_pretrained(...))`` keeps it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,19 @@ class Tokenizer(Encoding):
             config |= {"eos_token": end}
         atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
         atomic_write(folder / "tokenizer.json", self._to_json().encode())
+
+    def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
+        """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.
+
+        They say neither the pattern nor which tokens are special: `load` takes GPT-2's pattern, and for special what
+        stands in angle brackets and no merge makes, unless it is told otherwise.
+
+        Raises:
+            ValueError: a token that no merge makes, as o200k_base has some.
+        """
+        vocabulary, merges = huggingface.to_vocab_and_merges(self._contents)
+        atomic_write(Path(folder) / "vocab.json", vocabulary)
+        atomic_write(Path(folder) / "merges.txt", merges)
 
     def save_ranks(self, path: str | os.PathLike) -> None:
         """Writes a tiktoken rank file, which has neither pattern nor special tokens."""
@@ -142,7 +156,8 @@ class Tokenizer(Encoding):
         """Reads a tokenizer from a folder or a file, whichever format it is in.
 
         Args:
-            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), ``vocab.json`` with
+            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), with the rules by which its
+                added tokens are found (they all count as special tokens here); ``vocab.json`` with
                 ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What
                 Hugging Face adds around a text (post-processors) is not applied.
             pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
@@ -152,8 +167,6 @@ class Tokenizer(Encoding):
             FileNotFoundError: nothing there.
             ValueError: a damaged file, or a kind of tokenizer that this is not; names the file and the fault.
         """
-        from llmfast.tokenizer.normalizing import NormalizingTokenizer
-
         path = _tokenizer_file(Path(path))
         if path.name in ("vocab.json", "merges.txt"):
             contents = huggingface.read_vocab_and_merges(path.parent)
@@ -161,39 +174,66 @@ class Tokenizer(Encoding):
             contents = huggingface.read_tokenizer_json(path)
         else:
             contents = _read_rank_file(path, pattern, special_tokens)
-        kind = NormalizingTokenizer if contents.normalization else cls
+        if pattern is not None:
+            contents = contents._replace(pat_str=_pattern(pattern))
+        if special_tokens is not None:
+            flags = {text: flags for text, flags in contents.flags.items() if text in special_tokens}
+            contents = contents._replace(special_tokens=special_tokens, flags=flags)
         try:
-            return kind(
-                path.stem if path.suffix != ".json" else path.resolve().parent.name,
-                pat_str=contents.pat_str if pattern is None else _pattern(pattern),
-                mergeable_ranks=contents.mergeable_ranks,
-                special_tokens=contents.special_tokens if special_tokens is None else special_tokens,
+            return cls.of_contents(
+                path.stem if path.suffix != ".json" else path.resolve().parent.name, contents
             )
         except ValueError as error:
             raise ValueError(f"{path} cannot be loaded: {error}") from None
 
     @classmethod
+    def of_contents(cls, name: str, contents: huggingface.Contents) -> Tokenizer:
+        """The tokenizer that a file describes."""
+        from llmfast.tokenizer.text_rules import TextRulesTokenizer, are_needed
+
+        tokenizer = (TextRulesTokenizer if are_needed(contents) else cls)(
+            name,
+            pat_str=contents.pat_str,
+            mergeable_ranks=contents.mergeable_ranks,
+            special_tokens=contents.special_tokens,
+        )
+        tokenizer._normalization, tokenizer._flags = contents.normalization, contents.flags
+        return tokenizer
+
+    @classmethod
     def of(cls, encoding: Encoding) -> Tokenizer:
         """An encoding, such as a published one, as a tokenizer; the engine is shared."""
+        if isinstance(encoding, cls):
+            return encoding
         tokenizer = cls.__new__(cls)
         tokenizer.__dict__.update(encoding.__dict__)
         return tokenizer
 
-    def to_transformers(self) -> transformers.PreTrainedTokenizerFast:
-        """The same tokenizer for transformers; special tokens in text are always encoded as such."""
+    def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:
+        """The same tokenizer for transformers, with our engine inside: see `llmfast.tokenizer.speed_up`.
+
+        Special tokens in text are always encoded as such. `options` go to ``PreTrainedTokenizerFast``: ``pad_token``,
+        ``chat_template``, ``model_max_length``, ``padding_side``, ...
+        """
         from tokenizers import Tokenizer as HuggingFaceTokenizer
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(
-            tokenizer_object=HuggingFaceTokenizer.from_str(self._to_json()),
-            eos_token=self._end_of_text,
-            clean_up_tokenization_spaces=False,
-        )
+        from llmfast.tokenizer.transformers_backend import speed_up
+
+        usual = {"eos_token": self._end_of_text, "clean_up_tokenization_spaces": False}
+        theirs = HuggingFaceTokenizer.from_str(self._to_json())
+        return speed_up(PreTrainedTokenizerFast(tokenizer_object=theirs, **usual | options))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
-        """The same tokenizer as an object of tiktoken."""
+        """The same tokenizer as an object of tiktoken; ValueError for rules of text that tiktoken has not."""
         import tiktoken
 
+        from llmfast.tokenizer.text_rules import are_needed
+
+        if are_needed(self._contents):
+            raise ValueError(
+                f"{self!r} normalizes text or finds special tokens by rules of their own, which tiktoken cannot"
+            )
         return tiktoken.Encoding(
             self.name,
             pat_str=self._pat_str,
@@ -210,9 +250,13 @@ class Tokenizer(Encoding):
             digest.update(b"%d;" % len(ids))
             for token, number in sorted(ids.items(), key=lambda item: item[1]):
                 digest.update(b"%d:%d:" % (number, len(token)) + token)
-        for text in (self._pat_str, self._normalization or ""):
+        for text in (self._pat_str, self._normalization or "", *self._rules_of_specials()):
             digest.update(b"%d:" % len(text.encode()) + text.encode())
         return digest.hexdigest()
+
+    def _rules_of_specials(self) -> list[str]:
+        """How special tokens are found, where that decides ids."""
+        return []
 
     @property
     def eot_token(self) -> int:
@@ -225,21 +269,39 @@ class Tokenizer(Encoding):
     def _end_of_text(self) -> str | None:
         return next((text for text in _END_OF_TEXT if text in self._special_tokens), None)
 
+    # What Hugging Face's files may say beside the vocabulary; see `huggingface.Contents`.
     _normalization: str | None = None
+    _flags: huggingface.Flags = {}  # noqa: RUF012 - never changed
+
+    @property
+    def _contents(self) -> huggingface.Contents:
+        return huggingface.Contents(
+            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization, self._flags
+        )
 
     def _to_json(self) -> str:
-        contents = huggingface.Contents(
-            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization
-        )
-        return json.dumps(huggingface.to_json(contents), ensure_ascii=False, indent=1)
+        return json.dumps(huggingface.to_json(self._contents), ensure_ascii=False, indent=1)
+
+    def __getstate__(self) -> object:
+        state = super().__getstate__()
+        return state if isinstance(state, str) else (state, self._normalization, self._flags)
+
+    def __setstate__(self, value: object) -> None:
+        state, normalization, flags = value if isinstance(value, tuple) else (value, None, {})
+        super().__setstate__(state)
+        self._normalization, self._flags = normalization, flags
 
 
-def _check_specials(specials: list[str]) -> None:
+def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
+    if isinstance(special_tokens, str):
+        raise ValueError(f"special_tokens is one str, {special_tokens!r}; put it in a list")
+    specials = list(special_tokens)
     for special in specials:
         if not isinstance(special, str) or not special:
             raise ValueError(f"special tokens must be non-empty strings, got {special!r}")
     if len(set(specials)) < len(specials):
         raise ValueError(f"special_tokens has duplicates: {specials}")
+    return specials
 
 
 def _pattern(pattern: str) -> str:
@@ -247,7 +309,8 @@ def _pattern(pattern: str) -> str:
         return PATTERNS[pattern]
     if pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
-    return pattern
+    patterns.compiled(pattern)
+    return pattern if pattern in patterns.NATIVE else patterns.with_gaps(pattern)
 
 
 def _tokenizer_file(path: Path) -> Path:
@@ -269,10 +332,12 @@ def _tokenizer_file(path: Path) -> Path:
 def _read_rank_file(
     path: Path, pattern: str | None, special_tokens: dict[str, int] | None
 ) -> huggingface.Contents:
+    ranks = rank_files.read_ranks(path)
     if pattern is None and path.stem not in rank_files.PUBLISHED:
         raise ValueError(
-            f"{path} does not say how text is split: give pattern=, and special_tokens= if it has any"
+            f"{path} does not say how text is split: load it with Tokenizer.load(path, pattern=...), "
+            "and special_tokens= if it has any"
         )
     known_pattern, known_specials = rank_files.PUBLISHED.get(path.stem, (pattern, {}))
     specials = known_specials if special_tokens is None else special_tokens
-    return huggingface.Contents(_pattern(pattern or known_pattern), rank_files.read_ranks(path), specials)
+    return huggingface.Contents(_pattern(pattern or known_pattern), ranks, specials)

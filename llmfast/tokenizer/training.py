@@ -15,7 +15,7 @@ from typing import Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import available_cores
+from llmfast.tokenizer.encoding import threads
 from llmfast.tokenizer.patterns import joined_surrogates
 
 Documents = Iterable[str | bytes]
@@ -54,13 +54,11 @@ def learn_ranks(
         raise ValueError(f"tie_break must be one of {', '.join(map(repr, _TIE_BREAKS))}, got {tie_break!r}")
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     files, documents = _files_and_documents(source)
     order, byte_order = _TIE_BREAKS[tie_break]
 
     with _reporter(progress) as report:
-        counter = _counter(pat_str, separators, num_threads or available_cores())
+        counter = _counter(pat_str, separators, threads(num_threads))
         for file in files:
             counter.add_file(file, _stage(report, "reading", sum(file.stat().st_size for file in files)))
         counter.add_documents(documents, _stage(report, "reading", None))
@@ -161,10 +159,13 @@ class _RegexCounter:
         for batch in _batches(documents):
             words: Counter[str] = Counter()
             for document in batch:
-                text = document.decode(errors="replace") if isinstance(document, bytes) else document
+                if isinstance(document, bytes):  # a byte that is not UTF-8 is a surrogate to the pattern
+                    text = document.decode(errors="surrogateescape")
+                else:
+                    text = joined_surrogates(document)
                 for part in self._split(text):
                     words.update(match.group() for match in self._find_words(part))
-            self.corpus.add_words({joined_surrogates(word).encode(): n for word, n in words.items()})
+            self.corpus.add_words({word.encode(errors="surrogateescape"): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)
 
@@ -188,14 +189,26 @@ def _reporter(progress: bool | Progress | None) -> Iterator[Progress | None]:
     if progress is not True:
         yield progress or None
         return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    with Bars(transient=True) as bars:
+    name, count = TextColumn("{task.description}"), TextColumn("{task.fields[count]}")
+    with Bars(name, BarColumn(), count, TimeRemainingColumn(), transient=True) as bars:
         tasks = {}
 
         def draw(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+                tasks[stage] = bars.add_task(stage, total=total, count="")
+            bars.update(tasks[stage], completed=done, count=_count(stage, done, total))
 
         yield draw
+
+
+def _count(stage: str, done: int, total: int | None) -> str:
+    """
+    >>> _count("reading", 5_000_000, 80_000_000), _count("reading", 5_000_000, None), _count("merging", 1000, 7743)
+    ('5 of 80 MB', '5 MB', '1,000 of 7,743')
+    """
+    scale, unit = (1_000_000, " MB") if stage == "reading" else (1, "")
+    whole = "" if total is None else f" of {total // scale:,}"
+    return f"{done // scale:,}{whole}{unit}"

@@ -10,6 +10,8 @@ from llmfast.tokenizer import patterns
 
 def encode_bytes(core: patterns.Engine, text: bytes) -> list[int]:
     """The ids of bytes that need not be UTF-8: from the last piece before the fault on, all is one piece."""
+    if not isinstance(text, bytes):
+        raise TypeError(f"expected bytes, got {type(text).__name__}")
     try:
         return core.encode_ordinary(text.decode("utf-8"))
     except UnicodeDecodeError as fault:

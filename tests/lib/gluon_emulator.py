@@ -209,9 +209,7 @@ def tma_of(program):
         program.pause(lambda: not any(store in program.copies for store in stores))
         stores.clear()
 
-    return SimpleNamespace(
-        async_copy_global_to_shared=to_shared, async_copy_shared_to_global=to_global, store_wait=store_wait
-    )
+    return SimpleNamespace(async_load=to_shared, async_store=to_global, store_wait=store_wait)
 
 
 def hopper_of(program):
@@ -289,8 +287,8 @@ class Current:
     def __getattr__(self, name):
         if name in ("mbarrier", "tma") and name not in self.names:
             self.names[name] = Current()
-        if name not in self.names:
-            raise AttributeError(name)
+        if name not in self.names:  # asked for while the file is imported, and called by a program
+            return lambda *arguments: self.names[name](*arguments)
         return self.names[name]
 
     def become(self, names):

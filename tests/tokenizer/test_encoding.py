@@ -1,8 +1,11 @@
 """`Encoding` by itself: small vocabularies against the definition of byte-pair encoding, and what it refuses."""
 
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 
@@ -146,9 +149,13 @@ def test_surrogates_and_empty_text():
 
 def test_wrong_types_and_unknown_ids():
     encoding = make_encoding()
+    methods = ("encode", "encode_ordinary", "encode_to_numpy", "encode_with_unstable", "count")
     for wrong in (None, 3, ["a"]):
-        with pytest.raises(TypeError):
-            encoding.encode(wrong)
+        for method in methods:
+            with pytest.raises(TypeError, match=f"text must be a str, got {type(wrong).__name__}$"):
+                getattr(encoding, method)(wrong)
+        with pytest.raises(TypeError, match=f"expected a str or bytes, got {type(wrong).__name__}$"):
+            encoding.encode_single_token(wrong)
     with pytest.raises(TypeError):
         encoding.decode(["a"])
     with pytest.raises(ValueError, match="contiguous"):
@@ -166,6 +173,13 @@ def test_wrong_types_and_unknown_ids():
         encoding.encode_single_token("nothing like it")
     with pytest.raises(TypeError, match="list"):
         encoding.encode_documents("one text")
+    for wrong in ("text", None, bytearray(b"text")):
+        with pytest.raises(TypeError, match=f"expected bytes, got {type(wrong).__name__}"):
+            encoding._encode_bytes(wrong)
+    for encode in (encoding.encode_batch, encoding.encode_ordinary_batch, encoding.encode_documents):
+        with pytest.raises(ValueError, match="num_threads must be at least 1, got 0"):
+            encode(["a"], num_threads=0)
+        assert len(encode(["a"], num_threads=None)) > 0
 
 
 @pytest.mark.parametrize(
@@ -182,6 +196,19 @@ def test_wrong_types_and_unknown_ids():
 def test_damaged_vocabularies(ranks, message):
     with pytest.raises(ValueError, match=message):
         Encoding("damaged", pat_str=patterns.GPT2, mergeable_ranks=ranks, special_tokens={})
+
+
+@pytest.mark.parametrize(
+    ("pat_str", "message"), [("(", "'\\(' is no regular expression"), ("", "pattern is empty")]
+)
+def test_patterns_that_are_none(pat_str, message):
+    with pytest.raises(ValueError, match=message):
+        Encoding("x", pat_str=pat_str, mergeable_ranks=BYTES, special_tokens={})
+
+
+def test_an_empty_special_token():
+    with pytest.raises(ValueError, match="the special token 300 is the empty string"):
+        make_encoding(specials={"": 300})
 
 
 def test_a_missing_byte_is_named_when_it_is_needed():
@@ -238,8 +265,9 @@ def test_a_long_document_is_cut_only_between_pieces():
         assert encoding.count(text) == offsets[1]
 
 
-def test_bytes_that_are_not_utf8_come_back():
-    encoding = make_encoding(patterns.CL100K)
+@pytest.mark.parametrize("pat_str", [patterns.CL100K, patterns.WHOLE, r"\w+|\W+"])
+def test_bytes_that_are_not_utf8_come_back(pat_str):
+    encoding = make_encoding(pat_str)
     for raw in (b"\xff\xfehello \x80", b"\xe4\xb8", bytes(range(256)) * 3):
         ids, _ = encoding.encode_documents([raw], append_eot=False)
         assert encoding.decode_bytes(ids) == raw
@@ -252,6 +280,34 @@ def test_streaming_equals_the_whole(chunks):
     for pat_str in (patterns.GPT2, patterns.O200K, patterns.WHOLE, r"\w+|\W+"):
         encoding = make_encoding(pat_str)
         assert list(encoding.encode_iterable(chunks)) == encoding.encode_ordinary("".join(chunks))
+
+
+CUT = [*ALPHABET, "。", "、", "한", "\n\n", "  ", "\u3000", "中文", "abc ", "/", "\x1c", "\x85"]
+
+
+@given(st.lists(st.sampled_from(CUT), max_size=30).map("".join), st.data())
+@settings(max_examples=150, deadline=None)
+def test_text_is_cut_where_every_pattern_cuts(text, data):
+    """A chunk ends at a place that starts a piece whatever the text around it is."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    chunks = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
+    for pat_str, name in patterns.NATIVE.items():
+        joined = list(patterns.joined_until_certain(pat_str, chunks))
+        assert "".join(joined) == text
+        assert [piece for part in joined for piece in _bpe.split(part, name)] == _bpe.split(text, name)
+
+
+@pytest.mark.parametrize(
+    "unit", ["the cat ", "кошка сидит, ", "猫がいる。", "고양이가 있다. ", "قطة جالسة ", "line\n"]
+)
+def test_streaming_keeps_little_text(unit):
+    """Whatever the language; text with no letters of English was once kept to its end, and searched each time."""
+    chunk = unit * (20_000 // len(unit))
+    encoding = make_encoding(patterns.O200K)
+    parts = list(patterns.joined_until_certain(patterns.O200K, [chunk] * 50))
+    assert max(map(len, parts)) < 2 * len(chunk)
+    tokens = sum(1 for _ in encoding.encode_iterable([chunk] * 3))
+    assert tokens == encoding.count(chunk * 3)
 
 
 @given(st.text(ALPHABET, max_size=60))
@@ -279,6 +335,32 @@ def test_pickle_and_copy():
         assert pickle.loads(pickle.dumps(encoding)).encode("hello") == [259]
     finally:
         del ENCODINGS["small"]
+
+
+def test_a_thread_that_runs_on_at_exit_is_no_leak():
+    """The program ends in silence, whatever its daemon threads hold."""
+    program = """
+import threading, time
+from llmfast.tokenizer import Tokenizer
+tokenizer = Tokenizer.train(["ab"] * 9, 257, special_tokens=())
+threading.Thread(target=lambda: (time.sleep(60), tokenizer), daemon=True).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_threads_work_after_a_fork():
+    """A child that inherits the encoding, after the parent used threads, uses threads of its own."""
+    encoding = make_encoding()
+    texts = ["hello world " * 5000] * 8
+    expected = encoding.encode_documents(texts, num_threads=4)[0]
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(encoding.encode_documents(texts, num_threads=4)[0], expected)
+        os._exit(0 if same and encoding.encode_batch(texts)[0] == encoding.encode(texts[0]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_many_threads_share_one_encoding():

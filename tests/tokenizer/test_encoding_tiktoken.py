@@ -1,8 +1,11 @@
 """Token for token and exception for exception what tiktoken does, on its own vocabularies."""
 
 import importlib
+import inspect
 import pickle
 import random
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -128,6 +131,39 @@ def test_unstable(name, text):
     assert sorted(completions) == sorted(expected[1])
 
 
+@given(
+    specials=st.lists(st.text("<a>b ", min_size=1, max_size=5), min_size=1, max_size=6, unique=True),
+    text=st.text("<a>b c", max_size=60),
+    data=st.data(),
+)
+@settings(max_examples=300, deadline=None)
+def test_special_tokens_that_overlap(specials, text, data):
+    """Each other and ordinary text; of two where one begins like the other, tiktoken takes either."""
+    specials = [
+        one for one in specials if not any(one != other and one.startswith(other) for other in specials)
+    ]
+    arguments = {
+        "pat_str": r"\s+|\S+",
+        "mergeable_ranks": {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"<a": 257},
+        "special_tokens": {one: 300 + i for i, one in enumerate(specials)},
+    }
+    ours, theirs = (each.Encoding("small", **arguments) for each in (llmfast.tokenizer, tiktoken))
+    allowed = data.draw(st.sets(st.sampled_from(specials)))
+    text += data.draw(st.sampled_from(specials))
+    for some in (allowed, "all"):
+        ids = theirs.encode(text, allowed_special=some, disallowed_special=())
+        assert ours.encode(text, allowed_special=some, disallowed_special=()) == ids
+        assert ours.encode_batch([text], allowed_special=some, disallowed_special=()) == [ids]
+
+    def outcome(encoding):
+        try:
+            return encoding.encode(text, allowed_special=allowed, disallowed_special=set(specials) - allowed)
+        except ValueError as error:
+            return str(error)
+
+    assert outcome(ours) == outcome(theirs)
+
+
 def test_long_pieces():
     random.seed(11)
     ours, theirs = both("cl100k_base")
@@ -160,6 +196,15 @@ CALLS = [
     lambda e: e.encode(b"bytes"),
     lambda e: e.encode_ordinary(3),
     lambda e: e.encode_ordinary(b"bytes"),
+    lambda e: e.encode_batch([b"bytes"]),
+    lambda e: e.encode_batch([None]),
+    lambda e: e.encode_ordinary_batch([3]),
+    lambda e: e.encode_ordinary(None),
+    lambda e: e.encode_to_numpy(None),
+    lambda e: e.encode_with_unstable(None),
+    lambda e: e._encode_bytes("text"),
+    lambda e: e._encode_single_piece(3),
+    lambda e: e.encode_single_token(3),
     lambda e: e.encode_single_token("no such token"),
     lambda e: e.decode([10**7]),
     lambda e: e.decode_bytes([10**7]),
@@ -207,6 +252,30 @@ def test_the_whole_surface():
         "list_encoding_names",
     ):
         assert hasattr(llmfast.tokenizer, name)
+    assert set(dir(tiktoken)) - {"_tiktoken"} <= set(dir(llmfast.tokenizer))
+    assert llmfast.tokenizer.core.Encoding is llmfast.tokenizer.Encoding
+
+
+@pytest.mark.parametrize("name", [name for name in vars(tiktoken.Encoding) if not name.startswith("__")])
+def test_signatures(name):
+    """The same parameters, of the same kinds, with defaults that mean the same."""
+    ours, theirs = (getattr(each.Encoding, name) for each in (llmfast.tokenizer, tiktoken))
+    if not callable(theirs):
+        assert type(ours) is type(theirs)
+        return
+
+    def parameters(function):
+        empty_set = {frozenset(): "{}", inspect.Parameter.empty: "none"}
+        return [
+            (
+                each.name,
+                each.kind,
+                "{}" if each.default == set() else empty_set.get(each.default, each.default),
+            )
+            for each in inspect.signature(function).parameters.values()
+        ]
+
+    assert parameters(ours) == parameters(theirs)
 
 
 def test_registry():
@@ -224,6 +293,47 @@ def test_registry():
         llmfast.tokenizer.get_encoding("no_such")
     with pytest.raises(ValueError, match="Expected a string"):
         llmfast.tokenizer.get_encoding(3)
+
+
+PLUGIN = """
+def mine():
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
+    return {"name": "mine", "pat_str": r"\\S+|\\s+", "mergeable_ranks": ranks, "special_tokens": {"<e>": 257}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "prints"),
+    [
+        (PLUGIN + 'ENCODING_CONSTRUCTORS = {"mine": mine}', "mine True [256, 99, 257] True True"),
+        (PLUGIN, "ValueError tiktoken plugin tiktoken_ext.mine does not define ENCODING_CONSTRUCTORS"),
+        (
+            PLUGIN + 'ENCODING_CONSTRUCTORS = {"gpt2": mine}',
+            "ValueError Duplicate encoding name gpt2 in tiktoken plugin tiktoken_ext.",
+        ),
+    ],
+)
+def test_plugins(plugin, prints, tmp_path):
+    """Encodings that other packages put into the namespace `tiktoken_ext`; a faulty one is named, each time."""
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "mine.py").write_text(plugin)
+    program = f"""
+import sys, copy, pickle
+sys.path.append({str(tmp_path)!r})
+import llmfast.tokenizer as tiktoken
+for attempt in range(2):
+    try:
+        known = "mine" in tiktoken.list_encoding_names()
+        mine = tiktoken.get_encoding("mine")
+        ids = mine.encode("abc<e>", allowed_special="all")
+        print(mine.name, known, ids, len(pickle.dumps(mine)) < 100, copy.deepcopy(mine).__dict__ is mine.__dict__)
+    except ValueError as error:
+        print("ValueError", error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(prints)
 
 
 def test_a_damaged_rank_file_is_refused(tmp_path, monkeypatch):

@@ -151,10 +151,41 @@ def assert_reads(theirs, tmp_path):
     return loaded
 
 
-@pytest.mark.parametrize("pattern", [None, patterns.LLAMA3, patterns.QWEN2, patterns.O200K, r"\s+|\S+"])
+@pytest.mark.parametrize(
+    "pattern", [None, patterns.LLAMA3, patterns.QWEN2, patterns.O200K, r"\s+|\S+", r"[a-z]+"]
+)
 def test_reads_tokenizers_trained_there(pattern, tmp_path):
     loaded = assert_reads(hugging_face_tokenizer(pattern), tmp_path)
     assert loaded.eot_token == 0  # its special tokens come first
+
+
+@pytest.mark.parametrize("pattern", [patterns.CL100K, r" ?[a-z]+"])
+def test_reads_patterns_whose_matches_alone_count(pattern, tmp_path):
+    """How cl100k_base is often published; what does not match is dropped, as tiktoken does."""
+    theirs = hugging_face_tokenizer(pattern)
+    split = pre_tokenizers.Split(Regex(pattern.replace("++$", "++\\z")), "removed", invert=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    theirs.add_special_tokens(["<|end|>"])
+    loaded = assert_reads(theirs, tmp_path)
+    loaded.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.fingerprint == loaded.fingerprint
+    rewritten = tokenizers.Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert all(rewritten.encode(text).ids == ids(loaded, text) for text in TEXTS)
+
+
+@pytest.mark.parametrize("pattern", [r"[a-z]+", r"\p{L}+|\p{N}", r"(?i:the|of) "])
+def test_a_pattern_of_ones_own_survives_everywhere(pattern, tmp_path):
+    tokenizer = Tokenizer.train([CODE, TRICKY * 5], 700, pattern=pattern, special_tokens=SPECIALS)
+    tokenizer.save(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert pattern in json.dumps(json.loads(theirs.to_str())["pre_tokenizer"]).replace("\\\\", "\\")
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+    for text in TEXTS:
+        assert tokenizer.decode(ids(tokenizer, text)) == text
+        assert theirs.encode(text).ids == ids(tokenizer, text), text
+        assert ids(tokenizer.to_tiktoken(), text) == ids(tokenizer, text)
 
 
 def test_reads_the_llama_family(tmp_path):
@@ -235,6 +266,42 @@ def test_reads_vocab_and_merges(tmp_path):
         assert all(ids(loaded, text) == theirs.encode(text).ids for text in TEXTS)
 
 
+def test_writes_vocab_and_merges(tmp_path):
+    for pattern in ("gpt2", "qwen2"):
+        tokenizer = Tokenizer.train(
+            [CODE], 800, pattern=pattern, special_tokens=("<|endoftext|>", "<s>", "</s>")
+        )
+        tokenizer.save_vocab_and_merges(tmp_path / pattern)
+        loaded = Tokenizer.load(tmp_path / pattern, pattern=pattern)
+        assert loaded.fingerprint == tokenizer.fingerprint
+        files = [str(tmp_path / pattern / name) for name in ("vocab.json", "merges.txt")]
+        theirs = tokenizers.Tokenizer(models.BPE.from_file(*files))
+        theirs.pre_tokenizer = tokenizers.Tokenizer.from_str(tokenizer._to_json()).pre_tokenizer
+        theirs.add_special_tokens(["<|endoftext|>", "<s>", "</s>"])
+        assert all(theirs.encode(text).ids == ids(tokenizer, text) for text in TEXTS)
+    unmade = Tokenizer(
+        "unmade",
+        pat_str=patterns.GPT2,
+        mergeable_ranks={bytes([byte]): byte for byte in range(256)} | {b"qqq": 256},
+        special_tokens={},
+    )
+    with pytest.raises(ValueError, match=r"no merge makes token 256, .* save tokenizer\.json instead"):
+        unmade.save_vocab_and_merges(tmp_path / "unmade")
+    assert not (tmp_path / "unmade").exists()
+
+
+def test_an_added_token_that_is_an_ordinary_one_too(tmp_path):
+    """Hugging Face gives it the id that its text has already, a byte's own or a merge's."""
+    theirs = hugging_face_tokenizer(specials_first=False)
+    word = max((token for token in theirs.get_vocab() if token.isascii()), key=len)
+    theirs.add_special_tokens(["q", word, "<|end|>"])
+    loaded = assert_reads(theirs, tmp_path)
+    assert loaded.encode_ordinary(word) == theirs.encode(word).ids == [loaded.encode_single_token(word)]
+    assert loaded.is_special_token(loaded.encode_single_token(word))
+    loaded.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").fingerprint == loaded.fingerprint
+
+
 # ---- Damage
 
 
@@ -274,7 +341,7 @@ def swap_two(merges):
         (lambda file: file.update(normalizer={"type": "Lowercase"}), "its normalizer is .*Lowercase"),
         (lambda file: file.update(pre_tokenizer=None), "its pre-tokenizer is"),
         (lambda file: file.update(pre_tokenizer={"type": "Metaspace"}), "its pre-tokenizer is .*Metaspace"),
-        (lambda file: file["added_tokens"][0].update(lstrip=True), "'<|endoftext|>' has lstrip=true"),
+        (lambda file: file["added_tokens"][0].update(lstrip=1), "'<|endoftext|>' has lstrip=1, not true"),
         (lambda file: file["added_tokens"][0].update(id=None), "id of added token '<|endoftext|>' is None"),
     ],
 )

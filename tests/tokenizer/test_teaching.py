@@ -1,20 +1,30 @@
 """The plain-Python tokenizers: small enough to check by hand."""
 
 import doctest
+import importlib
+import pkgutil
 
 import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmfast.tokenizer import teaching
+import llmfast.tokenizer
+from llmfast.tokenizer import Tokenizer, teaching
 from llmfast.tokenizer.teaching import ByteBPE, CharacterTokenizer
 
 TEXT = "she sells sea shells by the sea shore; the shells she sells are sea shells"
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(teaching).failed == 0
+    modules = [module.name for module in pkgutil.iter_modules(llmfast.tokenizer.__path__)]
+    results = {
+        name: doctest.testmod(importlib.import_module(f"llmfast.tokenizer.{name}"))
+        for name in [*modules, "patterns"]
+    }
+    assert not any(result.failed for result in results.values())
+    assert results["teaching"].attempted == 7
+    assert sum(result.attempted > 0 for result in results.values()) >= 5
 
 
 def test_a_worked_example():
@@ -49,6 +59,16 @@ def test_merges_stay_inside_words():
     assert len(tokenizer.encode(TEXT)) < len(TEXT.encode()) / 2
 
 
+def test_without_splitting_it_is_the_engine():
+    """minbpe's basic form: merges across words, each text one piece."""
+    documents = [TEXT, "a sea of shells  \n\n sea sea"]
+    mine = ByteBPE.train(documents, 300, pattern=teaching.WHOLE)
+    engine = Tokenizer.train(documents, 300, pattern="none", special_tokens=(), min_frequency=1)
+    assert mine.token_bytes == sorted(engine._mergeable_ranks, key=engine._mergeable_ranks.__getitem__)
+    assert mine.encode(TEXT) == engine.encode(TEXT)
+    assert any(b" " in token[1:] for token in mine.token_bytes)
+
+
 @given(st.text(min_size=1))
 def test_characters_round_trip(text):
     tokenizer = CharacterTokenizer.train(text)
@@ -61,3 +81,16 @@ def test_characters_round_trip(text):
 def test_unknown_character_is_named():
     with pytest.raises(ValueError, match="'z' is not among the 3 known"):
         CharacterTokenizer.train("abc").encode("abz")
+
+
+@pytest.mark.parametrize("unknown", [-1, 260])
+def test_unknown_tokens_are_named(unknown):
+    """-1 is no token, though Python takes it for the last one."""
+    for tokenizer in (ByteBPE.train([TEXT], 260), CharacterTokenizer.train(TEXT)):
+        with pytest.raises(ValueError, match=f"{unknown} is not a token: they go from 0 to"):
+            tokenizer.decode([0, unknown])
+
+
+def test_a_vocabulary_smaller_than_the_bytes():
+    with pytest.raises(ValueError, match="vocab_size must be at least 256, one for each byte, got 255"):
+        ByteBPE.train([TEXT], 255)

@@ -81,6 +81,21 @@ def test_counts_beyond_32_bits():
     assert len(merges) == 12
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pairs_too_rare_to_be_kept_at_first_are_found_again(threads):
+    """Heavy words raise the count that a pair is thought to need; then only rare ones are left."""
+    rng = random.Random(2)
+    words = {bytes(rng.choices(b"abcd", k=rng.randint(2, 12))): rng.randint(1, 400) for _ in range(600)}
+    words |= {b"xyxyxz": 2**45, b"yyyyyyyy": 2**33}
+    for order in (_bpe.TieBreak.greatest_bytes, _bpe.TieBreak.smallest_ids):
+        corpus = _bpe.Corpus("none", [], threads)
+        corpus.add_words(words)
+        merges = corpus.learn_merges(60, 2, order, bytes(range(256)), None)
+        name = "bytes" if order == _bpe.TieBreak.greatest_bytes else "smallest_ids"
+        assert merges == teaching.learn_merges(words, 60, name, 2)
+        assert len(merges) == 60
+
+
 # ---- Equal to Hugging Face
 
 
@@ -174,6 +189,38 @@ def test_one_file_may_be_given_as_str(tmp_path):
     assert trained_tokens(str(file), 600) == trained_tokens([CODE], 600)
 
 
+def test_columns_of_datasets():
+    datasets = pytest.importorskip("datasets")
+    paragraphs = CODE.split("\n\n")
+    expected = trained_tokens(paragraphs, 600)
+    table = datasets.Dataset.from_dict({"text": paragraphs, "n": list(range(len(paragraphs)))})
+    assert trained_tokens(table["text"], 600) == expected
+    assert trained_tokens((row["text"] for row in table.to_iterable_dataset()), 600) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that is kept")
+def test_files_larger_than_memory(tmp_path):
+    """200 MB of text in files, where the process may take 100 MB more than it has: read in blocks, never whole."""
+    block = (CODE + TRICKY) * 20
+    files = [tmp_path / f"{i}.txt" for i in range(2)]
+    for file in files:
+        with open(file, "w", encoding="utf-8", newline="") as out:
+            for _ in range(100_000_000 // len(block.encode())):
+                out.write(block)
+    program = f"""
+import resource
+from pathlib import Path
+from llmfast.tokenizer import Tokenizer
+Tokenizer.train(["warm up"] * 3, 258, num_threads=2)
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 100_000_000,) * 2)
+print(Tokenizer.train([Path(file) for file in {list(map(str, files))}], 2000, num_threads=2).fingerprint)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 65
+
+
 def words_of(text, separators, threads=2, pattern="cl100k", file=None):
     corpus = _bpe.Corpus(pattern, [separator.encode() for separator in separators], threads)
     if file is None:
@@ -213,6 +260,13 @@ def test_a_pattern_of_ones_own():
     assert tokens[256:] == [b"ab", b"cd"]
 
 
+def test_what_a_pattern_does_not_match_is_a_word_too():
+    text = "ab, ab, ab,  cd! " * 9
+    tokenizer = Tokenizer.train([text], 256 + 5, pattern=r"[a-z]+", special_tokens=())
+    assert {b"ab", b", "} < set(tokenizer.token_byte_values())
+    assert tokenizer.decode(tokenizer.encode(text + "Ü")) == text + "Ü"
+
+
 def test_no_splitting_at_all():
     tokenizer = Tokenizer.train(["to be or not to be or"], 256 + 7, pattern="none", special_tokens=())
     assert b"to be or" in tokenizer.token_byte_values()
@@ -227,8 +281,9 @@ def test_lone_surrogates_count_as_the_replacement_character():
 
 
 def test_bytes_that_are_not_utf8():
-    tokens = trained_tokens([b"\xff\xfe" * 20], 257)
-    assert tokens[256] in (b"\xff\xfe", b"\xfe\xff")
+    for pattern in ("cl100k", r"\S+"):
+        tokens = trained_tokens([b"\xff\xfe" * 20], 257, pattern=pattern)
+        assert tokens[256] in (b"\xff\xfe", b"\xfe\xff")
 
 
 @pytest.mark.parametrize("run", ["a" * 1_000_000, " " * 1_000_000, "ab" * 500_000])
@@ -273,8 +328,11 @@ def test_an_exception_in_progress_stops_training():
         ({"source": [__file__]}, "is the name of a file, but a str is text"),
         ({"special_tokens": ["<a>", "<a>"]}, "duplicates"),
         ({"special_tokens": [""]}, "non-empty"),
+        ({"special_tokens": "<a>"}, "special_tokens is one str, '<a>'; put it in a list"),
         ({"special_tokens": ["x"]}, "'x' is a token of ordinary text"),
         ({"pattern": "cl100"}, "no pattern is named 'cl100'"),
+        ({"pattern": "("}, r"the splitting pattern '\(' is no regular expression"),
+        ({"pattern": ""}, "the splitting pattern is empty"),
         ({"tie_break": "random"}, "tie_break must be one of 'bytes', 'huggingface', 'smallest_ids'"),
         ({"min_frequency": 0}, "min_frequency must be at least 1, got 0"),
         ({"num_threads": 0}, "num_threads must be at least 1, got 0"),

@@ -1,0 +1,29 @@
+// Merging one piece of any number of parts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pair_table.h"
+
+namespace llmfast {
+
+// A stretch of one repeated token.
+struct Run {
+    uint32_t id;
+    size_t count;
+};
+
+// Arrays that merging reuses.
+struct MergeScratch {
+    std::vector<uint32_t> source, window, starts, done_starts;   // by windows
+    std::vector<uint32_t> next, previous, rank;                  // by a queue
+    std::vector<uint64_t> queue;
+    std::vector<Run> runs, merged_runs;                          // by runs
+};
+
+// Merges `count` parts, some of them perhaps with kCut, in place and returns how many are left.
+size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch);
+
+}  // namespace llmfast
