@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmfast.tokenizer
@@ -46,6 +46,7 @@ def test_tie_break(tie_break, first):
     assert tokenizer.token_bytes[256] == first
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_encoding_is_lossless(text):
     tokenizer = ByteBPE.train([TEXT], 280)
@@ -69,6 +70,7 @@ def test_without_splitting_it_is_the_engine():
     assert any(b" " in token[1:] for token in mine.token_bytes)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_characters_round_trip(text):
     tokenizer = CharacterTokenizer.train(text)
