@@ -78,6 +78,14 @@ class NF4Tensor:
     def device(self) -> torch.device:
         return self.bytes.device
 
+    @property
+    def is_cpu(self) -> bool:
+        return self.bytes.is_cpu
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.bytes.is_cuda
+
     def to(self, target: torch.device | torch.dtype | str | int, non_blocking: bool = False) -> "NF4Tensor":
         """On another device, or with another ``dtype`` for what ``dequantize_nf4`` gives; the bits stay."""
         if isinstance(target, torch.dtype):
