@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-600}
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-core=(encoder.cpp merge.cpp merge_lanes.cpp merge_long.cpp pages.cpp pair_table.cpp parallel.cpp pretokenize.cpp classify.cpp unicode_tables.cpp vocabulary.cpp)
+source core.sh
 clang++ -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
     -I. fuzz/fuzz_encode.cpp "${core[@]}" -o "$build/fuzz"
 mkdir "$build/found"

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-for source in *.cpp; do
-    case $source in bind* | nanobind_runtime.cpp) continue ;; esac  # need Python's headers, and define nothing shared
+source core.sh  # what it leaves out defines nothing shared
+for source in "${core[@]}"; do
     g++ -std=c++20 -O1 -flto -fPIC -I. -c "$source" -o "$build/${source%.cpp}.o"
 done
 g++ -flto=1 -flto-partition=one -Wodr -Wlto-type-mismatch -Werror -shared -fPIC "$build"/*.o -o "$build/core.so"

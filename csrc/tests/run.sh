@@ -5,10 +5,10 @@ cd "$(dirname "$0")/.."
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 flags=(-std=c++20 -O1 -g -Wall -Wextra -Werror -pthread "$@" -I.)
-core=(encoder.cpp merge.cpp merge_lanes.cpp merge_long.cpp pages.cpp pair_table.cpp parallel.cpp pretokenize.cpp classify.cpp
-      unicode_tables.cpp vocabulary.cpp)
-"${CXX:-c++}" "${flags[@]}" tests/test_engine.cpp "${core[@]}" -o "$build/test"
-"$build/test" fuzz/corpus/*
-training=(classify.cpp corpus.cpp count_words.cpp pages.cpp parallel.cpp pretokenize.cpp train.cpp unicode_tables.cpp)
-"${CXX:-c++}" "${flags[@]}" tests/test_training.cpp "${training[@]}" -o "$build/training"
+source core.sh
+for source in "${core[@]}"; do "${CXX:-c++}" "${flags[@]}" -c "$source" -o "$build/${source%.cpp}.o"; done
+for test in engine training; do
+    "${CXX:-c++}" "${flags[@]}" "tests/test_$test.cpp" "$build"/*.o -o "$build/$test"
+done
+"$build/engine" fuzz/corpus/*
 "$build/training"

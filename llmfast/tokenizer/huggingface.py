@@ -171,11 +171,9 @@ def _pre_tokenizer(pat_str: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(use_regex=False)]}
 
 
-_ISOLATED = {
-    "behavior": "Isolated",
-    "invert": False,
-}  # what matches is a piece, and so is what stands between
-_MATCHES_ONLY = {"behavior": "Removed", "invert": True}  # what stands between is dropped, as tiktoken does
+# What matches the expression is a piece; what stands between is one too, or is dropped, as tiktoken does.
+_ISOLATED = {"behavior": "Isolated", "invert": False}
+_MATCHES_ONLY = {"behavior": "Removed", "invert": True}
 
 
 def _split(expression: str, **how: Any) -> dict[str, Any]:
