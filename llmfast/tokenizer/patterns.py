@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Set
 from typing import TypeAlias
 
@@ -94,19 +95,28 @@ def compiled(pat_str: str):
         raise ValueError(f"the splitting pattern {pat_str!r} is no regular expression: {error}") from None
 
 
+_GAPS = r"(?:{0})|(?:(?!{0})[\s\S])+"
+# Back to a group by number or name: of an expression written twice, the second would refer to the first one's group.
+_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\\g<|\(\?P=)")
+
+
 def with_gaps(expression: str) -> str:
     """What `expression` matches, and the text between its matches, which would be lost otherwise.
 
     >>> compiled(with_gaps("[a-z]+")).findall("ab, cd")
     ['ab', ', ', 'cd']
     """
-    return f"(?:{expression})|(?:(?!{expression})[\\s\\S])+"
+    if _REFERENCE.search(expression):
+        raise ValueError(
+            f"the splitting pattern {expression!r} refers back to a group, which is not supported"
+        )
+    return _GAPS.format(expression)
 
 
 def without_gaps(pat_str: str) -> str | None:
     """The expression that `with_gaps` made `pat_str` of, or None."""
-    expression = pat_str[3 : 3 + (len(pat_str) - len(with_gaps(""))) // 2]
-    return expression if with_gaps(expression) == pat_str else None
+    expression = pat_str[3 : 3 + (len(pat_str) - len(_GAPS.format(""))) // 2]
+    return expression if _GAPS.format(expression) == pat_str else None
 
 
 def engine(ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str) -> Engine:

@@ -331,6 +331,7 @@ def test_an_exception_in_progress_stops_training():
         ({"special_tokens": "<a>"}, "special_tokens is one str, '<a>'; put it in a list"),
         ({"special_tokens": ["x"]}, "'x' is a token of ordinary text"),
         ({"pattern": "cl100"}, "no pattern is named 'cl100'"),
+        ({"pattern": r"(.)\1"}, "refers back to a group"),
         ({"pattern": "("}, r"the splitting pattern '\(' is no regular expression"),
         ({"pattern": ""}, "the splitting pattern is empty"),
         ({"tie_break": "random"}, "tie_break must be one of 'bytes', 'huggingface', 'smallest_ids'"),
