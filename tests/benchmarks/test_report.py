@@ -1,6 +1,7 @@
 """Reports and pictures from result files alone."""
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,12 @@ def measured(bench, tmp_path_factory):
         ("loader", importlib.import_module("benchmarks.suites.loader").cases("tiny")),
     ):
         bench.run_cases(name, cases, options, say=lambda line: None)
+    for file in folder.glob("*.json"):  # all bound by memory: what binds decides the units
+        report = json.loads(file.read_text())
+        for result in report["results"]:
+            if result.get("fraction_of_gemm") is not None:
+                result["fraction_of_gemm"] = result["fraction_of_copy"] / 2
+        file.write_text(json.dumps(report))
     return folder
 
 
