@@ -146,6 +146,21 @@ class Core {
         return ids;
     }
 
+    // The ids of a list of pieces, each a str or bytes that is not to be split, and how many of them the last one has.
+    nb::tuple encode_pieces(nb::handle pieces) const {
+        if (!PyList_CheckExact(pieces.ptr())) throw_type_error(std::string("pieces must be a list, got ") + kind_of(pieces));
+        IdBuffer ids;
+        size_t last = 0;
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pieces.ptr()); ++i) {
+            const nb::object piece = nb::borrow(PyList_GET_ITEM(pieces.ptr(), i));
+            nb::object owner;
+            const std::string_view bytes = PyUnicode_Check(piece.ptr()) ? utf8_of(piece, owner) : bytes_of(piece, "a piece");
+            const MayReleaseGil release(bytes.size());
+            last = encoder_.encode_piece(bytes, ids);
+        }
+        return nb::make_tuple(list_of(ids), last);
+    }
+
     // `text` cut at the allowed special tokens: a list of str, where there is text, and of their ids; ValueError for a
     // special token of `disallowed`.
     nb::list cut_at_specials(nb::handle text, nb::handle allowed, nb::handle disallowed) const {
@@ -340,6 +355,7 @@ void bind_encoding(nb::module_& module) {
              any("piece"))
         .def("merge_piece", [](const Core& core, nb::handle piece) { return list_of(core.encode_piece(piece, false)); },
              any("piece"))
+        .def("encode_pieces", &Core::encode_pieces, any("pieces"))
         .def("cut_at_specials", &Core::cut_at_specials, any("text"), any("allowed"), any("disallowed"))
         .def_prop_ro("largest_id", &Core::largest_id)
         .def_prop_ro("n_ordinary", &Core::n_ordinary)
