@@ -11,7 +11,8 @@
 The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` and ``dtype=`` choose rows. A table sets
 llmfast beside the best other contender; with ``show=all`` every contender has a column, and ``show=notes`` says what the
 cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of ``ratio=``
-(llmfast beside the best other contender) or ``speed=``, or a number that ``COUNTS`` knows.
+(llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; or a line of the recorded quickstart run.
+The table of commands between ``<!-- commands -->`` and ``<!-- end of commands -->`` is what ``llmfast --help`` lists.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .report import best_of, grouped, legend, machine_line, op_table, rate, short_rows_of, speed, table
@@ -38,9 +39,11 @@ SHOWN = {
 PASSES = {"steady": "encode to NumPy", "cold": "encode to NumPy the first time"}
 
 COMPILED = ROOT / "kernels" / "gate" / "table.json"
+QUICKSTART = FOLDER / "quickstart.txt"
 
 RESULTS = re.compile(r"<!-- results: (?P<how>.+?) -->\n(?P<body>.*?)<!-- end of results -->", re.DOTALL)
 FIGURE = re.compile(r"<!-- figure: (?P<how>.+?) -->(?P<body>.*?)<!-- end of figure -->", re.DOTALL)
+COMMANDS = re.compile(r"<!-- commands -->\n.*?<!-- end of commands -->", re.DOTALL)
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 # A number with a unit of speed, or by which something is faster or slower.
@@ -59,7 +62,7 @@ def pages() -> list[Path]:
 
 
 def refreshed(text: str, folder: Path = FOLDER) -> str:
-    """The text with every table and figure rendered from its file.
+    """The text with every table and figure rendered from its source.
 
     Raises:
         ValueError: a file does not exist, or holds no result of llmfast that meets the conditions.
@@ -72,7 +75,8 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
     def render_figure(found: re.Match) -> str:
         return f"<!-- figure: {found['how']} -->{figure_of(found['how'], folder)}<!-- end of figure -->"
 
-    return FIGURE.sub(render_figure, RESULTS.sub(render_table, text))
+    text = FIGURE.sub(render_figure, RESULTS.sub(render_table, text))
+    return COMMANDS.sub(lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text)
 
 
 def lines_of(how: str, folder: Path) -> list[str]:
@@ -89,9 +93,11 @@ def lines_of(how: str, folder: Path) -> list[str]:
 
 
 def figure_of(how: str, folder: Path) -> str:
-    """The figure that ``NAME [op=...] [pass=...] [dtype=...] ratio|speed=least|most`` or a name of COUNTS asks for."""
-    if how in COUNTS:
-        return COUNTS[how]()
+    """The figure that ``NAME [op=...] [pass=...] [dtype=...] ratio|speed=least|most`` asks for, or one of a name."""
+    if how == "compiled kernels":
+        return compiled_kernels()
+    if how.startswith("quickstart "):
+        return bits_per_byte(how.removeprefix("quickstart "))
     _, wanted, asked = selected(how, folder, "ratio", "speed")
     pairs = list(beside_the_best(wanted))
     if asked in ("ratio=least", "ratio=most") and pairs:
@@ -143,11 +149,26 @@ def said_below(report: Report, shown: list[Result]) -> str:
 
 
 def compiled_kernels() -> str:
-    """How many kernels the compile check's table holds."""
-    return f"{len(json.loads(COMPILED.read_text(encoding='utf-8'))['rows']):,}"
+    """How many kernels the compile check's table holds for NVIDIA's architectures."""
+    content = json.loads(COMPILED.read_text(encoding="utf-8"))
+    target = content["columns"].index("target")
+    return f"{sum(row[target].isdigit() for row in content['rows']):,}"
 
 
-COUNTS: dict[str, Callable[[], str]] = {"compiled kernels": compiled_kernels}
+def bits_per_byte(compressor: str) -> str:
+    """What a compressor, or ``this model``, needs for the held-out text of the recorded quickstart run."""
+    line = rf"^ *{re.escape(compressor)} +([\d.]+) bits per byte$"
+    found = re.search(line, QUICKSTART.read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"figure: quickstart {compressor}: {QUICKSTART.name} has no such line")
+    return found[1]
+
+
+def commands_table() -> str:
+    from llmfast.cli import COMMANDS as COMMAND_LINE
+
+    rows = ([f"`llmfast {name}`", command.help] for name, command in COMMAND_LINE.items())
+    return "\n".join(table(["command", "what it does"], rows))
 
 
 def unbacked(text: str) -> list[str]:
