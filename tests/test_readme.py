@@ -1,5 +1,6 @@
 """The README: its set-up commands, its transcript, its length; tests/docs holds what all pages have in common."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def test_each_set_up_command_is_one_line_that_makes_its_environment(name):
 def test_the_dockerfile_runs_both_commands():
     """Trap: a Dockerfile that was left behind by the README."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    for name in ("quickstart", "test"):
-        for part in command(name).strip().split(" && "):
-            assert part in dockerfile
+    *installation, quickstart = command("quickstart").strip().split(" && ")
+    assert f"RUN {' && '.join(installation)}\n" in dockerfile
+    assert dockerfile.endswith(f"CMD {json.dumps(quickstart.split())}\n")
+    assert f"RUN {command('test').strip()}\n" in dockerfile
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])

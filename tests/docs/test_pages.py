@@ -21,7 +21,7 @@ PYTHON = [
     for page in PAGES
     for number, code in enumerate(fences(page.read_text(encoding="utf-8"), "python"))
 ]
-TOP = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "data"))
+TOP = ("kernels", "llmfast", "csrc", "benchmarks", "tests", "recipes", "docs", "examples", ".ci", ".github")
 IN_REPOSITORY = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
 REFERENCE = {"commands", "llmfast", "kernels", "tokenizer", "data", "models", "training", "evaluation", "inference",
              "integrations"}  # fmt: skip
