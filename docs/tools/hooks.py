@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import io
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,8 +76,7 @@ def package_page(name: str, folder: Path) -> str:
     """The names in ``__all__`` of the package; where it has none, the public names of each of its modules."""
     lines = [f"# {name}", "", ast.get_docstring(ast.parse(source(folder / "__init__.py"))) or "", ""]
     if public := exported(folder / "__init__.py"):
-        lines += [f"::: {name}.{each}\n" for each in public]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(entry(name, each) for each in public)])
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         module = ".".join([name, *(part for part in parts if part != "__init__")])
@@ -84,6 +84,16 @@ def package_page(name: str, folder: Path) -> str:
             lines += [f"## {module}", "", ast.get_docstring(ast.parse(source(path))) or "", ""]
             lines += [f"::: {module}.{each}\n" for each in names]
     return "\n".join(lines)
+
+
+def entry(package: str, name: str) -> str:
+    """The directive for a public name. A function and its module may share a name, as ``rope`` does; the path of such a
+    function in its module is what mkdocstrings needs then."""
+    shared = f"{package}.{name}"
+    if shared not in sys.modules:
+        return f"::: {shared}\n"
+    value = getattr(importlib.import_module(package), name)
+    return f'<span id="{shared}"></span>\n\n::: {value.__module__}.{name}\n'
 
 
 def source(path: Path) -> str:
