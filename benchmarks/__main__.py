@@ -61,7 +61,9 @@ def report(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of result files")
-    parser.add_argument("--short", action="store_true", help="one table: llmfast beside the best other contender")
+    parser.add_argument(
+        "--short", action="store_true", help="one table: llmfast beside the best other contender"
+    )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
     parser.add_argument(
         "--readme", action="store_true", help="update the tables, figures and charts of README.md and docs/"
@@ -100,7 +102,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
     parser.add_argument("--resume", action="store_true", help="measure only what the result file lacks")
-    parser.add_argument("--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8 text files to measure on")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8 text to measure on"
+    )
     options = parser.parse_args(arguments)
     failed = False
     for name in options.suites:

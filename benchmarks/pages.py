@@ -9,9 +9,10 @@
     It encodes <!-- figure: tokenizer pass=steady ratio=least -->1.5<!-- end of figure --> times as fast.
 
 The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` and ``dtype=`` choose rows. A table sets
-llmfast beside the best other contender; with ``show=all`` every contender has a column, and ``show=notes`` says what the
-cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of ``ratio=``
-(llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; or a line of the recorded quickstart run.
+llmfast beside the best other contender. With ``show=all`` every contender has a column; ``show=notes`` says what the
+cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of
+``ratio=`` (llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; or a line of the recorded
+quickstart run.
 The table of commands between ``<!-- commands -->`` and ``<!-- end of commands -->`` is what ``llmfast --help`` lists.
 """
 
@@ -76,7 +77,9 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
         return f"<!-- figure: {found['how']} -->{figure_of(found['how'], folder)}<!-- end of figure -->"
 
     text = FIGURE.sub(render_figure, RESULTS.sub(render_table, text))
-    return COMMANDS.sub(lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text)
+    return COMMANDS.sub(
+        lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text
+    )
 
 
 def lines_of(how: str, folder: Path) -> list[str]:

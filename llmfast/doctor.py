@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
 
 
 def optional_libraries() -> list[OptionalLibrary]:
-    """The libraries that llmfast's own metadata lists under its extras, without those of its tests and its documentation."""
+    """The libraries that llmfast's own metadata lists under its extras, without those of tests and documentation."""
     found = {}
     for line in importlib.metadata.requires("llmfast") or []:
         match = re.match(r"([\w-]+)([^;]*);.*extra == ['\"]([\w-]+)['\"]", line)

@@ -61,8 +61,7 @@ def top_level_page() -> str:
         [
             "# llmfast",
             "",
-            "`import llmfast` loads no heavy library and touches no GPU. These names are imported from their modules on",
-            "first use:",
+            "`import llmfast` loads no heavy library and touches no GPU. These names are imported on first use:",
             "",
             "| name | is defined in |",
             "|---|---|",

@@ -55,7 +55,9 @@ def svg_of(picture: Callable[[Axes, Colors], None], width: float, height: float,
         return as_svg(figure)
 
 
-def box(axes: Axes, x: float, y: float, width: float, height: float, fill: str, edge: str | None = None) -> None:
+def box(
+    axes: Axes, x: float, y: float, width: float, height: float, fill: str, edge: str | None = None
+) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     style = "round,pad=0,rounding_size=4"
@@ -126,7 +128,7 @@ def text_to_ids(axes: Axes, c: Colors) -> None:
     centers = (190, 400, 610)
     box(axes, 100, 8, 600, 32, c.empty)
     say(axes, 400, 24, "the lower price", c.text, fontsize=11)
-    
+
     for (piece, letters), x, number in zip(PIECES, centers, ("1820", "4827", "3430"), strict=True):
         arrow(axes, (x, 40), (x, 70), c.line)
         box(axes, x - 60, 72, 120, 32, c.soft)

@@ -61,7 +61,9 @@ def words(svg):
 def test_figures_are_taken_from_rows_that_have_a_peer(pages, results):
     text = f"<!-- figure: {results.name} pass=forward ratio=least --><!-- end of figure -->"
     rows = [row for row in json.loads(results.read_text())["results"] if row["pass"] == "forward"]
-    ours, other = ([r["median_s"] for r in rows if (r["contender"] == "llmfast") is own] for own in (True, False))
+    ours, other = (
+        [r["median_s"] for r in rows if (r["contender"] == "llmfast") is own] for own in (True, False)
+    )
     expected = f"-->{min(other) / min(ours):.2g}<!--"
     assert expected in pages.refreshed(text, results.parent)
     with pytest.raises(ValueError, match="ask for ratio="):

@@ -29,7 +29,9 @@ REFERENCE = {"commands", "llmfast", "kernels", "tokenizer", "data", "models", "t
 
 def command_lines(text: str) -> list[list[str]]:
     """The words behind ``llmfast`` of every command line in the shell blocks and the inline code of a page."""
-    lines = [line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))]
+    lines = [
+        line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))
+    ]
     lines += [code for code in inline_code(text) if code.startswith("llmfast ")]
     found = []
     for line in lines:
@@ -156,7 +158,11 @@ def test_every_page_is_in_the_navigation():
         (wrong_commands, "Run `llmfast quickstart --minutes 2`, `llmfast tokenizer`, `llmfast COMMAND`.", []),
         (missing_paths, "See `kernels/no_such_file.py` and `kernels/`.", ["kernels/no_such_file.py"]),
         (missing_paths, "```bash\ncat recipes/none.yaml recipes/*.yaml\n```\n", ["recipes/none.yaml"]),
-        (unknown_names, "`llmfast.kernels.rms_nrom(x)` or `llmfast.kernels.rms_norm(x)`", ["llmfast.kernels.rms_nrom"]),
+        (
+            unknown_names,
+            "`llmfast.kernels.rms_nrom(x)` or `llmfast.kernels.rms_norm(x)`",
+            ["llmfast.kernels.rms_nrom"],
+        ),
     ],
 )
 def test_what_does_not_exist_is_found(find, text, found):

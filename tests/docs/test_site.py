@@ -23,7 +23,9 @@ NOT_LOADED = {"canonical", "edit", "next", "prev"}  # links of a page's head
 def site(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs", reason="needs the extra docs: pip install 'llmfast[docs]'")
     out = tmp_path_factory.mktemp("site")
-    no_network = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    no_network = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     environment = os.environ | no_network | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out]
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -67,6 +69,7 @@ def test_loads_are_found():
 def test_the_reference_has_every_public_name(site):
     """Trap: a name that the package exports and the documentation leaves out."""
     import llmfast.kernels
+
     import llmfast.tokenizer
 
     for package in (llmfast.kernels, llmfast.tokenizer):
