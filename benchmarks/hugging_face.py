@@ -11,8 +11,8 @@ from llmfast.models.config import DecoderConfig
 
 
 def same_model(config: DecoderConfig, weights: dict[str, Tensor], assign: bool = False) -> nn.Module:
-    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with the weights of our decoder. With ``assign`` the Llama model uses
-    these tensors themselves and skips its random initialization."""
+    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with the weights of our decoder. With ``assign`` the Llama model
+    uses these tensors themselves and skips its random initialization."""
     convert = gpt2 if config.positions == "learned" else llama
     with torch.device("meta") if assign else contextlib.nullcontext():
         theirs, renamed = convert(config, weights)

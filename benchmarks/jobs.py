@@ -23,9 +23,9 @@ SECONDS = {"cuda": 60.0, "cpu": 15.0}  # for timing a job, all contenders togeth
 
 @dataclass(frozen=True)
 class Program:
-    """What a contender of a job builds. ``evidence()`` is called once, first: it warms up and returns by name the tensors
-    that show whether the job is computed correctly. ``call()`` does the job once. ``held()`` returns the bytes that are
-    kept between calls."""
+    """What a contender of a job builds. ``evidence()`` is called once, first: it warms up and returns by name the
+    tensors that show whether the job is computed correctly. ``call()`` does the job once. ``held()`` returns the
+    bytes that are kept between calls."""
 
     evidence: Callable[[], dict[str, Tensor]]
     call: Callable[[], object]
@@ -36,8 +36,8 @@ class Program:
 class Job:
     """A job at one size and the programs that do it.
 
-    ``exact`` returns the evidence in float64 and ``plain`` that of plain PyTorch in this dtype. The allowed error of the
-    others is a multiple of the error of ``plain``.
+    ``exact`` returns the evidence in float64 and ``plain`` that of plain PyTorch in this dtype. The allowed error of
+    the others is a multiple of the error of ``plain``.
     """
 
     op: str

@@ -156,7 +156,8 @@ def _timing(samples: list[float], method: str) -> Timing:
 
 
 def host_seconds(call: Call, device: str) -> float | None:
-    """Seconds that the host spends on a call without waiting for its result. None on a CPU, where the work is included."""
+    """Seconds that the host spends on a call without waiting for its result. None on a CPU, where the work is
+    included."""
     if device != "cuda":
         return None
     call()
@@ -231,7 +232,8 @@ def name_of(dtype: torch.dtype) -> str:
 def fractions(
     ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float
 ) -> dict[str, float]:
-    """Fractions of the copy's and the matrix product's rate. Dtypes that were not measured are compared with bfloat16."""
+    """Fractions of the copy's and the matrix product's rate. Dtypes that were not measured are compared with
+    bfloat16."""
     moved, operations = work
     product = ceilings.get(f"{dtype}_flops_per_s", ceilings["bfloat16_flops_per_s"])
     return {

@@ -1,8 +1,8 @@
 """A decoder in plain PyTorch in the style of nanoGPT, with which whole jobs are compared.
 
 It is GPT-2 (learned positions, LayerNorm, GELU, biases) or a modern decoder (RMSNorm, RoPE, SwiGLU, grouped-query
-attention), with SDPA for attention and with the scaled embeddings and smear of quickstart. Parameters have the names and
-layouts of ``llmfast.models.decoder``, so that both can hold the same weights.
+attention), with SDPA for attention and with the scaled embeddings and smear of quickstart. Parameters have the names
+and layouts of ``llmfast.models.decoder``, so that both can hold the same weights.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def draw(folder: Path, out: Path) -> Iterator[Path]:
 
 
 def parts_of(report: Report) -> dict[str, Report]:
-    """Splits a report by what is appended to the file name: nothing, or the pass if one plot would have too many bars or
-    mixed units."""
+    """Splits a report by what is appended to the file name: nothing, or the pass if one plot would have too many bars
+    or mixed units."""
     results = timed(report.results)
     passes = dict.fromkeys(result.pass_ for result in results)
     panels = panels_of(results).values()

@@ -1,10 +1,10 @@
 """Times launch choices on this GPU: ``python -m benchmarks tune OP`` writes ``kernels/tables/OP.json``.
 
-The search is a hill climb. It starts at the choice of the rule in the code and moves to the best neighbor (one setting
-halved, doubled or flipped) until no neighbor is better. Neighbors are timed in alternation with the best so far. Each is
-checked against float64 first, and dropped if it does not compile, does not fit or is wrong. A row with everything that
-was tried is written if the best choice beats the rule by more than a margin; rows of other GPUs stay. The compile gate
-then checks the new choices as well.
+The search is a hill climb. It starts at the choice of the rule in the code and moves to the best neighbor (one
+setting halved, doubled or flipped) until no neighbor is better. Neighbors are timed in alternation with the best so
+far. Each is checked against float64 first, and dropped if it does not compile, does not fit or is wrong. A row with
+everything that was tried is written if the best choice beats the rule by more than a margin; rows of other GPUs stay.
+The compile gate then checks the new choices as well.
 """
 
 from __future__ import annotations

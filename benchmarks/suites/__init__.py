@@ -1,8 +1,8 @@
 """The suites, each in the module of its name.
 
-A suite has ``cases(size)``. Sizes are "full" and "quick" (under a minute per suite) on a GPU, "cpu" and "cpu-quick" on a
-CPU, and "tiny", which only shows that a suite works. A suite that measures on text also takes ``files``, and describes
-its texts by ``inputs(size, files)``.
+A suite has ``cases(size)``. Sizes are "full" and "quick" (under a minute per suite) on a GPU, "cpu" and "cpu-quick"
+on a CPU, and "tiny", which only shows that a suite works. A suite that measures on text also takes ``files``, and
+describes its texts by ``inputs(size, files)``.
 """
 
 from typing import NamedTuple

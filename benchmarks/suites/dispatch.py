@@ -2,8 +2,8 @@
 
 "llmfast" follows the path of a CUDA tensor with tiny CPU tensors. Every launch is replaced by a function that does
 nothing, so that Triton's own launch time is not included. "llmfast on CPU" is what a CPU tensor gets: the plain
-definition, including its work. PyTorch's figure also includes its work, some tenths of a microsecond at these sizes. The
-suites of the ops report the host time on a GPU, including the launch.
+definition, including its work. PyTorch's figure also includes its work, some tenths of a microsecond at these sizes.
+The suites of the ops report the host time on a GPU, including the launch.
 """
 
 from __future__ import annotations

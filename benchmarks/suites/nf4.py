@@ -52,7 +52,8 @@ def frozen(generator: torch.Generator, rows: int, width: int) -> torch.Tensor:
 
 
 class Prepared:
-    """What a contender prepares once per weight, outside of the timing. It is found again by the address of the weight."""
+    """What a contender prepares once per weight, outside of the timing. It is found again by the address of the
+    weight."""
 
     def __init__(self, make: Callable[[torch.Tensor], torch.Tensor]):
         self.make, self.made = make, {}

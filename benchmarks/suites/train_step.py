@@ -1,9 +1,9 @@
 """Training steps of whole models: ours, a plain PyTorch loop in the style of nanoGPT, and transformers.
 
-All have the same weights, see the same random tokens and do the same work: the loss, its gradients, clipping, AdamW. The
-check uses the first tokens of one sequence and ignores the other targets. It compares the loss, the gradient of the
-embedding table, and the table after a step. Memory is that of weights and optimizer state plus the peak of a step. Each
-uses fused AdamW where it does so by default: nanoGPT's loop on a GPU only.
+All have the same weights, see the same random tokens and do the same work: the loss, its gradients, clipping, AdamW.
+The check uses the first tokens of one sequence and ignores the other targets. It compares the loss, the gradient of
+the embedding table, and the table after a step. Memory is that of weights and optimizer state plus the peak of a
+step. Each uses fused AdamW where it does so by default: nanoGPT's loop on a GPU only.
 """
 
 from __future__ import annotations
