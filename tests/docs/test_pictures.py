@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def pictures():
-    """docs/tools/pictures.py. The repository root leaves the path again: ./kernels would shadow Hugging Face's package."""
+    """docs/tools/pictures.py, with the repository root on the path only while it is imported."""
     spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "tools" / "pictures.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["pictures"] = module  # dataclasses look their module up
