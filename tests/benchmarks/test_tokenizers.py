@@ -193,7 +193,7 @@ def test_texts_of_yours_are_worked_on_and_refused_by_suites_without(bench, tmp_p
     report = bench.run_suite("tokenizer_train", options, say=lambda line: None)
     assert list(report.inputs) == ["mine.txt"]
     assert {result.op for result in report.results} == {"mine.txt"}
-    with pytest.raises(ValueError, match="works on no texts"):
+    with pytest.raises(ValueError, match="does not measure on text"):
         bench.run_suite("norm", options, say=lambda line: None)
 
 
