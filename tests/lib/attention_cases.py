@@ -188,17 +188,12 @@ def assert_exact(case, device, logits=1, **sizes):
 
 
 def assert_rows_exact(found, inputs, **options):
-    """(out, lse) ``found`` for the inputs q, k and v is as exact as ``eager_attention``."""
-    peer = eager_attention(*inputs, **options)
+    """``found``, which is (out, lse) or out alone, for the inputs q, k and v is as exact as ``eager_attention``."""
+    found = found if isinstance(found, tuple) else (found,)
     wide = [x.double() for x in inputs]
-    exact = eager_attention(*wide, **options)
+    peer, exact = eager_attention(*inputs, **options), eager_attention(*wide, **options)
     sinks = options.pop("sinks", None)
+    wide.append(None if sinks is None else sinks.double())
     steps = steps_of(inputs[0].dtype, **options)
-    for i, name in enumerate(("out", "lse")):
-        assert_as_exact_as(
-            name,
-            found[i],
-            peer[i],
-            exact[i],
-            lambda i=i: steps(*wide, None if sinks is None else sinks.double())[i],
-        )
+    for i, (name, value) in enumerate(zip(("out", "lse"), found, strict=False)):
+        assert_as_exact_as(name, value, peer[i], exact[i], lambda i=i: steps(*wide)[i])

@@ -1,9 +1,9 @@
 """What the attention kernels compute, step by step in PyTorch: for what its roundings allow (see ``roundings``).
 
-The kernels' order differs from softmax(q kᵀ) v in two places. Logits are in base 2, rounded once more. And the backward
-pass computes the probabilities again from the log-sum-exp, and takes delta = Σ g·o, with o as it was stored in its dtype,
-for the Σ p·dp of softmax: where one key has all the weight, PyTorch's softmax gives an exact 0, and dp - delta the
-roundings of two sums over D.
+The kernels' order differs from softmax(q kᵀ) v in two places. Logits are in base 2, rounded once more. And the
+backward pass computes the probabilities again from the log-sum-exp, and replaces the Σ p·dp of softmax by
+delta = Σ g·o, with o rounded to its dtype: where one key has all the weight, PyTorch's softmax gives an exact 0, and
+dp - delta gives the roundings of two sums over D.
 """
 
 import math
