@@ -70,6 +70,7 @@ def results(model) -> dict[str, torch.Tensor]:
     return found | {"loss": loss.detach().to(model.dtype), "logits": logits}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_as_exact_as_before(name, dtype):

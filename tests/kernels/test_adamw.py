@@ -59,6 +59,7 @@ def assert_close_to_exact(found, theirs, algorithm):
         assert_as_exact_as(f"tensor {i}", a, b, best, lambda i=i: errors()[i])
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("settings", [{}, {"betas": (0.8, 0.99), "eps": 1e-4}, {"maximize": True}])
 def test_a_thousand_steps_are_as_exact_as_pytorch(settings):
     """Without a fused update of PyTorch's: ``scale`` asks for ours."""
@@ -72,6 +73,7 @@ def test_a_thousand_steps_are_as_exact_as_pytorch(settings):
         )
 
 
+@pytest.mark.numeric
 def test_kernels_are_as_exact_as_pytorch(device):
     """The first steps, where 1 - beta cancels, and late ones."""
     for start in (0, 50_000):

@@ -22,11 +22,13 @@ PLAIN = Case(16, 65, 70, 2, True, None, None, False, 0.0, torch.float32, False)
 EVERYTHING = Case(24, 65, 70, 2, True, (30, -1), 2.0, True, 0.3, torch.float32, True)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("case", pairwise(FEW), ids=str)
 def test_every_pair_of_options(device, case):
     assert_exact(case, device)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("S", "T"), [*zip(LENGTHS, LENGTHS[3:] + LENGTHS[:3], strict=True), (1000, 1000)], ids=str
 )
@@ -35,6 +37,7 @@ def test_every_length(device, S, T):
     assert_exact(Case(16, S, T, 1, causal, None, None, False, 0.0, torch.float16, False), device)
 
 
+@pytest.mark.numeric
 def test_eight_heads_on_one_key_head(device):
     assert_exact(Case(16, 7, 40, 8, True, None, None, True, 0.0, torch.float32, True), device)
 
@@ -127,6 +130,7 @@ def test_nothing_to_attend(device, shape, causal):
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_scale_of_any_sign(device, scale):
     inputs = PLAIN.inputs(device)

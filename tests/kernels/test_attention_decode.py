@@ -40,6 +40,7 @@ def paged(cache, page, order):
     return pages.transpose(1, 2), table.to(torch.int32)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("S", "dtype"), [(1, torch.float32), (3, torch.float16)])
 def test_decode_is_the_last_rows_of_forward(device, options, S, dtype):
@@ -71,6 +72,7 @@ def test_shuffled_pages_give_the_bits_of_a_contiguous_cache(device, page):
     assert torch.equal(flash_decode(q, k, v, lengths, window=(290, -1)), contiguous)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("page", [None, 16])
 def test_append_writes_behind_the_filled_rows_and_attends_to_them(device, page):
     k, v = (rows((2, 2, 64, 16), device, seed=i) for i in (1, 2))
@@ -161,6 +163,7 @@ def test_weights_refuse_an_index_out_of_range():
         attention_weights(q, q, rows=[3])
 
 
+@pytest.mark.numeric
 def test_short_queries_take_the_split_cache(device):
     """One query against many keys: the kernel that splits them gives forward its result, and backward its lse."""
     q, k, v = rows((1, 4, 1, 16), device), *(rows((1, 2, 700, 16), device, seed=i) for i in (1, 2))

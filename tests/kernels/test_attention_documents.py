@@ -20,6 +20,7 @@ def documents(dtype, heads, kv_heads, width):
     return tensors, torch.tensor(BOUNDS, dtype=torch.int32)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("options", "bounds"),

@@ -28,12 +28,14 @@ def case(dtype=torch.float32, **options):
     return Case(D=16, S=70, T=70, ratio=2, dtype=dtype, heads_last=False, **plain | options)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("size", [1e2, 1e4])
 @pytest.mark.parametrize("options", MASKS, ids=str)
 def test_large_logits_forward_and_backward(device, options, size):
     assert_exact(case(**options), device, logits=size)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("options", MASKS, ids=str)
 def test_large_logits_in_16_bits_give_numbers(device, options):
     """Where the products of PyTorch's own ops overflow float16, so that there is no yardstick."""
@@ -67,6 +69,7 @@ def test_large_sinks(device, sink):
         assert (gradients["sinks"] == 0).all()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("options", [x for x in MASKS if "dropout_p" not in x], ids=str)
 def test_large_logits_while_decoding(device, options):
     """600 keys are split in two parts, whose maxima lie 10,000 apart."""

@@ -86,6 +86,7 @@ def check_any_shape(
     assert_matches(run(cross_entropy), run(torch_cross_entropy), {"logits": logits}, grad_layout)
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_dtype_and_reduction(device):
     check_any_shape(device)
 

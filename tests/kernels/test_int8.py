@@ -21,6 +21,7 @@ def test_error_is_half_a_step_of_each_row_at_most():
     assert ((codes * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed"])
 @pytest.mark.parametrize(
     ("tokens", "width", "dtype", "how"),

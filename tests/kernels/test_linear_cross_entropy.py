@@ -71,6 +71,7 @@ def torch_linear_cross_entropy(hidden, weight, target, bias=None, **options):
     return wide(F.cross_entropy(F.linear(hidden, weight, bias), target, **options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_as_exact_as_torch(way, reduction):
     inputs, target = problem(way, bias=True)
@@ -94,6 +95,7 @@ def test_odd_vocabulary_longer_than_a_program(way):
     )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("return_lse", [True, False])
 def test_every_option(way, return_lse):
     inputs, target = problem(way, bias=True)

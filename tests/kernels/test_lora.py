@@ -22,6 +22,7 @@ def adapter(rows, width, dtype, device="cpu", rank=4, seed=2):
     return frozen(rank, width, dtype, device, seed), frozen(rows, rank, dtype, device, seed + 1)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_lora_linear_is_as_exact_as_pytorch(device, dtype):
     w = frozen(24, 40, dtype, device)
@@ -71,6 +72,7 @@ def plain_mlp(numbers):
     return function
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_lora_mlp_is_as_exact_as_pytorch(device, dtype, packed):

@@ -48,6 +48,7 @@ def check_update(found, x, peer=None, dtype=torch.float32):
     assert_as_exact_as("update", found, peer, exact(x), error)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("shape", [(3, 24, 70), (3, 70, 24), (32, 32), (2, 2, 33, 20)])
 @pytest.mark.parametrize("smallest", [0.5, 1e-2, 1e-6])
 def test_the_polynomial_of_the_singular_values(shape, smallest):
@@ -56,6 +57,7 @@ def test_the_polynomial_of_the_singular_values(shape, smallest):
     check_update(newton_schulz(x, dtype=torch.float32), x)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("shape", [(48, 96), (96, 48), (64, 64)])
 @pytest.mark.parametrize("smallest", [0.5, 1e-2, 1e-6])
 def test_in_bfloat16_as_exact_as_pytorch(shape, smallest):
@@ -91,10 +93,12 @@ def check_products(device, size, depth, dtype, layout, beta):
     assert_as_exact_as("product", found, peer, algorithm(), algorithm)
 
 
+@pytest.mark.numeric
 def test_symmetric_products_of_any_size_stride_and_dtype(device):
     check_products(device)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("shape", [(2, 130, 70), (70, 130), (1, 5), (2, 3, 9, 9)])
 def test_kernel_and_definition_agree(device, shape):
     x = random_tensor(shape, device=device)

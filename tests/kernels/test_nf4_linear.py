@@ -75,10 +75,12 @@ def check_any_shape(device, tokens, rows, width, block_size, dtype, layout, grad
     assert_matches_float64(w, inputs, grad_layout)
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_and_dtype(device):
     check_any_shape(device)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("tokens", "how"),
     [(1, "few tokens"), (16, "few tokens"), (17, "tiles"), (70, "tiles"), (257, "workspace")],
@@ -96,6 +98,7 @@ def test_widths_that_no_kernel_takes_are_decoded_first(device):
         assert_matches_float64(w, inputs_of(2, 5, width, torch.float16, device, rank=4))
 
 
+@pytest.mark.numeric
 def test_reference_path_in_every_dtype():
     w = weight_of(20, 128, "cpu")
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):

@@ -78,6 +78,7 @@ def check_any_shape(
     )
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_and_dtype(device):
     check_any_shape(device)
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from kernel_testing import assert_as_exact_as, random_tensor
 from roundings import RandomRounding, rounding_error
 
+pytestmark = pytest.mark.numeric
+
 DEPTHS = [7, 64, 1000]
 
 
