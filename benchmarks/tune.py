@@ -3,7 +3,7 @@
 From the choice of the rule in code on, it goes to the best of the neighbours (one setting halved, doubled or flipped),
 as long as there is a better one. Neighbours take turns with the best so far; each is checked against float64 first,
 and one that does not compile, does not fit or is wrong is out. A row is written where the best beats the rule by more
-than a margin, with all that was tried; rows of other GPUs stay. The compile gate then checks the new choices, too.
+than a margin, with all that was tried; rows of other GPUs stay. The compile check then checks the new choices, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .results import OURS, ROOT, describe_machine, write_json
 from .tune_questions import QUESTIONS, Question
 
 if TYPE_CHECKING:
-    from llmfast.kernels.tuned import Tuned
+    from llmfast.kernels.frame.tuned import Tuned
 
 TABLES = ROOT / "kernels" / "tables"
 MARGIN = 0.02  # Two runs differ by as much.
@@ -82,9 +82,9 @@ class Search:
     faults: dict[Any, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from llmfast.kernels.launch import Device
+        from llmfast.kernels.frame.launch import Chip
 
-        self.chip = Device.of(torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu"))
+        self.chip = Chip.of(torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu"))
         self.rule = self.best = self.question.function.rule(self.chip, *self.question.arguments)
         generator = torch.Generator(self.device)
         self.inputs = self.question.case.inputs(generator.manual_seed(0))

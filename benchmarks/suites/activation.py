@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import geglu, gelu, swiglu
-from llmfast.kernels.reference import activation as definition
+from llmfast.kernels.activation import reference as definition
 
 from ..compare import BACKWARD, FORWARD, Case
 from ..contenders import Contender, compiled, given

@@ -1,4 +1,4 @@
-"""The compile gate: every launch that the library can make, compiled for every chip, without a GPU.
+"""The compile check: every launch that the library can make, compiled for every chip, without a GPU.
 
 ``python -m llmfast.kernels.compile_check`` runs each op's host code on meta tensors, as if on each chip in turn. Where
 a launch would happen it compiles the kernel for that chip with Triton's own ptxas and writes down what came

@@ -1,4 +1,4 @@
-"""The committed table: what the gate found, what is wrong with it, and how it reads."""
+"""The committed table: what the check found, what is wrong with it, and how it reads."""
 
 import json
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """What a launch needs: the chip, how the rows of a tensor lie in memory, and the one place that launches.
 
-Launch choices are pure functions of shape, dtype and ``Chip``, so that the compile gate can ask them for
+Launch choices are pure functions of shape, dtype and ``Chip``, so that the compile check can ask them for
 every chip on a machine that has none.
 """
 
@@ -46,7 +46,7 @@ _chips: dict[torch.device, Chip] = {torch.device("cpu"): INTERPRETER}
 
 
 def set_chip(device: torch.device, facts: Chip) -> None:
-    """Makes launch choices on a torch device those of another chip: the compile gate's meta tensors."""
+    """Makes launch choices on a torch device those of another chip: the compile check's meta tensors."""
     _chips[device] = facts
 
 
@@ -80,7 +80,7 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
 
 
 def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> None:
-    """What a launch on meta tensors does: nothing, until the compile gate puts its compiler here."""
+    """What a launch on meta tensors does: nothing, until the compile check puts its compiler here."""
 
 
 def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

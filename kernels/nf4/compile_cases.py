@@ -1,4 +1,4 @@
-"""What the compile gate compiles of 4-bit weights: each launch choice, and each option that adds code."""
+"""What the compile check compiles of 4-bit weights: each launch choice, and each option that adds code."""
 
 from collections.abc import Iterator
 

@@ -53,7 +53,7 @@ def forward_launch(chip: Chip, width: int) -> NormLaunch:
 @lru_cache
 def backward_launch(chip: Chip, width: int, itemsize: int) -> NormLaunch:
     """Half the elements a thread: h, grad_y and the sums of both parameters' gradients are there at once. What
-    the compile gate found to fit without a spill on every chip: 80 registers for one row of 2,048, 64 for 4,096
+    the compile check found to fit without a spill on every chip: 80 registers for one row of 2,048, 64 for 4,096
     in half precision, 128 for 8,192."""
     block = max(next_power_of_2(width), 64)
     if block > _longest(width, 16384 // itemsize, unaligned=2048):
