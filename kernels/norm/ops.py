@@ -145,6 +145,8 @@ _backward_op = define("norm_backward", NormBackwardCall, backward)
 
 def _differentiate(kept: NormKept, wanted, grad_y: Tensor | None, grad_h: Tensor | None, _) -> tuple:
     grad_weight = grad_bias = None
+    if kept.residual_dtype is None:  # There is no new residual, only an empty tensor in its place.
+        grad_h = None
     if grad_y is None:  # Only the new residual was used.
         grad_x = grad_h
     else:
