@@ -19,9 +19,9 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_shape
 from . import reference
-from .ops import GatedCall, GeluCall, gated_op, gelu_op
+from .ops import BiasedCall, GatedCall, biased_op, gated_op
 
-APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}  # of gelu, and the kinds that the kernels know them by
+APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}  # of gelu, and their kinds
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -48,10 +48,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
             def forward(self, x):
                 return self.down(swiglu(self.gate_up(x)))
     """
-    gate, up = _check_gated(gate, up)
-    if use_triton(gate, up):
-        return gated_op(GatedCall(gate, up, "silu"))
-    return reference.swiglu(gate, up)
+    return _gated(gate, up, "silu")
 
 
 def geglu(gate: Tensor, up: Tensor | None = None, *, approximate: str = "none") -> Tensor:
@@ -79,11 +76,7 @@ def geglu(gate: Tensor, up: Tensor | None = None, *, approximate: str = "none") 
             def forward(self, x):
                 return geglu(self.gate(x), self.up(x), approximate="tanh")
     """
-    gate, up = _check_gated(gate, up)
-    check_choice("approximate", approximate, tuple(APPROXIMATIONS))
-    if use_triton(gate, up):
-        return gated_op(GatedCall(gate, up, APPROXIMATIONS[approximate]))
-    return reference.geglu(gate, up, approximate)
+    return _gated(gate, up, _gelu_kind(approximate))
 
 
 def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") -> Tensor:
@@ -113,14 +106,26 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") ->
                 return self.down(gelu(x @ self.up.weight.T, self.up.bias, approximate="tanh"))
     """
     check_floating("x", x)
-    check_choice("approximate", approximate, tuple(APPROXIMATIONS))
+    kind = _gelu_kind(approximate)
     if bias is not None:
         if bias.shape != x.shape[-1:]:
             raise ValueError(f"bias must have the shape {tuple(x.shape[-1:])}, got {tuple(bias.shape)}")
         check_same_device("bias", bias, x)
     if use_triton(x, bias):
-        return gelu_op(GeluCall(x, bias, APPROXIMATIONS[approximate]))
-    return reference.gelu(x, bias, approximate)
+        return biased_op(BiasedCall(x, bias, kind))
+    return reference.biased(x, bias, kind)
+
+
+def _gelu_kind(approximate: str) -> str:
+    check_choice("approximate", approximate, tuple(APPROXIMATIONS))
+    return APPROXIMATIONS[approximate]
+
+
+def _gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
+    gate, up = _check_gated(gate, up)
+    if use_triton(gate, up):
+        return gated_op(GatedCall(gate, up, kind))
+    return reference.gated(gate, up, kind)
 
 
 def _check_gated(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor | None]:

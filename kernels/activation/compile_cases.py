@@ -9,14 +9,14 @@ from ..frame.launch import Chip
 from .api import APPROXIMATIONS
 from .launch import LONG, launch
 from .ops import (
+    BiasedBackwardCall,
+    BiasedCall,
     GatedBackwardCall,
     GatedCall,
-    GeluBackwardCall,
-    GeluCall,
+    biased,
+    biased_gradients,
     gated,
     gated_gradients,
-    gelu,
-    gelu_gradients,
 )
 
 
@@ -49,7 +49,7 @@ def _gated_case(op: str, kind: str, columns: int, dtype: torch.dtype) -> Compile
 def _gelu_case(kind: str, columns: int, dtype: torch.dtype) -> CompileCase:
     def forward_and_backward() -> None:
         x = torch.empty(64, columns, dtype=dtype, device="meta")
-        call = GeluCall(x, x[0], kind)
-        gelu_gradients(GeluBackwardCall(gelu(call), True, call))
+        call = BiasedCall(x, x[0], kind)
+        biased_gradients(BiasedBackwardCall(biased(call), True, call))
 
     return CompileCase("gelu", f"{columns} {kind} {str(dtype).removeprefix('torch.')}", forward_and_backward)

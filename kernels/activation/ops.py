@@ -13,13 +13,13 @@ from .kernels import gated_backward, gated_forward, gelu_backward, gelu_forward
 from .launch import MOST_PROGRAMS, bias_programs, launch_for
 from .reference import split
 
-# ------------------------------------------------------------------------------------- gated: swiglu and geglu
+# ------------------------------------------------------------------------------- gated: swiglu and geglu
 
 
 class GatedCall(NamedTuple):
     gate: Tensor  # (..., F), or packed [gate | up] (..., 2F) without up
     up: Tensor | None  # (..., F)
-    kind: str  # of the activation, see ``kernels``
+    kind: str  # of activation: a key of ``reference.ACTIVATIONS``
 
     def allocate(self) -> Tensor:
         gate = self.gate
@@ -80,10 +80,10 @@ def _differentiate_gated(call: GatedCall, wanted, grad: Tensor) -> tuple[Tensor 
 
 gated_op = define("gated", GatedCall, gated, backward=_differentiate_gated)
 
-# -------------------------------------------------------------------------------------------------------- gelu
+# ------------------------------------------------------------------------------------------- with a bias: gelu
 
 
-class GeluCall(NamedTuple):
+class BiasedCall(NamedTuple):
     x: Tensor  # (..., F)
     bias: Tensor | None  # (F,)
     kind: str
@@ -100,17 +100,17 @@ class GeluCall(NamedTuple):
         return row_count(x), x.shape[-1], x, stride
 
 
-class GeluBackwardCall(NamedTuple):
+class BiasedBackwardCall(NamedTuple):
     grad: Tensor
     bias_gradient: bool
-    call: GeluCall
+    call: BiasedCall
 
     def allocate(self) -> tuple[Tensor, Tensor]:
         x, bias, _ = self.call
         return empty(x), bias.new_empty(bias.shape) if self.bias_gradient else x.new_empty(0)
 
 
-def gelu(call: GeluCall) -> Tensor:
+def biased(call: BiasedCall) -> Tensor:
     out = call.allocate()
     rows, columns, x, stride = call.rows()
     chosen = launch_for("gelu_forward", x, columns)
@@ -120,7 +120,7 @@ def gelu(call: GeluCall) -> Tensor:
     return out
 
 
-def gelu_gradients(call: GeluBackwardCall) -> tuple[Tensor, Tensor]:
+def biased_gradients(call: BiasedBackwardCall) -> tuple[Tensor, Tensor]:
     grad, bias_gradient, forward = call
     bias, kind = forward.bias, forward.kind
     grad_x = empty(forward.x)
@@ -139,13 +139,13 @@ def gelu_gradients(call: GeluBackwardCall) -> tuple[Tensor, Tensor]:
     return grad_x, grad_bias
 
 
-_gelu_backward_op = define("gelu_backward", GeluBackwardCall, gelu_gradients)
+_biased_backward_op = define("gelu_backward", BiasedBackwardCall, biased_gradients)
 
 
-def _differentiate_gelu(call: GeluCall, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_biased(call: BiasedCall, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
     bias_gradient = wanted[1]
-    grad_x, grad_bias = _gelu_backward_op(GeluBackwardCall(grad, bias_gradient, call))
+    grad_x, grad_bias = _biased_backward_op(BiasedBackwardCall(grad, bias_gradient, call))
     return grad_x, grad_bias if bias_gradient else None
 
 
-gelu_op = define("gelu", GeluCall, gelu, backward=_differentiate_gelu)
+biased_op = define("gelu", BiasedCall, biased, backward=_differentiate_biased)

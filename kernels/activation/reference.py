@@ -1,9 +1,19 @@
-"""Gated and plain activations of the feed-forward layer."""
+"""The definitions of the activations: computed in float32 (float64 for float64) and rounded once."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.dtypes import cast, widen
+
+# Every activation by the name of its kind, under which ``kernels`` has it too.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 def split(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,18 +22,15 @@ def split(packed: Tensor) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
+def gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
+    """``activation(gate) · up``."""
     gate, up = split(gate) if up is None else (gate, up)
-    return cast(F.silu(widen(gate)) * widen(up), gate.dtype)
+    return cast(ACTIVATIONS[kind](widen(gate)) * widen(up), gate.dtype)
 
 
-def geglu(gate: Tensor, up: Tensor | None, approximate: str) -> Tensor:
-    gate, up = split(gate) if up is None else (gate, up)
-    return cast(F.gelu(widen(gate), approximate=approximate) * widen(up), gate.dtype)
-
-
-def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+def biased(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    """``activation(x + bias)``."""
     wide = widen(x)
     if bias is not None:
         wide = wide + cast(bias, wide.dtype)
-    return cast(F.gelu(wide, approximate=approximate), x.dtype)
+    return cast(ACTIVATIONS[kind](wide), x.dtype)

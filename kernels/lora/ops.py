@@ -55,7 +55,7 @@ class SwigluLinearBackwardCall(NamedTuple):
 def _product(gate: Tensor, up: Tensor, kernels: bool) -> Tensor:
     if kernels:
         return activation.gated(activation.GatedCall(gate, up, "silu"))
-    return reference.swiglu(gate, up)
+    return reference.gated(gate, up, "silu")
 
 
 def _product_gradients(grad: Tensor, gate: Tensor, up: Tensor, kernels: bool) -> tuple[Tensor, Tensor]:
