@@ -11,7 +11,7 @@ from kernel_testing import (
     random_tensor,
 )
 from llmfast.kernels import int8_linear, quantize_int8
-from llmfast.kernels.int8 import strategy
+from llmfast.kernels.int8.launch import strategy
 
 
 def test_error_is_half_a_step_of_each_row_at_most():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_testing import DTYPES, assert_as_exact_as, far_apart, layouts, random_tensor
 from llmfast.kernels import newton_schulz
-from llmfast.kernels.launch import Device
-from llmfast.kernels.newton_schulz import product_launch
-from llmfast.kernels.reference import newton_schulz as definition
+from llmfast.kernels.frame.launch import Chip
+from llmfast.kernels.optimizers import newton_schulz_reference as definition
+from llmfast.kernels.optimizers.launch import product_launch
 from roundings import rounding_error
 
 
@@ -85,7 +85,7 @@ def check_products(device, size, depth, dtype, layout, beta):
         x = random_tensor((2, size, depth), dtype, device, layout) / depth**0.5
     arguments = (2.0315, -4.7750) if beta else (1.0, 0.0)
     found = torch.ops.llmfast.symmetric_product(x, *arguments)
-    block = product_launch(Device.of(x.device), size, x.element_size()).block
+    block = product_launch(Chip.of(x.device), size, x.element_size()).block
     for low in range(block, size, block):  # Tiles off the diagonal are computed once and written twice.
         assert torch.equal(found[:, low:, :low], found[:, :low, low:].mT)
     peer = definition.symmetric_product(x, *arguments)
@@ -186,5 +186,5 @@ def test_errors_name_the_argument(arguments, message):
 
 
 def test_the_example_holds():
-    module = importlib.import_module("llmfast.kernels.newton_schulz")
+    module = importlib.import_module("llmfast.kernels.optimizers.newton_schulz")
     assert doctest.testmod(module) == (0, 3)

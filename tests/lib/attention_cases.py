@@ -9,7 +9,7 @@ import torch
 from attention_steps import flash_attention_steps
 from kernel_testing import assert_as_exact_as, assert_matches
 from llmfast.kernels import flash_attention
-from llmfast.kernels.reference.attention import dropout_keep
+from llmfast.kernels.attention.reference import dropout_keep
 
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
