@@ -9,14 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from llmfast.tokenizer import patterns
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
+from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level
+from llmfast.tokenizer.offsets import character_offsets
 from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 
 _NONE: frozenset[str] = frozenset()
+
+# In the text of a token, Ġ stands for a space.
+_SPACES = regex.compile(r"[Ġ\p{White_Space}]*")
+_SPACES_AT_END = regex.compile(r"[Ġ\p{White_Space}]*\Z")
 
 
 class Span(NamedTuple):
@@ -246,23 +253,42 @@ class RulesEngine:
 
     # ---- Offsets
 
-    def offsets(self, text: str, allowed: str | Set[str], disallowed: str | Collection[str]) -> list[tuple[int, int]]:
-        """The characters of `text` that each of its ids covers, before a post-processor trims them."""
-        from llmfast.tokenizer.offsets import character_offsets
-
+    def offsets(
+        self, text: str, ids: list[int], allowed: str | Set[str], disallowed: str | Collection[str]
+    ) -> list[tuple[int, int]]:
+        """The characters of `text` that each of its `ids` covers."""
         wanted = self._wanted(text, allowed, disallowed)
-        if self._cut or self._normal(text) != text:
-            return self._aligned(text, wanted)
-        found: list[tuple[int, int]] = []
-        for span in self._spans(text, wanted):
-            if span.token is not None:
-                found.append((span.start, span.stop))
-                continue
-            lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
-            added = len(span.text) - (span.stop - span.start)  # a space, which has the place of the character behind it
-            for start, stop in character_offsets(span.text, lengths):
-                found.append((span.start + max(start - added, 0), span.start + max(stop - added, 1)))
+        is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
+        if self._cut or is_changed:
+            found = self._aligned(text, wanted)
+        else:
+            found = [place for span in self._spans(text, wanted) for place in self._places(span)]
+        for prefix_space in self.rules.trims:
+            found = [
+                self._trimmed(token, place, prefix_space and (i == 0 or place[0] == 0))
+                for i, (token, place) in enumerate(zip(ids, found, strict=True))
+            ]
         return found
+
+    def _places(self, span: Span) -> Iterator[tuple[int, int]]:
+        if span.token is not None:
+            yield span.start, span.stop
+            return
+        lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
+        added = len(span.text) - (span.stop - span.start)  # a space, which has the place of the character behind it
+        for start, stop in character_offsets(span.text, lengths):
+            yield span.start + max(start - added, 0), span.start + max(stop - added, 1)
+
+    def _trimmed(self, token: int, place: tuple[int, int], keeps_one: bool) -> tuple[int, int]:
+        """Without the spaces at both ends of a token; `keeps_one` at its start, which was not in the text."""
+        start, stop = place
+        text = self._token_text(token)
+        leading, trailing = (len(match.group()) for match in (_SPACES.match(text), _SPACES_AT_END.search(text)))
+        if leading:
+            start = min(start + leading - keeps_one, stop)
+        if trailing and stop >= trailing:
+            stop = max(stop - trailing, start)
+        return start, stop
 
     def _aligned(self, text: str, wanted: frozenset[str]) -> list[tuple[int, int]]:
         sources = iter(self._aligner(wanted)(text))
@@ -285,8 +311,6 @@ class RulesEngine:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as above
     def _aligner(self, wanted: frozenset[str]) -> Callable[[str], list[tuple[bool, tuple[int, int]]]]:
-        from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level
-
         steps = self.rules.steps
         if steps is None:
             steps = byte_level(use_regex=False, add_prefix_space=self.rules.prefix_space)

@@ -89,6 +89,13 @@ class TextRules:
             return True
         return any(_may_overlap(one, other) for one in late for other in first)
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a text can be cut where its pieces end, and its parts read one by one."""
+        if self.prefix_space or self.steps is not None or self.normalizer not in (None, NFC):
+            return False
+        return not (self.normalizer and any(token.normalized for token in self.added))
+
     def described(self) -> list[str]:
         """All that decides ids, as texts that differ where the rules do."""
         if not self.change_ids:

@@ -13,8 +13,9 @@ import tokenizers
 from shared_data import shared_data
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmfast.tokenizer import Tokenizer, huggingface, patterns
-from llmfast.tokenizer.tokenizer import PATTERNS
+from llmfast.tokenizer import Tokenizer, patterns
+from llmfast.tokenizer.huggingface import byte_text
+from llmfast.tokenizer.training import PATTERNS
 
 CODE = "\n".join(inspect.getsource(module) for module in (inspect, random, json.decoder))
 TRICKY = (
@@ -422,6 +423,6 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 def test_byte_characters():
     assert all(
-        huggingface.token_bytes(huggingface.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256)
+        byte_text.token_bytes(byte_text.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256)
     )
-    assert huggingface.token_text(b" caf\xc3\xa9\n") == "ĠcafÃ©Ċ"
+    assert byte_text.token_text(b" caf\xc3\xa9\n") == "ĠcafÃ©Ċ"
