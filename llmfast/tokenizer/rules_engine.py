@@ -22,7 +22,7 @@ from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 _NONE: frozenset[str] = frozenset()
 
 # In the text of a token, Ġ stands for a space.
-_SPACES = regex.compile(r"[Ġ\p{White_Space}]*")
+_SPACES = regex.compile(r"\A[Ġ\p{White_Space}]*")
 _SPACES_AT_END = regex.compile(r"[Ġ\p{White_Space}]*\Z")
 
 
@@ -65,7 +65,7 @@ class RulesEngine:
         self._decoded = dict(rules.decoded)
         self._decoded |= {
             token.id: decoded for token in rules.added
-            if (decoded := decoded_bytes(token.content)) != self._inner_bytes(token.id)
+            if (decoded := decoded_bytes(self._written(token))) != self._inner_bytes(token.id)
         }  # fmt: skip
         self.n_ordinary = self._inner.n_ordinary
         self.largest_id = max([self._numbers.largest(self._inner.largest_id), *self._decoded])
@@ -96,6 +96,10 @@ class RulesEngine:
             else:
                 yield from self._cut(span.text)
 
+    def _written(self, token: AddedToken) -> str:
+        """The text of an added token, as the text is in which it is found."""
+        return self._normal(token.content) if token.normalized else token.content
+
     def _normal(self, text: str) -> str:
         return text if self._normalize is None else self._normalize(text)
 
@@ -105,7 +109,7 @@ class RulesEngine:
         tokens = {token.content: token for token in self.rules.added if token.content in wanted}
         late = {text: token for text, token in tokens.items() if token.normalized}
         first = {text: token for text, token in tokens.items() if text not in late}
-        normal = {self._normal(text): token for text, token in late.items()}
+        normal = {self._written(token): token for token in late.values()}
         normal.pop("", None)
         return Search(first), Search(normal)
 
@@ -259,48 +263,42 @@ class RulesEngine:
         """The characters of `text` that each of its `ids` covers."""
         wanted = self._wanted(text, allowed, disallowed)
         is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
-        if self._cut or is_changed:
-            found = self._aligned(text, wanted)
-        else:
-            found = [place for span in self._spans(text, wanted) for place in self._places(span)]
+        found = self._aligned(text, wanted) if self._cut or is_changed else self._in_place(text, wanted)
+        texts = [text[slice(*place)] if is_added else self._token_text(token) for token, (is_added, place) in zip(ids, found, strict=True)]
+        places = [place for _, place in found]
         for prefix_space in self.rules.trims:
-            found = [
-                self._trimmed(token, place, prefix_space and (i == 0 or place[0] == 0))
-                for i, (token, place) in enumerate(zip(ids, found, strict=True))
+            places = [
+                _trimmed(token, place, prefix_space and (i == 0 or place[0] == 0))
+                for i, (token, place) in enumerate(zip(texts, places, strict=True))
             ]
+        return places
+
+    def _in_place(self, text: str, wanted: frozenset[str]) -> list[tuple[bool, tuple[int, int]]]:
+        """For each id of a text that is not normalized or cut here: whether it is an added token, and its place."""
+        found: list[tuple[bool, tuple[int, int]]] = []
+        for span in self._spans(text, wanted):
+            if span.token is not None:
+                found.append((True, (span.start, span.stop)))
+                continue
+            lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
+            prefix = len(span.text) - (span.stop - span.start)  # a space, in the place of the character behind it
+            for start, stop in character_offsets(span.text, lengths):
+                place = span.start + max(start - prefix, 0), span.start + max(stop - prefix, 1)
+                found.append((False, place))
         return found
 
-    def _places(self, span: Span) -> Iterator[tuple[int, int]]:
-        if span.token is not None:
-            yield span.start, span.stop
-            return
-        lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
-        added = len(span.text) - (span.stop - span.start)  # a space, which has the place of the character behind it
-        for start, stop in character_offsets(span.text, lengths):
-            yield span.start + max(start - added, 0), span.start + max(stop - added, 1)
-
-    def _trimmed(self, token: int, place: tuple[int, int], keeps_one: bool) -> tuple[int, int]:
-        """Without the spaces at both ends of a token; `keeps_one` at its start, which was not in the text."""
-        start, stop = place
-        text = self._token_text(token)
-        leading, trailing = (len(match.group()) for match in (_SPACES.match(text), _SPACES_AT_END.search(text)))
-        if leading:
-            start = min(start + leading - keeps_one, stop)
-        if trailing and stop >= trailing:
-            stop = max(stop - trailing, start)
-        return start, stop
-
-    def _aligned(self, text: str, wanted: frozenset[str]) -> list[tuple[int, int]]:
+    def _aligned(self, text: str, wanted: frozenset[str]) -> list[tuple[bool, tuple[int, int]]]:
+        """The same for any text."""
         sources = iter(self._aligner(wanted)(text))
-        found: list[tuple[int, int]] = []
+        found: list[tuple[bool, tuple[int, int]]] = []
         for part in self._parts(text, wanted):
             if isinstance(part, int):
-                found.append(next(sources)[1])
+                found.append((True, next(sources)[1]))
                 continue
             size = len(part) if self._cut else len(part.encode())
             places = [next(sources)[1] for _ in range(size)]
             for begin, end in self._byte_spans(part):
-                found.append((places[begin][0], places[end - 1][1]))
+                found.append((False, (places[begin][0], places[end - 1][1])))
         return found
 
     def _byte_spans(self, part: str) -> list[tuple[int, int]]:
@@ -363,7 +361,18 @@ class RulesEngine:
     @functools.cached_property
     def _texts(self) -> dict[int, str]:
         _, texts = self.rules.decoder or (None, {})
-        return texts | {number: text for text, number in self._added.items()}
+        return texts | {token.id: self._written(token) for token in self.rules.added}
+
+
+def _trimmed(token: str, place: tuple[int, int], may_keep: bool) -> tuple[int, int]:
+    """Without the spaces at both ends of a token; `may_keep` a single one at its start, which was not in the text."""
+    start, stop = place
+    leading, trailing = (len(spaces.search(token).group()) for spaces in (_SPACES, _SPACES_AT_END))
+    if leading and not (may_keep and leading == 1):
+        start = min(start + leading, stop)
+    if trailing and stop >= trailing:
+        stop = max(stop - trailing, start)
+    return start, stop
 
 
 def _listed(tokens: Sequence[int]) -> Sequence[int]:

@@ -64,6 +64,8 @@ class TextRules:
     @property
     def _decode_as_written(self) -> bool:
         """Whether each added token decodes to its text: each id has one, and none is taken for byte characters."""
+        if self.normalizer and any(token.normalized for token in self.added):
+            return False
         return len({token.id for token in self.added}) == len(self.added) and all(
             decodes_to_itself(token.content) for token in self.added
         )
