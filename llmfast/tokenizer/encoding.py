@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
+from llmfast import _bpe
 from llmfast.tokenizer import arguments, offsets, patterns, unstable
 from llmfast.tokenizer.core_bpe import CoreBPE
 from llmfast.tokenizer.rank_files import RankFile
@@ -383,7 +383,7 @@ class Encoding:
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
-        pieces = (match.group() for match in patterns.compiled(self._pat_str).finditer(text))
+        pieces = patterns.pieces(self._pat_str, text)
         return [token for piece in pieces for token in self._encode_single_piece(piece)]
 
     def _encode_bytes(self, text: bytes) -> list[int]:
@@ -435,13 +435,15 @@ def _as_bytes(text_or_bytes: str | bytes) -> bytes:
 
 def check_disallowed(text: str, disallowed: Collection[str]) -> None:
     """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
-    if found := _any_of(frozenset(disallowed)).search(text):
-        raise_disallowed_special_token(found.group())
+    if "" in disallowed:  # which every text holds
+        raise_disallowed_special_token("")
+    if (found := _finder(frozenset(disallowed)).first_in(text)) is not None:
+        raise_disallowed_special_token(found)
 
 
 @functools.lru_cache(maxsize=128)
-def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+def _finder(texts: frozenset[str]) -> _bpe.Finder:
+    return _bpe.Finder(texts)
 
 
 def raise_disallowed_special_token(token: str) -> NoReturn:
