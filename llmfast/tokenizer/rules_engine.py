@@ -61,6 +61,7 @@ class RulesEngine:
         self._cut = None if rules.steps is None else library.pieces_of(rules.steps)
         self._piece_ids = library.piece_ids_of(rules.model) if rules.model else self._merged
         self._join = library.decoder_of(rules.decoder[0]) if rules.decoder else None
+        self._needs_text = self._cut is not None or rules.normalizer not in (None, NFC)
         self._is_searched_here = rules.need_search or rules.model is not None
         self._decoded = dict(rules.decoded)
         self._decoded |= {
@@ -215,6 +216,8 @@ class RulesEngine:
         else:
             # A byte that is not UTF-8 is a surrogate to the rules, and itself again to the engine.
             text, errors = str(document, "utf-8", "surrogateescape"), "surrogateescape"
+            if self._needs_text and not text.isascii():
+                _check_is_utf8(text)
         for part in self._parts(text, self._always):
             if isinstance(part, int):
                 yield [part]
@@ -373,6 +376,15 @@ def _trimmed(token: str, place: tuple[int, int], may_keep: bool) -> tuple[int, i
     if trailing and stop >= trailing:
         stop = max(stop - trailing, start)
     return start, stop
+
+
+def _check_is_utf8(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a document is not UTF-8 at character {error.start}, which this tokenizer's rules of text cannot read"
+        ) from None
 
 
 def _listed(tokens: Sequence[int]) -> Sequence[int]:

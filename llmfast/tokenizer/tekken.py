@@ -37,8 +37,8 @@ def from_tekken(file: dict[str, Any]) -> Contents:
         if not token or token in ranks:
             raise ValueError(f"token {i} {'repeats another' if token else 'is empty'}")
         ranks[token] = rank + n_specials
-    names = _SPECIALS if file.get("special_tokens") is None else _names(field(file, "special_tokens", list))
-    names = {number: text for number, text in enumerate(names)} if isinstance(names, list) else names
+    listed = file.get("special_tokens") is not None
+    names = _names(field(file, "special_tokens", list)) if listed else dict(enumerate(_SPECIALS))
     specials = {names.get(number, f"<SPECIAL_{number}>"): number for number in range(n_specials)}
     if len(specials) < n_specials:
         raise ValueError("two of its special tokens are written alike")

@@ -314,7 +314,7 @@ class Tokenizer(Encoding):
 
         if self.rules is not None and self.rules.change_ids:
             raise ValueError(
-                f"{self!r} normalizes or splits text, or finds added tokens, by rules of their own, which tiktoken cannot"
+                f"{self!r} normalizes or splits text, or finds tokens, by rules of their own, which tiktoken cannot"
             )
         return tiktoken.Encoding(
             self.name,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
@@ -61,9 +60,9 @@ def piece_spans_of(model: dict[str, Any]) -> Callable[[str], list[tuple[int, int
     theirs = tokenizer_of(model=model).model
 
     def spans(piece: str) -> list[tuple[int, int]]:
-        ends = accumulate((len(character.encode()) for character in piece), initial=0)
-        place_of = {end: place for place, end in enumerate(ends)}  # they count bytes
-        return [tuple(map(place_of.__getitem__, token.offsets)) for token in theirs.tokenize(piece)]
+        place_of = [place for place, character in enumerate(piece) for _ in character.encode()]  # they count bytes
+        offsets = [token.offsets for token in theirs.tokenize(piece)]
+        return [(place_of[start], place_of[stop - 1] + 1) for start, stop in offsets]
 
     return spans
 

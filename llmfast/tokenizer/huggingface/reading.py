@@ -61,6 +61,8 @@ def from_json(file: Any) -> Contents:
     _check_distinct(tokens)
     largest = max((*vocabulary.values(), *(token.id for token in added)), default=0)
     ranked = None
+    if not tokens:
+        raise ValueError("its vocabulary has no token")
     if _merges_natively(model, tokens):
         pairs = [(token_bytes(left), token_bytes(right)) for left, right in merges if _is_byte_text(left + right)]
         ranked = ranks_of(tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest)
@@ -77,8 +79,6 @@ def from_json(file: Any) -> Contents:
         by_id = sorted(tokens, key=tokens.__getitem__)
         ranked = Ranked({token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id)))
         rules = rules.replace(model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False)
-    if not ranked.ranks:
-        raise ValueError("its vocabulary has no token")
     decoded = {
         number: decoded_bytes(text)
         for text, number in vocabulary.items()
@@ -179,10 +179,6 @@ _NEVER_IN_TEXT = {0xC0, 0xC1, *range(0xF5, 0x100)}
 def _merges_natively(model: dict[str, Any], tokens: dict[bytes, int]) -> bool:
     """Whether merging begins with the bytes of a piece and knows each of them."""
     missing = {byte for byte in range(256) if bytes([byte]) not in tokens} - _NEVER_IN_TEXT
-    if missing and not model.get("unk_token"):
-        raise ValueError(
-            f"it has no tokens for {len(missing)} of the 256 bytes, such as {min(missing):#04x}, which would be lost"
-        )
     return not (missing or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
 
 
