@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from itertools import islice
 from typing import TypeAlias
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -104,5 +106,26 @@ def separable_parts(
 
 @functools.lru_cache(maxsize=128)
 def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    """The expression for the longest of the texts that starts at a place."""
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+    """The expression for the longest of the texts that starts at a place; for none it matches nowhere."""
+    return re.compile(_by_prefix(sorted(texts)) if texts else r"(?!)")
+
+
+def _by_prefix(texts: list[str]) -> str:
+    """What matches the longest of the sorted texts, each prefix that several share written once.
+
+    To try thousands of texts one after the other at every "<" would take as many steps.
+
+    >>> _by_prefix(["a", "abc", "abd", "x"])
+    '(?:a(?:b(?:c|d)|)|x)'
+    """
+    if len(texts) == 1:
+        return re.escape(texts[0])
+    branches = []
+    for _, group in itertools.groupby(texts, key=lambda text: text[:1]):
+        members = list(group)
+        shared = os.path.commonprefix(members)  # noqa: RUF071 - of characters, as is meant
+        branches.append(
+            re.escape(shared) + (_by_prefix([text[len(shared) :] for text in members]) if shared else "")
+        )
+    # The end of a text comes behind what would make it longer.
+    return f"(?:{'|'.join(sorted(branches, key=lambda branch: branch == ''))})"

@@ -38,14 +38,14 @@ WITH_SPECIALS = ["encode", "encode_to_numpy", "encode_with_unstable", "encode_wi
 DECODE = ["decode", "decode_bytes", "decode_tokens_bytes", "decode_with_offsets"]
 
 
-@pytest.mark.parametrize("wrong", NO_TEXT, ids=repr)
+@pytest.mark.parametrize("wrong", NO_TEXT, ids=range(len(NO_TEXT)))
 @pytest.mark.parametrize("method", ONE_TEXT)
 def test_one_text(encoding, method, wrong):
     with pytest.raises(TypeError, match=f"^text must be a str, got {type(wrong).__name__}$"):
         getattr(encoding, method)(wrong)
 
 
-@pytest.mark.parametrize("wrong", NO_TEXTS, ids=repr)
+@pytest.mark.parametrize("wrong", NO_TEXTS, ids=range(len(NO_TEXTS)))
 @pytest.mark.parametrize(("method", "name"), MANY_TEXTS.items())
 def test_many_texts(encoding, method, name, wrong):
     """Trap: one text is a sequence of texts, too, of its characters."""
