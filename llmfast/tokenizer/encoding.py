@@ -217,7 +217,7 @@ class Encoding:
             return self.encode_ordinary(text)
         return self.encode(text, allowed_special=allowed, disallowed_special=())
 
-    # What rules of text may change, see `llmfast.tokenizer.text_rules`: tokens that are found wherever they stand; whether
+    # What rules of text may change, see `llmfast.tokenizer.text_rules`: tokens that are always found; whether
     # some are found by rules that look at the text beside them; and the pattern that tells where text may be cut.
     _always_found: frozenset[str] = _NONE
     _flags_act: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +114,9 @@ class RulesEngine:
         normal.pop("", None)
         return Search(first), Search(normal)
 
-    def _wanted(self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]) -> frozenset[str]:
+    def _wanted(
+        self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]
+    ) -> frozenset[str]:
         """The added tokens that count; ValueError where the text holds a disallowed one."""
         every = self._specials.keys()
         named = every if allowed == "all" else every & frozenset(allowed)
@@ -153,11 +155,15 @@ class RulesEngine:
         """The arguments for the engine's own search, by which it finds the same."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
-        return self._normal_between(text), allowed if allowed == "all" else self._always.union(allowed), disallowed
+        return (
+            self._normal_between(text),
+            allowed if allowed == "all" else self._always.union(allowed),
+            disallowed,
+        )
 
     def _normal_between(self, text: str) -> str:
         """The text with all between the added tokens normalized."""
-        if self._normalize is None or self.rules.normalizer == NFC and self._normal(text) == text:
+        if self._normalize is None or (self.rules.normalizer == NFC and self._normal(text) == text):
             return text
         search = self._everything
         return "".join(
@@ -265,9 +271,14 @@ class RulesEngine:
     ) -> list[tuple[int, int]]:
         """The characters of `text` that each of its `ids` covers."""
         wanted = self._wanted(text, allowed, disallowed)
-        is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
+        is_changed = self._normalize is not None and (
+            self.rules.normalizer != NFC or self._normalize(text) != text
+        )
         found = self._aligned(text, wanted) if self._cut or is_changed else self._in_place(text, wanted)
-        texts = [text[slice(*place)] if is_added else self._token_text(token) for token, (is_added, place) in zip(ids, found, strict=True)]
+        texts = [
+            text[slice(*place)] if is_added else self._token_text(token)
+            for token, (is_added, place) in zip(ids, found, strict=True)
+        ]
         places = [place for _, place in found]
         for prefix_space in self.rules.trims:
             places = [
@@ -284,7 +295,9 @@ class RulesEngine:
                 found.append((True, (span.start, span.stop)))
                 continue
             lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
-            prefix = len(span.text) - (span.stop - span.start)  # a space, in the place of the character behind it
+            prefix = len(span.text) - (
+                span.stop - span.start
+            )  # a space, in the place of the character behind it
             for start, stop in character_offsets(span.text, lengths):
                 place = span.start + max(start - prefix, 0), span.start + max(stop - prefix, 1)
                 found.append((False, place))
@@ -308,7 +321,7 @@ class RulesEngine:
         if self.rules.model:
             return library.piece_spans_of(self.rules.model)(part)
         ends = list(accumulate((len(self.token_bytes(token)) for token in self._ids_of(part)), initial=0))
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as above
     def _aligner(self, wanted: frozenset[str]) -> Callable[[str], list[tuple[bool, tuple[int, int]]]]:
@@ -340,7 +353,9 @@ class RulesEngine:
         return None if inside is None else self._inner.token_bytes(inside)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
+        if self._numbers.is_identity and (
+            not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))
+        ):
             return self._inner.decode_bytes(tokens)
         return b"".join(map(self._known_bytes, _listed(tokens)))
 
@@ -353,7 +368,9 @@ class RulesEngine:
     def decode(self, tokens: Sequence[int], errors: str) -> str:
         if self._join is not None:
             return self._join([self._token_text(token) for token in _listed(tokens)])
-        if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
+        if self._numbers.is_identity and (
+            not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))
+        ):
             return self._inner.decode(tokens, errors)
         return self.decode_bytes(tokens).decode("utf-8", errors)
 

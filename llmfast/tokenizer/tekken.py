@@ -12,14 +12,19 @@ from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
 
 # Of files that do not list theirs.
 _SPECIALS = (
-    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
-    "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
-).split()
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 
 
 def is_tekken(file: Any) -> bool:
     """Whether the content of a JSON file is of this format."""
-    return isinstance(file, dict) and isinstance(file.get("config"), dict) and isinstance(file.get("vocab"), list)
+    return (
+        isinstance(file, dict)
+        and isinstance(file.get("config"), dict)
+        and isinstance(file.get("vocab"), list)
+    )
 
 
 def from_tekken(file: dict[str, Any]) -> Contents:

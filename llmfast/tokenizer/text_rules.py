@@ -59,7 +59,9 @@ class TextRules:
     @property
     def are_needed(self) -> bool:
         """Whether anything would be otherwise without them."""
-        return bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
+        return (
+            bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
+        )
 
     @property
     def _decode_as_written(self) -> bool:
@@ -73,7 +75,14 @@ class TextRules:
     @functools.cached_property
     def change_ids(self) -> bool:
         """Whether the ids of some text would be others without them."""
-        parts = (self.normalizer, self.prefix_space, self.steps is not None, self.model, self.ids, self.always)
+        parts = (
+            self.normalizer,
+            self.prefix_space,
+            self.steps is not None,
+            self.model,
+            self.ids,
+            self.always,
+        )
         return any(parts) or self.need_search
 
     @functools.cached_property
@@ -84,7 +93,9 @@ class TextRules:
         if any(token.single_word or token.lstrip or token.rstrip for token in self.added):
             return True
         late = [token.content for token in self.added if token.normalized]
-        if self.normalizer and (late or not all(_survives_normalizing(token.content) for token in self.added)):
+        if self.normalizer and (
+            late or not all(_survives_normalizing(token.content) for token in self.added)
+        ):
             return True
         first = {token.content for token in self.added}.difference(late)
         if len(late) * len(first) > _MOST_COMPARED:
@@ -103,7 +114,9 @@ class TextRules:
         if not self.change_ids:
             return []
         flags = {
-            token.content: ",".join(sorted(name for name in FLAGS if name != "special" and getattr(token, name)))
+            token.content: ",".join(
+                sorted(name for name in FLAGS if name != "special" and getattr(token, name))
+            )
             for token in sorted(self.added)
         }
         lines = [f"{text}:{names}" for text, names in flags.items() if names and self.need_search]
@@ -225,4 +238,3 @@ def _expression_of(tree: dict[str, Any], level: int = 0) -> str:
     if not branches:
         return ""
     return f"(?:{'|'.join(branches)})" + ("?" if "" in tree else "")
-

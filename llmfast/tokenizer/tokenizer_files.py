@@ -92,7 +92,9 @@ def with_pattern(contents: Contents, pattern: str) -> Contents:
     """A tokenizer with another pattern than its file says."""
     rules = contents.rules or TextRules()
     if rules.model:
-        raise ValueError("pattern= is for what the engine merges; this vocabulary needs Hugging Face's library")
+        raise ValueError(
+            "pattern= is for what the engine merges; this vocabulary needs Hugging Face's library"
+        )
     return _changed(contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False))
 
 

@@ -22,7 +22,9 @@ def byte_level(prefix: bool = False, regex: bool = True, trim: bool = True) -> d
     return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": regex}
 
 
-def split(pattern: str, behavior: str = "Isolated", invert: bool = False, kind: str = "Regex") -> dict[str, Any]:
+def split(
+    pattern: str, behavior: str = "Isolated", invert: bool = False, kind: str = "Regex"
+) -> dict[str, Any]:
     return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
 
 
@@ -73,48 +75,82 @@ NFC = {"type": "NFC"}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"pre_tokenizer": byte_level(), "post_processor": byte_level(trim=False), "added": END},
     "gpt_neox": {
-        "pre_tokenizer": byte_level(), "normalizer": NFC, "post_processor": byte_level(trim=True),
+        "pre_tokenizer": byte_level(),
+        "normalizer": NFC,
+        "post_processor": byte_level(trim=True),
         "added": [*END, AddedToken("<|padding|>", special=True), *SPACES],
     },
     "olmo": {
-        "pre_tokenizer": byte_level(), "normalizer": NFC, "post_processor": template("<|endoftext|>"),
+        "pre_tokenizer": byte_level(),
+        "normalizer": NFC,
+        "post_processor": template("<|endoftext|>"),
         "added": [
-            *END, AddedToken("|||EMAIL_ADDRESS|||", special=False), AddedToken("|||PHONE|||", special=False), *SPACES,
+            *END,
+            AddedToken("|||EMAIL_ADDRESS|||", special=False),
+            AddedToken("|||PHONE|||", special=False),
+            *SPACES,
         ],
     },
-    "smollm": {"pre_tokenizer": cut(digits(True), byte_level()), "added": [*END, AddedToken("<|im_start|>", special=True)]},
+    "smollm": {
+        "pre_tokenizer": cut(digits(True), byte_level()),
+        "added": [*END, AddedToken("<|im_start|>", special=True)],
+    },
     "starcoder2": {
-        "pre_tokenizer": cut(digits(True), byte_level()), "post_processor": byte_level(),
+        "pre_tokenizer": cut(digits(True), byte_level()),
+        "post_processor": byte_level(),
         "added": [*END, AddedToken("<fim_prefix>", special=True)],
     },
     "falcon": {
         "pre_tokenizer": cut(
-            {"type": "Punctuation", "behavior": "Contiguous"}, byte_level(), digits(False), split("[0-9][0-9][0-9]")
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            byte_level(),
+            digits(False),
+            split("[0-9][0-9][0-9]"),
         ),
-        "post_processor": sequence("processors", byte_level(trim=False)), "added": [*END, AddedToken(">>TITLE<<", special=True)],
+        "post_processor": sequence("processors", byte_level(trim=False)),
+        "added": [*END, AddedToken(">>TITLE<<", special=True)],
     },
     "whisper": {
-        "pre_tokenizer": byte_level(), "post_processor": template("<|endoftext|>"),
+        "pre_tokenizer": byte_level(),
+        "post_processor": template("<|endoftext|>"),
         "added": [*END, AddedToken("<|en|>", special=True), AddedToken("<|0.00|>", special=False)],
     },
     "roberta": {
         "pre_tokenizer": byte_level(),
         "post_processor": {
-            "type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0], "trim_offsets": True,
+            "type": "RobertaProcessing",
+            "sep": ["</s>", 1],
+            "cls": ["<s>", 0],
+            "trim_offsets": True,
             "add_prefix_space": False,
         },
         "added": [
-            AddedToken("<s>", special=True, normalized=True), AddedToken("</s>", special=True, normalized=True),
+            AddedToken("<s>", special=True, normalized=True),
+            AddedToken("</s>", special=True, normalized=True),
             AddedToken("<mask>", special=True, lstrip=True),
         ],
         "renumber": True,
     },
-    "roberta_prefix": {"pre_tokenizer": byte_level(prefix=True), "post_processor": byte_level(prefix=True), "added": END},
-    "phi2": {"pre_tokenizer": byte_level(), "post_processor": byte_level(), "added": [*END, *SPACES, AddedToken("\t\t", special=False)]},
+    "roberta_prefix": {
+        "pre_tokenizer": byte_level(prefix=True),
+        "post_processor": byte_level(prefix=True),
+        "added": END,
+    },
+    "phi2": {
+        "pre_tokenizer": byte_level(),
+        "post_processor": byte_level(),
+        "added": [*END, *SPACES, AddedToken("\t\t", special=False)],
+    },
     "qwen2": {
-        "pre_tokenizer": cut(split(patterns.QWEN2), byte_level(regex=False)), "normalizer": NFC,
+        "pre_tokenizer": cut(split(patterns.QWEN2), byte_level(regex=False)),
+        "normalizer": NFC,
         "post_processor": byte_level(trim=False, regex=False),
-        "added": [*END, AddedToken("<|im_start|>", special=True), AddedToken("<think>", special=False), AddedToken("<tool_call>", special=False)],
+        "added": [
+            *END,
+            AddedToken("<|im_start|>", special=True),
+            AddedToken("<think>", special=False),
+            AddedToken("<tool_call>", special=False),
+        ],
     },
     "llama3": {
         "pre_tokenizer": cut(split(patterns.LLAMA3), byte_level(regex=False)),
@@ -129,57 +165,111 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v3": {
         "pre_tokenizer": cut(*map(split, DEEPSEEK_AS_PUBLISHED), byte_level(regex=False)),
-        "normalizer": sequence("normalizers"), "post_processor": byte_level(trim=False),
+        "normalizer": sequence("normalizers"),
+        "post_processor": byte_level(trim=False),
         "added": [
-            AddedToken("<｜begin▁of▁sentence｜>", special=True), AddedToken("<｜User｜>", special=False),
+            AddedToken("<｜begin▁of▁sentence｜>", special=True),
+            AddedToken("<｜User｜>", special=False),
             AddedToken("<think>", special=False, normalized=False),
         ],
     },
     "bloom": {
-        "pre_tokenizer": cut(split(BLOOM), byte_level(regex=False)), "post_processor": byte_level(trim=False),
+        "pre_tokenizer": cut(split(BLOOM), byte_level(regex=False)),
+        "post_processor": byte_level(trim=False),
         "added": [AddedToken("<s>", special=True), AddedToken("</s>", special=True)],
     },
-    "codegen": {"pre_tokenizer": byte_level(), "post_processor": byte_level(trim=False), "added": [*END, *SPACES]},
-    "granite": {"pre_tokenizer": cut(digits(True), byte_level()), "post_processor": byte_level(), "added": END},
+    "codegen": {
+        "pre_tokenizer": byte_level(),
+        "post_processor": byte_level(trim=False),
+        "added": [*END, *SPACES],
+    },
+    "granite": {
+        "pre_tokenizer": cut(digits(True), byte_level()),
+        "post_processor": byte_level(),
+        "added": END,
+    },
     "command_r": {
-        "pre_tokenizer": cut(digits(True), byte_level(trim=True)), "normalizer": NFC,
-        "post_processor": template("<BOS_TOKEN>"), "added": [AddedToken("<BOS_TOKEN>", special=True)],
+        "pre_tokenizer": cut(digits(True), byte_level(trim=True)),
+        "normalizer": NFC,
+        "post_processor": template("<BOS_TOKEN>"),
+        "added": [AddedToken("<BOS_TOKEN>", special=True)],
     },
     "nemotron": {
-        "pre_tokenizer": cut(split(PHI4.replace(r"\p{N}{1,3}", r"\p{N}").replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "")), byte_level(regex=False)),
+        "pre_tokenizer": cut(
+            split(PHI4.replace(r"\p{N}{1,3}", r"\p{N}").replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "")),
+            byte_level(regex=False),
+        ),
         "added": [AddedToken("<unk>", special=True), AddedToken("[INST]", special=True)],
         "model": {"ignore_merges": True},
     },
     "modernbert": {
-        "pre_tokenizer": byte_level(), "normalizer": NFC, "post_processor": template("[CLS]"),
-        "added": [AddedToken("[CLS]", special=True), AddedToken("[MASK]", special=True, lstrip=True), AddedToken("|||IP_ADDRESS|||", special=False), *SPACES],
+        "pre_tokenizer": byte_level(),
+        "normalizer": NFC,
+        "post_processor": template("[CLS]"),
+        "added": [
+            AddedToken("[CLS]", special=True),
+            AddedToken("[MASK]", special=True, lstrip=True),
+            AddedToken("|||IP_ADDRESS|||", special=False),
+            *SPACES,
+        ],
     },
     "clip": {
         "pre_tokenizer": cut(
-            split(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", "Removed", True),
+            split(
+                r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+                "Removed",
+                True,
+            ),
             byte_level(),
         ),
-        "normalizer": sequence("normalizers", NFC, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}),
-        "post_processor": {"type": "RobertaProcessing", "sep": ["<|endoftext|>", 1], "cls": ["<|startoftext|>", 0], "trim_offsets": False, "add_prefix_space": False},
+        "normalizer": sequence(
+            "normalizers",
+            NFC,
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ),
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": ["<|endoftext|>", 1],
+            "cls": ["<|startoftext|>", 0],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
         "added": [AddedToken("<|startoftext|>", special=True), *END],
         "model": {"end_of_word_suffix": "</w>", "unk_token": "<|endoftext|>"},
     },
     "nfkc_lower": {
-        "pre_tokenizer": byte_level(), "normalizer": sequence("normalizers", {"type": "NFKC"}, {"type": "Lowercase"}),
-        "post_processor": byte_level(), "added": [*END, AddedToken("NAME", special=False, normalized=True)],
+        "pre_tokenizer": byte_level(),
+        "normalizer": sequence("normalizers", {"type": "NFKC"}, {"type": "Lowercase"}),
+        "post_processor": byte_level(),
+        "added": [*END, AddedToken("NAME", special=False, normalized=True)],
     },
     "stripped": {
         "pre_tokenizer": cut({"type": "WhitespaceSplit"}, byte_level(prefix=True)),
-        "normalizer": sequence("normalizers", {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Prepend", "prepend": "_"}),
-        "post_processor": byte_level(prefix=True), "added": [*END, AddedToken("MASK", special=True, rstrip=True, single_word=True)],
+        "normalizer": sequence(
+            "normalizers",
+            {"type": "Strip", "strip_left": True, "strip_right": True},
+            {"type": "Prepend", "prepend": "_"},
+        ),
+        "post_processor": byte_level(prefix=True),
+        "added": [*END, AddedToken("MASK", special=True, rstrip=True, single_word=True)],
     },
     "lines": {
-        "pre_tokenizer": cut(split("\n", "MergedWithPrevious", kind="String"), split(r"\d+$", "MergedWithNext"), byte_level(regex=False)),
-        "normalizer": {"type": "NFKD"}, "added": END,
+        "pre_tokenizer": cut(
+            split("\n", "MergedWithPrevious", kind="String"),
+            split(r"\d+$", "MergedWithNext"),
+            byte_level(regex=False),
+        ),
+        "normalizer": {"type": "NFKD"},
+        "added": END,
     },
     "bytes_first": {"pre_tokenizer": cut(byte_level(), digits(True)), "added": END},
-    "normalized_to_bytes": {"pre_tokenizer": split("Ġ", "MergedWithNext", kind="String"), "normalizer": sequence("normalizers", NFC, {"type": "ByteLevel"}), "added": END},
-}  # fmt: skip
+    "normalized_to_bytes": {
+        "pre_tokenizer": split("Ġ", "MergedWithNext", kind="String"),
+        "normalizer": sequence("normalizers", NFC, {"type": "ByteLevel"}),
+        "added": END,
+    },
+}
 
 
 @functools.cache

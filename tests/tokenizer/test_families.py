@@ -4,6 +4,7 @@ import functools
 import json
 import pickle
 import random
+from itertools import pairwise
 
 import pytest
 import tokenizers
@@ -16,7 +17,18 @@ from llmfast.tokenizer import Tokenizer
 transformers = pytest.importorskip("transformers")
 
 # Those that say of a text more than that it is to be split: rules of each kind.
-WITH_RULES = ["olmo", "starcoder2", "falcon", "roberta", "roberta_prefix", "phi2", "qwen2", "clip", "nfkc_lower", "stripped"]
+WITH_RULES = [
+    "olmo",
+    "starcoder2",
+    "falcon",
+    "roberta",
+    "roberta_prefix",
+    "phi2",
+    "qwen2",
+    "clip",
+    "nfkc_lower",
+    "stripped",
+]
 
 
 @functools.cache
@@ -50,7 +62,10 @@ def texts(family, seed=0, count=40) -> list[str]:
         *("", " ", "a", "\n\n", "x  ", TEXT, TEXT + "\n", TEXT.strip()),
         *(" ".join(draw.choices(words, k=draw.randint(1, 14))) for _ in range(count)),
         *("".join(draw.choices(words, k=draw.randint(1, 14))) for _ in range(count)),
-        *("".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 30))) for _ in range(count)),
+        *(
+            "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 30)))
+            for _ in range(count)
+        ),
     ]
 
 
@@ -109,7 +124,9 @@ def methods_of_text(ours):
         "encode_batch": lambda text: ours.encode_batch(["a", text], disallowed_special=())[1],
         "encode_ordinary_batch": lambda text: ours.encode_ordinary_batch([text, "a"])[0],
         "encode_documents": lambda text: documents(ours, text),
-        "encode_iterable": lambda text: list(ours.encode_iterable(text[i : i + 3] for i in range(0, len(text), 3))),
+        "encode_iterable": lambda text: list(
+            ours.encode_iterable(text[i : i + 3] for i in range(0, len(text), 3))
+        ),
         "encode_with_offsets": lambda text: ours.encode_with_offsets(text, disallowed_special=())[0],
         "_encode_only_native_bpe": ours._encode_only_native_bpe,
     }
@@ -117,7 +134,7 @@ def methods_of_text(ours):
 
 def documents(ours, text):
     ids, offsets = ours.encode_documents(["a", text, text.encode(), "a"], append_eot=False)
-    rows = [ids[start:stop].tolist() for start, stop in zip(offsets, offsets[1:])]
+    rows = [ids[start:stop].tolist() for start, stop in pairwise(offsets)]
     assert rows[1] == rows[2]
     assert rows[0] == rows[3]
     return rows[1]
@@ -137,7 +154,9 @@ def test_every_method_obeys_the_rules(family, ours_of):
     """A tokenizer with rules has them in its engine, so that no method that is added later can leave them out."""
     ours, theirs = ours_of(family), theirs_of(family)
     methods = methods_of_text(ours)
-    public = {name for name in dir(Tokenizer) if not name.startswith("_") and callable(getattr(Tokenizer, name))}
+    public = {
+        name for name in dir(Tokenizer) if not name.startswith("_") and callable(getattr(Tokenizer, name))
+    }
     assert public - OTHERS == {name for name in methods if not name.startswith("_")}
     theirs.encode_special_tokens = True
     try:
@@ -264,3 +283,21 @@ def test_the_engine_merges_what_it_can(ours_of):
     """Published families merge in the engine, all but CLIP's, whose words end in a suffix."""
     libraries = {family for family in FAMILIES if (rules := ours_of(family).rules) and rules.model}
     assert libraries == {"clip"}
+
+
+def test_of_two_names_for_an_id_one_is_written(tmp_path):
+    """As o200k_harmony has: a tokenizer.json has one name for an id."""
+    ours = Tokenizer.train([TEXT * 3], 300, special_tokens=["<|end|>"])
+    twice = Tokenizer(
+        "twice",
+        pat_str=ours._pat_str,
+        mergeable_ranks=ours._mergeable_ranks,
+        special_tokens={"<|end|>": 299, "<|reserved_299|>": 299},
+    )
+    with pytest.warns(UserWarning, match="'<|reserved_299|>' is left out"):
+        twice.save(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.load(tmp_path)
+    for text in ("a<|end|>b", "a<|reserved_299|>b"):
+        assert_equal(again, theirs, text)
+    assert again.encode("<|end|>", allowed_special="all") == [299]

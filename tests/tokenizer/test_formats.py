@@ -329,7 +329,9 @@ def saved(tmp_path):
         (lambda file: file["model"]["vocab"].update({"in": 1 << 24}), "the largest id is 16777215"),
         (lambda file: file["model"].update(vocab=[["a", 0.0]], type=None), "its model is 'Unigram'"),
         (
-            lambda file: file.update(model={"vocab": {"a": 0}, "max_input_chars_per_word": 9, "unk_token": "a"}),
+            lambda file: file.update(
+                model={"vocab": {"a": 0}, "max_input_chars_per_word": 9, "unk_token": "a"}
+            ),
             "its model is 'WordPiece'",
         ),
         (lambda file: file.update(model={"vocab": {"a": 0}, "unk_token": "a"}), "its model is 'WordLevel'"),
@@ -346,9 +348,15 @@ def saved(tmp_path):
         (lambda file: file["model"]["merges"].append(3), "is 3, not two tokens"),
         (lambda file: file.update(normalizer={"type": "Uppercase"}), "Hugging Face's library refuses it"),
         (lambda file: file.update(normalizer=3), "no 'type' of type str"),
-        (lambda file: file.update(normalizer={"type": "Sequence", "normalizers": 3}), "no 'normalizers' of type"),
+        (
+            lambda file: file.update(normalizer={"type": "Sequence", "normalizers": 3}),
+            "no 'normalizers' of type",
+        ),
         (lambda file: file.update(pre_tokenizer=None), "not byte-level: its pre-tokenizer has no step"),
-        (lambda file: file.update(pre_tokenizer={"type": "Metaspace"}), "its pre-tokenizer is Metaspace, without"),
+        (
+            lambda file: file.update(pre_tokenizer={"type": "Metaspace"}),
+            "its pre-tokenizer is Metaspace, without",
+        ),
         (
             lambda file: file.update(
                 pre_tokenizer={"type": "Sequence", "pretokenizers": [file["pre_tokenizer"]] * 2}

@@ -91,7 +91,10 @@ def test_every_combination_of_rules(added, normalization, texts, tmp_path_factor
 
 
 def test_rules_apply_to_allowed_tokens_only(tmp_path):
-    ours = ours_of(theirs_with({"<a>": {"lstrip", "rstrip", "special"}, "<b>": {"single_word", "special"}}, False), tmp_path)
+    ours = ours_of(
+        theirs_with({"<a>": {"lstrip", "rstrip", "special"}, "<b>": {"single_word", "special"}}, False),
+        tmp_path,
+    )
     a, b = (ours.encode_single_token(token) for token in ("<a>", "<b>"))
     text = "the <a> cat <b>"
     with pytest.raises(ValueError, match="disallowed special token '<a>'"):

@@ -34,8 +34,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def read_added_tokens(entries: Any, vocabulary: dict[str, int]) -> tuple[AddedToken, ...]:
     """The added tokens of a file with the ids that Hugging Face's library gives them.
 
-    It takes the id of the vocabulary where that has the text, and else the next free one, whatever the file says; it
-    leaves out empty texts, and of two entries with one text the later counts.
+    It takes the id of the vocabulary where that has the text, and else the next one, whatever the file says; it
+    leaves out empty texts, and of two entries with one text or one id the later counts.
     """
     if entries is None:
         return ()
@@ -55,6 +55,6 @@ def read_added_tokens(entries: Any, vocabulary: dict[str, int]) -> tuple[AddedTo
             number = found[text].id
         else:
             number = next_id
-        next_id = max(next_id, number + 1)
+            next_id += 1
         found[text] = AddedToken(text, token_id(number, f"the id of added token {text!r}"), **flags)
-    return tuple(found.values())
+    return tuple({token.id: token for token in found.values()}.values())

@@ -244,7 +244,13 @@ class _Parser:
         first = True
         while first or not self.next_is("]"):
             first = False
-            if self.next_is("[") or self.next_is("&&") or self.next_is("--") or self.next_is("||") or self.next_is("~~"):
+            if (
+                self.next_is("[")
+                or self.next_is("&&")
+                or self.next_is("--")
+                or self.next_is("||")
+                or self.next_is("~~")
+            ):
                 raise NotUnderstood("a set inside a set")
             item = self.one()
             start = self.escape() if item == "\\" else item
@@ -289,7 +295,9 @@ def _merged(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 def _folds_simply(words: frozenset[str]) -> bool:
     """Whether no letters of the words are one letter in another case, as "ss" and "fi" are to Oniguruma."""
-    return all(word.isascii() and not any(two in word for two in ("ss", "ff", "fi", "fl", "st")) for word in words)
+    return all(
+        word.isascii() and not any(two in word for two in ("ss", "ff", "fi", "fl", "st")) for word in words
+    )
 
 
 def _with_words(alternatives: list[tuple], ignore_case: bool) -> tuple:
@@ -301,7 +309,9 @@ def _with_words(alternatives: list[tuple], ignore_case: bool) -> tuple:
         if found is None:
             result.append(alternative)
         elif (
-            isinstance(before, Words) and before.ignore_case == found.ignore_case and _can_join(before.words, found.words)
+            isinstance(before, Words)
+            and before.ignore_case == found.ignore_case
+            and _can_join(before.words, found.words)
         ):
             result[-1] = Words(found.ignore_case, before.words | found.words)
         else:
@@ -327,7 +337,11 @@ def _words(sequence: tuple, ignore_case: bool) -> Words | None:
             if sum(stop - start + 1 for start, stop in atom.ranges) > 8:
                 return None
             options = {chr(code) for start, stop in atom.ranges for code in range(start, stop + 1)}
-        elif isinstance(atom, Group) and atom.kind in ("", "i") and [type(one) for one in atom.alternatives] == [Words]:
+        elif (
+            isinstance(atom, Group)
+            and atom.kind in ("", "i")
+            and [type(one) for one in atom.alternatives] == [Words]
+        ):
             inner, options = atom.alternatives[0]
         else:
             return None

@@ -60,7 +60,9 @@ def piece_spans_of(model: dict[str, Any]) -> Callable[[str], list[tuple[int, int
     theirs = tokenizer_of(model=model).model
 
     def spans(piece: str) -> list[tuple[int, int]]:
-        place_of = [place for place, character in enumerate(piece) for _ in character.encode()]  # they count bytes
+        place_of = [
+            place for place, character in enumerate(piece) for _ in character.encode()
+        ]  # they count bytes
         offsets = [token.offsets for token in theirs.tokenize(piece)]
         return [(place_of[start], place_of[stop - 1] + 1) for start, stop in offsets]
 

@@ -64,8 +64,12 @@ def from_json(file: Any) -> Contents:
     if not tokens:
         raise ValueError("its vocabulary has no token")
     if _merges_natively(model, tokens):
-        pairs = [(token_bytes(left), token_bytes(right)) for left, right in merges if _is_byte_text(left + right)]
-        ranked = ranks_of(tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest)
+        pairs = [
+            (token_bytes(left), token_bytes(right)) for left, right in merges if _is_byte_text(left + right)
+        ]
+        ranked = ranks_of(
+            tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest
+        )
     rules = TextRules(
         added=added,
         normalizer=normalizer,
@@ -77,17 +81,26 @@ def from_json(file: Any) -> Contents:
     if ranked is None:
         # The engine has the tokens, and only Hugging Face's library merges them.
         by_id = sorted(tokens, key=tokens.__getitem__)
-        ranked = Ranked({token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id)))
+        ranked = Ranked(
+            {token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id))
+        )
         rules = rules.replace(model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False)
     decoded = {
         number: decoded_bytes(text)
         for text, number in vocabulary.items()
         if not (_is_byte_text(text) and token_bytes(text) in ranked.ranks)
     }
+    text_of = {number: text for text, number in vocabulary.items()}
     for token in added:
         decoded.pop(token.id, None)
+        if (
+            text_of.get(token.id, token.content) != token.content
+        ):  # the next id may be one that the vocabulary has
+            decoded[token.id] = decoded_bytes(token.content)
     rules = rules.replace(ids=ranked.ids, decoded=decoded)
-    library.check_parts(None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model)
+    library.check_parts(
+        None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model
+    )
     specials = {token.content: token.id for token in added if token.special}
     return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None)
 
@@ -202,8 +215,8 @@ def _decoder(decoder: Any, vocabulary: dict[str, int]) -> tuple[Any, dict[int, s
 
 def _trims(post_processor: Any) -> tuple[bool, ...]:
     """For each step that trims offsets: whether it takes one space at the start for a prefix."""
-    trims = []
-    for step in steps_of(post_processor, "processors"):
-        if kind_of(step) in ("ByteLevel", "RobertaProcessing") and step.get("trim_offsets", True):
-            trims.append(bool(step.get("add_prefix_space", True)))
-    return tuple(trims)
+    return tuple(
+        bool(step.get("add_prefix_space", True))
+        for step in steps_of(post_processor, "processors")
+        if kind_of(step) in ("ByteLevel", "RobertaProcessing") and step.get("trim_offsets", True)
+    )

@@ -82,7 +82,7 @@ def _added_tokens(folder: Path, config: dict[str, Any], model: dict[str, Any]) -
     """The added tokens that the files beside the two name; without those, what stands in angle brackets."""
     vocabulary = field(model, "vocab", dict)
     specials = _named_specials(config) | _named_specials(_object(folder / "special_tokens_map.json"))
-    numbers = {text: number for text, number in _object(folder / "added_tokens.json").items()}
+    numbers = _object(folder / "added_tokens.json")
     entries: dict[str, dict[str, Any]] = {}
     for number, token in optional(config, "added_tokens_decoder", dict, {}).items():
         text = field(token, "content", str)
@@ -154,7 +154,10 @@ def to_vocab_and_merges(contents: Contents) -> dict[str, str]:
             raise ValueError(
                 f"no merge makes token {rank}, which merges.txt cannot say; save tokenizer.json instead, which can"
             )
-    added = {str(token["id"]): {name: token[name] for name in ("content", *FLAGS)} for token in file["added_tokens"]}
+    added = {
+        str(token["id"]): {name: token[name] for name in ("content", *FLAGS)}
+        for token in file["added_tokens"]
+    }
     config = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": added}
     return {
         "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from llmfast import _bpe
@@ -18,7 +19,7 @@ def to_json(contents: Contents) -> dict[str, Any]:
     added = {token.content: token for token in rules.added}
     for text, number in contents.special_tokens.items():
         added.setdefault(text, AddedToken(text, number))
-    by_id = sorted(added.values(), key=lambda token: token.id)
+    by_id = _distinct(sorted(added.values(), key=lambda token: token.id))
     pre_tokenizer = pre_tokenizer_of(contents.pat_str) if rules.steps is None else rules.steps
     if rules.prefix_space:
         pre_tokenizer = {**pre_tokenizer, "add_prefix_space": True}
@@ -33,6 +34,20 @@ def to_json(contents: Contents) -> dict[str, Any]:
         "decoder": rules.decoder[0] if rules.decoder else byte_level(use_regex=False),
         "model": rules.model or _model(contents, rules.ids, by_id),
     }
+
+
+def _distinct(added: list[AddedToken]) -> list[AddedToken]:
+    """Of tokens that share an id, the first: a file has one name for an id."""
+    kept: dict[int, AddedToken] = {}
+    for token in added:
+        first = kept.setdefault(token.id, token)
+        if first is not token:
+            warnings.warn(
+                f"{first.content!r} and {token.content!r} both have the id {token.id}, and tokenizer.json has one name "
+                f"for an id: {token.content!r} is left out",
+                stacklevel=2,
+            )
+    return list(kept.values())
 
 
 def _model(contents: Contents, ids: tuple[int, ...] | None, added: list[AddedToken]) -> dict[str, Any]:
