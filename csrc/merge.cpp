@@ -11,6 +11,12 @@
 
 namespace llmfast {
 
+void throw_piece_too_long(size_t bytes) {
+    throw std::length_error("a piece of " + std::to_string(bytes) + " bytes is too long: between two places where the "
+                            "pattern splits the text there may be at most " + std::to_string(kLongestPiece) +
+                            " bytes; split the text first");
+}
+
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     bool all = true;
     for (size_t i = 0; i < piece.size(); ++i) {
