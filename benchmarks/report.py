@@ -45,12 +45,12 @@ def speed(result: Result) -> str:
     return duration(result.median_s)
 
 
-def rate(value: float) -> str:
-    """Three digits, with thousands, millions."""
+def rate(value: float, digits: int = 3) -> str:
+    """The number to so many digits, in thousands (k) or millions (M) where it is large."""
     for unit, size in (("M", 1e6), ("k", 1e4)):
         if value >= size:
-            return f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            return f"{value / (1e6 if unit == 'M' else 1e3):.{digits}g}{unit}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{digits}g}"
 
 
 def memory(size: int) -> str:
@@ -62,6 +62,12 @@ def grouped(results: Iterable[Result]) -> dict[tuple, list[Result]]:
     for result in results:
         groups.setdefault(result.key, []).append(result)
     return groups
+
+
+def best_of(results: Iterable[Result], ours: bool) -> Result | None:
+    """The fastest correct result, of llmfast or of the other contenders."""
+    correct = [r for r in results if r.status == "ok" and r.median_s and r.contender.startswith(OURS) == ours]
+    return min(correct, key=lambda result: result.median_s, default=None)
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
@@ -233,8 +239,7 @@ def short_rows_of(results: Iterable[Result]) -> list[list[str]]:
 
 
 def short_rows(group: list[Result]) -> Iterator[list[str]]:
-    others = [r for r in group if r.status == "ok" and not r.contender.startswith(OURS)]
-    best = min(others, key=lambda result: result.median_s, default=None)
+    best = best_of(group, ours=False)
     for mine in group:
         if not mine.contender.startswith(OURS):
             continue

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
+from llmfast import _bpe
 from llmfast.tokenizer import patterns, unstable
 from llmfast.tokenizer.rank_files import RankFile
 
@@ -263,7 +263,7 @@ class Encoding:
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
-        pieces = (match.group() for match in patterns.compiled(self._pat_str).finditer(text))
+        pieces = patterns.pieces(self._pat_str, text)
         return [token for piece in pieces for token in self._encode_single_piece(piece)]
 
     def _encode_bytes(self, text: bytes) -> list[int]:
@@ -321,13 +321,15 @@ def _check_is_text(text: object) -> None:
 
 def check_disallowed(text: str, disallowed: Collection[str]) -> None:
     """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
-    if found := _any_of(frozenset(disallowed)).search(text):
-        raise_disallowed_special_token(found.group())
+    if "" in disallowed:  # which every text holds
+        raise_disallowed_special_token("")
+    if (found := _finder(frozenset(disallowed)).first_in(text)) is not None:
+        raise_disallowed_special_token(found)
 
 
 @functools.lru_cache(maxsize=128)
-def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+def _finder(texts: frozenset[str]) -> _bpe.Finder:
+    return _bpe.Finder(texts)
 
 
 def raise_disallowed_special_token(token: str) -> NoReturn:

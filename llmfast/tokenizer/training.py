@@ -148,7 +148,7 @@ class _RegexCounter:
         import regex
 
         self.corpus = _bpe.Corpus("none", [], 1)
-        self._find_words = patterns.compiled(pat_str).finditer
+        self._pat_str = pat_str
         by_length = sorted(separators, key=len, reverse=True)
         self._split = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)").split
 
@@ -164,7 +164,7 @@ class _RegexCounter:
                 else:
                     text = joined_surrogates(document)
                 for part in self._split(text):
-                    words.update(match.group() for match in self._find_words(part))
+                    words.update(patterns.pieces(self._pat_str, part))
             self.corpus.add_words({word.encode(errors="surrogateescape"): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)
