@@ -6,9 +6,11 @@
 #include <thread>
 #include <utility>
 
+#include "interrupt.h"
 #include "newer_machines.h"
 #include "parallel.h"
 #include "prefetch.h"
+#include "progress.h"
 
 namespace llmfast {
 namespace {
@@ -82,23 +84,25 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     });
 }
 
-// Fills the table of short pieces with the vocabulary, some tokens at a time while their slots are fetched.
+// Inserts the vocabulary into the cache of short pieces, some tokens at a time while their slots are fetched.
 void Encoder::insert_tokens() {
     constexpr size_t kAtOnce = 32;
     Key keys[kAtOnce];
     uint32_t ids[kAtOnce];
     size_t count = 0;
-    for (uint32_t id = 0; id <= vocabulary_.largest_id(); ++id) {
-        const std::string_view token = vocabulary_.bytes(id);
-        if (!token.empty() && token.size() <= kLongestShortKey) {
-            keys[count] = short_key(token.data(), token.size(), false);
-            prefetch_line(short_pieces_.slot(short_pieces_.index(keys[count])));
-            ids[count++] = id;
-        }
-        if (count < kAtOnce && id < vocabulary_.largest_id()) continue;
+    const auto insert_all = [&] {
         for (size_t i = 0; i < count; ++i) has_all_tokens_ &= short_pieces_.insert(keys[i], &ids[i], 1);
         count = 0;
+    };
+    for (size_t at = 0; at < vocabulary_.size(); ++at) {
+        const std::string_view token = vocabulary_.token(at);
+        if (token.size() > kLongestShortKey) continue;
+        keys[count] = short_key(token.data(), token.size(), false);
+        prefetch_line(short_pieces_.slot(short_pieces_.index(keys[count])));
+        ids[count++] = vocabulary_.id(at);
+        if (count == kAtOnce) insert_all();
     }
+    insert_all();
 }
 
 // Caches the ids of a piece whose key, or for a long piece hash, is `key`.
@@ -255,10 +259,14 @@ size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Batch batch;
     // Room for what text usually has, and for all that one more batch could have.
     if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
+    Decreasing left(text.size() + 1);
     while (!text.empty()) {
+        left.require(text.size());
         is_newer() ? encode_some_newer(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
         const bool is_full = unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
-        if (is_full || text.empty()) merge_pending(unknowns, ids);
+        if (!is_full && !text.empty()) continue;
+        check_interrupt();
+        merge_pending(unknowns, ids);
     }
     return unknowns.last;
 }
@@ -268,7 +276,10 @@ size_t Encoder::count(std::string_view text) const {
     Batch batch;
     IdBuffer ids;
     size_t total = 0;
+    Decreasing left(text.size() + 1);
     while (!text.empty()) {
+        left.require(text.size());
+        check_interrupt();
         encode_some(text, batch, ids, unknowns);
         merge_pending(unknowns, ids);
         total += ids.size();
