@@ -1,4 +1,4 @@
-"""RMS and layer normalisation, forward and backward; bound by memory."""
+"""RMS and layer normalization, forward and backward. Bound by memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import layer_norm, rms_norm
-from llmfast.kernels.reference import norm as definition
+from llmfast.kernels.norm import reference as definition
 
 from ..compare import BACKWARD, FORWARD, Case
 from ..contenders import Contender, compiled, given
@@ -19,7 +19,7 @@ DTYPE = torch.bfloat16
 
 
 def sizes(size: str) -> list[tuple[int, int]]:
-    """(rows, width): 64 MB in bfloat16 each, rows of 1 KB to 32 KB."""
+    """(rows, width): 64 MB each in bfloat16, rows of 1 KB to 32 KB."""
     if size == "tiny":
         return [(32, 64)]
     if size == "quick":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from itertools import islice
 from typing import TypeAlias
 
@@ -190,23 +190,21 @@ _CERTAIN = (
 )
 
 
-def joined_until_certain(pat_str: str, chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in other chunks, which end between pieces; only what may go on in the next chunk is kept.
+def last_certain_boundary(pat_str: str) -> Callable[[str, int, int], int | None] | None:
+    """A function that finds the last place from `start` to `stop` where a text can be cut between its pieces.
 
-    A pattern that is not the engine's, or does not cut at all, may join anything: then all is one chunk.
+    None for a pattern that is not the engine's, or that does not cut at all: it may join anything.
     """
     if NATIVE.get(pat_str, "none") == "none":
-        yield "".join(chunks)
-        return
-    last = compiled(_CERTAIN)
-    kept, searched = "", 0
-    for chunk in chunks:
-        kept += chunk
-        if found := last.search(kept, searched):
-            yield kept[: found.start()]
-            kept = kept[found.start() :]
-        searched = max(0, len(kept) - 2)  # so much of what was searched decides about the place behind it
-    yield kept
+        return None
+    search = compiled(_CERTAIN).search
+
+    def boundary(text: str, start: int, stop: int) -> int | None:
+        # The character at `stop` decides whether a piece starts there.
+        found = search(text, start, stop + 1) if start <= stop else None
+        return found.start() if found else None
+
+    return boundary
 
 
 class RegexCore:

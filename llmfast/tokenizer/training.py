@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from llmfast import _bpe
-from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import threads
+from llmfast.tokenizer import arguments, patterns
 from llmfast.tokenizer.patterns import joined_surrogates
 
-Documents = Iterable[str | bytes]
+Document = str | bytes
+Documents = Iterable[Document | Sequence[Document]]
 Source = Documents | str | os.PathLike | Sequence[os.PathLike]
 TieBreak = Literal["bytes", "huggingface", "smallest_ids"]
 Progress = Callable[[str, int, int | None], None]
@@ -35,6 +35,17 @@ _TIE_BREAKS = {
 # The pattern of no splitting: a document is one word. The engine has no use for the expression itself.
 WHOLE = patterns.WHOLE
 
+# The splitting patterns by their names.
+PATTERNS = {
+    "gpt2": patterns.GPT2,
+    "cl100k": patterns.CL100K,
+    "llama3": patterns.LLAMA3,
+    "qwen2": patterns.QWEN2,
+    "o200k": patterns.O200K,
+    "deepseek": patterns.DEEPSEEK,
+    "none": WHOLE,
+}
+
 _BATCH_CHARACTERS = 16 << 20  # of documents handed to the threads at a time
 
 
@@ -46,19 +57,19 @@ def learn_ranks(
     separators: Sequence[str],
     min_frequency: int,
     tie_break: TieBreak,
+    allow_smaller: bool,
     num_threads: int | None,
     progress: bool | Progress | None,
 ) -> dict[bytes, int]:
     """`n_tokens` tokens, the 256 bytes among them, with their merge ranks; see `Tokenizer.train`."""
     if tie_break not in _TIE_BREAKS:
         raise ValueError(f"tie_break must be one of {', '.join(map(repr, _TIE_BREAKS))}, got {tie_break!r}")
-    if min_frequency < 1:
-        raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
+    arguments.check_count(min_frequency, "min_frequency", 1)
     files, documents = _files_and_documents(source)
     order, byte_order = _TIE_BREAKS[tie_break]
 
     with _reporter(progress) as report:
-        counter = _counter(pat_str, separators, threads(num_threads))
+        counter = _counter(pat_str, separators, arguments.thread_count(num_threads))
         for file in files:
             counter.add_file(file, _stage(report, "reading", sum(file.stat().st_size for file in files)))
         counter.add_documents(documents, _stage(report, "reading", None))
@@ -68,11 +79,11 @@ def learn_ranks(
 
     if counter.corpus.bytes_read == 0:
         raise ValueError("there is no text to train on: all documents are empty")
-    if len(merges) < n_merges:
+    if len(merges) < n_merges and not allow_smaller:
         raise ValueError(
             f"the text is too small for this vocabulary: {n_merges} merges are needed, but only "
             f"{len(merges)} were possible with pairs that occur at least {min_frequency} times; "
-            f"ask for {n_merges - len(merges)} tokens fewer, or give more text"
+            f"ask for {n_merges - len(merges)} tokens fewer, give more text, or pass allow_smaller=True"
         )
     tokens = [bytes([byte]) for byte in byte_order]
     for left, right in merges:
@@ -84,11 +95,13 @@ def learn_ranks(
 
 
 def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
-    """Splits what the caller gave into files to read and documents at hand."""
+    """Splits what the caller gave into files to read and documents to take as they are."""
     if isinstance(source, bytes):
         raise ValueError("source is one bytes object; to train on its text, pass it in a list: [text]")
     if isinstance(source, str | os.PathLike):
         return [_existing_file(source)], ()
+    if not isinstance(source, Iterable):
+        raise TypeError(f"source must be documents or files, got {arguments.kind(source)}")
     items = iter(source)
     first = next(items, None)
     if first is None:
@@ -111,11 +124,18 @@ def _existing_file(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def _batches(documents: Documents) -> Iterator[list[str | bytes]]:
+def _single(documents: Documents) -> Iterator[Document]:
+    """The documents one by one, those in lists, too."""
+    for item in documents:
+        for document in item if isinstance(item, list | tuple) else (item,):
+            if not isinstance(document, str | bytes):
+                raise TypeError(f"documents must be str or bytes, got {arguments.kind(document)}")
+            yield document
+
+
+def _batches(documents: Documents) -> Iterator[list[Document]]:
     batch, size = [], 0
-    for document in documents:
-        if not isinstance(document, str | bytes):
-            raise TypeError(f"documents must be str or bytes, got {type(document).__name__}")
+    for document in _single(documents):
         batch.append(document)
         size += len(document)
         if size >= _BATCH_CHARACTERS:

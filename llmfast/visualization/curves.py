@@ -16,9 +16,9 @@ def plot_losses(
     nats_to_bits_per_byte: float,
     marks: dict[str, float] | None = None,
 ) -> None:
-    """Draw training and validation loss of a run's log by step, in bits per byte, to a PNG file.
+    """Plot the training and validation loss of a run in bits per byte by step, as a PNG file.
 
-    ``nats_to_bits_per_byte`` turns nats per token into bits per byte; ``marks`` are horizontal lines to compare with,
+    ``nats_to_bits_per_byte`` converts nats per token to bits per byte. ``marks`` are horizontal lines for comparison,
     by name, in bits per byte.
     """
     import matplotlib.style
@@ -36,8 +36,8 @@ def plot_losses(
         )
         top = min(6.0, float(losses.max()) * nats_to_bits_per_byte * 1.05) if len(losses) else 6.0
         for key, label, style in (
-            ("validation_loss", "validation, a part of it", {"marker": "o", "markersize": 4}),
-            ("final_loss", "validation, all of it", {"marker": "*", "markersize": 12, "linestyle": "none"}),
+            ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
+            ("final_loss", "validation, all", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
             steps, losses = _series(records, key)
             if len(steps):
@@ -53,9 +53,7 @@ def plot_losses(
                 color="#525252",
                 fontsize=9,
             )
-        axes.set(
-            xlabel="step", ylabel="bits per byte", title="What the model still has to be told about each byte"
-        )
+        axes.set(xlabel="step", ylabel="bits per byte", title="Loss in bits per byte")
         axes.set_ylim(0, top)
         axes.legend(loc="upper right", frameon=True)
         _save(figure, path)
@@ -64,7 +62,7 @@ def plot_losses(
 def plot_sweep(
     logs: dict[str, list[dict[str, Any]]], results: list[tuple[dict[str, Any], float]], folder: Path
 ) -> list[Path]:
-    """Draw a sweep to PNG files in ``folder``: the runs' training losses, and the final loss by each setting.
+    """Plot a sweep as PNG files in ``folder``: the training losses of the runs, and the final loss by each setting.
 
     ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs. Returns the files.
     """
@@ -79,7 +77,9 @@ def plot_sweep(
             steps, losses = _series(records, "loss")
             axes.plot(steps, _smoothed(losses), label=name)
         axes.set(
-            xlabel="step", ylabel="training loss, smoothed (nats per token)", title="The runs of the sweep"
+            xlabel="step",
+            ylabel="training loss, smoothed (nats per token)",
+            title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
         _save(figure, files[0])
@@ -93,7 +93,7 @@ def plot_sweep(
 
 
 def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], float]]) -> None:
-    """Final loss by one setting, a line for each combination of the others."""
+    """Final loss by one setting, with a line for each combination of the others."""
     lines: dict[str, list[tuple[Any, float]]] = {}
     for settings, loss in results:
         others = ", ".join(
@@ -126,7 +126,7 @@ def _series(records: list[dict[str, Any]], key: str):
 
 
 def _smoothed(values):
-    """Exponential average over about 25 steps, unbiased at the start (Adam's correction)."""
+    """Exponential average over about 25 steps, with Adam's bias correction."""
     import numpy as np
 
     decay, total, smooth = 0.96, 0.0, np.empty_like(values)

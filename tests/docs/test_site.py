@@ -28,9 +28,19 @@ def site(tmp_path_factory) -> Path:
     )
     environment = os.environ | no_network | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out]
+    before = files_of_sources()
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert files_of_sources() == before, (
+        "the build, and the tutorial that it runs, write nothing into the source tree"
+    )
     return out
+
+
+def files_of_sources() -> set[Path]:
+    """What lies in docs/ and at the top of the source tree."""
+    inside = (path for path in (ROOT / "docs").rglob("*") if "__pycache__" not in path.parts)
+    return {*inside, *ROOT.iterdir()} - {ROOT / ".pytest_cache", ROOT / "docs" / "tools" / "__pycache__"}
 
 
 class Loads(HTMLParser):
@@ -58,6 +68,12 @@ def test_pages_load_nothing_from_the_network(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 25
     assert {str(page): found for page in pages if (found := loads(page.read_text("utf-8")))} == {}
+
+
+def test_docstrings_become_markdown(site):
+    """Trap: a directive of reStructuredText shown as it stands."""
+    for page in (site / "reference").glob("*.html"):
+        assert not re.search(r"Example::|\.\. math::", page.read_text("utf-8")), page.name
 
 
 def test_loads_are_found():
