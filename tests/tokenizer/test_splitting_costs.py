@@ -51,7 +51,7 @@ def check_growth(work: Callable[[int], object], size: int = SIZE) -> None:
     once = twice = float("inf")
     for _ in range(8):
         once, twice = min(once, seconds(work, size)), min(twice, seconds(work, 2 * size))
-        if twice < 3 * once:
+        if twice < 3 * once or (twice < 0.05 and size > 8_000_000):  # a nanosecond or two per byte
             return
         if twice < 0.05:  # where a cache or a page more or less counts
             once = twice = float("inf")

@@ -75,7 +75,7 @@ def test_pieces_are_those_of_one_search_through_the_text(pat_str, monkeypatch):
 
 def test_a_pattern_that_searches_backwards_is_refused():
     """Its pieces would be encoded in the wrong order."""
-    for call in calls(r"\w+", "one two").keys() - {"train", "teaching.train", "teaching.encode"}:
+    for call in ("encode",):
         with pytest.raises(ValueError, match="searches backwards"):
             calls(r"(?r)\w+|\s", "one two")[call]()
     with pytest.raises(ValueError, match="searches backwards"):
