@@ -194,6 +194,43 @@ class Tokenizer(Encoding):
             raise ValueError(f"{path} cannot be loaded: {error}") from None
 
     @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        pattern: str | None = None,
+        special_tokens: dict[str, int] | None = None,
+    ) -> Tokenizer:
+        """`load` of a model's tokenizer on the Hugging Face hub, or of a path.
+
+        Only the files of the tokenizer are fetched, by huggingface_hub, into its cache; what is there needs no network.
+
+        Args:
+            name: of a model, such as ``Qwen/Qwen3-8B``; or a path, which is read as by `load`.
+            revision: a branch, tag or commit.
+            token: for models that are not public; the one that you are logged in with if None.
+            cache_dir: the hub's cache; that of the environment if None.
+            local_files_only: take what the cache has, and never ask the network.
+            pattern, special_tokens: as for `load`.
+
+        Raises:
+            OSError: a model that the cache does not have and that cannot be fetched.
+            FileNotFoundError: a model that the hub does not have, or one without a tokenizer.
+            ModuleNotFoundError: huggingface_hub is needed, and not installed.
+            ValueError: no name; a damaged file, or a kind of tokenizer that this is not.
+        """
+        from llmfast.tokenizer.hub import folder_of
+
+        folder = folder_of(
+            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls.load(folder, pattern=pattern, special_tokens=special_tokens)
+
+    @classmethod
     def of_contents(cls, name: str, contents: huggingface.Contents) -> Tokenizer:
         """The tokenizer that a file describes."""
         from llmfast.tokenizer.text_rules import TextRulesTokenizer, are_needed
