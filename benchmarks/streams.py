@@ -60,6 +60,8 @@ class Streaming:
         with contextlib.ExitStack() as stack:
             for worker in workers.values():
                 stack.enter_context(worker.started(self, path))
+            for worker in workers.values():  # which have loaded beside each other
+                worker.await_start()
             for number, (size, ids) in enumerate(expected):
                 for worker in workers.values():
                     worker.encode(number, size, ids)
@@ -115,13 +117,15 @@ class Worker:
                 cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             ) as self.process,
         ):  # fmt: skip
-            said = self.answer()
-            if "status" in said:
-                self.status, self.note = said["status"], said["reason"]
             try:
                 yield
             finally:
                 self.process.kill()
+
+    def await_start(self) -> None:
+        said = self.answer()
+        if "status" in said:
+            self.status, self.note = said["status"], said["reason"]
 
     def encode(self, number: int, size: int, ids: str) -> None:
         enough = len(self.times) > FEWEST and self.seconds > SECONDS

@@ -137,6 +137,7 @@ def test_a_stream_that_ends_wrong_or_fails_says_so(stream, monkeypatch):
     assert (failed.status, failed.median_s) == ("missing", None)
     worker = streams.Worker("llmfast")
     with worker.started(stream, Path("no such file")):
+        worker.await_start()
         worker.encode(0, *expected[0])
     assert worker.status == "failed"
     assert "FileNotFoundError" in worker.note
