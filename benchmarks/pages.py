@@ -39,7 +39,7 @@ SHOWN = {
 }
 PASSES = {"steady": "encode to NumPy", "cold": "encode to NumPy the first time"}
 
-COMPILED = ROOT / "kernels" / "gate" / "table.json"
+COMPILED = ROOT / "kernels" / "compile_check" / "table.json"
 QUICKSTART = FOLDER / "quickstart.txt"
 
 RESULTS = re.compile(r"<!-- results: (?P<how>.+?) -->\n(?P<body>.*?)<!-- end of results -->", re.DOTALL)

@@ -28,19 +28,19 @@ def site(tmp_path_factory) -> Path:
     )
     environment = os.environ | no_network | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out]
-    before = files_of_docs()
+    before = files_of_sources()
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert files_of_docs() == before, (
+    assert files_of_sources() == before, (
         "the build, and the tutorial that it runs, write nothing into the source tree"
     )
     return out
 
 
-def files_of_docs() -> set[Path]:
-    return {
-        path for path in (ROOT / "docs").rglob("*") if path.suffix != ".pyc" and path.name != "__pycache__"
-    }
+def files_of_sources() -> set[Path]:
+    """What lies in docs/ and at the top of the source tree."""
+    inside = (path for path in (ROOT / "docs").rglob("*") if "__pycache__" not in path.parts)
+    return {*inside, *ROOT.iterdir()} - {ROOT / ".pytest_cache", ROOT / "docs" / "tools" / "__pycache__"}
 
 
 class Loads(HTMLParser):

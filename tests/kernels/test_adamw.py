@@ -7,8 +7,8 @@ import pytest
 import torch
 from kernel_testing import random_tensor, require_interpreter
 from llmfast.kernels import adamw_, adamw_8bit_, backend
-from llmfast.kernels.adamw_call import TENSORS, launches
-from llmfast.kernels.reference import adamw as definition
+from llmfast.kernels.optimizers import adamw_reference as definition
+from llmfast.kernels.optimizers.adamw_ops import TENSORS, launches
 
 SHAPES = [(3,), (1030,), (33, 32), (4, 16), ()]
 
@@ -339,6 +339,6 @@ def test_nothing_to_do():
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
 def test_the_examples_hold(name):
-    result = doctest.testmod(importlib.import_module(f"llmfast.kernels.{name}"))
+    result = doctest.testmod(importlib.import_module(f"llmfast.kernels.optimizers.{name}"))
     assert result.attempted >= 4
     assert result.failed == 0

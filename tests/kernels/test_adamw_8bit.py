@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_testing import random_tensor
 from llmfast.kernels import adamw_, adamw_8bit_, backend
-from llmfast.kernels.reference import adamw as definition
+from llmfast.kernels.optimizers import adamw_reference as definition
 
 SHAPES = [(5,), (1030,), (33, 32), (16, 16)]
 

@@ -15,7 +15,7 @@ from kernel_testing import (
     results,
 )
 from llmfast.kernels import backend, flash_attention
-from llmfast.kernels.launch import CHIPS, Device, set_device
+from llmfast.kernels.frame.launch import CHIPS, Chip, set_chip
 
 LENGTHS = OPTIONS["S"]
 PLAIN = Case(16, 65, 70, 2, True, None, None, False, 0.0, torch.float32, False)
@@ -52,12 +52,12 @@ def launches_of(chip, device):
     if device != "cpu":
         pytest.skip("a GPU takes its own launches")
     here = torch.device("cpu")
-    before = Device.of(here)
-    set_device(here, chip)
+    before = Chip.of(here)
+    set_chip(here, chip)
     try:
         yield
     finally:
-        set_device(here, before)
+        set_chip(here, before)
 
 
 @pytest.mark.parametrize("capability", [90, 120])

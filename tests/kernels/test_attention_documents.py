@@ -3,7 +3,7 @@
 import pytest
 import torch
 from llmfast.kernels import flash_attention
-from llmfast.kernels.reference import attention as definition
+from llmfast.kernels.attention import reference as definition
 
 BOUNDS = [0, 0, 5, 130, 130, 420, 430]  # empty documents, one longer than SHORT, and rows behind the last
 ROWS = 440

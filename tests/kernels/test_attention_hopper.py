@@ -102,9 +102,9 @@ def test_the_emulator_finds_what_is_broken(source, broken):
 PROGRAM = """
 import re, subprocess, tempfile
 import triton
-from llmfast.kernels.attention.cases import PLAIN, training_case
+from llmfast.kernels.attention.compile_cases import PLAIN, training_case
 from llmfast.kernels.attention.launch import WARP_GROUPS
-from llmfast.kernels.gate.measure import compile_for, compiled
+from llmfast.kernels.compile_check.measure import compile_for, compiled
 import torch
 
 compile_for("90")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from kernel_testing import assert_as_exact_as, assert_compiles, assert_same_bits, random_tensor, results
 from llmfast.kernels import int8_linear, quantize_int8
-from llmfast.kernels.int8 import strategy
+from llmfast.kernels.int8.launch import strategy
 
 
 def test_error_is_half_a_step_of_each_row_at_most():

@@ -15,12 +15,13 @@ from kernel_testing import (
     results,
 )
 from llmfast.kernels import backend, linear_cross_entropy
-from llmfast.kernels.launch import CHIPS
-from llmfast.kernels.linear_tiles import chunk_columns, logits_launch
+from llmfast.kernels.frame.launch import CHIPS
+from llmfast.kernels.losses.launch import chunk_columns, logits_launch
 
-MODULE = sys.modules["llmfast.kernels.linear_cross_entropy"]
-CHUNKS = sys.modules["llmfast.kernels.linear_chunks"]
-TILES = sys.modules["llmfast.kernels.linear_tiles"]
+MODULE = sys.modules["llmfast.kernels.losses.linear_cross_entropy"]
+CHUNKS = sys.modules["llmfast.kernels.losses.linear_chunks"]
+LAUNCH = sys.modules["llmfast.kernels.losses.launch"]
+TILES = sys.modules["llmfast.kernels.losses.linear_tiles"]
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}
 # The strategy that each path and dtype takes once logits count as many.
 WAYS = {
@@ -36,8 +37,8 @@ def way(request, device, monkeypatch):
     path, dtype = WAYS[request.param]
     if device == "cuda" and request.param == "tiles" and torch.cuda.get_device_capability()[0] == 10:
         pytest.skip("capability 10.0 takes chunks in every dtype")
-    monkeypatch.setattr(MODULE, "FEW_LOGITS", -1)
-    monkeypatch.setattr(MODULE, "FEW_ON_GPU", -1)
+    monkeypatch.setattr(LAUNCH, "FEW_LOGITS", -1)
+    monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
     monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
     monkeypatch.setattr(TILES, "chunk_columns", lambda *sizes: 128)
     taken = []
@@ -270,7 +271,7 @@ def test_operators_are_well_formed(way):
     inputs, target = problem(way, tokens=12, classes=20, bias=True)
     hidden, weight, bias = (tensor.requires_grad_() for tensor in inputs.values())
     how = {torch.float16: "tiles"}.get(way[1], "reference")
-    call = (hidden, weight, bias, target, None, -100, 0.1, 1e-4, None, None, how)
+    call = (hidden, weight, bias, target, None, None, how, -100, 0.1, 1e-4, None)
     torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy.default, call)
     if how != "tiles":
         torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy_sum.default, ([True] * 3, *call))
@@ -310,10 +311,12 @@ def test_workspace_stays_within_what_the_docstring_says():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_captures_into_a_cuda_graph(monkeypatch, dtype):
-    monkeypatch.setattr(MODULE, "FEW_ON_GPU", -1)
+    monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
     inputs, target = problem(("cuda", dtype))
     hidden, weight = (tensor.requires_grad_() for tensor in inputs.values())
-    by_tiles = MODULE.strategy(70, 300, 64, dtype, MODULE._capability("cuda", hidden.device.index)) == "tiles"
+    by_tiles = (
+        MODULE.strategy(70, 300, 64, dtype, MODULE.capability_of("cuda", hidden.device.index)) == "tiles"
+    )
 
     def gradients():
         return torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_testing import DTYPES, assert_as_exact_as, far_apart, layouts, random_tensor
 from llmfast.kernels import newton_schulz
-from llmfast.kernels.reference import newton_schulz as definition
+from llmfast.kernels.optimizers import newton_schulz_reference as definition
 
 
 def exact(x, steps=5):
@@ -160,5 +160,5 @@ def test_errors_name_the_argument(arguments, message):
 
 
 def test_the_example_holds():
-    module = importlib.import_module("llmfast.kernels.newton_schulz")
+    module = importlib.import_module("llmfast.kernels.optimizers.newton_schulz")
     assert doctest.testmod(module) == (0, 3)

@@ -18,8 +18,8 @@ from kernel_testing import (
 )
 from llmfast.kernels import backend, dequantize_nf4, from_bitsandbytes, nf4_linear, quantize_nf4
 from llmfast.kernels.nf4.decode import decode_assembly
-from llmfast.kernels.nf4.products import strategy
-from llmfast.kernels.reference.nf4 import code_values
+from llmfast.kernels.nf4.launch import strategy
+from llmfast.kernels.nf4.reference import code_values
 
 SCALE = 0.5
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from kernel_testing import assert_as_exact_as, random_tensor, results
 from llmfast.kernels import flash_attention
-from llmfast.kernels.reference.attention import dropout_keep
+from llmfast.kernels.attention.reference import dropout_keep
 
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
