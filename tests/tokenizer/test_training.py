@@ -17,8 +17,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmfast import _bpe
 from llmfast.tokenizer import Tokenizer, patterns, teaching
-from llmfast.tokenizer.tokenizer import PATTERNS
-from llmfast.tokenizer.training import GPT2_BYTE_ORDER
+from llmfast.tokenizer.training import GPT2_BYTE_ORDER, PATTERNS
 
 CODE = "\n".join(inspect.getsource(module) for module in (inspect, random, threading))
 TRICKY = (
