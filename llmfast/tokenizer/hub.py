@@ -18,9 +18,10 @@ FILES = (
     "encoder.json",
     "vocab.bpe",
     "tekken.json",
-    "tokenizer.model",
+    "*.model",
     "*.tiktoken",
     "chat_template.*",
+    "additional_chat_templates/*",
     "generation_config.json",
 )
 

@@ -6,12 +6,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfast.files import atomic_write
 from llmfast.tokenizer import arguments, offsets, patterns, rank_files, tokenizer_files, training
+from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.encoding import Disallowed, Encoding, Specials
 from llmfast.tokenizer.huggingface import vocab_and_merges, writing
 from llmfast.tokenizer.huggingface.contents import Contents
@@ -328,6 +329,15 @@ class Tokenizer(Encoding):
             return encoding
         tokenizer = cls.__new__(cls)
         tokenizer.__dict__.update(encoding.__dict__)
+        return tokenizer
+
+    def with_added_tokens(
+        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
+    ) -> Tokenizer:
+        """As `Encoding.with_added_tokens`; what is saved has the tokens, too."""
+        contents = tokenizer_files.with_added(self._contents, ids_of_added(self, tokens), special)
+        tokenizer = type(self).of_contents(self.name, contents)
+        tokenizer._beside = self._beside
         return tokenizer
 
     def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:

@@ -31,8 +31,8 @@ def speed_up(tokenizer: transformers.PreTrainedTokenizerFast) -> transformers.Pr
 
     Its results stay the same, those of ``DecodeStream`` included. Pairs of texts, texts given as words, and overflowing
     tokens are still worked out by Hugging Face's library. Tokens may be added and parts of
-    ``tokenizer.backend_tokenizer`` replaced afterwards; only where its model is replaced by another with as many tokens,
-    call `speed_up` again.
+    ``tokenizer.backend_tokenizer`` replaced afterwards. Only a model that is replaced by another with as many tokens is
+    not noticed: call `speed_up` again.
 
     Raises:
         ValueError: a tokenizer that `Tokenizer.load` would refuse: no byte-level BPE, or one with parts not known here.

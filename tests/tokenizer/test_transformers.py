@@ -97,7 +97,9 @@ def counted(monkeypatch, tokenizer):
     calls = []
     backend = tokenizer.backend_tokenizer.llmfast
     original = type(backend).original
-    monkeypatch.setattr(type(backend), "original", lambda self, name: calls.append(name) or original(self, name))
+    monkeypatch.setattr(
+        type(backend), "original", lambda self, name: calls.append(name) or original(self, name)
+    )
     return calls
 
 
