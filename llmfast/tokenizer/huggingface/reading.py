@@ -66,7 +66,9 @@ def from_json(file: Any) -> Contents:
         raise ValueError("its vocabulary has no token")
     if _merges_natively(model, tokens):
         pairs = [
-            (bytes_of[left], bytes_of[right]) for left, right in merges if left in bytes_of and right in bytes_of
+            (bytes_of[left], bytes_of[right])
+            for left, right in merges
+            if left in bytes_of and right in bytes_of
         ]
         ranked = ranks_of(
             tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest
@@ -86,7 +88,9 @@ def from_json(file: Any) -> Contents:
         ranked = Ranked(
             {token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id))
         )
-        rules = rules.replace(model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False, digits=None)
+        rules = rules.replace(
+            model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False, digits=None
+        )
     decoded = {
         number: decoded_bytes(text)
         for text, number in vocabulary.items()
