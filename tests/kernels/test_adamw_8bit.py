@@ -86,6 +86,7 @@ def test_kernels_code_as_the_definition(device):
         assert wrong.sum() <= len(x) // 500  # on the edge between two codes, by a rounding
 
 
+@pytest.mark.numeric
 def test_kernels_and_definition_agree(device):
     for dtype, settings in (
         (torch.float32, {}),

@@ -56,7 +56,7 @@ def formula(logits, target, class_weight, label_smoothing, z_loss, softcap):
     return wide(torch.where(valid, loss, 0).sum() / w.sum()), wide(torch.where(valid, lse, 0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     length=lengths,
     classes=widths,
@@ -86,6 +86,7 @@ def check_any_shape(
     assert_matches(run(cross_entropy), run(torch_cross_entropy), {"logits": logits}, grad_layout)
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_dtype_and_reduction(device):
     check_any_shape(device)
 
@@ -189,9 +190,7 @@ def test_classes_masked_with_minus_infinity(device):
     def peer(logits):
         return F.cross_entropy(logits, target)
 
-    found, expected = results(ours, {"logits": logits}), results(peer, {"logits": logits})
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name])
+    assert_matches(ours, peer, {"logits": logits})
 
 
 def test_ignored_rows_may_hold_anything(device):

@@ -82,6 +82,7 @@ def written_out(
     return loss.sum() / (target != -100).sum() if reduction == "mean" else loss.sum()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_exact_as_written_out(path, kind, dtype):
