@@ -17,7 +17,7 @@ from .checks import check_options, check_target, finish
 from .cross_entropy import cross_entropy
 from .launch import capability_of, strategy
 from .linear_call import LinearCrossEntropyCall
-from .linear_cross_entropy_ops import LinearCrossEntropySumCall, sum_op, tokens_op
+from .linear_cross_entropy_ops import sum_op, tokens_op
 from .objective import LossOptions
 
 
@@ -103,9 +103,9 @@ def linear_cross_entropy(
     )
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
-        loss = sum_op(LinearCrossEntropySumCall(wanted, call))[0]
+        loss = sum_op(wanted, call)[0]
         return finish(loss, None, target, class_weight, ignore_index, reduction, False)
-    loss, lse = tokens_op(call)
+    loss, lse = tokens_op(*call)
     shaped = (loss.view(target.shape), lse.view(target.shape))
     return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
 

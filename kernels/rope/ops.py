@@ -22,8 +22,8 @@ class Rotation(NamedTuple):
     interleaved: bool
     inverse: bool
 
-    @classmethod
-    def of(cls, call: "RopeCall", *outputs: Tensor) -> "Rotation":
+    @staticmethod
+    def fields(call: "RopeCall", *outputs: Tensor) -> tuple:
         return call.rotation
 
     def turned_back(self) -> "Rotation":
@@ -79,8 +79,8 @@ def _differentiate(rotation: Rotation, wanted, grad_q: Tensor | None, grad_k: Te
         grad_k = None
     back = rotation.turned_back()
     if grad_q is None:
-        return None, None if grad_k is None else rope_op(RopeCall(grad_k, None, back))[0]
-    back_q, back_k = rope_op(RopeCall(grad_q, grad_k, back))
+        return None, None if grad_k is None else rope_op(grad_k, None, back)[0]
+    back_q, back_k = rope_op(grad_q, grad_k, back)
     return back_q, None if grad_k is None else back_k
 
 
