@@ -73,8 +73,7 @@ class Description:
         self.fields: list[Field] = [Field(*each) for each in own] + (self.tail.fields if self.tail else [])
         self.is_mutable = any(field.is_mutated for field in self.fields)
         # Made once, since they take part in every call. ``tuple.__new__`` takes a third of the time of ``call(...)``.
-        self.of_fields: Callable[[tuple], Any] = partial(tuple.__new__, call)
-        self.flatten, self.build = self._flattening(), self._building()
+        self.of_fields, self.flatten, self.build = self._wrapping(), self._flattening(), self._building()
         self.first_tensor = next((i for i, field in enumerate(self.fields) if field.is_tensor), 0)
 
     @property
@@ -98,6 +97,14 @@ class Description:
         count = next((i for i, field in enumerate(self.fields) if not field.is_tensor), len(self.fields))
         assert not any(field.is_tensor for field in self.fields[count:]), f"{self.call}: tensors come first"
         return count
+
+    def _wrapping(self) -> Callable[[tuple], Any]:
+        """From its fields, of which the last may be a plain tuple too, the call."""
+        new: Callable[[tuple], Any] = partial(tuple.__new__, self.call)
+        if self.tail is None:
+            return new
+        wrap_tail = self.tail.of_fields
+        return lambda fields: new((*fields[:-1], wrap_tail(fields[-1])))
 
     def _flattening(self) -> Callable[[tuple], tuple]:
         """From the fields of a call, the arguments of the operator."""

@@ -140,11 +140,11 @@ def _function(
                 return output
             outputs = output if type(output) is tuple else (output,)
             values = flatten(call if fields is None else fields(call, *outputs))
-            ctx.save_for_backward(*values[:tensors])
-            ctx.options = values[tensors:]
-            ctx.set_materialize_grads(False)
+            # As save_for_backward, set_materialize_grads(False) and mark_non_differentiable do, less three calls.
+            ctx.to_save, ctx.options = values[:tensors], values[tensors:]
+            ctx.materialize_grads = False
             if auxiliary:
-                ctx.mark_non_differentiable(*outputs[-auxiliary:])
+                ctx.non_differentiable = outputs[-auxiliary:]
             return output
 
         @staticmethod
@@ -183,9 +183,23 @@ def _without_dispatcher(
     # Without what Function.apply does for functorch, which ``_observed`` sees: 2 µs.
     apply = super(torch.autograd.Function, function).apply
 
+    # What sees the calls of operators: torch.compile, modes (fake tensors, selective checkpoints), vmap and its kin, a
+    # trace. Each is asked in every call, so that a function around them would cost as much as two of them.
+    is_compiling, is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
+    dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+    transforms_active = torch._C._are_functorch_transforms_active
+    grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+
     def call_directly(*fields):
         args = fields if is_flat else flatten(fields)
-        if _observed() or args[first].is_meta:
+        if (
+            is_compiling()
+            or dispatch_modes()
+            or function_modes()
+            or transforms_active()
+            or is_tracing()
+            or args[first].is_meta
+        ):
             return op(*args)
         types = tuple(map(type, args))
         if types not in fitting:
@@ -193,21 +207,11 @@ def _without_dispatcher(
                 return op(*args)
             fitting.add(types)
         call = of_fields(fields)
-        return apply(*args, call, run) if _records(args) else run(call)
+        if (grad_enabled() and any_requires_grad(*args)) or forward_ad._current_level >= 0:
+            return apply(*args, call, run)
+        return run(call)
 
     return call_directly
-
-
-def _observed() -> bool:
-    """Whether anything sees the calls of operators: torch.compile, a mode (fake tensors, selective checkpoints), vmap
-    and its kin, a trace."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-    )
 
 
 def _refuse(name: str) -> Callable:

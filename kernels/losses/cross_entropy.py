@@ -21,7 +21,6 @@ from ..frame.checks import check_floating
 from . import reference
 from .checks import check_options, check_target, finish
 from .cross_entropy_ops import cross_entropy_op
-from .objective import LossOptions
 
 
 def cross_entropy(
@@ -77,7 +76,7 @@ def cross_entropy(
         raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
     check_target(target, logits, "logits")
     check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
-    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    options = (ignore_index, label_smoothing, z_loss, softcap)
     if use_triton(logits):
         loss, lse, _ = cross_entropy_op(logits, target, weight, reduction, options)
         return (loss, lse) if return_lse else loss

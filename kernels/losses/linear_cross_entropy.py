@@ -81,7 +81,6 @@ def linear_cross_entropy(
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
     hidden, weight, bias = autocast(hidden, weight, bias)
-    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     tokens = target.numel()
     capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
     how = strategy(tokens, *weight.shape, hidden.dtype, capability)
@@ -90,14 +89,18 @@ def linear_cross_entropy(
             F.linear(hidden, weight, bias),
             target,
             weight=class_weight,
+            ignore_index=ignore_index,
             reduction=reduction,
-            **options._asdict(),
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
             return_lse=return_lse,
         )
     if how == "plain":
         how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     call = LinearCrossEntropyCall(
         rows, weight, bias, flat_target, class_weight, gradient_filter, how, options
     )

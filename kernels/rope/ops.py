@@ -26,8 +26,9 @@ class Rotation(NamedTuple):
     def fields(call: "RopeCall", *outputs: Tensor) -> tuple:
         return call.rotation
 
-    def turned_back(self) -> "Rotation":
-        return Rotation(*self[:-1], not self.inverse)
+    def turned_back(self) -> tuple:
+        """The fields of the opposite rotation."""
+        return *self[:-1], not self.inverse
 
 
 class RopeCall(NamedTuple):
