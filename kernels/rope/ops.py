@@ -45,7 +45,10 @@ def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
     q, k, (positions, cos, sin, base, rotary_dim, interleaved, inverse) = call
     batch, length, q_heads, width = q.shape
     k_heads = 0 if k is None else k.shape[2]
-    q, k = (t if t is None or t.stride(3) == 1 else t.contiguous() for t in (q, k))
+    if q.stride(3) != 1:
+        q = q.contiguous()
+    if k is not None and k.stride(3) != 1:
+        k = k.contiguous()
     position_strides = (0, 0)
     if positions is not None:
         position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
