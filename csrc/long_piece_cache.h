@@ -1,7 +1,7 @@
 // Ids that do not fit beside a short key, one entry behind another; and a table that finds the long pieces among them.
 //
-// Entries are written once and never changed: any number of threads read and add without a lock. What is full learns no
-// more.
+// Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only ever
+// searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
 #pragma once
 
 #include <atomic>
@@ -16,10 +16,11 @@
 
 namespace llmfast {
 
-class PieceLog {
+class LongPieceCache {
   public:
     static constexpr size_t kLongest = 255;  // bytes: longer pieces are hardly ever seen again
-    static constexpr size_t kCopied = 8;     // ids are copied by so many
+    static constexpr size_t kCopied = 8;     // ids are copied in groups of this many
+    static constexpr size_t kProbes = 16;    // slots: a cache line
 
     // An entry: behind it its ids, and behind those the bytes of a long piece.
     struct Entry {
@@ -28,18 +29,17 @@ class PieceLog {
         const uint32_t* bytes() const { return ids() + count; }
     };
 
-    // A table of `slots`, a power of two, for long pieces, that takes up to 5/8 of them.
-    explicit PieceLog(size_t slots)
+    // A table of `slots`, a power of two and at least kProbes, for long pieces.
+    explicit LongPieceCache(size_t slots)
         : entries_((kWords + kCopied) * sizeof(uint32_t)),
           slots_(slots * sizeof(Slot)),
-          mask_(slots - 1),
-          room_(slots / 8 * 5) {}
+          mask_(slots - 1) {}
 
     static uint64_t hash(std::string_view piece) { return hash_bytes(piece.substr(0, kLongest)); }
 
-    // Asks for the memory that a piece is searched in, and once that is here, for what it is compared with.
-    void prefetch_slot(uint64_t hash) const { prefetch_line(&slot(hash)); }
-    void prefetch_entry(uint64_t hash) const { prefetch_line(&entry(slot(hash).load(std::memory_order_relaxed) % kWords)); }
+    // Prefetches the slots that a piece is searched in, and once they are in the cache, the entry it is compared with.
+    void prefetch_slot(uint64_t hash) const { prefetch_line(&slot(hash, 0)); }
+    void prefetch_entry(uint64_t hash) const { prefetch_line(&entry(slot(hash, 0).load(std::memory_order_relaxed) % kWords)); }
 
     const Entry& entry(uint32_t place) const {
         return *reinterpret_cast<const Entry*>(static_cast<const uint32_t*>(entries_.data()) + place);
@@ -47,22 +47,23 @@ class PieceLog {
 
     // The entry of a long piece, or nullptr.
     const Entry* find(std::string_view piece, uint64_t hash) const {
-        for (uint64_t at = hash;; ++at) {
-            const uint32_t found = slot(at).load(std::memory_order_acquire);
+        for (size_t i = 0; i < kProbes; ++i) {
+            const uint32_t found = slot(hash, i).load(std::memory_order_acquire);
             if (found == 0) return nullptr;
             if (found / kWords != tag(hash)) continue;
             const Entry& known = entry(found % kWords);
             if (known.length == piece.size() && std::memcmp(known.bytes(), piece.data(), piece.size()) == 0) return &known;
         }
+        return nullptr;
     }
 
-    // Writes the ids of an entry to `out`, which has room for kCopied - 1 more, and returns how many count.
+    // Writes the ids of an entry to `out`, which has room for kCopied - 1 more, and returns how many ids it has.
     static size_t copy(const Entry& entry, uint32_t* out) {
         for (size_t i = 0; i < entry.count; i += kCopied) std::memcpy(out + i, entry.ids() + i, kCopied * sizeof *out);
         return entry.count;
     }
 
-    // Where the ids of a piece, and its bytes, are from now on; 0: nowhere, there is no room.
+    // Stores the ids of a piece, and its bytes, and returns the place of the entry; 0 where there is no room.
     uint32_t append(const uint32_t* ids, size_t count, std::string_view piece) {
         const size_t size = sizeof(Entry) / sizeof *ids + count + (piece.size() + 3) / 4;
         if (used_.load(std::memory_order_relaxed) + size > kWords) return 0;
@@ -76,16 +77,18 @@ class PieceLog {
         return static_cast<uint32_t>(place);
     }
 
-    // Remembers a long piece that is not here yet. Two threads may add the same one: the second entry is never found.
-    void learn(std::string_view piece, uint64_t hash, const uint32_t* ids, size_t count) {
-        if (piece.size() > kLongest || room_.load(std::memory_order_relaxed) <= 0) return;
+    // Inserts a long piece that is not here yet, if there is room. If two threads insert the same one, the second entry
+    // is never found. `piece` must not change meanwhile.
+    void insert(std::string_view piece, uint64_t hash, const uint32_t* ids, size_t count) {
+        if (piece.size() > kLongest) return;
+        size_t i = 0;
+        while (i < kProbes && slot(hash, i).load(std::memory_order_relaxed) != 0) ++i;
+        if (i == kProbes) return;
         const uint32_t place = append(ids, count, piece);
         if (place == 0) return;
-        room_.fetch_sub(1, std::memory_order_relaxed);
-        for (uint64_t at = hash;; ++at) {
-            uint32_t found = slot(at).load(std::memory_order_relaxed);
-            if (found != 0) continue;
-            if (slot(at).compare_exchange_strong(found, tag(hash) * kWords + place, std::memory_order_release)) return;
+        for (; i < kProbes; ++i) {
+            uint32_t empty = 0;
+            if (slot(hash, i).compare_exchange_strong(empty, tag(hash) * kWords + place, std::memory_order_release)) return;
         }
     }
 
@@ -94,12 +97,11 @@ class PieceLog {
     using Slot = std::atomic<uint32_t>;          // the upper 9 bits of the hash, and the place of the entry; 0: empty
 
     static uint32_t tag(uint64_t hash) { return static_cast<uint32_t>(hash >> 55); }
-    Slot& slot(uint64_t hash) const { return static_cast<Slot*>(slots_.data())[hash & mask_]; }
+    Slot& slot(uint64_t hash, size_t probe) const { return static_cast<Slot*>(slots_.data())[(hash & mask_) ^ probe]; }
 
     Pages entries_, slots_;
     size_t mask_;
     std::atomic<size_t> used_ = 1;  // words; no entry is at 0
-    std::atomic<ptrdiff_t> room_;   // how many more may be learnt; below 0 when several threads took the last
 };
 
 }  // namespace llmfast
