@@ -15,6 +15,7 @@ from llmfast.tokenizer import arguments, offsets, patterns, rank_files, tokenize
 from llmfast.tokenizer.encoding import Disallowed, Encoding, Specials
 from llmfast.tokenizer.huggingface import vocab_and_merges, writing
 from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
 from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.rules_engine import RulesEngine
 from llmfast.tokenizer.text_rules import NFC, TextRules
@@ -392,4 +393,5 @@ def _pattern(pattern: str) -> str:
     if pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
     patterns.compiled(pattern)
+    pattern = native_pattern(pattern)
     return pattern if pattern in patterns.NATIVE else patterns.with_gaps(pattern)

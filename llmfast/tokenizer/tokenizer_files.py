@@ -95,7 +95,9 @@ def with_pattern(contents: Contents, pattern: str) -> Contents:
         raise ValueError(
             "pattern= is for what the engine merges; this vocabulary needs Hugging Face's library"
         )
-    return _changed(contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False))
+    return _changed(
+        contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False, digits=None)
+    )
 
 
 def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Contents:
