@@ -120,7 +120,7 @@ print(touched, *sys.modules)
     return {name.split(".")[0] for name in modules}, touched == "True"
 
 
-@pytest.mark.parametrize("module", ["llmfast", "llmfast.cli", "llmfast.config", "llmfast.doctor"])
+@pytest.mark.parametrize("module", ["llmfast", "llmfast.cli", "llmfast.config", "llmfast.commands.doctor"])
 def test_light_modules_load_no_torch(module):
     modules, _ = loaded_by(module)
     assert not modules & (HEAVY | {"torch", "triton", "numpy"})

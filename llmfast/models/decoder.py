@@ -20,7 +20,7 @@ from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
-from llmfast.models.initialise import initialise
+from llmfast.models.initialize import initialize
 from llmfast.models.rotary import rotary_table
 from llmfast.models.smear import Smear
 
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         for name, buffer in _derived_buffers(config).items():
             self.register_buffer(name, buffer, persistent=False)
         if not self.embedding.weight.is_meta:
-            initialise(self, generator)
+            initialize(self, generator)
 
     @classmethod
     def from_tensors(cls, config: DecoderConfig, tensors: dict[str, Tensor]) -> Decoder:

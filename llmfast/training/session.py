@@ -13,11 +13,11 @@ from pathlib import Path
 from llmfast.config import to_dict
 from llmfast.data.journal import JOURNAL
 from llmfast.data.prepare import Prepared, describe, open_prepared, prepare
-from llmfast.training.checkpoint import checkpoints
+from llmfast.training.checkpoints.checkpoint import checkpoints
 from llmfast.training.config import RunConfig
-from llmfast.training.distributed import World
-from llmfast.training.run import Run
-from llmfast.training.saving import restore
+from llmfast.training.distribution.world import World
+from llmfast.training.run_folder import Run
+from llmfast.training.checkpoints.saver import restore
 from llmfast.training.trainer import Trainer
 
 Report = Callable[[str], None]
@@ -59,14 +59,14 @@ def new_session(
             prepare(config.data, run.data, report=report)
 
     try:
-        world.first(begin)
+        world.on_main(begin)
         prepared = _open(run, config, world)
         if config.data.prepared:
             describe(prepared, report)
         config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
         trainer = _trainer(config, prepared, world)
         plan(trainer)
-        world.first(lambda: run.save_config(config))
+        world.on_main(lambda: run.save_config(config))
     except BaseException:
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
@@ -108,7 +108,7 @@ def resumed_session(
     config = run.load_config()
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
-        world.first(lambda: run.save_config(config))
+        world.on_main(lambda: run.save_config(config))
     prepared = _open(run, config, world)
     trainer = _trainer(config, prepared, world)
     for found in reversed(checkpoints(folder)):

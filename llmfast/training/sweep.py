@@ -19,9 +19,9 @@ from llmfast.config import from_dict, read_yaml, to_dict
 from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
-from llmfast.training.fit import fit
-from llmfast.training.guard import BadStepError
-from llmfast.training.run import Run
+from llmfast.training.loop import fit
+from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.run_folder import Run
 from llmfast.training.session import new_session, resumed_session
 from llmfast.visualization.curves import plot_sweep
 

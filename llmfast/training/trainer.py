@@ -18,20 +18,20 @@ from llmfast.data.shards import TokenShards
 from llmfast.data.windows import PackedWindows, StreamWindows
 from llmfast.evaluation.perplexity import Evaluation, evaluate
 from llmfast.models.decoder import Decoder
-from llmfast.training.checkpoint import Checkpoint, load_model_tensors, model_tensors
+from llmfast.training.checkpoints.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from llmfast.training.config import RunConfig
-from llmfast.training.cpu import prepare_process
-from llmfast.training.distributed import World
-from llmfast.training.guard import Guard, LossScaler
-from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
-from llmfast.training.limits import check_division, check_memory
-from llmfast.training.optimizer import (
+from llmfast.training.preflight.process import prepare_process
+from llmfast.training.distribution.world import World
+from llmfast.training.monitoring.guard import Guard, LossScaler
+from llmfast.training.preflight.hardware import can_compile, choose_device, choose_precision, peak_flops
+from llmfast.training.preflight.limits import check_batch_size, check_memory
+from llmfast.training.optimizers.build import (
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
-from llmfast.training.parallel import Placement
+from llmfast.training.distribution.placement import Placement
 from llmfast.training.schedule import batch_size_at, context_at, learning_rate_factor
 
 
@@ -86,13 +86,13 @@ class Trainer:
         self.model.activation_checkpointing = training.activation_checkpointing
         windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
         self.windows = windows(shards, config.model.context)
-        check_division(config, self.placement.data_share.count)
+        check_batch_size(config, self.placement.data_share.count)
         self._begin()
 
     def _begin(self) -> None:
         training = self.config.training
         self.steps_done = 0
-        self.optimizers = build_optimizers(self.model, training, self.placement.divisions)
+        self.optimizers = build_optimizers(self.model, training, self.placement.shardings)
         self.scaler = LossScaler(self.precision == torch.float16)
         self.guard = Guard(training.spike)
         self.loader = Loader(

@@ -8,11 +8,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
-from llmfast.training.adamw_8bit import AdamW8bit
-from llmfast.training.fit import save
-from llmfast.training.muon import Muon
-from llmfast.training.run import Run
-from llmfast.training.saving import Saver, restore
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit
+from llmfast.training.loop import save
+from llmfast.training.optimizers.muon import Muon
+from llmfast.training.run_folder import Run
+from llmfast.training.checkpoints.saver import Saver, restore
 from llmfast.training.session import Session
 from llmfast.training.trainer import Trainer
 
@@ -83,7 +83,7 @@ def fail_first(world):
     def fail():
         raise ValueError("the disk is on fire")
 
-    world.first(fail)
+    world.on_main(fail)
 
 
 def fail_last(model, tokenizer):

@@ -14,10 +14,10 @@ from small_run import small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.data.prepare import prepare
-from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
+from llmfast.training.checkpoints.checkpoint import checkpoints, load_model, read_checkpoint
 from llmfast.training.config import ParallelConfig
-from llmfast.training.distributed import World
-from llmfast.training.run import Run
+from llmfast.training.distribution.world import World
+from llmfast.training.run_folder import Run
 
 pytestmark = [
     pytest.mark.xdist_group("distributed"),  # one worker: the processes started here use the other cores

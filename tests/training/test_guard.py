@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from small_run import new_run
 
-from llmfast.training.checkpoint import checkpoints
-from llmfast.training.fit import fit, save
-from llmfast.training.guard import Guard, LossScaler
+from llmfast.training.checkpoints.checkpoint import checkpoints
+from llmfast.training.loop import fit, save
+from llmfast.training.monitoring.guard import Guard, LossScaler
 from llmfast.training.session import resumed_session
 
 

@@ -9,8 +9,8 @@ from small_run import new_run
 
 from llmfast.data.loader import IGNORED
 from llmfast.models.config import ExpertsConfig
-from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
-from llmfast.training.fit import save
+from llmfast.training.checkpoints.checkpoint import checkpoints, load_model, read_checkpoint
+from llmfast.training.loop import save
 from llmfast.training.trainer import Trainer
 
 

@@ -9,8 +9,8 @@ from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
-from llmfast.training.command import sweep
-from llmfast.training.fit import fit
+from llmfast.commands.train import sweep
+from llmfast.training.loop import fit
 from llmfast.training.sweep import combinations
 
 QUIET = {"steps": 4, "evaluate_every": 2, "sample_every": 0}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer
-from llmfast.training.checkpoint import (
+from llmfast.training.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_folder,
     drop_old_checkpoints,
@@ -26,8 +26,8 @@ from llmfast.training.checkpoint import (
     split_scalars,
     write_state,
 )
-from llmfast.training.optimizer import decoded
-from llmfast.training.run import Run
+from llmfast.training.optimizers.build import decoded
+from llmfast.training.run_folder import Run
 from llmfast.training.trainer import Trainer
 
 Tensors = dict[str, Tensor]
@@ -105,7 +105,7 @@ class Saver:
         self, state: dict[str, Any], model: Tensors, optimizer: Tensors
     ) -> tuple[Future, Callable[[], None]]:
         """All processes write into one folder; the first one then completes it and puts it in its place."""
-        from llmfast.training.divided import name_files, write_divided  # half a second of imports
+        from llmfast.training.checkpoints.sharded import name_files, write_divided  # half a second of imports
 
         world = self.trainer.world
         # Scalars go another way: in consolidating them, torch.distributed.checkpoint (2.13) writes zeros.
@@ -122,8 +122,8 @@ class Saver:
                 write_state(partial, state | {"scalars": scalars}, self.trainer.config.model, self.tokenizer)
 
         def finish() -> None:
-            world.wait()
-            world.first(complete)
+            world.barrier()
+            world.on_main(complete)
             if world.is_main:
                 self._drop_old()
 
@@ -147,9 +147,9 @@ def restore(trainer: Trainer, folder: Path) -> None:
         mine = {"model": placement.mine(found.model), "optimizer": placement.mine(optimizer)}
         trainer.restore(dataclasses.replace(found, **mine))
         return
-    from llmfast.training.divided import read_divided
+    from llmfast.training.checkpoints.sharded import read_divided
 
-    trainer.world.first(lambda: read_state(folder, verify=True))
+    trainer.world.on_main(lambda: read_state(folder, verify=True))
     model = model_tensors(trainer.model)
     state = read_state(folder)
     optimizer = join_scalars(decoded(read_divided(folder, model)), state["scalars"])

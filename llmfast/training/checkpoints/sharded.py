@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from llmfast.training.checkpoint import TENSOR_FILES
+from llmfast.training.checkpoints.checkpoint import TENSOR_FILES
 
 
 def write_divided(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-from llmfast.training.display import Status
-from llmfast.training.hardware import memory_in_use
+from llmfast.training.monitoring.display import Status
+from llmfast.training.preflight.hardware import memory_in_use
 from llmfast.training.session import Session
 from llmfast.training.trainer import StepResult
 

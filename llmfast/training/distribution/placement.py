@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from llmfast.data.shards import Share
 from llmfast.evaluation.team import Team
 from llmfast.training.config import ParallelConfig
-from llmfast.training.distributed import World
-from llmfast.training.division import Division
-from llmfast.training.tensor_parallel import TensorParallel
+from llmfast.training.distribution.world import World
+from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.distribution.tensor_parallel import TensorParallel
 
 # Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
 _SYNC = "forward_sync_buffers"
@@ -57,7 +57,7 @@ class Placement:
         self.team = Team(self.data_share, self._sum_of_shares)
         self.model = model
         # Of the parameters that DTensor does not describe.
-        self.divisions: dict[str, Division] = {} if self.tensor is None else self.tensor.parts
+        self.shardings: dict[str, Sharding] = {} if self.tensor is None else self.tensor.parts
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
         self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model

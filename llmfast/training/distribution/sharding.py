@@ -1,7 +1,7 @@
 """How a tensor is divided between processes, and whole matrices in turn for work that needs all of one.
 
 FSDP2 divides a parameter by rows, tensor parallel by the rows or columns of some heads or hidden units: both are a
-``Division``. The exchange gives each process every n-th of a list of matrices, so that the work on them is divided too.
+``Sharding``. The exchange gives each process every n-th of a list of matrices, so that the work on them is divided too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 
 @dataclass(frozen=True)
-class Division:
+class Sharding:
     """Which part of a tensor each process of a group has."""
 
     dim: int
@@ -56,7 +56,7 @@ class Division:
         return torch.Size(size if dim == self.dim else each for dim, each in enumerate(part.shape))
 
 
-def division_of(tensor: Tensor) -> Division | None:
+def sharding_of(tensor: Tensor) -> Sharding | None:
     """How FSDP2 divides ``tensor`` (by rows, in equal parts but for the last); None if it does not."""
     if not isinstance(tensor, DTensor):
         return None
@@ -68,7 +68,7 @@ def division_of(tensor: Tensor) -> Division | None:
     count, size = mesh.size(place), tensor.shape[dim]
     each = -(-size // count)
     places = [torch.arange(min(rank * each, size), min((rank + 1) * each, size)) for rank in range(count)]
-    return Division(dim, places, mesh.get_group(place), torch.device(mesh.device_type))
+    return Sharding(dim, places, mesh.get_group(place), torch.device(mesh.device_type))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -76,47 +76,47 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def wholes_in_turn(parts: list[Tensor], divisions: list[Division]) -> list[Tensor]:
+def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
     """Of n processes' parts of matrices: each process gets matrices rank, rank + n, rank + 2n … whole.
 
-    All processes of the one group that the divisions share must call it, with the same matrices.
+    All processes of the one group that the shardings share must call it, with the same matrices.
     """
-    rank, count = divisions[0].rank, divisions[0].count
+    rank, count = shardings[0].rank, shardings[0].count
     mine = range(rank, len(parts), count)
     sent = [parts[to::count] for to in range(count)]
-    wanted = [[divisions[i].part_shape(parts[i], sender) for i in mine] for sender in range(count)]
-    received = _exchange(sent, wanted, divisions[0], parts[0].dtype)
+    wanted = [[shardings[i].part_shape(parts[i], sender) for i in mine] for sender in range(count)]
+    received = _exchange(sent, wanted, shardings[0], parts[0].dtype)
     return [
-        divisions[i].join(list(pieces)) for i, pieces in zip(mine, zip(*received, strict=True), strict=True)
+        shardings[i].join(list(pieces)) for i, pieces in zip(mine, zip(*received, strict=True), strict=True)
     ]
 
 
-def parts_in_turn(wholes: list[Tensor], like: list[Tensor], divisions: list[Division]) -> list[Tensor]:
+def scatter_in_turn(wholes: list[Tensor], like: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
     """The way back: this process's part of each matrix, which has the shape of its tensor in ``like``."""
-    rank, count = divisions[0].rank, divisions[0].count
-    mine = divisions[rank::count]
+    rank, count = shardings[0].rank, shardings[0].count
+    mine = shardings[rank::count]
     sent = [
-        [division.part(whole, to) for whole, division in zip(wholes, mine, strict=True)]
+        [sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)]
         for to in range(count)
     ]
     wanted = [[part.shape for part in like[sender::count]] for sender in range(count)]
-    received = _exchange(sent, wanted, divisions[0], like[0].dtype)
+    received = _exchange(sent, wanted, shardings[0], like[0].dtype)
     return [received[i % count][i // count].to(part.device) for i, part in enumerate(like)]
 
 
 def _exchange(
     sent: list[list[Tensor]],
     wanted: list[list[torch.Size]],
-    division: Division,
+    sharding: Sharding,
     dtype: torch.dtype,
 ) -> list[list[Tensor]]:
     """Send ``sent[r]`` to process r; from each, tensors of the shapes ``wanted[r]``. One message to and from each."""
-    flat = [tensor.reshape(-1).to(division.device, dtype) for tensors in sent for tensor in tensors]
-    message = torch.cat([torch.empty(0, device=division.device, dtype=dtype), *flat])
+    flat = [tensor.reshape(-1).to(sharding.device, dtype) for tensors in sent for tensor in tensors]
+    message = torch.cat([torch.empty(0, device=sharding.device, dtype=dtype), *flat])
     sizes = [sum(shape.numel() for shape in shapes) for shapes in wanted]
     answer = message.new_empty(sum(sizes))
     dist.all_to_all_single(
-        answer, message, sizes, [sum(t.numel() for t in tensors) for tensors in sent], group=division.group
+        answer, message, sizes, [sum(t.numel() for t in tensors) for tensors in sent], group=sharding.group
     )
     return [
         [

@@ -27,7 +27,7 @@ from llmfast.files import atomic_folder
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
-from llmfast.training.revision import revision
+from llmfast.training.checkpoints.revision import revision
 
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 

@@ -79,8 +79,8 @@ def _configuration(model: str) -> DecoderConfig:
         except ValueError as error:
             raise ValueError(f"{error} (nor is it a folder)") from None
     from llmfast.config import from_dict
-    from llmfast.training.checkpoint import checkpoints
-    from llmfast.training.run import Run
+    from llmfast.training.checkpoints.checkpoint import checkpoints
+    from llmfast.training.run_folder import Run
 
     folder = Path(model)
     if Run(folder).config_file.exists():

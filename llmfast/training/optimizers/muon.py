@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfast.kernels import newton_schulz
-from llmfast.training.division import Division, division_of, local, parts_in_turn, wholes_in_turn
+from llmfast.training.distribution.sharding import Sharding, sharding_of, local, scatter_in_turn, gather_in_turn
 
 STACK_ELEMENTS = 2**26  # of the matrices worked on together, so that their copies take 0.5 GB at most
 
@@ -30,7 +30,7 @@ class Muon(torch.optim.Muon):
 
     Args:
         params: as for ``torch.optim.Muon``, and so are ``lr`` and ``settings``.
-        divisions: how parameters are divided that are not DTensors, such as those of tensor parallelism.
+        shardings: how parameters are divided that are not DTensors, such as those of tensor parallelism.
 
     Raises:
         ValueError: a parameter that is not a matrix, or a setting out of its range.
@@ -51,11 +51,11 @@ class Muon(torch.optim.Muon):
         params,
         lr: float | Tensor = 1e-3,
         *,
-        divisions: Mapping[Tensor, Division] | None = None,
+        shardings: Mapping[Tensor, Sharding] | None = None,
         **settings: Any,
     ):
         super().__init__(params, lr, **settings)
-        self.divisions = dict(divisions or {})
+        self.shardings = dict(shardings or {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -77,12 +77,12 @@ class Muon(torch.optim.Muon):
             gradients = torch._foreach_lerp(gradients, buffers, group["momentum"])
         else:
             gradients = buffers
-        divisions = [self._division(parameter) for parameter in parameters]
-        if divisions[0] is None:
+        shardings = [self._sharding(parameter) for parameter in parameters]
+        if shardings[0] is None:
             updates = self._updates(gradients, group)
         else:
-            updates = self._updates(wholes_in_turn(gradients, divisions), group)
-            updates = parts_in_turn(updates, gradients, divisions)
+            updates = self._updates(gather_in_turn(gradients, shardings), group)
+            updates = scatter_in_turn(updates, gradients, shardings)
         parts = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parts, updates)
@@ -106,20 +106,20 @@ class Muon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         return state["momentum_buffer"]
 
-    def _division(self, parameter: Tensor) -> Division | None:
-        if parameter not in self.divisions:
-            self.divisions[parameter] = division_of(parameter)
-        return self.divisions[parameter]
+    def _sharding(self, parameter: Tensor) -> Sharding | None:
+        if parameter not in self.shardings:
+            self.shardings[parameter] = sharding_of(parameter)
+        return self.shardings[parameter]
 
     def _equally_shaped(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Those that have a gradient, in lists of one whole shape, dtype, device and group of processes each."""
         lists = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
-                division = self._division(parameter)
+                sharding = self._sharding(parameter)
                 part = local(parameter)
-                shape = part.shape if division is None else division.whole_shape(part)
-                group = None if division is None else division.group
+                shape = part.shape if sharding is None else sharding.whole_shape(part)
+                group = None if sharding is None else sharding.group
                 lists[shape, parameter.dtype, parameter.device, group].append(parameter)
         for (shape, _, _, group), alike in lists.items():
             processes = 1 if group is None else group.size()

@@ -18,15 +18,15 @@ from llmfast.data.prepare import END_OF_TEXT
 from llmfast.evaluation.perplexity import Evaluation
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-from llmfast.training.checkpoint import checkpoint_folder
-from llmfast.training.display import Display
-from llmfast.training.guard import BadStepError
-from llmfast.training.pace import Pace
-from llmfast.training.profiling import StepProfiler
-from llmfast.training.saving import Saver
+from llmfast.training.checkpoints.checkpoint import checkpoint_folder
+from llmfast.training.monitoring.display import Display
+from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.monitoring.pace import Pace
+from llmfast.training.monitoring.profiling import StepProfiler
+from llmfast.training.checkpoints.saver import Saver
 from llmfast.training.session import Session
 from llmfast.training.signals import stop_requests
-from llmfast.training.tracking import Tracker, open_trackers
+from llmfast.training.monitoring.tracking import Tracker, open_trackers
 from llmfast.training.trainer import StepResult
 
 __all__ = ["fit", "sample_prompt", "save"]
@@ -95,7 +95,7 @@ class _Fit:
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
             self.saver.save(validation_loss=self._validation_loss())
             self.saver.wait()
-        self.world.wait()
+        self.world.barrier()
         if stopped:
             raise KeyboardInterrupt
 

@@ -9,20 +9,20 @@ from types import MappingProxyType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfast.training.adamw import AdamW
-from llmfast.training.adamw_8bit import AdamW8bit, with_numbers
+from llmfast.training.optimizers.adamw import AdamW
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit, with_numbers
 from llmfast.training.config import TrainingConfig
-from llmfast.training.division import Division
-from llmfast.training.muon import Muon
+from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.optimizers.muon import Muon
 
 
 def build_optimizers(
-    model: nn.Module, config: TrainingConfig, divisions: Mapping[str, Division] = MappingProxyType({})
+    model: nn.Module, config: TrainingConfig, shardings: Mapping[str, Sharding] = MappingProxyType({})
 ) -> list[Optimizer]:
     """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest (stacks of experts, too).
 
     Matrices decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to
-    be small, and decay would shrink the rows of rare tokens between their few gradients. ``divisions`` are those of the
+    be small, and decay would shrink the rows of rare tokens between their few gradients. ``shardings`` are those of the
     parameters that tensor parallelism divides.
     """
     parameters = dict(model.named_parameters())
@@ -38,7 +38,7 @@ def build_optimizers(
                 matrices,
                 lr=config.matrix_learning_rate,
                 weight_decay=config.weight_decay,
-                divisions={parameters[name]: division for name, division in divisions.items()},
+                shardings={parameters[name]: sharding for name, sharding in shardings.items()},
             ),
             AdamW(_groups(stacks, rest, config.weight_decay), **adamw),
         ]

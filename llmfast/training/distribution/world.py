@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmfast.training import failures
+from llmfast.training.distribution import failures
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # the others wait this long for rank 0 while it prepares data or saves
@@ -39,12 +39,12 @@ class World:
             dist.all_reduce(tensor, group=group)
         return tensor
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes are here."""
         if self.size > 1:
             dist.barrier()
 
-    def first(self, function: Callable[[], T]) -> T | None:
+    def on_main(self, function: Callable[[], T]) -> T | None:
         """Run ``function`` in the main process while the others wait; they get None.
 
         If it fails, it fails in all, so that none waits for ever.

@@ -6,13 +6,13 @@ import torch
 
 from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.training.config import RunConfig
-from llmfast.training.distributed import World
-from llmfast.training.hardware import total_memory
+from llmfast.training.distribution.world import World
+from llmfast.training.preflight.hardware import total_memory
 
 GIB = 2**30
 
 
-def check_division(config: RunConfig, processes: int) -> None:
+def check_batch_size(config: RunConfig, processes: int) -> None:
     """Check that every batch, also in its warm-up, falls into equal parts for ``processes`` with data of their own.
 
     Raises:

@@ -12,7 +12,7 @@ from llmfast.training.config import RunConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmfast.training.distributed import World
+    from llmfast.training.distribution.world import World
     from llmfast.training.session import Session
 
 AUTO = Path("auto")
@@ -46,8 +46,8 @@ def train(
     """
     from rich.console import Console
 
-    from llmfast.training.checks import describe_run, overfit
-    from llmfast.training.distributed import world
+    from llmfast.training.preflight.checks import describe_run, overfit
+    from llmfast.training.distribution.world import world
 
     _check_folders(out, resume, learning_rate, trial=dry_run or overfit_one_batch)
     config = config or RunConfig()
@@ -110,13 +110,13 @@ def _session(
     console: Console,
     world: World,
 ) -> Session:
-    from llmfast.training.run import Run
+    from llmfast.training.run_folder import Run
     from llmfast.training.session import new_session, resumed_session
 
     automatic = resume == AUTO
     if automatic:
         resume = out if Run(out).config_file.exists() else None
-        world.wait()  # before the first process makes the folder that the others look for
+        world.barrier()  # before the first process makes the folder that the others look for
     if resume is None:
         return new_session(out, config, report=console.print, world=world)
     session = resumed_session(
@@ -127,7 +127,7 @@ def _session(
 
 
 def _fit(session: Session, console: Console, profile: bool) -> None:
-    from llmfast.training.fit import fit
+    from llmfast.training.loop import fit
 
     folder, trainer = session.run.folder, session.trainer
     try:

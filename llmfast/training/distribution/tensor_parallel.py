@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.models.decoder import Attention, Decoder
-from llmfast.training.division import Division
+from llmfast.training.distribution.sharding import Sharding
 
 Group = dist.ProcessGroup
 
@@ -30,7 +30,7 @@ class TensorParallel:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._check()
         self.device = next(model.parameters()).device
-        self.parts: dict[str, Division] = {}
+        self.parts: dict[str, Sharding] = {}
         for number, block in enumerate(model.blocks):
             self._divide_attention(block.attention, f"blocks.{number}.attention")
             self._divide_feed_forward(block.feed_forward, f"blocks.{number}.feed_forward")
@@ -107,27 +107,27 @@ class TensorParallel:
         return torch.arange(start + rank * each, start + (rank + 1) * each)
 
     def _keep(self, name: str, parameter: nn.Parameter, dim: int, places: list[Tensor]) -> nn.Parameter:
-        self.parts[name] = Division(dim, places, self.group, self.device)
+        self.parts[name] = Sharding(dim, places, self.group, self.device)
         return nn.Parameter(self.parts[name].part(parameter.detach()))
 
     def _copy_in(self, module: nn.Module, inputs: tuple) -> tuple:
         return (_CopyIn.apply(inputs[0], self.group), *inputs[1:])
 
-    def _division(self, name: str, tensor: Tensor) -> Division | None:
+    def _sharding(self, name: str, tensor: Tensor) -> Sharding | None:
         """That of a parameter, or of an entry of its optimizer state, which is divided alike unless it is a scalar."""
         return (self.parts.get(name) or self.parts.get(name.rpartition("/")[0])) if tensor.ndim else None
 
     def _select(self, name: str, tensor: Tensor) -> Tensor:
-        division = self._division(name, tensor)
-        return tensor if division is None else division.part(tensor)
+        sharding = self._sharding(name, tensor)
+        return tensor if sharding is None else sharding.part(tensor)
 
     def _gather(self, name: str, tensor: Tensor) -> Tensor:
-        division = self._division(name, tensor)
-        if division is None:
+        sharding = self._sharding(name, tensor)
+        if sharding is None:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.detach().contiguous(), group=self.group)
-        return division.join(parts)
+        return sharding.join(parts)
 
 
 class SummedLinear(nn.Module):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llmfast.config import to_dict
 from llmfast.training.config import RunConfig
-from llmfast.training.run import Run
+from llmfast.training.run_folder import Run
 
 PROJECT = "llmfast"
 

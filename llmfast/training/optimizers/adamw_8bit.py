@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from llmfast.kernels import adamw_, adamw_8bit_
 from llmfast.kernels.adamw_8bit import code_tables
 from llmfast.kernels.reference.adamw import BLOCK, decode, encode
-from llmfast.training.adamw import (
+from llmfast.training.optimizers.adamw import (
     Rounding,
     add_master,
     alike,
@@ -23,7 +23,7 @@ from llmfast.training.adamw import (
     update_settings,
     wide_copy,
 )
-from llmfast.training.division import division_of, local
+from llmfast.training.distribution.sharding import sharding_of, local
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict hides what FSDP should not gather
 CODES, MAXIMA, TABLES = ("state1", "state2"), ("absmax1", "absmax2"), ("qmap1", "qmap2")
@@ -42,7 +42,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
     Args:
         params: tensors, or groups of them as for any ``torch.optim.Optimizer``.
-        lr, betas, eps, weight_decay, rounding, seed, clip_norm: as for ``llmfast.training.adamw.AdamW``.
+        lr, betas, eps, weight_decay, rounding, seed, clip_norm: as for ``llmfast.training.optimizers.adamw.AdamW``.
         min_8bit_size: parameters of fewer elements have float32 moments.
 
     Raises:
@@ -212,8 +212,8 @@ def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dic
 
 def _first_element(codes: Tensor) -> int:
     """The place in the whole of the first element that this process has."""
-    division, part = division_of(codes), local(codes)
-    return int(division.places[division.rank][0]) * part[0].numel() if division and part.numel() else 0
+    sharding, part = sharding_of(codes), local(codes)
+    return int(sharding.places[sharding.rank][0]) * part[0].numel() if sharding and part.numel() else 0
 
 
 def _decode_from(start: int, codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:

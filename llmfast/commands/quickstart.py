@@ -55,7 +55,7 @@ def quickstart(
 
     from rich.console import Console
 
-    from llmfast.training.fit import fit
+    from llmfast.training.loop import fit
     from llmfast.training.session import new_session, resumed_session
 
     console = Console(highlight=False, soft_wrap=True)
@@ -208,8 +208,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
 
 def _finish(session: Session, console: Console) -> None:
     from llmfast.data.prepare import compression_baselines
-    from llmfast.inference.command import generate
-    from llmfast.training.fit import sample_prompt
+    from llmfast.commands.generate import generate
+    from llmfast.training.loop import sample_prompt
     from llmfast.visualization.curves import plot_losses
 
     run, prepared, trainer = session.run, session.prepared, session.trainer

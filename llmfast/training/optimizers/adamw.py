@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_
-from llmfast.training.division import local
+from llmfast.training.distribution.sharding import local
 
 Rounding = Literal["stochastic", "nearest", "masters"]
 

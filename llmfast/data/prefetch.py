@@ -11,7 +11,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def read_ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items in the same order, up to ``depth`` of them made in a thread before they are asked for.
 
     An error in making one is raised where it would have come. Leaving early ends the thread.

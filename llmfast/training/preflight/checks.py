@@ -14,8 +14,8 @@ from rich.text import Text
 
 from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.training.config import RunConfig
-from llmfast.training.display import clock, size
-from llmfast.training.hardware import memory_in_use
+from llmfast.training.monitoring.display import clock, size
+from llmfast.training.preflight.hardware import memory_in_use
 from llmfast.training.session import Session, new_session
 
 LEARNT = 0.05  # of the first loss: a batch known by heart

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def initialise(model: Decoder, generator: torch.Generator | None = None) -> None:
+def initialize(model: Decoder, generator: torch.Generator | None = None) -> None:
     """Fill the weights, in order, from ``generator``; every draw is truncated at 3 sigma.
 
     Matrices follow ``config.matrix_init``; those that write to the residual stream are divided by sqrt(2·layers) so
