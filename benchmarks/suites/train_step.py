@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from llmfast.commands.quickstart import quickstart_config
 from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 from llmfast.models.presets import preset
-from llmfast.commands.quickstart import quickstart_config
 from llmfast.training.config import TrainingConfig
 from llmfast.training.optimizers.build import build_optimizers
 

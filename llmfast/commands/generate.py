@@ -45,7 +45,7 @@ def generate(
     import torch
 
     from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-    from llmfast.training.checkpoints.checkpoint import load_model
+    from llmfast.models.folder import load_model
 
     model, tokenizer = load_model(run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,7 +26,7 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     import torch
 
     from llmfast.integrations.huggingface.folder import check_new, copy_tokenizer, load_huggingface
-    from llmfast.training.checkpoints.checkpoint import save_model
+    from llmfast.models.folder import save_model
 
     check_new(out)
     model = load_huggingface(source, dtype=getattr(torch, dtype), vocab_multiple=vocab_multiple)
@@ -71,7 +71,7 @@ def export_model(
     import torch
 
     from llmfast.integrations.huggingface.folder import save_huggingface
-    from llmfast.training.checkpoints.checkpoint import load_decoder, model_folder
+    from llmfast.models.folder import load_decoder, model_folder
 
     folder = model_folder(model)
     save_huggingface(

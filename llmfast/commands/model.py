@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +45,7 @@ def info(
     Args:
         model: A preset (gpt2, llama-3.2-1b, ...), or a run or checkpoint folder.
         batch_size: Sequences that pass the model at a time in training.
-        sequence: Tokens a sequence; the model's context, but at most 4096, if left out.
+        sequence: Tokens per sequence; the model's context, but at most 4096, if left out.
         precision: Of matrix products in training; parameters stay float32.
         optimizer: Whose state is kept.
         gpu_memory: Memory of a GPU in GiB, to say what fits it.
@@ -78,16 +77,17 @@ def _configuration(model: str) -> DecoderConfig:
             return preset(model)
         except ValueError as error:
             raise ValueError(f"{error} (nor is it a folder)") from None
-    from llmfast.config import from_dict
-    from llmfast.training.checkpoints.checkpoint import checkpoints
-    from llmfast.training.run_folder import Run
+    from llmfast.config import from_dict, read_yaml
+    from llmfast.models.folder import CONFIG_FILE, checkpoints, read_json
+    from llmfast.training.run_folder import RunFolder
 
     folder = Path(model)
-    if Run(folder).config_file.exists():
-        return Run(folder).load_config().model
+    if (file := RunFolder(folder).config_file).exists():
+        return from_dict(DecoderConfig, (read_yaml(file) or {}).get("model", {}))
     for checkpoint in [folder, *reversed(checkpoints(folder))]:
-        if (checkpoint / "config.json").exists():
-            return from_dict(DecoderConfig, json.loads((checkpoint / "config.json").read_text("utf-8")))
+        if (checkpoint / CONFIG_FILE).exists():
+            tree = read_json(checkpoint / CONFIG_FILE)
+            return from_dict(DecoderConfig, tree.get("decoder", tree))
     raise ValueError(f"{folder} holds no model: neither config.yaml nor config.json is there")
 
 
@@ -115,7 +115,7 @@ def _parts(config: DecoderConfig, sequence: int) -> Table:
         table.add_row(part, f"{count:,}", f"{count / config.parameters:.1%}")
     table.add_row("[bold]all", f"[bold]{config.parameters:,}", "")
     if active_parameters(config) != config.parameters:
-        table.add_row("active in a token", f"{active_parameters(config):,}", "")
+        table.add_row("active per token", f"{active_parameters(config):,}", "")
     table.add_row()
     table.add_row("[bold]training", "[bold]FLOP/token", "")
     for part, count in flops.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import platform
 import shlex
@@ -43,7 +42,7 @@ def quickstart(
         preset: Size of the model; auto picks mini on a CPU and base on a GPU.
         vocab_size: Size of the byte-level BPE vocabulary.
         out: New folder for the run; runs/quickstart, or the next free name like it, if left out.
-        resume: Go on with the newest run (or the one in --out) exactly where it stopped.
+        resume: Resume the newest run (or the one in --out) exactly where it stopped.
         seed: Same seed, same losses on a CPU.
 
     Raises:
@@ -75,9 +74,9 @@ def quickstart(
     try:
         fit(session, console=console)
     except KeyboardInterrupt:
-        where = f"stopped at step {trainer.steps_done:,} of {trainer.config.training.steps:,} and saved"
+        where = f"stopped at step {trainer.steps_done:,} of {trainer.training.steps:,} and saved"
         again = f"llmfast quickstart --resume --out {session.run.folder}"
-        raise KeyboardInterrupt(f"{where}; go on with: {again}") from None
+        raise KeyboardInterrupt(f"{where}; resume with: {again}") from None
     _finish(session, console)
 
 
@@ -131,7 +130,7 @@ PRESETS = {
 
 def _plan(trainer: Trainer, minutes: float, steps: int | None, console: Console) -> None:
     """Set the number of steps, which the schedule needs from the start, and the intervals that go with it."""
-    training = trainer.config.training
+    training = trainer.training
     if steps is None:
         speed = remembered_speed(trainer)
         known = "as measured here before" if speed else "measured"
@@ -183,7 +182,7 @@ def _speed_file() -> Path:
 def _speed_key(trainer: Trainer) -> str:
     import torch
 
-    model, training = trainer.config.model, trainer.config.training
+    model, training = trainer.task.config.model, trainer.training
     device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"{os.cpu_count()} cores"
     shape = f"{model.width}x{model.layers}x{model.context}x{model.vocab_size}x{training.batch_size}"
     return (
@@ -195,7 +194,7 @@ def _speed_key(trainer: Trainer) -> str:
 
 
 def _describe(trainer: Trainer, console: Console) -> None:
-    model, training = trainer.config.model, trainer.config.training
+    model, training = trainer.task.config.model, trainer.training
     console.print(
         f"model       {model.parameters / 1e6:.2f} M parameters: {model.layers} layers of width {model.width}, "
         f"{model.heads} heads, context {model.context}"
@@ -207,34 +206,33 @@ def _describe(trainer: Trainer, console: Console) -> None:
 
 
 def _finish(session: Session, console: Console) -> None:
-    from llmfast.data.prepare import compression_baselines
     from llmfast.commands.generate import generate
-    from llmfast.training.loop import sample_prompt
+    from llmfast.data.prepare import compression_baselines
     from llmfast.visualization.curves import plot_losses
 
-    run, prepared, trainer = session.run, session.prepared, session.trainer
+    run, task, trainer = session.run, session.task, session.trainer
+    prepared = task.prepared
     # Overlapping windows: every held-out token is predicted from at least half a context, as in real use.
-    final = trainer.evaluate(prepared.validation, stride=max(1, trainer.config.model.context // 2))
-    run.log(step=trainer.steps_done, final_loss=final.loss, final_bits_per_byte=final.bits_per_byte)
+    final = task.evaluate(trainer, stride=max(1, task.context // 2))
+    run.log(step=trainer.steps_done, **{f"final_{name}": figure for name, figure in final.items()})
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)
-    per_byte = len(prepared.train) / prepared.train.text_bytes / math.log(2)
-    plot_losses(run.records(), run.loss_plot, nats_to_bits_per_byte=per_byte, marks=baselines)
+    plot_losses(run.records(), run.loss_plot, units=task.units(1.0), marks=baselines)
 
     console.print(
-        f"\nheld-out text, {prepared.validation.text_bytes / 1e6:.1f} MB: loss {final.loss:.3f} nats per token"
+        f"\nheld-out text, {prepared.validation.text_bytes / 1e6:.1f} MB: loss {final['loss']:.3f} nats per token"
     )
     for name, bits in {
         "gzip -9": baselines["gzip"],
         "xz -9": baselines["xz"],
-        "this model": final.bits_per_byte,
+        "this model": final["bits_per_byte"],
     }.items():
         console.print(f"  {name:<10} {bits:.3f} bits per byte")
-    prompt = sample_prompt(session)
+    prompt = task.prompt()
     console.print(f"\na sample, from {prompt!r}:\n")
     generate(run.folder, prompt, tokens=120, temperature=0.7, top_p=0.95, seed=0, output=console.file)
     console.print(f"\nsaved in {run.folder}: checkpoints, tokenizer, log.jsonl, loss.png\nnext:")
     console.print(f"  llmfast generate {run.folder} --prompt {shlex.quote(prompt)}")
-    console.print(f"  llmfast quickstart --resume --out {run.folder}      (after Ctrl-C: goes on exactly)")
+    console.print(f"  llmfast quickstart --resume --out {run.folder}      (after Ctrl-C: resumes exactly)")
     console.print("  llmfast quickstart --preset midi --minutes 20      (bigger)")
 
 

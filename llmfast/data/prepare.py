@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from llmfast.config import to_dict
-from llmfast.data.prefetch import prefetch
 from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
 from llmfast.data.journal import JOURNAL, Journal
+from llmfast.data.prefetch import prefetch
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names

@@ -1,4 +1,4 @@
-"""The training loop: steps, with evaluation, samples, checkpoints and the log at their intervals."""
+"""The step loop: steps, with evaluation, samples, checkpoints and the log at their intervals, for every task."""
 
 from __future__ import annotations
 
@@ -14,38 +14,32 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import save_file
 
-from llmfast.data.prepare import END_OF_TEXT
-from llmfast.evaluation.perplexity import Evaluation
-from llmfast.inference.config import Sampling
-from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
 from llmfast.training.checkpoints.checkpoint import checkpoint_folder
+from llmfast.training.checkpoints.saver import Saver
 from llmfast.training.monitoring.display import Display
 from llmfast.training.monitoring.guard import BadStepError
 from llmfast.training.monitoring.pace import Pace
 from llmfast.training.monitoring.profiling import StepProfiler
-from llmfast.training.checkpoints.saver import Saver
+from llmfast.training.monitoring.tracking import Tracker, open_trackers
 from llmfast.training.session import Session
 from llmfast.training.signals import stop_requests
-from llmfast.training.monitoring.tracking import Tracker, open_trackers
 from llmfast.training.trainer import StepResult
 
-__all__ = ["fit", "sample_prompt", "save"]
+__all__ = ["fit", "save"]
 
-PART_TOKENS = 2**15  # of the validation split, for the evaluations on the way
-PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 BAD_STEPS = 10  # skipped in a row, after which a run stops: its weights do not recover by themselves
 
 
 def fit(session: Session, *, console: Console | None = None, profile: bool = False) -> None:
-    """Train until ``config.training.steps`` are done, saving on the way and at the end.
+    """Train until ``training.steps`` are done, saving at intervals and at the end.
 
     SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt. ``profile`` writes a trace
     of a few steps to RUN/profile.json.
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
-        BadStepError: a bad step, as ``training.on_bad_step`` tells it.
+        BadStepError: a bad step, as ``training.on_bad_step`` decides.
         ValueError: a tracker or an evaluation that cannot be used.
         OSError: the last checkpoint cannot be written.
     """
@@ -56,19 +50,20 @@ class _Fit:
     """One call of ``fit``."""
 
     def __init__(self, session: Session, console: Console | None, profile: bool):
-        self.session, self.trainer, self.folder = session, session.trainer, session.run
-        self.training = session.trainer.config.training
+        self.task, self.trainer, self.folder = session.task, session.trainer, session.run
+        self.training = session.trainer.training
         self.world = session.trainer.world
         quiet = console if self.world.is_main else Console(quiet=True)
         self.display = Display(self.training.steps, console=quiet)
-        self.saver = Saver(session.run, session.trainer, session.prepared.tokenizer)
-        self.pace = Pace(session)
+        self.saver = Saver(session.run.folder, session.trainer)
+        self.pace = Pace(session.trainer)
         self.trackers: list[Tracker] = []
         self.profiler = (
             StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
         )
         self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
-        self.validation: tuple[int, float] | None = None  # the newest: step and loss
+        # The newest validation: its step and loss.
+        self.validation: tuple[int, float] | None = None
         self.bad_in_a_row = 0
 
     def run(self) -> None:
@@ -76,7 +71,7 @@ class _Fit:
         if self.world.is_main:
             self.folder.rewind_log(trainer.steps_done)
             self.trackers = open_trackers(
-                self.training.track, self.folder, trainer.config, trainer.steps_done
+                self.training.track, self.folder, self.task.config, trainer.steps_done
             )
         with stop_requests() as stop, self.display, contextlib.ExitStack() as at_end:
             for tracker in self.trackers:
@@ -84,12 +79,12 @@ class _Fit:
             while trainer.steps_done < self.training.steps and not stopped:
                 self._step()
                 self._at_intervals(trainer.steps_done)
-                with self._full_disk_told():
+                with self._surviving_full_disk():
                     self.saver.poll()
                 self.pace.resume_clock()
                 stopped = self.world.any(bool(stop))
-        if self.profiler and (told := self.profiler.finish()):
-            self.display.say(told)
+        if self.profiler and (message := self.profiler.finish()):
+            self.display.say(message)
         self.saver.wait()
         # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
@@ -103,8 +98,8 @@ class _Fit:
         if self.profiler:
             self.profiler.before_step()
         result = self.trainer.step()
-        if self.profiler and (told := self.profiler.after_step()):
-            self.display.say(told)
+        if self.profiler and (message := self.profiler.after_step()):
+            self.display.say(message)
         step = self.trainer.steps_done
         if result.fault:
             self._bad_step(step, result)
@@ -115,19 +110,20 @@ class _Fit:
             loss=result.loss.item(),
             gradient_norm=result.gradient_norm.item(),
             learning_rate_factor=result.learning_rate_factor,
-            **result.routing,
+            **result.figures,
         )
         status = self.pace.status(result)
         self._track(step, status.speed())
         self.display.update(status)
 
     def _bad_step(self, step: int, result: StepResult) -> None:
-        """Save the batch, then stop or go on."""
+        """Save the batch, then stop or skip the step."""
         file = self.folder.folder / "bad-steps" / f"step-{step:06d}-rank-{self.world.rank}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        save_file(
-            {"tokens": result.batch.tokens.contiguous(), "targets": result.batch.targets.contiguous()}, file
-        )
+        columns = {name: column.contiguous() for name, column in result.batch.columns.items()}
+        if result.batch.cu_seqlens is not None:
+            columns["cu_seqlens"] = result.batch.cu_seqlens
+        save_file(columns, file)
         self._log(step, fault=result.fault)
         self.bad_in_a_row += 1
         if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
@@ -143,33 +139,37 @@ class _Fit:
             self._evaluate(step)
         if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
             try:
-                self.display.sample(step, *_sample(self.session))
-            except ValueError as error:  # a run that diverged is ended by its policy for bad steps
+                sample = self.task.sample(self.trainer)
+            # A run that diverged cannot be sampled; its policy for bad steps decides whether it ends.
+            except ValueError as error:
                 self.display.say(f"step {step:,}: no sample, {error}")
+            else:
+                if sample is not None:
+                    self.display.sample(step, *sample)
         if _due(training.checkpoint_every, step) and step < training.steps:
-            with self._full_disk_told():
+            with self._surviving_full_disk():
                 self.saver.save(validation_loss=self._validation_loss())
 
     def _evaluate(self, step: int) -> None:
-        part = self._validate()
-        self._log(step, validation_loss=part.loss, validation_bits_per_byte=part.bits_per_byte)
+        figures = self._validate()
+        self._log(step, **{f"validation_{name}": figure for name, figure in figures.items()})
         for function in self.evaluations.values():
             together = {}
             if "team" in inspect.signature(function).parameters:
-                together["team"] = self.trainer.placement.team
+                together["team"] = self.trainer.team
             with self.trainer.inference() as model:
-                figures = function(model, self.session.prepared.tokenizer, **together)
+                figures = function(model, self.task.tokenizer, **together)
             self._log(step, **figures)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
             self.display.say(f"  {step:>6,} │ {shown}")
 
-    def _validate(self) -> Evaluation:
-        part = self.trainer.evaluate(self.session.prepared.validation, max_tokens=PART_TOKENS)
-        self.validation = self.trainer.steps_done, part.loss
-        return part
+    def _validate(self) -> dict[str, float]:
+        figures = self.trainer.evaluate(part=True)
+        self.validation = self.trainer.steps_done, figures["loss"]
+        return figures
 
     def _validation_loss(self) -> float | None:
-        """That of the present weights, where the best checkpoint is to be told by it."""
+        """That of the present weights, where it decides which checkpoint is the best."""
         if not (self.training.keep_best and self.training.evaluate_every):
             return None
         if self.validation is None or self.validation[0] != self.trainer.steps_done:
@@ -177,7 +177,7 @@ class _Fit:
         return self.validation[1]
 
     @contextlib.contextmanager
-    def _full_disk_told(self) -> Iterator[None]:
+    def _surviving_full_disk(self) -> Iterator[None]:
         """A full disk costs a checkpoint, not the run: the next one may find room."""
         try:
             yield
@@ -186,7 +186,7 @@ class _Fit:
                 raise
             self.display.say(
                 f"step {self.trainer.steps_done:,}: checkpoint not saved, {os.strerror(error.errno).lower()}; "
-                "earlier ones are whole, training goes on"
+                "earlier ones are whole, training continues"
             )
 
     def _log(self, step: int, **record: Any) -> None:
@@ -203,7 +203,7 @@ class _Fit:
 
 def save(session: Session, *, validation_loss: float | None = None) -> Path:
     """Write a checkpoint of where the session's trainer is; returns its folder."""
-    Saver(session.run, session.trainer, session.prepared.tokenizer).save(validation_loss=validation_loss)
+    Saver(session.run.folder, session.trainer).save(validation_loss=validation_loss)
     return checkpoint_folder(session.run.folder, session.trainer.steps_done)
 
 
@@ -222,28 +222,3 @@ def named_evaluation(name: str) -> Any:
 
 def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def sample_prompt(session: Session) -> str:
-    """What the model is asked to continue: ``def`` for Python's library, else how a held-out document begins."""
-    data = session.trainer.config.data
-    if not data.sources and not data.prepared:
-        return "def "
-    held_out = session.prepared.validation
-    tokens = held_out.read(1, min(PROMPT_TOKENS, len(held_out) - 1)).tolist()
-    return session.prepared.tokenizer.decode(tokens).split(END_OF_TEXT)[0]
-
-
-def _sample(session: Session) -> tuple[str, str]:
-    """The prompt and the model's continuation."""
-    tokenizer, prompt = session.prepared.tokenizer, sample_prompt(session)
-    with session.trainer.inference() as model:
-        tokens = generate_tokens(
-            model,
-            encode_prompt(tokenizer, prompt),
-            SAMPLE_TOKENS,
-            sampling=Sampling(temperature=0.7, top_p=0.95),
-            stop=tokenizer.eot_token,
-        )
-        text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
-        return prompt, "".join(text)

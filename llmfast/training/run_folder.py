@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmfast import config as config_files
 from llmfast.files import atomic_write
-from llmfast.training.config import RunConfig
+
+Config = TypeVar("Config")
 
 
-class Run:
+class RunFolder:
     """Paths and files of one run folder."""
 
     def __init__(self, folder: Path):
@@ -28,11 +29,17 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.loss_plot = self.folder / "loss.png"
 
-    def save_config(self, config: RunConfig) -> None:
+    def save_config(self, config: Any) -> None:
+        """Write the configuration of the run, a dataclass."""
         config_files.save(config, self.config_file)
 
-    def load_config(self) -> RunConfig:
-        return config_files.load(RunConfig, self.config_file)
+    def load_config(self, config_class: type[Config]) -> Config:
+        """The configuration of the run.
+
+        Raises:
+            ValueError: it is damaged, or that of another task.
+        """
+        return config_files.load(config_class, self.config_file)
 
     def log(self, **record: Any) -> None:
         """Append one record."""

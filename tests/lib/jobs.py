@@ -8,11 +8,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
-from llmfast.training.optimizers.adamw_8bit import AdamW8bit
+from llmfast.training.checkpoints.saver import Saver, restore
 from llmfast.training.loop import save
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit
 from llmfast.training.optimizers.muon import Muon
 from llmfast.training.run_folder import Run
-from llmfast.training.checkpoints.saver import Saver, restore
 from llmfast.training.session import Session
 from llmfast.training.trainer import Trainer
 

@@ -13,10 +13,9 @@ from small_run import new_run, small_config, write_corpus
 from llmfast import config as config_files
 from llmfast.cli import main
 from llmfast.models.presets import preset
-from llmfast.training.checkpoints import saver
 from llmfast.training.checkpoints.checkpoint import best_checkpoint, checkpoints, read_checkpoint, read_state
-from llmfast.training.loop import fit, save
 from llmfast.training.checkpoints.revision import git_commit
+from llmfast.training.loop import fit, save
 from llmfast.training.session import new_session, resumed_session
 from llmfast.training.trainer import Trainer
 

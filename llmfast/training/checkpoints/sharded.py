@@ -1,7 +1,7 @@
 """Checkpoints of a model that is divided between processes: each writes its part, the files hold whole tensors.
 
-``torch.distributed.checkpoint`` writes and reads the same safetensors files that a single process does, so a run goes
-on with any number of processes and any strategy, and each reads only the parts that it needs.
+``torch.distributed.checkpoint`` writes and reads the same safetensors files that a single process does, so a run
+resumes with any number of processes and any strategy, and each reads only the parts that it needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from llmfast.training.checkpoints.checkpoint import TENSOR_FILES
 
 
-def write_divided(
+def write_sharded(
     folder: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], background: dist.ProcessGroup | None
 ) -> Future:
     """Write both tensor files into ``folder``, which all processes reach; all must call it.
@@ -43,14 +43,14 @@ def write_divided(
 
 
 def name_files(folder: Path) -> None:
-    """Give what ``write_divided`` wrote the names that a checkpoint has (in one process)."""
+    """Give what ``write_sharded`` wrote the names that a checkpoint has (in one process)."""
     for number, name in enumerate(TENSOR_FILES, 1):
         os.replace(folder / f"model-{number:05d}-of-{len(TENSOR_FILES):05d}.safetensors", folder / name)
     (folder / "model.safetensors.index.json").unlink()
     shutil.rmtree(folder / "sharded")
 
 
-def read_divided(folder: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_sharded(folder: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fill ``model``, this process's parts, and return the optimizer's state divided as ``model`` is; all must call it.
 
     Raises:
@@ -63,7 +63,8 @@ def read_divided(folder: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
     )
     if odd:
         raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
-    optimizer = {name: _place(name, stored[name], model) for name in stored if name not in model}
+    # PARAMETER/ENTRY names optimizer state; a source's tensors, which have no such names, are read elsewhere.
+    optimizer = {name: _place(name, stored[name], model) for name in stored if "/" in name}
     dcp.load(model | optimizer, storage_reader=reader)
     return optimizer
 

@@ -1,4 +1,4 @@
-"""How a model lies on the processes of a run: copied (DDP), divided (FSDP2, HSDP, tensor parallel), or both."""
+"""How an objective is placed on processes: its model copied (DDP), divided (FSDP2, HSDP, tensor parallel), or both."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
 from llmfast.evaluation.team import Team
+from llmfast.models.decoder import Block
 from llmfast.training.config import ParallelConfig
-from llmfast.training.distribution.world import World
 from llmfast.training.distribution.sharding import Sharding
 from llmfast.training.distribution.tensor_parallel import TensorParallel
+from llmfast.training.distribution.world import World
+from llmfast.training.objective import Objective
 
-# Each process counts what its own routers did; newer versions of torch have another name for leaving that alone.
+# Each process counts what its own routers did: buffers must not be synchronized. The flag was renamed in newer torch.
 _SYNC = "forward_sync_buffers"
 _OWN_BUFFERS = {
     _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
@@ -26,14 +28,15 @@ _OWN_BUFFERS = {
 
 
 class Placement:
-    """A model on its processes.
+    """An objective on the processes of a run.
 
-    ``forward`` is what to call; ``model`` keeps the plain names of parameters, as a checkpoint has them.
+    ``forward`` is what to call with a batch; ``model`` is the objective's model, whose parameters keep their plain
+    names, as a checkpoint has them. Processes divide the model alone; what else an objective has is copied.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        objective: Objective,
         config: ParallelConfig,
         world: World,
         *,
@@ -42,9 +45,11 @@ class Placement:
         compile: bool,
     ):
         self.world, self.device = world, device
+        model = objective.model
         self.is_divided = world.size > 1 and config.strategy != "ddp"
         self.tensor: TensorParallel | None = None
-        group = None  # of the processes with copies of this one's parameters: all of them
+        # The processes that hold copies of this one's parameters: all of them, if None.
+        group = None
         if self.is_divided:
             self._divide(model, config, precision)
         elif config.tensor > 1:
@@ -53,6 +58,9 @@ class Placement:
             group = mesh.get_group("copy")
         else:
             model.to(device)
+        for child in objective.children():
+            if child is not model:
+                child.to(device)
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.team = Team(self.data_share, self._sum_of_shares)
         self.model = model
@@ -60,7 +68,7 @@ class Placement:
         self.shardings: dict[str, Sharding] = {} if self.tensor is None else self.tensor.parts
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
-        self.forward: nn.Module = torch.compile(model) if compile and self.tensor is None else model
+        self.forward: nn.Module = torch.compile(objective) if compile and self.tensor is None else objective
         if self.data_share.count > 1 and not self.is_divided:
             self.forward = DistributedDataParallel(
                 self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
@@ -79,8 +87,9 @@ class Placement:
             if config.cpu_offload
             else OffloadPolicy(),
         }
-        for block in model.blocks:
-            fully_shard(block, **options)
+        for block in model.modules():
+            if isinstance(block, Block):
+                fully_shard(block, **options)
         fully_shard(model, **options)
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
@@ -118,13 +127,13 @@ class Placement:
         speaks = self.tensor is None or self.tensor.rank == 0
         return self.world.sum(tensor if speaks else torch.zeros_like(tensor))
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters or optimizer state as a checkpoint has them (all processes must ask)."""
-        return tensors if self.tensor is None else self.tensor.whole(tensors)
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters or optimizer state as a checkpoint has them (all processes must call this)."""
+        return tensors if self.tensor is None else self.tensor.gather(tensors)
 
-    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shard(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What this process needs of a checkpoint's parameters or optimizer state."""
-        return tensors if self.tensor is None else self.tensor.mine(tensors)
+        return tensors if self.tensor is None else self.tensor.shard(tensors)
 
 
 def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:

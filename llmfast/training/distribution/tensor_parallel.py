@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Attention, Decoder
 from llmfast.training.distribution.sharding import Sharding
 
@@ -19,27 +20,33 @@ Group = dist.ProcessGroup
 
 
 class TensorParallel:
-    """The decoder ``model``, divided in place between the processes of ``group``.
+    """The decoders in ``model``, divided in place between the processes of ``group``; what is around them is copied.
 
     Raises:
         ValueError: heads or feed-forward width that cannot be divided so, or a mixture of experts.
     """
 
-    def __init__(self, model: Decoder, group: Group):
+    def __init__(self, model: nn.Module, group: Group):
         self.model, self.group = model, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._check()
         self.device = next(model.parameters()).device
         self.parts: dict[str, Sharding] = {}
-        for number, block in enumerate(model.blocks):
-            self._divide_attention(block.attention, f"blocks.{number}.attention")
-            self._divide_feed_forward(block.feed_forward, f"blocks.{number}.feed_forward")
+        for name, module in model.named_modules():
+            if isinstance(module, Decoder):
+                self._divide(module, f"{name}." if name else "")
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _divide(self, decoder: Decoder, prefix: str) -> None:
+        self._check(decoder.config)
+        for number, block in enumerate(decoder.blocks):
+            name = f"{prefix}blocks.{number}"
+            self._divide_attention(block.attention, f"{name}.attention")
+            self._divide_feed_forward(block.feed_forward, f"{name}.feed_forward", decoder.config.ff_width)
+
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters, or optimizer state named PARAMETER/ENTRY, put together; all processes must call it."""
         return {name: self._gather(name, tensor) for name, tensor in tensors.items()}
 
-    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shard(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's part of whole parameters or optimizer state."""
         return {name: self._select(name, tensor) for name, tensor in tensors.items()}
 
@@ -58,8 +65,7 @@ class TensorParallel:
         dist.all_reduce(squares, group=self.group)
         return (squares + torch.nn.utils.get_total_norm(common).square()).sqrt()
 
-    def _check(self) -> None:
-        config = self.model.config
+    def _check(self, config: DecoderConfig) -> None:
         if config.experts.count:
             raise ValueError("parallel.tensor does not divide a mixture of experts; use fsdp")
         for name in ("kv_heads", "ff_width"):
@@ -77,8 +83,7 @@ class TensorParallel:
         attention.heads, attention.kv_heads = H // self.size, K // self.size
         attention.register_forward_pre_hook(self._copy_in)
 
-    def _divide_feed_forward(self, feed_forward: nn.Module, name: str) -> None:
-        width = self.model.config.ff_width
+    def _divide_feed_forward(self, feed_forward: nn.Module, name: str, width: int) -> None:
         if hasattr(feed_forward, "gate_up"):
             self._divide_outputs(feed_forward.gate_up, f"{name}.gate_up", (0, width), (width, width))
         else:
@@ -108,7 +113,7 @@ class TensorParallel:
 
     def _keep(self, name: str, parameter: nn.Parameter, dim: int, places: list[Tensor]) -> nn.Parameter:
         self.parts[name] = Sharding(dim, places, self.group, self.device)
-        return nn.Parameter(self.parts[name].part(parameter.detach()))
+        return nn.Parameter(self.parts[name].part(parameter.detach()), parameter.requires_grad)
 
     def _copy_in(self, module: nn.Module, inputs: tuple) -> tuple:
         return (_CopyIn.apply(inputs[0], self.group), *inputs[1:])

@@ -39,6 +39,12 @@ class World:
             dist.all_reduce(tensor, group=group)
         return tensor
 
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """The largest over all processes, element by element (in place)."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def barrier(self) -> None:
         """Return when all processes are here."""
         if self.size > 1:

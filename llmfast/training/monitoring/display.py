@@ -1,9 +1,10 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+"""What a person sees of a run while it trains: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -18,22 +19,25 @@ class Status:
 
     step: int
     loss: float
-    """Smoothed training loss, nats per token."""
-    bits_per_byte: float
+    """Smoothed training loss."""
     gradient_norm: float
     tokens_per_second: float | None
     """None before it is known."""
     seconds_left: float | None
     memory: int
     """Peak bytes of this process on its device."""
-    utilisation: float | None = None
+    units: Mapping[str, float] = field(default_factory=dict)
+    """The loss in other units by name, as the task has them."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective reports besides its loss, smoothed."""
+    utilization: float | None = None
     """Share of the device's datasheet peak, where that is known (model-FLOP utilisation)."""
 
     def speed(self) -> dict[str, float]:
-        """What is known of it, for trackers."""
+        """What is known of the speed, for trackers."""
         figures = {
             "tokens_per_second": self.tokens_per_second,
-            "utilisation": self.utilisation,
+            "utilization": self.utilization,
             "memory_bytes": self.memory,
         }
         return {name: value for name, value in figures.items() if value is not None}
@@ -41,13 +45,14 @@ class Status:
     def __str__(self) -> str:
         parts = [
             f"loss {self.loss:.3f}",
-            f"{self.bits_per_byte:.3f} bits/byte",
+            *(f"{value:.3f} {unit}" for unit, value in self.units.items()),
+            *(f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.figures.items()),
             f"gradient {self.gradient_norm:.2f}",
         ]
         if self.tokens_per_second is not None:
             parts.append(f"{_count(self.tokens_per_second)} tokens/s")
-        if self.utilisation is not None:
-            parts.append(f"MFU {self.utilisation:.0%}")
+        if self.utilization is not None:
+            parts.append(f"MFU {self.utilization:.0%}")
         parts.append(size(self.memory))
         if self.seconds_left is not None:
             parts.append(f"{clock(self.seconds_left)} left")

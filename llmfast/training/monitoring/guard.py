@@ -1,15 +1,16 @@
-"""What keeps one bad step from ruining a run: loss scaling for float16, and a watch for NaN and spikes."""
+"""What keeps one bad step from ruining a run: loss scaling for float16, and detection of NaN and spikes."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-WINDOW = 100  # accepted losses that a new one is compared with
-ENOUGH = 20  # of them before a spike can be told
+WINDOW = 100  # a new loss is compared with the median of so many accepted ones
+ENOUGH = 20  # with fewer of them, no spike is detected
 
 
 class BadStepError(ValueError):
@@ -53,10 +54,15 @@ class LossScaler:
 
 
 class Guard:
-    """Tells bad steps: a loss or gradient that is not finite, or a loss far above the recent ones."""
+    """Detects bad steps: a loss or gradient that is not finite, or a loss far above the recent ones.
 
-    def __init__(self, spike: float):
-        self.spike = spike
+    Args:
+        spike: how many times the usual loss is a spike; 0 for no detection.
+        is_spike: the objective's judgment, called with (loss, usual loss, ``spike``).
+    """
+
+    def __init__(self, spike: float, is_spike: Callable[[float, float, float], bool]):
+        self.spike, self.is_spike = spike, is_spike
         self.losses: list[float] = []
 
     def fault(self, loss: float, gradient_norm: float) -> str | None:
@@ -67,7 +73,7 @@ class Guard:
             return f"the gradient norm is {gradient_norm}"
         if self.spike and len(self.losses) >= ENOUGH:
             usual = statistics.median(self.losses)
-            if loss > self.spike * usual:
+            if self.is_spike(loss, usual, self.spike):
                 return f"the loss {loss:.3f} is over {self.spike:g} times the median of the last steps, {usual:.3f}"
         self.losses = [*self.losses, loss][-WINDOW:]
         return None

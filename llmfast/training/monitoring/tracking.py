@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmfast.config import to_dict
-from llmfast.training.config import RunConfig
-from llmfast.training.run_folder import Run
+from llmfast.training.run_folder import RunFolder
 
 PROJECT = "llmfast"
 
@@ -21,10 +20,10 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in RUN/tensorboard, for ``tensorboard --logdir``."""
 
-    def __init__(self, run: Run, config: RunConfig, step: int):
+    def __init__(self, run: RunFolder, config: Any, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # What was logged after the checkpoint that this process goes on from is to be forgotten.
+        # Drops what was logged after the checkpoint that this process resumes from.
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
@@ -38,7 +37,7 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases in RUN/wandb; without network with WANDB_MODE=offline, and ``wandb sync`` later."""
 
-    def __init__(self, run: Run, config: RunConfig, step: int):
+    def __init__(self, run: RunFolder, config: Any, step: int):
         import wandb
 
         self._run = wandb.init(
@@ -60,7 +59,7 @@ class WandB:
 class Trackio:
     """A run of Trackio, kept on this machine; ``trackio show`` draws it."""
 
-    def __init__(self, run: Run, config: RunConfig, step: int):
+    def __init__(self, run: RunFolder, config: Any, step: int):
         import trackio
 
         self._trackio = trackio
@@ -81,8 +80,8 @@ class Trackio:
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
-def open_trackers(names: tuple[str, ...], run: Run, config: RunConfig, step: int) -> list[Tracker]:
-    """The trackers by name, for a run that goes on from ``step``.
+def open_trackers(names: tuple[str, ...], run: RunFolder, config: Any, step: int) -> list[Tracker]:
+    """The trackers by name, for a run that resumes from ``step``.
 
     Raises:
         ModuleNotFoundError: the library of one is not installed.
@@ -91,7 +90,7 @@ def open_trackers(names: tuple[str, ...], run: Run, config: RunConfig, step: int
     return [_open(name, run, config, step) for name in names]
 
 
-def _open(name: str, run: Run, config: RunConfig, step: int) -> Tracker:
+def _open(name: str, run: RunFolder, config: Any, step: int) -> Tracker:
     try:
         return TRACKERS[name](run, config, step)
     except Exception as error:  # each library raises errors of its own
@@ -101,6 +100,6 @@ def _open(name: str, run: Run, config: RunConfig, step: int) -> Tracker:
         raise ValueError(f"training.track {name} cannot be used: {error}{offline}") from error
 
 
-def _identity(run: Run) -> str:
-    """The same for every process that goes on with a run."""
+def _identity(run: RunFolder) -> str:
+    """The same for every process that resumes a run."""
     return hashlib.sha256(str(run.folder.absolute()).encode()).hexdigest()[:12]

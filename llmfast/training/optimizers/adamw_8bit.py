@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from llmfast.kernels import adamw_, adamw_8bit_
 from llmfast.kernels.adamw_8bit import code_tables
 from llmfast.kernels.reference.adamw import BLOCK, decode, encode
+from llmfast.training.distribution.sharding import local, sharding_of
 from llmfast.training.optimizers.adamw import (
     Rounding,
     add_master,
@@ -23,7 +24,6 @@ from llmfast.training.optimizers.adamw import (
     update_settings,
     wide_copy,
 )
-from llmfast.training.distribution.sharding import sharding_of, local
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict hides what FSDP should not gather
 CODES, MAXIMA, TABLES = ("state1", "state2"), ("absmax1", "absmax2"), ("qmap1", "qmap2")

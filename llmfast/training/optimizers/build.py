@@ -1,49 +1,81 @@
-"""Optimizers of a run, and their state as named tensors."""
+"""The optimizers of a run by name, and their state as named tensors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfast.training.optimizers.adamw import AdamW
-from llmfast.training.optimizers.adamw_8bit import AdamW8bit, with_numbers
 from llmfast.training.config import TrainingConfig
 from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.optimizers.adamw import AdamW
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit, with_numbers
 from llmfast.training.optimizers.muon import Muon
 
 
 def build_optimizers(
     model: nn.Module, config: TrainingConfig, shardings: Mapping[str, Sharding] = MappingProxyType({})
 ) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest (stacks of experts, too).
+    """The optimizers of the trained parameters by ``training.optimizer``; frozen parameters reach none of them.
 
-    Matrices decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to
-    be small, and decay would shrink the rows of rare tokens between their few gradients. ``shardings`` are those of the
-    parameters that tensor parallelism divides.
+    AdamW takes everything, Muon the matrices inside blocks, with AdamW for the rest (stacks of experts, too). Matrices
+    decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to be small,
+    and decay would shrink the rows of rare tokens between their few gradients.
+
+    Args:
+        model: whose parameters are trained.
+        config: the choice of optimizer, rates and decay.
+        shardings: those of the parameters that tensor parallelism divides, by name.
     """
-    parameters = dict(model.named_parameters())
-    inside = [parameter for name, parameter in parameters.items() if name.startswith("blocks.")]
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    inside = [parameter for name, parameter in parameters.items() if ".blocks." in f".{name}"]
     matrices = [parameter for parameter in inside if parameter.ndim == 2]
     stacks = [parameter for parameter in inside if parameter.ndim > 2]
     decaying = set(map(id, matrices + stacks))
     rest = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
-    adamw = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "seed": config.seed}
-    if config.optimizer == "muon":
-        return [
-            Muon(
-                matrices,
-                lr=config.matrix_learning_rate,
-                weight_decay=config.weight_decay,
-                shardings={parameters[name]: sharding for name, sharding in shardings.items()},
-            ),
-            AdamW(_groups(stacks, rest, config.weight_decay), **adamw),
-        ]
-    groups = _groups(matrices + stacks, rest, config.weight_decay)
-    return [(AdamW8bit if config.optimizer == "adamw8bit" else AdamW)(groups, **adamw)]
+    choice = OPTIMIZERS[config.optimizer]
+    optimizers: list[Optimizer] = []
+    if choice.matrices is not None and matrices:
+        own = {parameters[name]: each for name, each in shardings.items() if name in parameters}
+        optimizers.append(choice.matrices(matrices, config, own))
+        matrices = []
+    if groups := _groups(matrices + stacks, rest, config.weight_decay):
+        optimizers.append(choice.rest(groups, config))
+    return optimizers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a value of ``training.optimizer`` stands for."""
+
+    rest: Callable[[list[dict], TrainingConfig], Optimizer]
+    """Makes the optimizer of groups of parameters."""
+    matrices: Callable[[list[Tensor], TrainingConfig, dict[Tensor, Sharding]], Optimizer] | None = None
+    """Makes one for the matrices inside blocks alone, where they have an optimizer of their own."""
+
+
+def _adamw(kind: type[Optimizer]) -> Callable[[list[dict], TrainingConfig], Optimizer]:
+    def make(groups: list[dict], config: TrainingConfig) -> Optimizer:
+        return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), seed=config.seed)
+
+    return make
+
+
+def _muon(matrices: list[Tensor], config: TrainingConfig, shardings: dict[Tensor, Sharding]) -> Optimizer:
+    rate, decay = config.matrix_learning_rate, config.weight_decay
+    return Muon(matrices, lr=rate, weight_decay=decay, shardings=shardings)
+
+
+OPTIMIZERS = {
+    "adamw": Choice(_adamw(AdamW)),
+    "adamw8bit": Choice(_adamw(AdamW8bit)),
+    "muon": Choice(_adamw(AdamW), matrices=_muon),
+}
+"""The registry: a new optimizer is one entry here, and its name in ``llmfast.models.memory.OPTIMIZER_BYTES``."""
 
 
 def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:
@@ -84,9 +116,11 @@ def load_optimizer_tensors(optimizers: list[Optimizer], model: nn.Module, tensor
         for parameter in group["params"]
     }
     for name, entries in _by_parameter(tensors).items():
-        if name not in parameters:
-            raise ValueError(f"the optimizer state holds {name!r}, which the model does not have")
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None or id(parameter) not in owner:
+            raise ValueError(
+                f"the optimizer state holds {name!r}, which is no trained parameter of the model"
+            )
         state = {entry: value.to(parameter.device) for entry, value in entries.items()}
         optimizer = owner[id(parameter)]
         if isinstance(optimizer, AdamW8bit):

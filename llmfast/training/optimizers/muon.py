@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from llmfast.kernels import newton_schulz
-from llmfast.training.distribution.sharding import Sharding, sharding_of, local, scatter_in_turn, gather_in_turn
+from llmfast.training.distribution.sharding import (
+    Sharding,
+    gather_in_turn,
+    local,
+    scatter_in_turn,
+    sharding_of,
+)
 
 STACK_ELEMENTS = 2**26  # of the matrices worked on together, so that their copies take 0.5 GB at most
 

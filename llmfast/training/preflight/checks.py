@@ -1,4 +1,4 @@
-"""Checks before a long run: can the model learn one batch by heart, and what would the run cost?"""
+"""Checks before a long run: can the model memorize one batch, and what would the run cost?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmfast.training.monitoring.display import clock, size
 from llmfast.training.preflight.hardware import memory_in_use
 from llmfast.training.session import Session, new_session
 
-LEARNT = 0.05  # of the first loss: a batch known by heart
+MEMORIZED = 0.05  # of the first loss
 TIMED_STEPS = 3
 SHOWN_ROWS, SHOWN_CHARACTERS = 2, 300
 
@@ -26,7 +26,7 @@ SHOWN_ROWS, SHOWN_CHARACTERS = 2, 300
 def overfit(config: RunConfig, *, console: Console) -> tuple[float, float]:
     """Train on the first batch alone, up to ``config.training.steps`` times; (first loss, last loss).
 
-    A model that is wired rightly learns one batch by heart.
+    A correct model can memorize one batch.
 
     Raises:
         ValueError: it did not.
@@ -35,19 +35,19 @@ def overfit(config: RunConfig, *, console: Console) -> tuple[float, float]:
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **plain))
     with _trial(config, console) as session:
         trainer = session.trainer
-        losses = []
+        losses, beginning = [], trainer.source.state()
         while len(losses) < config.training.steps:
             losses.append(float(trainer.step().loss))
-            trainer.loader.position = 0
-            if losses[-1] < LEARNT * losses[0]:
+            trainer.source.restore(beginning)
+            if losses[-1] < MEMORIZED * losses[0]:
                 break
-    said = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses):,} steps on one batch"
-    if losses[-1] >= LEARNT * losses[0]:
+    found = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses):,} steps on one batch"
+    if losses[-1] >= MEMORIZED * losses[0]:
         raise ValueError(
-            f"{said}: not learnt by heart (below {LEARNT * losses[0]:.3f}); more training.steps or another "
+            f"{found}: not memorized (below {MEMORIZED * losses[0]:.3f}); more training.steps or another "
             "training.learning_rate may help, otherwise the model cannot learn"
         )
-    console.print(f"one batch   {said}: learnt by heart")
+    console.print(f"one batch   {found}: memorized")
     return losses[0], losses[-1]
 
 
@@ -57,16 +57,17 @@ def describe_run(config: RunConfig, *, console: Console) -> None:
         trainer, training, model = session.trainer, config.training, config.model
         tokens = training.steps * trainer.tokens_per_step
         console.print(
-            f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs a token"
+            f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs per token"
         )
         console.print(
             f"training    {training.steps:,} steps of {trainer.tokens_per_step:,} tokens: {tokens:,} in all, "
-            f"{tokens / len(session.prepared.train):.2f} times the data, {tokens / model.parameters:.1f} a parameter"
+            f"{tokens / len(session.task.prepared.train):.2f} times the data, "
+            f"{tokens / model.parameters:.1f} per parameter"
         )
         _show_batch(session, console)
         seconds = trainer.seconds_per_step(TIMED_STEPS)
         console.print(
-            f"time        {seconds:.3f} s a step here, {trainer.tokens_per_step / seconds:,.0f} tokens/s: "
+            f"time        {seconds:.3f} s per step here, {trainer.tokens_per_step / seconds:,.0f} tokens/s: "
             f"{clock(seconds * training.steps)} for the run, without evaluations"
         )
         estimate = training_memory(model, _setup(session))
@@ -80,7 +81,7 @@ def _listed(sizes: dict[str, float]) -> str:
 
 def _setup(session: Session) -> TrainingSetup:
     """What one process holds at a time, as far as memory depends on it."""
-    trainer, training = session.trainer, session.trainer.config.training
+    trainer, training = session.trainer, session.trainer.training
     return TrainingSetup(
         batch_size=training.batch_size // training.accumulate,
         precision="float32" if trainer.precision == torch.float32 else "bfloat16",
@@ -92,11 +93,12 @@ def _setup(session: Session) -> TrainingSetup:
 def _show_batch(session: Session, console: Console) -> None:
     """The first rows of the first batch, decoded."""
     trainer = session.trainer
-    batch = trainer.loader.next(trainer.config.training.batch_size)
-    trainer.loader.position = 0
+    beginning = trainer.source.state()
+    batch = trainer.source.next(trainer.training.batch_size)
+    trainer.source.restore(beginning)
     console.print(f"first batch {batch.tokens.shape[0]} rows of {batch.tokens.shape[1]} tokens")
     for row in batch.tokens[:SHOWN_ROWS].tolist():
-        text = session.prepared.tokenizer.decode(row)[:SHOWN_CHARACTERS]
+        text = session.task.prepared.tokenizer.decode(row)[:SHOWN_CHARACTERS]
         console.print(Text(f"  {text!r}"), soft_wrap=False)
 
 

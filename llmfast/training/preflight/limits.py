@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from llmfast.models.memory import TrainingSetup, training_memory
-from llmfast.training.config import RunConfig
+from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.distribution.world import World
 from llmfast.training.preflight.hardware import total_memory
 
 GIB = 2**30
 
 
-def check_batch_size(config: RunConfig, processes: int) -> None:
+def check_batch_size(training: TrainingConfig, context: int, processes: int) -> None:
     """Check that every batch, also in its warm-up, falls into equal parts for ``processes`` with data of their own.
 
     Raises:
         ValueError: one does not.
     """
-    training = config.training
     smallest = training.batch_size // (8 if training.batch_warmup else 1)
     parts = training.accumulate * processes
     if (
@@ -31,29 +29,32 @@ def check_batch_size(config: RunConfig, processes: int) -> None:
             f"training.batch_size {training.batch_size} must be divisible by training.accumulate "
             f"{training.accumulate} times {processes} processes{warm}"
         )
-    if training.context_warmup and config.model.context % 8:
-        raise ValueError(
-            f"training.context_warmup needs a context divisible by 8, got {config.model.context}"
-        )
+    if training.context_warmup and context % 8:
+        raise ValueError(f"training.context_warmup needs a context divisible by 8, got {context}")
 
 
-def check_memory(config: RunConfig, world: World, device: torch.device) -> None:
+def check_memory(
+    memory: dict[str, float], parallel: ParallelConfig, world: World, device: torch.device
+) -> None:
     """Check that weights, gradients and optimizer state, which no batch size changes, fit the device.
 
+    Args:
+        memory: their bytes, by component.
+        parallel: how they are divided between processes.
+        world: the processes.
+        device: of this process.
+
     Raises:
-        ValueError: they cannot; says what they need and what there is.
+        ValueError: they cannot fit; says what they need and what there is.
     """
-    parallel = config.parallel
     if parallel.cpu_offload:
         device = torch.device("cpu")
     copies = {"ddp": parallel.tensor, "fsdp": world.size, "hsdp": parallel.group or world.local_size}
-    setup = TrainingSetup(precision="float32", optimizer=config.training.optimizer)
-    parts = training_memory(config.model, setup)
-    needed = sum(parts[name] for name in ("weights", "gradients", "optimizer")) / copies[parallel.strategy]
+    needed = sum(memory.values()) / copies[parallel.strategy]
     available = total_memory(device) / (world.local_size if device.type == "cpu" else 1)
     if needed > available:
         raise ValueError(
-            f"{config.model.parameters:,} parameters need {needed / GIB:,.1f} GiB a process for weights, gradients and "
-            f"optimizer state, but there are {available / GIB:,.1f} GiB on {device.type}: a smaller model, "
-            "or more processes with parallel.strategy fsdp"
+            f"{', '.join(memory)} of this model need {needed / GIB:,.1f} GiB per process, but there are "
+            f"{available / GIB:,.1f} GiB on {device.type}: a smaller model, or more processes with "
+            "parallel.strategy fsdp"
         )
