@@ -74,9 +74,10 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: a setting that does not exist, or a value that cannot be.
     """
-    tree = {
-        field.name: to_dict(_underived(getattr(config, field.name))) for field in dataclasses.fields(config)
-    }
+    tree = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        tree[field.name] = to_dict(_underived(value)) if dataclasses.is_dataclass(value) else value
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         place = tree
