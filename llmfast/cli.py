@@ -60,6 +60,12 @@ COMMANDS = {
     ),
     "train": Command("llmfast.commands.train:train", "Train a model by a configuration."),
     "sweep": Command("llmfast.commands.train:sweep", "Train over a grid of settings and compare the runs."),
+    "classify": Command(
+        "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
+    ),
+    "predict": Command(
+        "llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."
+    ),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt with a trained model."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True

@@ -24,7 +24,7 @@ from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.config import RunConfig
 from llmfast.training.objective import Loss, Objective
-from llmfast.training.start import Start, open_start, started_config
+from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
 from llmfast.training.task import Policy, Report
 
 PART_TOKENS = 2**15  # of the validation split, for evaluations during training
@@ -166,19 +166,3 @@ class Pretraining:
     def save_assets(self, folder: Path) -> None:
         write_config(folder, self.config.model)
         self.tokenizer.save(folder)
-
-
-def check_same_tokenizer(start: Start, tokenizer: Tokenizer) -> None:
-    """Check that data were prepared with the tokenizer of the model that a run starts from.
-
-    Raises:
-        ValueError: they were not, or the model's folder has no tokenizer that llmfast can use.
-    """
-    try:
-        theirs = Tokenizer.load(start.folder)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"start: {start.folder} has no tokenizer that llmfast can use: {error}") from None
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"start: the model of {start.folder} has another tokenizer than the data were prepared with"
-        )

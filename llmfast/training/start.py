@@ -12,6 +12,7 @@ from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, load_decoder, model_folder, read_json
 from llmfast.models.tensors import model_tensors
+from llmfast.tokenizer import Tokenizer
 
 # How a model is trained, and not what it computes: a run that starts from weights may choose these anew.
 FREE_SETTINGS = {"dropout"}
@@ -85,3 +86,19 @@ def started_config(wanted: DecoderConfig, start: Start) -> DecoderConfig:
             )
         kept[name] = asked
     return dataclasses.replace(start.config, **kept)
+
+
+def check_same_tokenizer(start: Start, tokenizer: Tokenizer) -> None:
+    """Check that data were prepared with the tokenizer of the model that a run starts from.
+
+    Raises:
+        ValueError: they were not, or the model's folder has no tokenizer that llmfast can use.
+    """
+    try:
+        theirs = Tokenizer.load(start.folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"start: {start.folder} has no tokenizer that llmfast can use: {error}") from None
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"start: the model of {start.folder} has another tokenizer than the data were prepared with"
+        )
