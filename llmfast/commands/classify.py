@@ -44,14 +44,14 @@ def classify(
         final = session.trainer.evaluate()
         console.print(f"validation  loss {final['loss']:.3f}, accuracy {final['accuracy']:.1%}")
     folder = session.run.folder
-    console.print(f"saved in    {folder}; use it with: llmfast predict {folder} TEXT")
+    console.print(f"saved in    {folder}; use it with: llmfast predict {folder} --text TEXT")
 
 
 def predict(
     run: Path,
     /,
-    text: str | None = None,
     *,
+    text: str | None = None,
     file: Path | None = None,
     base: Path | None = None,
 ) -> None:
@@ -67,7 +67,7 @@ def predict(
         ValueError: no classifier there, a damaged file, a base that is missing or another one.
     """
     if text is not None and file is not None:
-        raise ValueError("give either a text or --file, not both")
+        raise ValueError("give either --text or --file, not both")
 
     import torch
 

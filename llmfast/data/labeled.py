@@ -44,7 +44,7 @@ class LabeledDataConfig:
     tokenizer: str | None = None
     """A tokenizer to use: a folder, a file, or a published name such as gpt2. If left out, it is that of the model to
     start from, or else one is trained on the texts."""
-    vocab_size: int = 4096
+    vocab_size: int = 1024
     """Size of the vocabulary to train, special tokens included."""
     validation_fraction: float = 0.2
     """Share of the texts held out, chosen by a hash of their content."""

@@ -108,7 +108,10 @@ def resumed_session(
     run = RunFolder(folder)
     if not run.config_file.exists():
         raise ValueError(f"{folder} holds no run to resume: it has no {run.config_file.name}")
-    config = run.load_config(task.config_class)
+    try:
+        config = run.load_config(task.config_class)
+    except ValueError as error:
+        raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
         world.on_main(lambda: run.save_config(config))
