@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ from llmfast.data.batch import IGNORED, Batch
 from llmfast.data.loader import Loader
 from llmfast.data.prepare import END_OF_TEXT, Prepared, describe, open_prepared, prepare
 from llmfast.data.shards import Share
-from llmfast.data.windows import PackedWindows, StreamWindows
+from llmfast.data.windows import PackedWindows, StreamWindows, Windows
 from llmfast.evaluation.perplexity import evaluate
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
@@ -57,8 +58,6 @@ class Pretraining:
         self.config, self.prepared, self.start = config, prepared, start
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.context = config.model.context
-        windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
-        self.windows = windows(prepared.train, self.context)
 
     @classmethod
     def prepare(cls, config: RunConfig, folder: Path, *, report: Report) -> None:
@@ -89,6 +88,12 @@ class Pretraining:
         data = config.data
         if config.start is not None and data.tokenizer is None and data.prepared is None:
             data.tokenizer = str(open_start(config.start).folder)
+
+    @functools.cached_property
+    def windows(self) -> Windows:
+        """The rows of training."""
+        windows = PackedWindows if self.config.data.packing == "best_fit" else StreamWindows
+        return windows(self.prepared.train, self.context)
 
     def fingerprints(self) -> dict[str, str]:
         return {
