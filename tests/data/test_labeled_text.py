@@ -83,7 +83,7 @@ def test_data_that_nothing_can_be_learned_from_is_refused(tmp_path, content, mes
 def test_labels_are_in_natural_order_and_damage_is_named(tmp_path):
     rows = [f"text number {number}\t{number % 11}" for number in range(200)]
     (tmp_path / "a.tsv").write_text("\n".join(rows))
-    config = LabeledDataConfig(sources=(str(tmp_path / "a.tsv"),), vocab_size=300)
+    config = LabeledDataConfig(sources=(str(tmp_path / "a.tsv"),), vocab_size=270)
     prepare_labeled(config, tmp_path / "out")
     prepared = open_labeled(tmp_path / "out", max_tokens=4)
     assert prepared.names == [str(number) for number in range(11)]

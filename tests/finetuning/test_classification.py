@@ -48,7 +48,9 @@ def losses(trainer, steps):
 
 
 def test_the_commands_train_a_classifier_and_use_it(tmp_path, capsys, monkeypatch):
-    config = labels_config(write_labels(tmp_path / "texts.tsv"), steps=60, evaluate_every=20, sample_every=20)
+    config = labels_config(
+        write_labels(tmp_path / "texts.tsv"), steps=160, evaluate_every=40, sample_every=80
+    )
     config.model = dataclasses.replace(config.model, dropout=0.0)
     config_files.save(config, tmp_path / "config.yaml")
     run = tmp_path / "run"
@@ -60,8 +62,8 @@ def test_the_commands_train_a_classifier_and_use_it(tmp_path, capsys, monkeypatc
     session = resumed_session(run, task=Classification)
     assert session.trainer.evaluate()["accuracy"] > 0.9
     records = session.run.records()
-    assert {r["step"] for r in records if "accuracy" in r} == set(range(1, 61))
-    assert [r["step"] for r in records if "validation_accuracy" in r] == [20, 40, 60]
+    assert {r["step"] for r in records if "accuracy" in r} == set(range(1, 161))
+    assert [r["step"] for r in records if "validation_accuracy" in r] == [40, 80, 120, 160]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     assert main(["predict", str(run), "--text", "my case is awful"]) == 0

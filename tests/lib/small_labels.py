@@ -41,7 +41,7 @@ def labels_config(file: Path, **settings: object) -> ClassificationConfig:
         "sample_every": 4,
         "learning_rate": 1e-2,
     } | settings
-    model = {} if "start" in run else dict(width=16, layers=1, heads=2, context=32, dropout=0.1)
+    model = {} if "start" in run else {"width": 16, "layers": 1, "heads": 2, "context": 32, "dropout": 0.1}
     return ClassificationConfig(
         data=LabeledDataConfig(sources=(str(file),), vocab_size=280, max_tokens=16),
         model=DecoderConfig(**model),
