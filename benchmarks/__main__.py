@@ -1,9 +1,9 @@
 """python -m benchmarks: lists the suites, runs them, renders their results.
 
-python -m benchmarks                         what there is
-python -m benchmarks norm attention --quick  runs suites, a file of results each
-python -m benchmarks cpu [--quick]           all that a CPU can tell, and its report
-python -m benchmarks tune OP                  launch choices of an op, timed on this GPU
+python -m benchmarks                         lists the suites
+python -m benchmarks norm attention --quick  runs suites; each writes one result file
+python -m benchmarks cpu [--quick]           every benchmark of a CPU, and a report
+python -m benchmarks tune OP                 times the launch choices of an op on this GPU
 python -m benchmarks report [DIR] [--short]  Markdown tables of the files in DIR; --plots, --readme
 """
 
@@ -14,10 +14,10 @@ import os
 import sys
 from pathlib import Path
 
-from .results import FOLDER, ROOT
+from .results import FOLDER
 from .suites import JOBS, SUITES
 
-COMPOSED = {"cpu": "all of the CPU's own, those of train_step and generate included, and their report"}
+COMPOSED = {"cpu": "every CPU benchmark, with train_step and generate, and a report"}
 
 
 def listing() -> str:
@@ -27,12 +27,13 @@ def listing() -> str:
     lines += [f"  {name:<22}{about}" for name, about in ops.items()]
     lines += ["", "On the CPU:", ""]
     lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts).items()]
-    lines += ["", "Launch choices of an op, timed on this GPU: python -m benchmarks tune OP"]
+    lines += ["", "To time an op's launch choices on this GPU: python -m benchmarks tune OP"]
     return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
 
 
 def names(part: str = "kernels") -> list[str]:
-    """For gpu_run.sh: the suites of "kernels" and of whole "jobs", the ops that "tune" knows; what tells most first."""
+    """The names that gpu_run.sh asks for: the suites of "kernels" or whole "jobs", or the ops of "tune", in order of
+    importance."""
     if part == "tune":
         from .tune_questions import QUESTIONS
 
@@ -45,7 +46,7 @@ def names(part: str = "kernels") -> list[str]:
 
 
 def without_gpu() -> str | None:
-    """Why nothing can be measured on a GPU here; None where it can."""
+    """The reason that nothing can be measured on a GPU here, or None."""
     import torch
 
     if torch.cuda.is_available():
@@ -59,20 +60,22 @@ def report(arguments: list[str]) -> None:
     from .report import render
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="of result files")
-    parser.add_argument("--short", action="store_true", help="one table: ours beside the best other")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of result files")
     parser.add_argument(
-        "--readme", action="store_true", help="write the tables of README.md anew, and its pictures"
+        "--short", action="store_true", help="one table: llmfast beside the best other contender"
+    )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
+    parser.add_argument(
+        "--readme", action="store_true", help="update the tables, figures and charts of README.md and docs/"
     )
     options = parser.parse_args(arguments)
     if options.readme:
-        from .readme import draw_shown, refreshed
+        from .charts import draw_charts
+        from .pages import pages, refreshed
 
-        readme = ROOT / "README.md"
-        text = refreshed(readme.read_text(encoding="utf-8"), options.folder)
-        readme.write_text(text, encoding="utf-8")
-        draw_shown(text, options.folder)
+        for page in pages():
+            page.write_text(refreshed(page.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
+        draw_charts(options.folder)
     if options.plots:
         from .plots import draw
 
@@ -91,15 +94,17 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
-        help="cuda, but for suites of the CPU; kernels on a cpu: as --tiny",
+        help="cuda by default, except for CPU suites; a kernel suite on a CPU runs as with --tiny",
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="a rehearsal on the CPU: its figures mean nothing"
+        "--tiny", action="store_true", help="a rehearsal on the CPU, whose figures mean nothing"
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
-    parser.add_argument("--resume", action="store_true", help="measure what the result file lacks")
-    parser.add_argument("--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8, to work on")
+    parser.add_argument("--resume", action="store_true", help="measure only what the result file lacks")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8 text to measure on"
+    )
     options = parser.parse_args(arguments)
     failed = False
     for name in options.suites:
@@ -139,7 +144,7 @@ def main(arguments: list[str]) -> int:
     elif arguments[0] == "names":
         print(*names(*arguments[1:]), sep="\n")
     elif arguments == ["check-gpu"]:
-        import llmfast.kernels  # noqa: F401  what is to be measured: without it, nothing else need be tried
+        import llmfast.kernels  # noqa: F401  without the kernels there is nothing to measure
 
         print(without_gpu() or "", end="")
     else:
@@ -153,11 +158,11 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(
-            "interrupted: what was measured is in the result file, and --resume measures the rest",
+            "interrupted: the result file holds what was measured; --resume measures the rest",
             file=sys.stderr,
         )
         code = 130
-    except BrokenPipeError:  # whoever reads has enough, as in `... report | head`
+    except BrokenPipeError:  # the reader closed the pipe, as in `... report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)

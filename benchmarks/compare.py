@@ -1,4 +1,4 @@
-"""One case: every contender checked against float64, then all of them timed in turn."""
+"""Runs one case: checks every contender against float64, then times all of them in alternation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def everything(name: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape, and all that it takes to compare implementations of it.
+    """An op at one shape, with everything that comparing its implementations needs.
 
-    ``plain`` is PyTorch's own op: the error it makes in this dtype is the measure of the others'. ``exact`` defines
-    the op in float64. Both see the part of the inputs that ``part`` cuts out by name, on which the same part of the
-    outputs ("output 0", ...) and gradients depends, and on nothing else: the whole would not fit in memory for some.
+    ``plain`` is PyTorch's own op: the allowed error of the others is a multiple of its error in this dtype. ``exact``
+    defines the op in float64. Both compute only a part, because the whole does not fit in memory for some cases:
+    ``part`` cuts it out of the inputs by name, such that the same part of the outputs ("output 0", ...) and of the
+    gradients depends on nothing else.
     """
 
     op: str
@@ -53,7 +54,7 @@ class Case:
         return [name for name, x in inputs.items() if x.is_floating_point() and name not in self.constant]
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-        """Every contender's result on every pass, those included that cannot take part."""
+        """Returns every contender's result on every pass, including those that cannot take part."""
         return run_case(self, device, rounds, ceilings)
 
 
@@ -62,7 +63,7 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def grads_for(outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Random gradients, the same for each dtype (but for rounding), in the layout of their output; 1 for a loss."""
+    """Random gradients in the layout of their output, equal for all dtypes except for rounding; 1 for a loss."""
     generator = torch.Generator(outputs[0].device).manual_seed(1)
 
     def grad_for(output: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def grads_for(outputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def leaves(case: Case, inputs: Inputs) -> Inputs:
-    """Copies of the inputs that gradients are taken by; copies, for some peers overwrite theirs."""
+    """Copies of the inputs, with gradients. They are copied because some peers overwrite their inputs."""
     wanted = case.wanted(inputs)
     return {name: x.clone().requires_grad_(name in wanted) for name, x in inputs.items()}
 
@@ -83,7 +84,7 @@ def leaves(case: Case, inputs: Inputs) -> Inputs:
 def evaluate(
     case: Case, function: Callable, inputs: Inputs, grads: list[Tensor] | None = None
 ) -> tuple[Inputs, list[Tensor]]:
-    """Outputs and gradients by name, and the gradients of the outputs that were used."""
+    """Returns outputs and gradients by name, and the gradients of the outputs that were used."""
     inputs = leaves(case, inputs)
     outputs = as_tuple(function(**inputs))
     grads = grads_for(outputs) if grads is None else grads
@@ -97,7 +98,7 @@ def evaluate(
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """‖found − exact‖ / ‖exact‖; infinite where something is not finite or of another shape."""
+    """‖found − exact‖ / ‖exact‖; infinite if a value is not finite or the shapes differ."""
     if found.shape != exact.shape:
         return float("inf")
     error = (torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact)).item()
@@ -105,7 +106,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 class Judge:
-    """Knows the exact results of a case, and how far PyTorch's own op is from them."""
+    """Holds the exact results of a case and the error of PyTorch's own op."""
 
     def __init__(self, case: Case, inputs: Inputs):
         self.case, self.inputs = case, inputs
@@ -117,12 +118,12 @@ class Judge:
         self.allowed = {
             name: 2 * relative_error(plain[name], exact) + epsilon for name, exact in self.exact.items()
         }
-        # An infinite allowance would pass everything.
+        # An infinite allowed error would accept everything.
         assert max(self.allowed.values()) < float("inf"), f"{case}: PyTorch's own op is not finite"
         self.part_grads = part_grads
 
     def grads(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Those of the part, where outputs are larger with zeros around them."""
+        """Gradients of the part; if the outputs are larger, with zeros around them."""
         grads = []
         for index, (output, part_grad) in enumerate(zip(outputs, self.part_grads, strict=True)):
             grad = torch.zeros_like(output)
@@ -131,7 +132,7 @@ class Judge:
         return grads
 
     def error(self, function: Callable) -> tuple[float, float, str]:
-        """(error, allowed, tensor) of the tensor that is worst by what is allowed for it."""
+        """(error, allowed error, tensor) of the tensor with the largest ratio of the two."""
         with torch.no_grad():
             outputs = as_tuple(function(**leaves(self.case, self.inputs)))
         found, _ = evaluate(self.case, function, self.inputs, self.grads(outputs))
@@ -144,7 +145,7 @@ class Judge:
 
 @dataclass
 class Entrant:
-    """A contender that runs, on its way through a case."""
+    """A contender that passed the check, with its timers."""
 
     name: str
     function: Callable
@@ -174,14 +175,14 @@ def run_case(case: Case, device: str, rounds: int, ceilings: dict[str, float]) -
 
 
 def release_memory(device: str) -> None:
-    """Graphs and autograd's cycles hold memory until they are collected."""
+    """Collects garbage: CUDA graphs and autograd's reference cycles hold memory until then."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict[str, tuple[str, str]]]:
-    """Those that can run, each checked; and for the others (status, reason)."""
+    """Returns the contenders that run and their checks; for the others (status, reason)."""
     judge = Judge(case, inputs)
     entrants, absent = [], {}
     for contender in case.contenders:
@@ -199,18 +200,18 @@ def _admit(case: Case, inputs: Inputs, device: str) -> tuple[list[Entrant], dict
         except ModuleNotFoundError as error:
             absent[contender.name] = "missing", str(error)
             continue
-        except Exception as error:  # whatever a peer raises is its result
+        except Exception as error:  # whatever a contender raises is recorded as its result
             absent[contender.name] = "failed", one_line(error)
             continue
         if not entrant.error <= entrant.allowed:
             entrant.status = "wrong"
-            entrant.note = f"{worst} is off by {entrant.error:.1e}, allowed are {entrant.allowed:.1e}"
+            entrant.note = f"{worst} is off by {entrant.error:.1e}, allowed is {entrant.allowed:.1e}"
         entrants.append(entrant)
     return entrants, absent
 
 
 def call(case: Case, function: Callable, pass_: str, inputs: Inputs) -> measure.Call:
-    """The work of a pass, on these inputs, as a function of nothing."""
+    """The work of a pass on these inputs, as a function without arguments."""
 
     def forward() -> object:
         with torch.no_grad():
@@ -242,7 +243,7 @@ def _time_pass(
             calls = [call(case, entrant.function, pass_, leaves(case, inputs)) for inputs in sets]
             entrant.host[pass_] = measure.host_seconds(calls[0], device)
             samplers[entrant.name] = measure.Sampler(calls, device)
-        except Exception as error:  # out of memory, most of the time
+        except Exception as error:  # usually out of memory
             failed[entrant.name] = one_line(error)
     timings = measure.in_turn(samplers, rounds)
     results = [_result(case, pass_, name, "failed", note) for name, note in failed.items()]
@@ -289,5 +290,5 @@ def one_line(error: Exception) -> str:
 
 
 def without_paths(message: str) -> str:
-    """The message with folders of this machine left out, for result files are published."""
+    """Removes the folders of this machine from the message, because result files are published."""
     return re.sub(r"(?<![\w:/])/(?:[^\s/:'\"]+/)+", ".../", message)

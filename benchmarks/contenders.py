@@ -1,4 +1,4 @@
-"""Who takes part: a name, how to get its function, and what has to be installed for it."""
+"""Contenders: a name, how to build the function, and what must be installed for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPILED = "torch.compile"
 
 @dataclass(frozen=True)
 class Contender:
-    """``build()`` imports what it needs and returns the function, which takes the inputs of a case by name."""
+    """``build()`` imports what is needed and returns a function that takes the inputs of a case by name."""
 
     name: str
     build: Callable[[], Callable]
@@ -22,7 +22,7 @@ class Contender:
     unfit: str = ""  # why it cannot do this
 
     def absence(self, device: str) -> tuple[str, str] | None:
-        """(status, reason) where it cannot take part."""
+        """(status, reason) if it cannot take part, else None."""
         if self.module and importlib.util.find_spec(self.module) is None:
             return "missing", f"{self.module} is not installed"
         if self.unfit:
@@ -33,18 +33,18 @@ class Contender:
 
 
 def given(name: str, function: Callable, **options) -> Contender:
-    """A contender whose function is at hand."""
+    """A contender that needs no import."""
     return Contender(name, lambda: function, **options)
 
 
 def compiled(function: Callable, name: str = COMPILED) -> Contender:
-    """What a user gets from ``torch.compile`` for the plain function, at this one shape."""
+    """The plain function under ``torch.compile``, for this one shape."""
 
     return Contender(name, lambda: torch.compile(function, dynamic=False), gpu_only=True)
 
 
 def prepare_compiler() -> None:
-    """Forgets what was compiled for other shapes, and keeps what a backward pass that is run again needs."""
+    """Clears what was compiled for other shapes, and keeps buffers so that a backward pass can run repeatedly."""
     import torch._dynamo
     import torch._functorch.config
 
@@ -53,7 +53,7 @@ def prepare_compiler() -> None:
 
 
 def absent_without_torch(name: str, attribute: str, build: Callable[[], Callable]) -> Contender:
-    """A function of newer releases of PyTorch: named as missing where this one lacks it."""
+    """Returns the entry that reports a function as missing if this release of PyTorch lacks it."""
 
     def find() -> Callable:
         if not hasattr(torch.nn.functional, attribute):

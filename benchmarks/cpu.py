@@ -1,8 +1,8 @@
-"""All that a CPU can tell, part by part, and the report of it.
+"""Runs every CPU benchmark and prints a report.
 
 python -m benchmarks cpu [PART ...] [--quick]
 
-Each part is a process of its own, in which its contenders take turns: what one part leaves in memory slows no other.
+Each suite runs in a process of its own, so that memory left behind by one does not slow another.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ PARTS = [name for name, suite in SUITES.items() if "cpu" in suite.devices]
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks cpu", description="All that a CPU can tell, and its report."
+        prog="python -m benchmarks cpu", description="Runs every CPU benchmark and prints a report."
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all if left out: {', '.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a minute; nothing is compiled")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test of about a minute, without torch.compile"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
@@ -43,6 +45,6 @@ def main(arguments: list[str]) -> int:
 
 
 def start(*arguments: object) -> bool:
-    """Whether ``python -m benchmarks ARGUMENTS`` succeeded."""
+    """Runs ``python -m benchmarks ARGUMENTS`` and returns whether it succeeded."""
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# One command for a machine that has a GPU and reaches nothing else: builds llmfast without network, runs the GPU
-# tests, then the benchmarks, and ends with a short table. Without a GPU it says so and skips what needs one.
+# One command for a machine that has a GPU and no network: builds llmfast, runs the GPU tests, then the benchmarks, and
+# ends with a short table. Without a GPU it says so and skips what needs one.
 #
-#   benchmarks/gpu_run.sh [OPTIONS]                        all of it, what tells most first
+#   benchmarks/gpu_run.sh [OPTIONS]                        everything, in order of importance
 #   benchmarks/gpu_run.sh [OPTIONS] tests [TEST ...]       the GPU tests; TEST is a file or folder
 #   benchmarks/gpu_run.sh [OPTIONS] kernels                the benchmarks of kernels
-#   benchmarks/gpu_run.sh [OPTIONS] jobs                   those of whole jobs; in the time that is left, the tuner
+#   benchmarks/gpu_run.sh [OPTIONS] jobs                   the benchmarks of whole jobs; then the tuner, as time permits
 #   benchmarks/gpu_run.sh [OPTIONS] bench [SUITE ...]      these suites
 #   benchmarks/gpu_run.sh [OPTIONS] tune [OP ...]          launch choices, into DIR/tables
 #
-# Where a command may take ten minutes and all of them thirty: tests, kernels, jobs.
+# Where a command may take ten minutes and all of them thirty, run these: tests, kernels, jobs.
 #
-#   --out DIR     where results and the log go, written as they come (benchmarks/results)
-#   --wheels DIR  optional wheels to install first, as of pip download --no-deps -d DIR liger-kernel cut-cross-entropy
-#   --limit S     ends inside S seconds, with what it has by then (540)
+#   --out DIR     folder for results and the log, which are written as they come (benchmarks/results)
+#   --wheels DIR  wheels to install first, as downloaded by pip download --no-deps -d DIR liger-kernel cut-cross-entropy
+#   --limit S     ends within S seconds with the results so far (540)
 #   --quick       fewer shapes
-#   --no-build    measures the llmfast that is installed
+#   --no-build    measures the installed llmfast
 #   --cpu         a rehearsal: tiny benchmarks on the CPU, whose figures mean nothing
 #
-# PYTHON names the interpreter (python3). What is installed goes to build/gpu_run, never into its environment, and stays
-# for the next run of the same sources.
+# PYTHON names the interpreter (python3). Packages are installed into build/gpu_run, never into its environment, and are
+# kept for the next run of the same sources.
 set -uo pipefail
-export PYTHONUNBUFFERED=1 # the log is whole even if this is killed
+export PYTHONUNBUFFERED=1 # the log is complete even if this is killed
 unset TRITON_INTERPRET
 started=$SECONDS
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -51,11 +51,11 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 site=$PWD/build/gpu_run
 failures=0
-reserve=15 # seconds that writing the table may take
+reserve=15 # seconds for writing the table
 
 left() { echo $((limit - reserve - (SECONDS - started))); }
 
-# Runs a command for at most the given seconds; interrupted, it still says what it found.
+# Runs a command for at most the given seconds; when interrupted, it still reports its findings.
 within() {
     local seconds=$1
     shift
@@ -89,8 +89,8 @@ build() {
     echo "$sources" >"$site/sources"
 }
 
-# Plugins that pyproject.toml asks for may be missing here: options are given anew. Only what has GPU tests is
-# collected, since other tests may need libraries that are missing, too.
+# Plugins that pyproject.toml asks for may be missing here, so options are given again. Only files with GPU tests are
+# collected, because other tests may need libraries that are missing.
 gpu_tests() {
     local seconds=$1 workers=()
     shift
@@ -103,7 +103,7 @@ gpu_tests() {
     [[ $code == 0 ]] || fail "tests ended with code $code (124: out of time)"
 }
 
-# Of the time: attention has the most shapes and peers, and whole models take long to make.
+# Shares of the time: attention has the most shapes and peers, and whole models take long to build.
 share_of() {
     case $1 in
         attention) echo 3 ;;
@@ -124,7 +124,7 @@ benchmarks() {
             fail "no time left for ${suites[*]}"
             return
         fi
-        # The suite itself stops before a case that would not end in time; what still runs later hangs.
+        # The suite itself stops before a case that would not end in time; if it still runs later, it hangs.
         within "$((seconds + reserve / 2))" "$python" -m benchmarks "${suites[0]}" "${quick[@]}" --out "$out" \
             --limit "$((seconds > 20 ? seconds - 10 : seconds))"
         code=$?
@@ -133,7 +133,7 @@ benchmarks() {
     done
 }
 
-# Every answered question is in its table at once, so that the last may be cut short.
+# Every answer is written to its table at once, so the last one may be cut short.
 tune() {
     local ops=("$@") seconds code
     while [[ ${#ops[@]} -gt 0 ]]; do

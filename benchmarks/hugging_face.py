@@ -1,4 +1,4 @@
-"""Models of transformers that hold the weights of ours; attention by SDPA, their default."""
+"""Models of transformers with the weights of ours. Their attention is SDPA, the default."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llmfast.models.config import DecoderConfig
 
 
 def same_model(config: DecoderConfig, weights: dict[str, Tensor], assign: bool = False) -> nn.Module:
-    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with our decoder's weights; ``assign``: made of these very tensors,
-    which are not drawn first (Llama)."""
+    """A ``GPT2LMHeadModel`` or ``LlamaForCausalLM`` with the weights of our decoder. With ``assign`` the Llama model
+    uses these tensors themselves and skips its random initialization."""
     convert = gpt2 if config.positions == "learned" else llama
     with torch.device("meta") if assign else contextlib.nullcontext():
         theirs, renamed = convert(config, weights)
@@ -25,12 +25,12 @@ def same_model(config: DecoderConfig, weights: dict[str, Tensor], assign: bool =
 
 
 def unfit(config: DecoderConfig) -> str:
-    """Why transformers has no model like that; empty where it has."""
+    """The reason that transformers has no such model, or an empty string."""
     return "its models do not smear embeddings" if config.smear else ""
 
 
 def gpt2(config: DecoderConfig, ours: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Its matrices are stored transposed."""
+    """GPT-2 stores its matrices transposed."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(
@@ -73,7 +73,7 @@ def gpt2(config: DecoderConfig, ours: dict[str, Tensor]) -> tuple[nn.Module, dic
 
 
 def llama(config: DecoderConfig, ours: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Its queries, keys and values, and its gate and up, are matrices of their own."""
+    """Llama stores queries, keys, values, gate and up as separate matrices."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(

@@ -1,4 +1,4 @@
-"""One job, a training step or the decoding of some tokens: every program that does it checked, then timed in turn."""
+"""Runs one job, such as a training step: checks every program that does it, then times them in alternation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .compare import one_line, relative_error
 from .contenders import Contender
 from .results import Result
 
-EPSILONS_OF_A_NUMBER = 8  # Where one number is compared, a loss, PyTorch's own may happen to be exact.
+EPSILONS_OF_A_NUMBER = 8  # A single number, such as a loss, may be exact in PyTorch by chance.
 FEWEST_ROUNDS = 3
-SECONDS = {"cuda": 60.0, "cpu": 15.0}  # of timing a job, for all contenders together
+SECONDS = {"cuda": 60.0, "cpu": 15.0}  # for timing a job, all contenders together
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a contender of a job builds. ``evidence()`` is called once, before anything else: it gives by name what
-    tells whether the job is done right, and warms up. ``call()`` does the job once; ``held()`` counts the bytes of
-    what it keeps between calls."""
+    """What a contender of a job builds. ``evidence()`` is called once, first: it warms up and returns by name the
+    tensors that show whether the job is computed correctly. ``call()`` does the job once. ``held()`` returns the
+    bytes that are kept between calls."""
 
     evidence: Callable[[], dict[str, Tensor]]
     call: Callable[[], object]
@@ -34,10 +34,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Job:
-    """A job at a size, and the programs that do it.
+    """A job at one size and the programs that do it.
 
-    ``exact`` gives the evidence in float64, ``plain`` what plain PyTorch finds in this dtype: the error it makes is the
-    measure of the others'.
+    ``exact`` returns the evidence in float64 and ``plain`` that of plain PyTorch in this dtype. The allowed error of
+    the others is a multiple of the error of ``plain``.
     """
 
     op: str
@@ -48,7 +48,7 @@ class Job:
     plain: Callable[[], dict[str, Tensor]]
     contenders: Sequence[Contender]
     work: tuple[int, int]  # (bytes, floating-point operations) of a call
-    tokens: int  # that a call works through
+    tokens: int  # per call
     seconds: float = SECONDS["cuda"]
 
     def __str__(self) -> str:
@@ -56,9 +56,9 @@ class Job:
         return f"{self.op} {shape} {measure.name_of(self.dtype)}"
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-        """Every contender's result, those included that cannot take part."""
+        """Returns every contender's result, including those that cannot take part."""
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # forgets what was compiled for other shapes
+            torch.compiler.reset()  # clears what was compiled for other shapes
         with measure.own_stream(device):
             entrants, results = self._admit(device)
             rounds = self._rounds_in_time(entrants, rounds)
@@ -81,7 +81,7 @@ class Job:
         return results
 
     def _admit(self, device: str) -> tuple[list[Entrant], list[Result]]:
-        """The programs that run, each checked and warm; and the results of the others."""
+        """Returns the programs that passed the check, warmed up, and the results of the others."""
         judge = Judge(self)
         entrants, absent = [], []
         for contender in self.contenders:
@@ -93,7 +93,7 @@ class Job:
                 entrants.append(judge.admit(contender, device))
             except ModuleNotFoundError as error:
                 absent.append(self._result(contender.name, "missing", str(error)))
-            except Exception as error:  # out of memory, most of the time: a result, too
+            except Exception as error:  # usually out of memory, which is a result as well
                 absent.append(self._result(contender.name, "failed", one_line(error)))
         return entrants, absent
 
@@ -120,7 +120,7 @@ class Job:
 
 @dataclass
 class Entrant:
-    """A program that runs, on its way through a job."""
+    """A program that passed the check, with its timer."""
 
     name: str
     program: Program = field(repr=False)
@@ -133,7 +133,7 @@ class Entrant:
 
 
 class Judge:
-    """Knows what is right, and how far plain PyTorch is from it."""
+    """Holds the exact evidence and the error of plain PyTorch."""
 
     def __init__(self, job: Job):
         self.exact = job.exact()
@@ -145,7 +145,7 @@ class Judge:
             return 2 * relative_error(plain[name], exact) + epsilons * epsilon
 
         self.allowed = {name: allowed(name, exact) for name, exact in self.exact.items()}
-        # An infinite allowance would pass everything.
+        # An infinite allowed error would accept everything.
         assert max(self.allowed.values()) < float("inf"), f"{job}: plain PyTorch is not finite"
 
     def admit(self, contender: Contender, device: str) -> Entrant:
@@ -155,7 +155,7 @@ class Judge:
         worst = max(errors, key=lambda name: errors[name] - self.allowed[name])
         error, allowed = errors[worst], self.allowed[worst]
         right = error <= allowed
-        note = "" if right else f"{worst} is off by {error:.1e}, allowed are {allowed:.1e}"
+        note = "" if right else f"{worst} is off by {error:.1e}, allowed is {allowed:.1e}"
         del found
         start = time.perf_counter()
         peak = measure.peak_bytes(program.call, device)

@@ -1,6 +1,6 @@
-"""How time and memory are measured: CUDA-graph replays with a cold L2 cache, contenders in turn, medians.
+"""Measures time and memory: CUDA-graph replays with a cold L2 cache, contenders in alternation, medians.
 
-On a CPU the same functions run calls under the host's clock, so that a suite can be tried out without a GPU.
+On a CPU the same functions time calls with the host's clock, so that a suite can be tried without a GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 Call = Callable[[], object]
-SAMPLE_SECONDS = 1e-3  # a sample repeats its calls until it is about this long
+SAMPLE_SECONDS = 1e-3  # a sample repeats its calls to last about this long
 MOST_REPEATS = 50
 HEAD_START_CYCLES = (
-    400_000  # some 0.2 ms during which the host queues a sample, so the device never waits for it
+    400_000  # about 0.2 ms in which the host queues a sample, so that the device never waits for the host
 )
 
 
@@ -36,8 +36,8 @@ class Timing:
 
 @contextlib.contextmanager
 def own_stream(device: str) -> Iterator[None]:
-    """A stream that is not the default one: graphs are captured there, and a backward pass runs on the stream of
-    its forward pass."""
+    """A stream other than the default one, as graph capture needs; a backward pass runs on the stream of its forward
+    pass."""
     if device != "cuda":
         yield
         return
@@ -48,19 +48,19 @@ def own_stream(device: str) -> Iterator[None]:
 
 
 def input_sets(input_bytes: int, device: str) -> int:
-    """How many copies of the inputs to take turns with, so that none is in the L2 cache when its turn comes."""
+    """The number of copies of the inputs to rotate through, so that none is in the L2 cache when it is used."""
     if device != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    if input_bytes > 16 * cache:  # then a call evicts what it read first
+    if input_bytes > 16 * cache:  # a call then evicts its own first inputs
         return 1
     return min(max(2, math.ceil(3 * cache / max(input_bytes, 1))), 24)
 
 
 class Sampler:
-    """Takes samples, in seconds a call, of ``calls``: the same work on different inputs.
+    """Samples the seconds per call of ``calls``, which do the same work on different inputs.
 
-    A ``long`` call has run before and is a sample by itself; no graph could hold it.
+    A ``long`` call has run before, is a sample by itself, and is not captured in a graph.
     """
 
     def __init__(self, calls: list[Call], device: str, *, long: bool = False):
@@ -68,7 +68,7 @@ class Sampler:
         if long:
             self.play, self.method = self._one_by_one, "events" if device == "cuda" else "clock"
             return
-        for call in calls:  # compiles, allocates
+        for call in calls:  # compiles and allocates
             call()
         self.play, self.method = self._player()
         once = self.sample() * len(calls)
@@ -107,7 +107,7 @@ class Sampler:
             return self._one_by_one, "events"
         try:
             graph = captured(self.calls)
-        except RuntimeError:  # Some peers cannot be captured: what their users get is launched by the host.
+        except RuntimeError:  # Some peers cannot be captured; their users launch them from the host as well.
             torch.cuda.synchronize()
             return self._one_by_one, "events"
         graph.replay()
@@ -115,18 +115,18 @@ class Sampler:
 
 
 def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
-    """All calls, one after the other, as one graph."""
+    """Captures all calls, one after the other, in one graph."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        # Kept to the end: a call that wrote where the one before did would find its output in the cache.
+        # Outputs are kept: a call that reused the memory of the previous one would find it in the cache.
         kept = [call() for call in calls]
     del kept
     return graph
 
 
 def waits_for_device(call: Call) -> bool:
-    """Whether the call synchronises with the host, which no graph can hold."""
+    """Whether the call synchronizes with the host, which cannot be captured in a graph."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -141,7 +141,7 @@ def waits_for_device(call: Call) -> bool:
 
 
 def in_turn(samplers: dict[str, Sampler], rounds: int) -> dict[str, Timing]:
-    """Samples each of them once a round, so that a slow moment of the machine hits all alike."""
+    """Samples each of them once per round, so that a slow moment of the machine affects all of them."""
     samples = {name: [] for name in samplers}
     for _ in range(rounds):
         for name, sampler in samplers.items():
@@ -156,7 +156,8 @@ def _timing(samples: list[float], method: str) -> Timing:
 
 
 def host_seconds(call: Call, device: str) -> float | None:
-    """What the host spends on a call that it does not wait for; on a CPU the work itself is in it, so None."""
+    """Seconds that the host spends on a call without waiting for its result. None on a CPU, where the work is
+    included."""
     if device != "cuda":
         return None
     call()
@@ -176,8 +177,8 @@ def host_seconds(call: Call, device: str) -> float | None:
 
 
 def peak_bytes(call: Call, device: str) -> int | None:
-    """The most memory that the call, which has run before, takes at a time above what was held before, its result
-    included; None where the system does not say (on a CPU, Linux does)."""
+    """Peak memory of a call, its result included, above what was allocated before it. The call must have run once. None
+    if the system does not report it (on a CPU, Linux does)."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -186,9 +187,7 @@ def peak_bytes(call: Call, device: str) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what is freed and kept would hide as much of what is allocated next
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is freed but kept would hide new allocations
         RESET_PEAK.write_text("5")
         before = _resident()["VmRSS"]
         call()
@@ -201,14 +200,14 @@ RESET_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def _resident() -> dict[str, int]:
-    """Bytes of memory that the process holds (VmRSS) and the most it held (VmHWM)."""
+    """Bytes of resident memory of the process now (VmRSS) and at its peak (VmHWM)."""
     found = re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     return {name: 1024 * int(size) for name, size in found}
 
 
 def ceilings(device: str, tiny: bool = False, rounds: int = 20) -> dict[str, float]:
-    """What this machine reaches now: bytes a second of a copy, read and written; operations a second of a matrix
-    product of random numbers (zeros draw less power and run faster), by dtype."""
+    """Measures what this machine reaches now: bytes per second of a copy, reading and writing; operations per second of
+    a matrix product by dtype, of random numbers because zeros draw less power and run faster."""
     elements, size = (2**29, 8192) if device == "cuda" else (2**20, 128) if tiny else (2**25, 1024)
     source = torch.randint(2**15, (elements,), device=device, dtype=torch.int16)
     copy = torch.empty_like(source)
@@ -233,7 +232,8 @@ def name_of(dtype: torch.dtype) -> str:
 def fractions(
     ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float
 ) -> dict[str, float]:
-    """Of the copy's and of the matrix product's rate (that of bfloat16 for dtypes without one of their own)."""
+    """Fractions of the copy's and the matrix product's rate. Dtypes that were not measured are compared with
+    bfloat16."""
     moved, operations = work
     product = ceilings.get(f"{dtype}_flops_per_s", ceilings["bfloat16_flops_per_s"])
     return {

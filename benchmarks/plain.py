@@ -1,8 +1,8 @@
-"""The decoder that people write in plain PyTorch, in the manner of nanoGPT: the yardstick for whole jobs.
+"""A decoder in plain PyTorch in the style of nanoGPT, with which whole jobs are compared.
 
-It is GPT-2 (learned positions, LayerNorm, GELU, biases) or the modern form (RMSNorm, RoPE, SwiGLU, grouped-query
-attention), with SDPA for attention, and with what quickstart adds, scaled embeddings and smear. Parameters have the
-names and layouts of ``llmfast.models.decoder``, so that both hold the same weights.
+It is GPT-2 (learned positions, LayerNorm, GELU, biases) or a modern decoder (RMSNorm, RoPE, SwiGLU, grouped-query
+attention), with SDPA for attention and with the scaled embeddings and smear of quickstart. Parameters have the names
+and layouts of ``llmfast.models.decoder``, so that both can hold the same weights.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 class Smear(nn.Module):
-    """Each embedding takes up a learned share of the one before it."""
+    """Adds to each embedding a learned share of the previous one."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures of result files: speed against size, the fraction of the ceiling that is reached, and the roofline."""
+"""Plots of result files: speed by size, the fraction of the measured ceiling, and the roofline."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OURS_COLOUR, PYTORCH_COLOUR = "#c0392b", "#7f8c8d"
+OURS_COLOR, PYTORCH_COLOR = "#c0392b", "#7f8c8d"
 OTHERS = ("#2980b9", "#27ae60", "#8e44ad", "#d68910", "#16a085", "#2c3e50", "#a04000", "#5d6d7e")
 MARKS = "osD^vP*X"
-COLUMNS = 3  # panels side by side
-MOST_PANELS, MOST_ROWS = 18, 28  # of one picture: more would not be read
-MOST_SIZES = 6  # of one panel: where there are more, kinds of heads get panels of their own
+COLUMNS = 3  # panels per row
+MOST_PANELS, MOST_ROWS = 18, 28  # per picture, so that it stays readable
+MOST_SIZES = 6  # per panel; above it, each kind of heads gets its own panel
 HEADS = ("H", "K", "D")
 
 
 def draw(folder: Path, out: Path) -> Iterator[Path]:
-    """Draws all pictures that the result files of a folder have the figures for; gives their paths."""
+    """Draws every plot that the result files of a folder have data for, and yields the paths."""
     out.mkdir(parents=True, exist_ok=True)
     for report in read_all(folder):
         for part, picture in parts_of(report).items():
@@ -42,8 +42,8 @@ def draw(folder: Path, out: Path) -> Iterator[Path]:
 
 
 def parts_of(report: Report) -> dict[str, Report]:
-    """By what their file is called in addition: the whole, or a picture a pass where more bars would not be read, or
-    where they have units of their own."""
+    """Splits a report by what is appended to the file name: nothing, or the pass if one plot would have too many bars
+    or mixed units."""
     results = timed(report.results)
     passes = dict.fromkeys(result.pass_ for result in results)
     panels = panels_of(results).values()
@@ -65,7 +65,7 @@ def new_figure(width: float, height: float, report: Report, title: str) -> Figur
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     where = report.machine["gpu"] or report.machine["processor"]
-    rehearsal = " (a rehearsal: the figures mean nothing)" if report.size == "tiny" else ""
+    rehearsal = " (a rehearsal, whose figures mean nothing)" if report.size == "tiny" else ""
     figure.suptitle(
         f"{report.suite}: {title}, {where}, {report.machine['time'][:10]}{rehearsal}", fontsize=11
     )
@@ -73,17 +73,17 @@ def new_figure(width: float, height: float, report: Report, title: str) -> Figur
 
 
 def looks(names: list[str]) -> dict[str, dict[str, str]]:
-    """Colour and mark of each contender: ours in red, PyTorch's own in grey; variants share a colour."""
+    """Color and marker of each contender: llmfast in red, PyTorch in gray; variants share a color."""
     others = iter(OTHERS * 4)
     styles = {}
     for name, mark in zip(names, MARKS * 4, strict=False):
         if name.startswith(OURS):
-            colour = OURS_COLOUR
+            color = OURS_COLOR
         elif name.startswith(PYTORCH):
-            colour = PYTORCH_COLOUR
+            color = PYTORCH_COLOR
         else:
-            colour = next(others)
-        styles[name] = {"color": colour, "marker": mark}
+            color = next(others)
+        styles[name] = {"color": color, "marker": mark}
     return styles
 
 
@@ -95,11 +95,11 @@ def contenders(results: list[Result]) -> list[str]:
     return list(dict.fromkeys(result.contender for result in results))
 
 
-# ------------------------------------------------------------------------------------------ speed against size
+# ------------------------------------------------------------------------------------------ speed by size
 
 
 def speed(report: Report) -> Figure | None:
-    """A panel an op, pass and dtype: lines over the size where there are several, else bars."""
+    """One panel per op, pass and dtype: lines over the size if there are several sizes, else bars."""
     panels = panels_of(timed(report.results))
     if not panels:
         return None
@@ -108,7 +108,7 @@ def speed(report: Report) -> Figure | None:
     shown = list(panels.items())[:MOST_PANELS]
     columns = min(COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = new_figure(4.2 * columns + 1.6, 3.2 * rows + 0.6, report, "speed against size")
+    figure = new_figure(4.2 * columns + 1.6, 3.2 * rows + 0.6, report, "speed by size")
     styles = looks(contenders([result for _, results in shown for result in results]))
     for place, (title, results) in enumerate(shown, 1):
         axes = figure.add_subplot(rows, columns, place)
@@ -154,7 +154,7 @@ def lines(axes: Axes, title: str, results: list[Result], styles: dict[str, dict[
 
 
 def bars(report: Report) -> Figure:
-    """Each op and pass at its one size: a bar a contender."""
+    """One bar per contender, for ops and passes with a single size."""
     groups = list(grouped(timed(report.results)).values())[:MOST_ROWS]
     names = contenders([result for group in groups for result in group])
     styles = looks(names)
@@ -192,7 +192,7 @@ def bars(report: Report) -> Figure:
 
 
 def unit_of(results: list[Result]) -> tuple[str, Callable[[Result], float]]:
-    """What says most about these results, more being better where it can be."""
+    """The most informative unit of these results; more is better if possible."""
     if all(result.tokens for result in results):
         return "tokens/s", lambda result: result.tokens / result.median_s
     if all(result.dtype == TEXT and result.bytes for result in results):
@@ -202,8 +202,8 @@ def unit_of(results: list[Result]) -> tuple[str, Callable[[Result], float]]:
             return "TFLOP/s", lambda result: result.flops / result.median_s / 1e12
         return "GB/s", lambda result: result.bytes / result.median_s / 1e9
     if max(result.median_s for result in results) >= 1e-2:
-        return "ms, less is better", lambda result: 1e3 * result.median_s
-    return "µs a call, less is better", lambda result: 1e6 * result.median_s
+        return "ms (less is better)", lambda result: 1e3 * result.median_s
+    return "µs per call (less is better)", lambda result: 1e6 * result.median_s
 
 
 def bound_by_product(result: Result) -> bool:
@@ -214,7 +214,7 @@ def bound_by_product(result: Result) -> bool:
 
 
 def ceiling(report: Report) -> Figure | None:
-    """Ours and the best other, as parts of what a copy or a matrix product reaches here."""
+    """llmfast and the best other contender as fractions of the rate of a copy or a matrix product."""
     pairs = []
     for group in grouped(timed(report.results)).values():
         known = [result for result in group if result.fraction_of_copy is not None]
@@ -230,8 +230,8 @@ def ceiling(report: Report) -> Figure | None:
     for place, (_, results) in enumerate(pairs):
         for offset, result in zip((-0.19, 0.19), results, strict=False):
             fraction = max(result.fraction_of_copy, result.fraction_of_gemm)
-            colour = OURS_COLOUR if result.contender.startswith(OURS) else PYTORCH_COLOUR
-            axes.barh(place + offset, fraction, 0.34, color=colour)
+            color = OURS_COLOR if result.contender.startswith(OURS) else PYTORCH_COLOR
+            axes.barh(place + offset, fraction, 0.34, color=color)
             axes.annotate(
                 f" {fraction:.0%}  {result.contender}", (fraction, place + offset), va="center", fontsize=7
             )
@@ -252,7 +252,7 @@ def fraction_of(result: Result) -> float:
 
 
 def roofline(report: Report) -> Figure | None:
-    """Operations a second against operations a byte, under the two ceilings that were measured in the same run."""
+    """Operations per second over operations per byte, below the two ceilings measured in the same run."""
     results = [r for r in timed(report.results) if r.flops and r.bytes and r.fraction_of_gemm]
     if not results:
         return None
@@ -278,7 +278,7 @@ def roofline(report: Report) -> Figure | None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("floating-point operations a byte that must move", fontsize=9)
+    axes.set_xlabel("floating-point operations per byte", fontsize=9)
     axes.set_ylabel(unit, fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -289,7 +289,7 @@ def roofline(report: Report) -> Figure | None:
 
 
 def product_rate(result: Result) -> float:
-    """Of the matrix product that its fraction refers to."""
+    """The rate of the matrix product to which the fraction of this result refers."""
     return result.flops / result.median_s / result.fraction_of_gemm
 
 
@@ -303,7 +303,7 @@ def label_of(result: Result, with_pass: bool = True) -> str:
 
 
 def shade(name: str, names: list[str]) -> float:
-    """Variants of a contender are paler than what they are variants of."""
+    """Variants of a contender are paler than the contender itself."""
     family = next((each for each in (OURS, PYTORCH) if name.startswith(each)), name)
     variants = [each for each in names if each.startswith(family)]
     return max(0.35, 1 - 0.3 * variants.index(name))

@@ -1,7 +1,8 @@
-"""Models whose blocks hold their matrices in NF4: ours, transformers' by bitsandbytes, and what both stand for.
+"""Models whose blocks store their matrices in NF4: ours, those of transformers with bitsandbytes, and their dequantized
+weights.
 
-Scales are not quantised in turn (``double_quant=False``): matrices that one library stores as one and the other as
-three then have the same bits.
+Scales are not quantized (``double_quant=False``), so that a matrix that one library stores whole and the other in three
+parts has the same bits in both.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 
 def quantize_ours(model: nn.Module) -> nn.Module:
-    """In place: every linear layer of the blocks."""
+    """Quantizes every linear layer of the blocks in place."""
     return replaced(model.blocks, lambda linear: NF4Linear.from_linear(linear, double_quant=False)) and model
 
 
 def quantize_theirs(model: nn.Module) -> nn.Module:
-    """In place, on a GPU: every linear layer of a ``LlamaForCausalLM``'s decoder layers."""
+    """Quantizes every linear layer of the decoder layers of a ``LlamaForCausalLM`` in place, on a GPU."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     def quantized(linear: nn.Linear) -> nn.Module:
@@ -35,13 +36,13 @@ def quantize_theirs(model: nn.Module) -> nn.Module:
         )
         options = {"requires_grad": False, "compress_statistics": False, "quant_type": "nf4"}
         layer.weight = Params4bit(weight.data.cpu(), **options)
-        return layer.to(weight.device)  # which quantises
+        return layer.to(weight.device)  # this quantizes
 
     return replaced(model.model.layers, quantized) and model
 
 
 def replaced(root: nn.Module, change: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """``root`` with each linear layer inside changed."""
+    """Applies ``change`` to each linear layer inside ``root``."""
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
@@ -50,7 +51,7 @@ def replaced(root: nn.Module, change: Callable[[nn.Linear], nn.Module]) -> nn.Mo
 
 
 def dequantized(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a decoder in ``dtype``, those that ``quantize_ours`` changes as their 4 bits have them."""
+    """The weights of a decoder in ``dtype``; those that ``quantize_ours`` packs are quantized and dequantized."""
 
     def after(name: str, weight: Tensor) -> Tensor:
         weight = weight.to(dtype)

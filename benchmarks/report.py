@@ -1,4 +1,4 @@
-"""Renders result files as Markdown: a table for each op and pass, or one short table of ours against the best."""
+"""Renders result files as Markdown: a table per op and pass, or one short table of llmfast beside the best other."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def shape_text(result: Result) -> str:
     return " ".join(f"{name}={rate(size) if name in LONG else size}" for name, size in result.shape.items())
 
 
-LONG = ("bytes", "tokens")  # counts that are said in millions
-NO_DTYPES = (TEXT, "int64")  # that are not worth a word
+LONG = ("bytes", "tokens")  # counts shown in millions
+NO_DTYPES = (TEXT, "int64")  # not shown
 
 
 def duration(seconds: float) -> str:
@@ -31,13 +31,13 @@ def duration(seconds: float) -> str:
 
 
 def fraction(result: Result) -> str:
-    """Of the ceiling that binds, the larger of the two fractions; nothing where there is none to speak of."""
+    """The larger of the two fractions of a ceiling, or an empty string if there is none."""
     known = [each for each in (result.fraction_of_copy, result.fraction_of_gemm) if each is not None]
     return f"{max(known):.0%}" if known else ""
 
 
 def speed(result: Result) -> str:
-    """Tokens a second of a job, megabytes a second of text, the time of anything else."""
+    """Tokens per second of a job, megabytes per second of text, or the time of anything else."""
     if result.dtype == TEXT and result.bytes:
         return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
     if result.tokens:
@@ -45,12 +45,12 @@ def speed(result: Result) -> str:
     return duration(result.median_s)
 
 
-def rate(value: float) -> str:
-    """Three digits, with thousands, millions."""
+def rate(value: float, digits: int = 3) -> str:
+    """The number to so many digits, in thousands (k) or millions (M) where it is large."""
     for unit, size in (("M", 1e6), ("k", 1e4)):
         if value >= size:
-            return f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            return f"{value / (1e6 if unit == 'M' else 1e3):.{digits}g}{unit}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{digits}g}"
 
 
 def memory(size: int) -> str:
@@ -64,6 +64,12 @@ def grouped(results: Iterable[Result]) -> dict[tuple, list[Result]]:
     return groups
 
 
+def best_of(results: Iterable[Result], ours: bool) -> Result | None:
+    """The fastest correct result, of llmfast or of the other contenders."""
+    correct = [r for r in results if r.status == "ok" and r.median_s and r.contender.startswith(OURS) == ours]
+    return min(correct, key=lambda result: result.median_s, default=None)
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---' for _ in head)} |"
@@ -71,7 +77,7 @@ def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-# ------------------------------------------------------------------------------------------------- all of it
+# ------------------------------------------------------------------------------------------------- the full report
 
 
 def long_lines(reports: list[Report]) -> Iterator[str]:
@@ -88,21 +94,23 @@ def long_lines(reports: list[Report]) -> Iterator[str]:
 
 
 def legend(results: list[Result]) -> str:
-    """How to read the cells of a table of these."""
+    """Explains the cells of a table of these results."""
     said = ["Medians"]
     if any(result.fraction_of_copy for result in results):
-        said.append("in brackets the fraction of the measured ceiling that binds, copy or matrix product")
+        said.append(
+            "in brackets the fraction of the measured ceiling (copy or matrix product, whichever is nearer)"
+        )
     elif any(result.contender == PYTORCH for result in results):
         said.append("in brackets the ratio to PyTorch")
     if any(shows_memory(result) for result in results):
-        said.append("in brackets also the most memory that it takes")
+        said.append("in brackets also the peak memory")
     if any(result.method == "events" and not result.tokens for result in results):
-        said.append("† was launched by the host call by call, the others as CUDA graphs")
+        said.append("† was launched by the host, the others as CUDA graphs")
     return f"{'; '.join(said)}."
 
 
 def tables(results: list[Result]) -> dict[str, list[Result]]:
-    """Results by table: one an op, pass and dtype; ops that have but one shape share a table."""
+    """Groups results into tables: one per op, pass and dtype; ops with a single shape share a table."""
     shapes: dict[str, set] = {}
     for result in results:
         shapes.setdefault(result.op, set()).add(tuple(result.shape.items()))
@@ -148,7 +156,7 @@ def ceilings_line(ceilings: dict[str, float]) -> str:
 def op_table(results: list[Result]) -> Iterator[str]:
     names = list(dict.fromkeys(r.contender for r in results if r.status in ("ok", "wrong")))
     parts = [label_parts(result) for result in results]
-    # What all of them share is not said in each row.
+    # Labels leave out what all rows share.
     said = [index for index in range(len(parts[0])) if len({part[index] for part in parts}) > 1]
     rows = []
     for group in grouped(results).values():
@@ -159,7 +167,7 @@ def op_table(results: list[Result]) -> Iterator[str]:
 
 
 def label_parts(result: Result) -> tuple[str, str, str, str]:
-    """What tells a row from the others of a table."""
+    """What can distinguish a row from the others of a table."""
     dtype = "" if result.dtype in NO_DTYPES else result.dtype
     return result.op, shape_text(result), result.pass_, dtype
 
@@ -187,7 +195,7 @@ def shows_memory(result: Result) -> bool:
 
 
 def notes(report: Report) -> Iterator[str]:
-    """Who could not take part, who was wrong, and what there was no time for."""
+    """Lists which contenders could not take part or were wrong, and which cases were not measured."""
     said = dict.fromkeys(
         f"- {r.contender}{'' if r.status in ('missing', 'skipped') else f' ({r.op} {shape_text(r)})'}: "
         f"{r.status}: {r.note}"
@@ -201,18 +209,18 @@ def notes(report: Report) -> Iterator[str]:
 
 
 def by_reason(report: Report) -> dict[str, list[str]]:
-    """The cases that were not run."""
+    """The cases that were not run, by reason."""
     cases: dict[str, list[str]] = {}
     for case, reason in report.not_run.items():
         cases.setdefault(reason, []).append(case)
     return cases
 
 
-# ---------------------------------------------------------------------------------------------- the short one
+# ---------------------------------------------------------------------------------------------- the short report
 
 
 def short_lines(reports: list[Report]) -> Iterator[str]:
-    """Ours beside the fastest other that is right; and all that is not as it should be."""
+    """llmfast beside the fastest other that is correct, and everything that went wrong."""
     rows = []
     for report in reports:
         rows += [[report.machine["time"][5:16], *row] for row in short_rows_of(report.results)]
@@ -233,8 +241,7 @@ def short_rows_of(results: Iterable[Result]) -> list[list[str]]:
 
 
 def short_rows(group: list[Result]) -> Iterator[list[str]]:
-    others = [r for r in group if r.status == "ok" and not r.contender.startswith(OURS)]
-    best = min(others, key=lambda result: result.median_s, default=None)
+    best = best_of(group, ours=False)
     for mine in group:
         if not mine.contender.startswith(OURS):
             continue

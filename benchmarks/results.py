@@ -1,4 +1,4 @@
-"""What a measurement is, and the file that keeps it: one JSON schema for every suite, written atomically."""
+"""Measurements and their files: one JSON schema for every suite, written atomically."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SCHEMA = 1
 OURS, PYTORCH = "llmfast", "PyTorch"
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
-TEXT = "text"  # in the place of a dtype
+TEXT = "text"  # used in place of a dtype
 STATUSES = ("ok", "wrong", "failed", "missing", "skipped")
-# What a figure may depend on: reported by version wherever it is installed.
+# Libraries whose installed versions are recorded, because figures may depend on them.
 LIBRARIES = (
     "llmfast",
     "torch",
@@ -36,15 +36,15 @@ TEXT_LIBRARIES = (
     "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe",
     "ffbpe",
 )  # fmt: skip
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that a processor may have
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets that are recorded
 
 
 @dataclass(frozen=True)
 class Result:
-    """One contender on one pass of one op at one shape. Times are seconds a call; None is not measured.
+    """One contender on one pass of one op at one shape. Times are seconds per call; None means not measured.
 
-    A status other than ``ok`` says why in ``note``. A ``wrong`` contender, one whose ``error`` (the relative error
-    against float64, of its worst tensor) exceeds ``allowed_error``, is still timed, and never counts as the best.
+    For a status other than ``ok``, ``note`` gives the reason. A contender is ``wrong`` if its ``error`` (the relative
+    error of its worst tensor against float64) exceeds ``allowed_error``; it is timed, but never counts as the best.
     """
 
     op: str
@@ -58,15 +58,15 @@ class Result:
     median_s: float | None = None
     p20_s: float | None = None
     p80_s: float | None = None
-    bytes: int | None = None  # the fewest that must move: each input read once, each output written once
+    bytes: int | None = None  # minimum traffic: each input read once, each output written once
     flops: int | None = None
-    tokens: int | None = None  # that a call works through, where a job is measured
-    fraction_of_copy: float | None = None  # of the copy bandwidth measured in this run
-    fraction_of_gemm: float | None = None  # of the matrix product's rate measured in this run
+    tokens: int | None = None  # per call, if a job is measured
+    fraction_of_copy: float | None = None  # fraction of the copy bandwidth measured in this run
+    fraction_of_gemm: float | None = None  # fraction of the matrix product's rate measured in this run
     peak_bytes: int | None = (
-        None  # of forward and backward together or of the job, above what was held before
+        None  # of forward and backward together, or of the job, above what was allocated before
     )
-    host_s: float | None = None  # the host's share of a call, without waiting for the device
+    host_s: float | None = None  # host time per call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None
 
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def key(self) -> tuple:
-        """What is compared with what: op, pass, dtype and shape."""
+        """Results with the same key are compared: op, pass, dtype and shape."""
         return self.op, self.pass_, self.dtype, tuple(self.shape.items())
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Result:
 
 @dataclass
 class Report:
-    """The results of one run of one suite, with all that is needed to judge them."""
+    """The results of one run of one suite, with what is needed to judge them."""
 
     suite: str
     size: str
@@ -98,11 +98,11 @@ class Report:
     results: list[Result] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)  # case -> why
     measured: list[str] = field(default_factory=list)  # cases
-    inputs: dict[str, str] = field(default_factory=dict)  # texts that were worked on -> where they are from
+    inputs: dict[str, str] = field(default_factory=dict)  # text -> its origin
 
     @property
     def file_name(self) -> str:
-        """A quick run, or a rehearsal, replaces no full one."""
+        """Quick runs and rehearsals have names of their own, so that they do not replace a full run."""
         where = self.machine.get("gpu") or f"cpu {self.machine['processor']}"
         machine = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
         return f"{machine}-{self.suite}{'' if self.size in ('full', 'cpu') else f'-{self.size}'}.json"
@@ -113,7 +113,7 @@ class Report:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Writes the file whole or not at all."""
+    """Writes the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -125,7 +125,7 @@ def read(path: Path) -> Report:
     content = json.loads(path.read_text(encoding="utf-8"))
     schema = content.pop("schema", None)
     if schema != SCHEMA:
-        raise ValueError(f"{path} is of schema {schema}, this program reads schema {SCHEMA}")
+        raise ValueError(f"{path} has schema {schema}, this program reads schema {SCHEMA}")
     content["results"] = [Result.from_json(row) for row in content["results"]]
     return Report(**content)
 
@@ -178,7 +178,7 @@ def _processor() -> str:
 
 
 def _instructions() -> list[str]:
-    """Of INSTRUCTIONS those that this processor has, where the system says."""
+    """The INSTRUCTIONS that this processor has, if the system reports them."""
     flags = re.findall(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     return [name for name in INSTRUCTIONS if flags and name in flags[0].split()]
 

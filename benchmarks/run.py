@@ -1,4 +1,4 @@
-"""Runs a suite: ceilings first, then case by case; the file of results is written anew after each."""
+"""Runs a suite: ceilings first, then case by case; the result file is rewritten after each case."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Measurable(Protocol):
     """An op at a shape (``compare.Case``) or a whole job (``jobs.Job``)."""
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-        """The results of all its contenders."""
+        """Returns the results of all contenders."""
 
 
 @dataclass(frozen=True)
 class Options:
     device: str = "cuda"
     quick: bool = False
-    tiny: bool = False  # a rehearsal, whose figures mean nothing
+    tiny: bool = False  # a rehearsal whose figures mean nothing
     out: Path = FOLDER
     limit_s: float = float("inf")
-    files: tuple[Path, ...] = ()  # texts of yours, for suites that work on some
-    resume: bool = False  # keep what the file holds, and measure what is missing
+    files: tuple[Path, ...] = ()  # texts of the user, for suites that measure on text
+    resume: bool = False  # keep the results of the file and measure what is missing
 
     def size(self, name: str) -> str:
-        """A suite of kernels has nothing to say about a CPU: there it is only tried out."""
+        """On a CPU, a suite of kernels is only rehearsed."""
         if self.tiny or self.device not in SUITES[name].devices:
             return "tiny"
         if self.device == "cpu":
@@ -46,12 +46,12 @@ class Options:
 
 
 def run_suite(name: str, options: Options, say: Callable[[str], None] = print) -> Report:
-    """Results of every case that there is time for; the others are named in ``not_run``."""
+    """Measures every case within the time limit; the others are listed in ``not_run``."""
     suite = importlib.import_module(f"{__package__}.suites.{name}")
     size = options.size(name)
     if not hasattr(suite, "inputs"):
         if options.files:
-            raise ValueError(f"{name} works on no texts")
+            raise ValueError(f"{name} does not measure on text")
         return run_cases(name, suite.cases(size), options, say)
     inputs = suite.inputs(size, options.files)
     return run_cases(name, suite.cases(size, options.files), options, say, inputs)
@@ -84,7 +84,7 @@ def run_cases(
         try:
             report.results += case.run(options.device, ROUNDS[size], report.ceilings)
             report.measured.append(str(case))
-        except Exception as error:  # too little memory for its reference, most of the time: the others go on
+        except Exception as error:  # usually out of memory in the reference; the other cases still run
             report.not_run[str(case)] = one_line(error)
         release_memory(options.device)
         longest = max(longest, time.monotonic() - start)
@@ -98,10 +98,10 @@ def run_cases(
 
 
 def resumed(report: Report, folder: Path) -> Report:
-    """The report that the folder's file began, which only the same state of the same machine goes on with.
+    """The unfinished report in the folder, which can be resumed only on the same machine with the same versions.
 
     Raises:
-        ValueError: the file is of another machine, revision or version, or of other texts.
+        ValueError: the file comes from another machine, revision or version, or from other texts.
     """
     path = folder / report.file_name
     if not path.is_file():
@@ -110,5 +110,5 @@ def resumed(report: Report, folder: Path) -> Report:
     for name, now in {**report.machine, "inputs": report.inputs}.items():
         then = before.inputs if name == "inputs" else before.machine.get(name)
         if name != "time" and then != now:
-            raise ValueError(f"{path.name} cannot be gone on with: its {name} is {then}, here it is {now}")
+            raise ValueError(f"{path.name} cannot be resumed: its {name} is {then}, here it is {now}")
     return before

@@ -15,13 +15,11 @@ from .results import TEXT, Result
 from .tokenizers import Absent
 
 FEWEST_ROUNDS = 3
-FIRST = "first time"
 
 
 @dataclass(frozen=True)
 class TextJob:
-    """``entrants()`` makes the libraries anew, so that what they do first is done with empty caches: ``firsts`` times,
-    if first calls are to be a result of their own. ``expected()`` is what calls must give. ``bytes`` of text make the
+    """``entrants()`` makes the libraries; ``expected()`` is what their calls must give. ``bytes`` of text make the
     figure a rate."""
 
     op: str
@@ -30,7 +28,6 @@ class TextJob:
     expected: Callable[[], Any]
     bytes: int | None = None
     repeats: int = 1  # of what is timed, in a sample
-    firsts: int = 0
     seconds: float = 12.0  # of timing, for all of them together
     shape: dict[str, int] = field(default_factory=dict)
     read: Callable[[Any], Any] = lambda found: found  # what is compared of what a call gives
@@ -39,34 +36,26 @@ class TextJob:
         return f"{self.op}, {self.pass_}"
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-        calls, results, first, verdicts = {}, [], {}, {}
+        calls, results, once, verdicts = {}, [], {}, {}
         expected = self.expected()
         for name, call in self.entrants().items():
             if isinstance(call, Absent):
                 results.append(self.result(name, call.status, call.reason))
                 continue
             try:
-                seconds, found = timed(call)
-                first[name] = [seconds]
+                once[name], found = timed(call)
                 verdicts[name] = verdict(self.read(found), expected)
                 calls[name] = call
             except Exception as error:  # whatever a peer raises is its result
                 results.append(self.result(name, "failed", one_line(error)))
-        for _ in range(self.firsts - 1):
-            anew = self.entrants()
-            for name in calls:
-                first[name].append(timed(anew[name])[0])
         samplers = {
             name: measure.Sampler([self.repeated(call)], "cpu", long=True) for name, call in calls.items()
         }
-        once = self.repeats * sum(map(min, first.values()))
-        timings = measure.in_turn(samplers, min(rounds, max(FEWEST_ROUNDS, int(self.seconds / once))))
+        longest = max(1e-9, self.repeats * sum(once[name] for name in calls))
+        timings = measure.in_turn(samplers, min(rounds, max(FEWEST_ROUNDS, int(self.seconds / longest))))
         for name, timing in timings.items():
             times = [each / self.repeats for each in (timing.median_s, timing.p20_s, timing.p80_s)]
             results.append(self.result(name, *verdicts[name], times))
-            if self.firsts:
-                times = [float(each) for each in np.percentile(first[name], (50, 20, 80))]
-                results.append(self.result(name, *verdicts[name], times, f"{self.pass_} the {FIRST}"))
         return results
 
     def repeated(self, call: Callable[[], Any]) -> Callable[[], None]:
@@ -76,12 +65,10 @@ class TextJob:
 
         return calls
 
-    def result(
-        self, name: str, status: str, note: str = "", times: list[float] | None = None, pass_: str = ""
-    ) -> Result:
+    def result(self, name: str, status: str, note: str = "", times: list[float] | None = None) -> Result:
         median, p20, p80 = times or 3 * [None]
         return Result(
-            self.op, self.shape, TEXT, pass_ or self.pass_, name, status, note,
+            self.op, self.shape, TEXT, self.pass_, name, status, note,
             method="clock" if times else "", median_s=median, p20_s=p20, p80_s=p80, bytes=self.bytes,
         )  # fmt: skip
 

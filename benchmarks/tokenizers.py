@@ -171,11 +171,13 @@ def fastokens(vocabulary: Vocabulary) -> Library:
 
     from llmfast.tokenizer import patterns
 
-    # It has a preset for two of them: given the published expression it takes a path that is not its best.
-    settings = {"encoding": vocabulary.name} if vocabulary.published else {"pattern": patterns.CL100K}
-    if vocabulary.name == "gpt2":
-        settings = {"pattern": patterns.GPT2_AS_PUBLISHED}
-    fast = fastokens.Tokenizer.from_tiktoken(str(vocabulary.ranks), **settings)
+    if (
+        vocabulary.name == "gpt2"
+    ):  # as published: given GPT-2's expression, it takes a path that is not its best
+        fast = fastokens.Tokenizer.from_file(str(hugging_face_file(vocabulary)))
+    else:
+        settings = {"encoding": vocabulary.name} if vocabulary.published else {"pattern": patterns.CL100K}
+        fast = fastokens.Tokenizer.from_tiktoken(str(vocabulary.ranks), **settings)
     return Library(
         lambda text: fast.encode_ordinary(text).ids,
         lambda texts, threads: np.frombuffer(fast.encode_batch_flat(texts)[0], np.uint32),
@@ -235,6 +237,16 @@ def built_in(vocabulary: Vocabulary) -> bool:
     return vocabulary.name in ("cl100k_base", "o200k_base")
 
 
+# Which form of the published vocabularies each library reads: that which its own documentation uses.
+FORMS_OF_VOCABULARIES = {
+    "llmfast": "get_encoding",
+    "tiktoken": "get_encoding",
+    "tokenizers": "tokenizer.json with GPT-2's ByteLevel step for gpt2, the expression and ByteLevel for the others",
+    "fastokens": "tokenizer.json with the ByteLevel step for gpt2, from_tiktoken with its own preset for the others",
+    "gigatoken": "from_tiktoken with its own preset",
+    "toktok, quicktok, rs_bpe": "what they bring themselves",
+}
+
 LIBRARIES = {
     make.__name__: make
     for make in (llmfast, tiktoken, tokenizers, fastokens, gigatoken, toktok, quicktok, rs_bpe)
@@ -251,18 +263,18 @@ class Absent:
 
 def libraries(vocabulary: Vocabulary, what: str) -> Iterator[tuple[str, Library | Absent]]:
     """All of them, freshly made."""
-    for name, make in LIBRARIES.items():
-        if importlib.util.find_spec(name) is None:
-            yield name, Absent("missing", f"{name} is not installed")
-            continue
-        try:
-            library = make(vocabulary)
-        except ModuleNotFoundError as error:
-            yield name, Absent("missing", f"{name} needs a module that is not installed: {error.name}")
-            continue
-        if library is None:
-            yield name, Absent("skipped", f"has no {vocabulary}")
-        elif getattr(library, what) is None:
-            yield name, Absent("skipped", f"offers no {what}")
-        else:
-            yield name, library
+    for name in LIBRARIES:
+        yield name, library(name, vocabulary, what)
+
+
+def library(name: str, vocabulary: Vocabulary, what: str) -> Library | Absent:
+    """A library, freshly made, that offers `what`, or why there is none."""
+    if importlib.util.find_spec(name) is None:
+        return Absent("missing", f"{name} is not installed")
+    try:
+        made = LIBRARIES[name](vocabulary)
+    except ModuleNotFoundError as error:
+        return Absent("missing", f"{name} needs a module that is not installed: {error.name}")
+    if made is None:
+        return Absent("skipped", f"has no {vocabulary}")
+    return made if getattr(made, what) is not None else Absent("skipped", f"offers no {what}")

@@ -1,9 +1,10 @@
-"""Launch choices timed on the GPU at hand: ``python -m benchmarks tune OP`` writes ``kernels/tables/OP.json``.
+"""Times launch choices on this GPU: ``python -m benchmarks tune OP`` writes ``kernels/tables/OP.json``.
 
-From the choice of the rule in code on, it goes to the best of the neighbours (one setting halved, doubled or flipped),
-as long as there is a better one. Neighbours take turns with the best so far; each is checked against float64 first,
-and one that does not compile, does not fit or is wrong is out. A row is written where the best beats the rule by more
-than a margin, with all that was tried; rows of other GPUs stay. The compile gate then checks the new choices, too.
+The search is a hill climb. It starts at the choice of the rule in the code and moves to the best neighbor (one
+setting halved, doubled or flipped) until no neighbor is better. Neighbors are timed in alternation with the best so
+far. Each is checked against float64 first, and dropped if it does not compile, does not fit or is wrong. A row with
+everything that was tried is written if the best choice beats the rule by more than a margin; rows of other GPUs stay.
+The compile gate then checks the new choices as well.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ if TYPE_CHECKING:
     from llmfast.kernels.tuned import Tuned
 
 TABLES = ROOT / "kernels" / "tables"
-MARGIN = 0.02  # Two runs differ by as much.
+MARGIN = 0.02  # two runs of the same choice differ by this much
 ROUNDS = {"cuda": 15, "cpu": 1}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks tune", description="Tunes launch choices.")
-    parser.add_argument("op", choices=list(QUESTIONS), help="whose launch functions")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks tune", description="Times launch choices on this GPU."
+    )
+    parser.add_argument("op", choices=list(QUESTIONS), help="op to tune")
     parser.add_argument("--out", type=Path, default=TABLES, help="folder of the tables")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal in Triton's interpreter; give --out")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a rehearsal in Triton's interpreter; requires --out"
+    )
     options = parser.parse_args(arguments)
     device = "cpu" if options.tiny else "cuda"
     if options.tiny and options.out == TABLES:
-        parser.error("a rehearsal must not write the tables that are used: give --out")
+        parser.error("--tiny must not write the tables in use: give --out DIR")
     if device == "cuda" and not torch.cuda.is_available():
         print(f"tune {options.op}: skipped: no CUDA device (--tiny --out DIR rehearses without one)")
         return 0
@@ -50,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def tune(op: str, device: str, folder: Path, say: Callable[[str], None] = print) -> Path:
-    """Answers all questions about an op and writes its table."""
+    """Searches the launch choices of an op and writes its table."""
     from llmfast.kernels import backend
 
     path = folder / f"{op}.json"
@@ -74,7 +79,7 @@ def tune(op: str, device: str, folder: Path, say: Callable[[str], None] = print)
 
 @dataclass
 class Search:
-    """The way from the rule's choice to the best one."""
+    """The search from the rule's choice to the best one."""
 
     question: Question
     device: str
@@ -89,7 +94,7 @@ class Search:
         generator = torch.Generator(self.device)
         self.inputs = self.question.case.inputs(generator.manual_seed(0))
         self.judge = compare.Judge(self.question.case, self.inputs)
-        # Timed on copies that take turns, so that none is in the L2 cache when its turn comes.
+        # Several copies of the inputs, so that none is in the L2 cache when it is used.
         copies = measure.input_sets(sum(x.nbytes for x in self.inputs.values()), self.device)
         self.sets = [self.inputs, *(self.question.case.inputs(generator) for _ in range(copies - 1))]
 
@@ -110,13 +115,13 @@ class Search:
         return 1 - self.seconds[self.best] / self.seconds[self.rule]
 
     def time(self, choices: list[Any]) -> dict[Any, float]:
-        """Seconds of those that run and are right, in turn."""
+        """Times the choices that run and are correct, in alternation."""
         samplers = {}
         for choice in dict.fromkeys(choices):
             try:
                 with forced(self.question.function, self.key, choice):
                     samplers[choice] = self.sampler(choice)
-            except Exception as error:  # it does not compile, or asks for more than the chip has
+            except Exception as error:  # it does not compile, or needs more than the chip has
                 self.faults[choice] = compare.one_line(error)
         if self.rule in self.faults:
             raise ValueError(f"{self.question}: the rule's own choice fails: {self.faults[self.rule]}")
@@ -130,7 +135,7 @@ class Search:
         ours = next(each for each in case.contenders if each.name == OURS).build()
         error, allowed, worst = self.judge.error(ours)
         if not error <= allowed:
-            raise ValueError(f"wrong: {worst} is off by {error:.1e}, allowed are {allowed:.1e}")
+            raise ValueError(f"wrong: {worst} is off by {error:.1e}, allowed is {allowed:.1e}")
 
         def call_with_choice(inputs: compare.Inputs) -> measure.Call:
             call = compare.call(case, ours, self.question.pass_, compare.leaves(case, inputs))
@@ -148,7 +153,7 @@ class Search:
         return (self.chip.capability, *self.question.arguments)
 
     def answers(self, row: dict[str, Any]) -> bool:
-        """Whether a row of the table is about this question."""
+        """Whether a row of the table answers this question."""
         key = (row["capability"], *row["arguments"])
         return row["function"] == self.question.function.rule.__name__ and key == self.key
 
@@ -175,7 +180,7 @@ class Search:
 
 @contextlib.contextmanager
 def forced(function: Tuned, key: tuple, choice: Any) -> Iterator[None]:
-    """The launch function answers this, as from a row of its table."""
+    """Makes the launch function return this choice, as if it came from its table."""
     before = function.rows.get(key)
     function.rows[key] = choice
     try:
@@ -188,7 +193,7 @@ def forced(function: Tuned, key: tuple, choice: Any) -> Iterator[None]:
 
 
 def neighbours(choice: Any, fixed: tuple[str, ...] = ()) -> Iterator[Any]:
-    """Choices that differ in one setting."""
+    """The choices that differ in one setting."""
     for name, value in asdict(choice).items():
         if name in fixed:
             continue

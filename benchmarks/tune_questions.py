@@ -1,4 +1,4 @@
-"""What ``tune`` asks of each op: by which case it times the choices of which launch function."""
+"""The questions of ``tune`` for each op: which case times the choices of which launch function."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """Which choice of a launch function is the fastest for these arguments, by a pass of a case that depends on it?
-    Settings that are ``fixed`` may be no others: the function's callers rely on them."""
+    """Which choice of a launch function is the fastest for these arguments, timed by a pass of a case that uses it?
+    Settings in ``fixed`` cannot change, because callers rely on them."""
 
     function: Tuned
     arguments: tuple
@@ -39,7 +39,7 @@ def of_kernels(name: str) -> ModuleType:
 def suite_of(name: str, tiny: bool) -> ModuleType:
     suite = importlib.import_module(f"{__package__}.suites.{name}")
     if tiny and hasattr(suite, "DTYPE"):
-        suite.DTYPE = torch.float16  # products of bfloat16 are wrong in the interpreter
+        suite.DTYPE = torch.float16  # the interpreter computes wrong bfloat16 products
     return suite
 
 
@@ -68,7 +68,7 @@ def norm(tiny: bool) -> Iterator[Question]:
 
 
 def activation(tiny: bool) -> Iterator[Question]:
-    """Long rows, which are cut: a choice for all widths."""
+    """Long rows, which are split into parts: one choice for all widths."""
     launch, suite = of_kernels("activation"), suite_of("activation", tiny)
     rows, width = (4, launch.LONG) if tiny else suite.sizes("quick")[0]
     gated = suite.swiglu_case(rows, width)
@@ -97,11 +97,11 @@ def cross_entropy(tiny: bool) -> Iterator[Question]:
 
 
 def linear_cross_entropy(tiny: bool) -> Iterator[Question]:
-    """Of the tiles, where the op takes them."""
+    """The tiles, for shapes where the op uses them."""
     op, launch = of_kernels("linear_cross_entropy"), of_kernels("linear_tiles")
     suite = suite_of("linear_cross_entropy", tiny)
     if tiny:
-        op.FEW_ON_GPU = 0  # which are so few logits that they would be computed as they stand
+        op.FEW_ON_GPU = 0  # with so few logits, the op would compute all of them at once
         case = suite.case(16, 64, 101)
     else:
         case = suite.case(*suite.sizes("quick")[0])
@@ -122,7 +122,7 @@ def capability() -> int:
 
 
 def nf4(tiny: bool) -> Iterator[Question]:
-    """Weights in 4 and in 8 bits; the most tokens that a kernel is taken for."""
+    """Weights in 4 and 8 bits, at the largest number of tokens for which the kernel is used."""
     products, dequantize = of_kernels("nf4.products"), of_kernels("nf4.dequantize")
     suite = suite_of("nf4", tiny)
     sizes = suite.sizes("tiny" if tiny else "quick")

@@ -8,6 +8,7 @@
 #include "pretokenize.h"
 
 void bind_encoding(nanobind::module_& module);
+void bind_splitting(nanobind::module_& module);
 void bind_training(nanobind::module_& module);
 
 // The splitting pattern of a name ("gpt2", "cl100k", ...); ValueError for an unknown one.

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "specials.h"
@@ -14,14 +15,16 @@
 
 namespace llmfast {
 
-// 17 bytes an id, and the bytes of the long tokens.
+// 17 bytes per id, and the bytes of the long tokens. Ids far above the number of tokens are kept apart: memory is
+// proportional to the number of tokens, whatever their ids are.
 class Decoder {
   public:
-    Decoder(const Vocabulary& vocabulary, const Specials& specials);
+    // An ordinary token comes before a special one of the same id, and of several special ones the first.
+    Decoder(const Vocabulary& vocabulary, const std::vector<Special>& specials);
 
     // The bytes of a token; empty for an id that has none.
     std::string_view bytes(uint32_t id) const;
-    uint32_t largest_id() const { return static_cast<uint32_t>(kinds_.size() - 1); }
+    uint32_t largest_id() const { return largest_id_; }
 
     struct Size {
         size_t bytes;
@@ -29,7 +32,7 @@ class Decoder {
         const uint32_t* unknown;  // the first id that has no token, nullptr if all have
     };
 
-    // What the text of `ids` takes.
+    // What the text of `ids` takes. This and write() can be stopped (interrupt.h).
     Size measure(std::span<const uint32_t> ids) const;
 
     // Writes the text of `ids`, which takes `size` bytes and has no unknown ones.
@@ -45,8 +48,15 @@ class Decoder {
     };
 
     void add(uint32_t id, std::string_view token);
+    size_t place(uint32_t id) const { return id < near_ ? id : far_place(id); }
+    size_t far_place(uint32_t id) const;
+    Size measure_some(std::span<const uint32_t> ids) const;
+    char* write_some(std::span<const uint32_t> ids, char* out, const char* end) const;
 
-    std::vector<uint8_t> kinds_;  // by id: the length of a short token or kLong, 0 for none; and whether it is ASCII
+    uint32_t near_ = 0;           // ids below are places themselves; place near_ is that of ids without a token
+    std::unordered_map<uint32_t, size_t> far_;  // the places of other ids
+    uint32_t largest_id_ = 0;
+    std::vector<uint8_t> kinds_;  // by place: the length of a short token or kLong, 0 for none; and whether it is ASCII
     std::vector<Slot> slots_;
     std::string long_;
 };

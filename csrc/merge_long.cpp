@@ -5,6 +5,7 @@
 
 #include "merge_short.h"
 #include "piece.h"
+#include "progress.h"
 
 namespace llmfast {
 namespace {
@@ -32,12 +33,17 @@ size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_
     for (uint32_t part = 0; part < end; ++part) renew(part);
     std::make_heap(queue.begin(), queue.end(), std::greater<>());
 
-    while (!queue.empty()) {
+    // Termination: each merge takes one of the parts away and adds at most two entries to the queue; every iteration
+    // removes one entry.
+    Decreasing left(3 * count + 1);
+    for (size_t parts = count; !queue.empty();) {
+        left.require(2 * parts + queue.size());
         const uint64_t best = queue.front();
         std::pop_heap(queue.begin(), queue.end(), std::greater<>());
         queue.pop_back();
         const uint32_t part = static_cast<uint32_t>(best);
         if (rank[part] != best >> 32) continue;  // merged away, or joined with something else since
+        --parts;
         const uint32_t gone = next[part];
         ids[part] = rank[part];
         rank[gone] = kNoToken;
@@ -54,25 +60,42 @@ size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_
     return kept;
 }
 
-// A long piece goes window by window, so that the work stays in the nearest memory and is linear in its length.
+// Merges a long piece window by window, so that the work stays in the nearest memory and is linear in the piece's length.
 //
-// A sequence of tokens is the result of merging if each two neighbours are the result of merging their bytes alone:
-// the first merge across the end of a token would depend on nothing but that token and its neighbour. So two windows
-// may overlap in one token: if both find it, what the first has up to it and the second has from it is the result.
-// If they do not, the second window starts a token earlier and is made wider.
+// A sequence of tokens is the result of merging if each two neighbors are the result of merging their bytes alone:
+// the first merge across the end of a token would depend on nothing but that token and its neighbor. So two windows
+// may overlap in one token: if both find it, the tokens of the first up to it and those of the second from it are the
+// result. If they do not, the next window starts one token earlier and is twice as wide; windows become narrower again
+// only behind the last place where one failed.
+//
+// Termination: `spent`, the sum of the sizes of all windows, grows with every window and stays below kPatience * count.
+// Where windows fail so often that the next one would take more than kPatience times the parts seen so far, the queue
+// merges the whole piece.
 size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
+    constexpr size_t kPatience = 6;
     std::vector<uint32_t>&source = scratch.source, &window = scratch.window;
     std::vector<uint32_t>&starts = scratch.starts, &done_starts = scratch.done_starts;
     source.assign(ids, ids + count);
     done_starts.clear();  // of the tokens in ids[0, done); ids[done] is what the window before found at `at`
     size_t done = 0, at = 0, usual_width = kMostShort, width = kMostShort;
+    size_t spent = 0, furthest = 0, failed_at = 0;
+    Decreasing left(kPatience * count + 1);
     while (true) {
         const size_t size = std::min(width, count - at);
+        furthest = std::max(furthest, at + size);
+        spent += size;
+        if (spent > kPatience * furthest) {
+            std::copy(source.begin(), source.end(), ids);
+            starts.resize(count);
+            return merge_queued(pairs, ids, count, starts.data(), scratch);
+        }
+        left.require(kPatience * count - spent);
         window.assign(source.data() + at, source.data() + at + size);
         starts.resize(size);
         const size_t found = size <= kMostShort ? merge_short(pairs, window.data(), size, starts.data())
-                                            : merge_queued(pairs, window.data(), size, starts.data(), scratch);
+                                                : merge_queued(pairs, window.data(), size, starts.data(), scratch);
         if (at > 0 && window[0] != ids[done]) {
+            failed_at = std::max(failed_at, at);
             at = done_starts[--done];
             done_starts.pop_back();
             width *= 2;
@@ -92,7 +115,7 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
         std::copy_n(window.data(), shared + 1, ids + done);
         done += shared;
         at += starts[shared];
-        width = std::max(usual_width, width / 2);
+        if (at > failed_at) width = std::max(usual_width, width / 2);
     }
 }
 

@@ -9,41 +9,26 @@
 #include "newer_machines.h"
 #include "other_scripts_avx512.h"
 #include "piece_starts.h"
+#include "progress.h"
 #include "rules.h"
+#include "scan.h"
+#include "split_deepseek.h"
 #include "unicode.h"
 
 namespace llmfast {
 namespace {
 
-inline const Byte* skip(const Byte* at, const Byte* end, uint8_t classes) {
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if (!(character.classes & classes)) break;
-        at += character.size;
-    }
-    return at;
-}
-
-// The end of a run of [^\s\p{L}\p{N}].
-inline const Byte* skip_other(const Byte* at, const Byte* end) {
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if (character.classes & (kLetter | kNumber | kSpace)) break;
-        at += character.size;
-    }
-    return at;
-}
-
 // The end of o200k's [upper]*[lower]+ from `at`, or nullptr. Marks and letters without case are in both classes, so
 // the greedy [upper]* may have to give some back.
 inline const Byte* lower_word(const Byte* at, const Byte* end) {
     const Byte* last_lower_end = nullptr;
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if (!(character.classes & kUpper)) break;
-        at += character.size;
-        if (character.classes & kLower) last_lower_end = at;
-    }
+    const Byte* behind = at;
+    at = run_end(at, end, [&](const Character& character) {
+        if (!(character.classes & kUpper)) return false;
+        behind += character.size;
+        if (character.classes & kLower) last_lower_end = behind;
+        return true;
+    });
     const Byte* stop = skip(at, end, kLower);
     return stop > at ? stop : last_lower_end;
 }
@@ -64,32 +49,13 @@ inline const Byte* cased_word(const Byte* at, const Byte* after, const Byte* end
     return stop ? stop + contraction_length<true>(stop, end) : nullptr;
 }
 
+// The end of the piece of white space at `at`: \s+$|\s*[\r\n]+|\s+(?!\S)|\s+, as far as the pattern has these.
 template <Rules kRules>
 inline const Byte* space_piece(const Byte* at, const Byte* end) {
-    const Byte* last = at;           // the last character of the run
-    const Byte* newline_end = at;    // behind its last newline
-    const Byte* stop = at;
-    while (stop < end) {
-        const Character character = character_at(stop, end);
-        if (!(character.classes & kSpace)) break;
-        last = stop;
-        stop += character.size;
-        if (character.classes & kNewline) newline_end = stop;
-    }
-    if (stop == end && kRules.trailing_space_whole) return stop;
-    if (kRules.letters_take_any_prefix && newline_end > at) return newline_end;
-    return stop == end || last == at ? stop : last;
-}
-
-template <Rules kRules>
-inline const Byte* number_piece(const Byte* at, const Byte* end) {
-    if (kRules.longest_number == 0) return skip(at, end, kNumber);
-    for (int digits = 0; digits < kRules.longest_number && at < end; ++digits) {
-        const Character character = character_at(at, end);
-        if (!(character.classes & kNumber)) break;
-        at += character.size;
-    }
-    return at;
+    const SpaceRun run = space_run(at, end);
+    if (run.stop == end && kRules.trailing_space_whole) return run.stop;
+    if (kRules.letters_take_any_prefix && run.newline_end > at) return run.newline_end;
+    return run.stop == end || run.last == at ? run.stop : run.last;
 }
 
 // The end of the piece that starts at `at` < end: the alternatives of the regular expression, in its order.
@@ -178,7 +144,9 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
     const Byte* const text_end = begin + length;
     const Byte* at = begin;
     size_t count = 0;
+    Decreasing left(length + 1);
     while (at < end && count < capacity) {
+        left.require(static_cast<size_t>(text_end - at));
         // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
         if (capacity - count < 64 && capacity >= 64) break;
         if (capacity - count >= 64 && end - at > 3) {
@@ -232,80 +200,6 @@ size_t split_none(size_t length, uint32_t* ends) {
     return length > 0;
 }
 
-// ---- DeepSeek: numbers, then runs of kanji and kana, are cut out first; each stretch is then split by itself.
-
-inline bool is_kanji_or_kana(uint32_t point) {
-    return (point >= 0x4E00 && point <= 0x9FA5) || (point >= 0x3040 && point <= 0x30FF);
-}
-
-inline bool is_ascii_letter(Byte byte) { return static_cast<Byte>((byte | 0x20) - 'a') < 26; }
-
-inline bool is_ascii_punctuation(Byte byte) {
-    return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation);
-}
-
-// The end of the stretch at `at`, which is no number: of kanji and kana, or of neither.
-const Byte* deepseek_segment(const Byte* at, const Byte* end) {
-    const bool kanji_or_kana = is_kanji_or_kana(character_at(at, end).point);
-    while (at < end) {
-        const Character character = character_at(at, end);
-        if ((character.classes & kNumber) || is_kanji_or_kana(character.point) != kanji_or_kana) break;
-        at += character.size;
-    }
-    return at;
-}
-
-// The end of the match of the third expression at `at`, or `at` where it has none. `end` ends the segment.
-const Byte* deepseek_match(const Byte* at, const Byte* end) {
-    const Character first = character_at(at, end);
-    const Byte* after = at + first.size;
-    if (is_ascii_punctuation(*at) && after < end && is_ascii_letter(*after)) {
-        while (after < end && is_ascii_letter(*after)) ++after;
-        return after;
-    }
-    if (!(first.classes & (kNewline | kLetter | kPunctuation))) {
-        const Byte* stop = skip(after, end, kLetter | kMark);
-        if (stop > after) return stop;
-    }
-    if (first.classes & (kLetter | kMark)) return skip(at, end, kLetter | kMark);
-    const Byte* body = *at == ' ' ? after : at;
-    const Byte* stop = skip(body, end, kPunctuation);
-    if (stop > body) {
-        while (stop < end && (*stop == '\r' || *stop == '\n')) ++stop;
-        return stop;
-    }
-    return first.classes & kSpace ? space_piece<kLlama3>(at, end) : at;
-}
-
-size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t capacity) {
-    const Byte* const begin = reinterpret_cast<const Byte*>(text);
-    const Byte* const end = begin + length;
-    const Byte* at = begin;
-    const Byte* segment = begin;
-    size_t count = 0;
-    while (at < end && count < capacity) {
-        const Byte* const behind_number = at == segment ? number_piece<kLlama3>(at, end) : at;
-        if (behind_number > at) {
-            at = segment = behind_number;
-        } else {
-            if (at == segment) segment = deepseek_segment(at, end);
-            const Byte* stop = deepseek_match(at, segment);
-            if (stop == at) {  // what the expression does not match, up to its next match, is a piece too
-                do stop += character_at(stop, segment).size;
-                while (stop < segment && deepseek_match(stop, segment) == stop);
-            }
-            at = stop;
-        }
-        const size_t offset = static_cast<size_t>(at - begin);
-        if (offset > UINT32_MAX) {
-            if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
-            break;
-        }
-        ends[count++] = static_cast<uint32_t>(offset);
-    }
-    return count;
-}
-
 }  // namespace
 
 size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, size_t capacity) {
@@ -325,6 +219,7 @@ size_t certain_boundary(Pattern pattern, const char* text, size_t length, size_t
     if (pattern == Pattern::none) return length;
     const Byte* const begin = reinterpret_cast<const Byte*>(text);
     for (size_t at = std::max<size_t>(from, 1); at < length; ++at) {
+        if (at % kWindow == 0) check_interrupt();
         const Byte here = begin[at], before = begin[at - 1];
         // White space behind a letter starts a piece under every pattern, and what stands before a letter ends with it.
         if ((here == ' ' || here == '\n') && is_ascii_letter(before)) return at;

@@ -1,4 +1,4 @@
-// Ids as Python ints, both ways, without making an int object each time.
+// Ids to and from Python ints, without making a new int object each time.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -12,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "gil.h"
 #include "growing.h"
 #include "prefetch.h"
 #include "vocabulary.h"
@@ -24,10 +25,10 @@ inline nanobind::object checked(PyObject* made) {
     return nanobind::steal(made);
 }
 
-// The int objects of ids, each made when it is first asked for and kept until the process ends: 40 bytes an id that was
-// ever in a list. Each has more references than lists could ever give back (from Python 3.12 on it is immortal): an id
-// in a list costs no counting, and threads without a GIL do not meet at it. Made in the order of their first use, those
-// in use lie together: made in the order of ids, lists take a fifth longer.
+// The int objects of ids. Each is made when it is first needed and kept until the process ends: 40 bytes for every id
+// that was ever in a list. Each has more references than lists could ever release (from Python 3.12 on it is immortal),
+// so that an id in a list costs no reference counting and threads without a GIL do not contend for it. They are made in
+// the order of their first use, so that those in use lie together: made in the order of ids, lists take a fifth longer.
 class KeptInts {
   public:
     // Needs the GIL, where there is one. `id` is at most kLargestId.
@@ -49,20 +50,27 @@ class KeptInts {
         return ints_[id] = made;
     }
 
-    // 128 MB of addresses, of which only what is used is ever touched.
+    // 128 MB of address space, of which only the pages that are used take memory.
     static inline std::atomic<PyObject*> ints_[kLargestId + 1] = {};
 };
+
+constexpr Py_ssize_t kIdsBetweenSignals = 1 << 18;  // a millisecond or two of work
 
 inline nanobind::list list_of(const IdBuffer& ids) {
     const Py_ssize_t count = static_cast<Py_ssize_t>(ids.size());
     nanobind::list list = nanobind::borrow<nanobind::list>(checked(PyList_New(count)));
-    for (Py_ssize_t i = 0; i < count; ++i) PyList_SET_ITEM(list.ptr(), i, KeptInts::get(ids.data()[i]));
+    if (count > kIdsBetweenSignals) PyObject_GC_UnTrack(list.ptr());  // a signal handler must not see it unfinished
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (i % kIdsBetweenSignals == 0 && i > 0) check_signals();
+        PyList_SET_ITEM(list.ptr(), i, KeptInts::get(ids.data()[i]));
+    }
+    if (count > kIdsBetweenSignals) PyObject_GC_Track(list.ptr());
     return list;
 }
 
 [[noreturn]] inline void throw_no_id(nanobind::handle value) {
     PyErr_Clear();
-    PyErr_Format(PyExc_OverflowError, "%R is no token id: they are in 0..2**32 - 1", value.ptr());
+    PyErr_Format(PyExc_OverflowError, "%R is not a token id: they are integers from 0 to 2**32 - 1", value.ptr());
     throw nanobind::python_error();
 }
 
@@ -77,7 +85,7 @@ inline int64_t small_value(PyObject* value) {
 #endif
 }
 
-// One int as an id; OverflowError (tiktoken's) for what no id can be, TypeError for what is no int.
+// One int as an id; OverflowError, as in tiktoken, for an int that cannot be one, TypeError for anything else.
 inline uint32_t as_id(PyObject* value) {
     if (PyLong_CheckExact(value)) {
         const int64_t small = small_value(value);
@@ -86,7 +94,13 @@ inline uint32_t as_id(PyObject* value) {
         if (id < 0 || id > UINT32_MAX) throw_no_id(value);
         return static_cast<uint32_t>(id);
     }
-    return as_id(checked(PyNumber_Index(nanobind::borrow(value).ptr())).ptr());  // NumPy's integers and the like
+    const nanobind::object kept = nanobind::borrow(value);
+    PyObject* const index = PyIndex_Check(value) ? PyNumber_Index(value) : nullptr;  // NumPy's integers and the like
+    if (!index && (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_TypeError))) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "a token id must be an int, got %.200s", Py_TYPE(value)->tp_name);
+    }
+    return as_id(checked(index).ptr());
 }
 
 template <typename T>
@@ -104,7 +118,7 @@ void append_items(const Py_buffer& buffer, IdBuffer& ids) {
     ids.grow(count);
 }
 
-// Appends an array of integers, through the buffer protocol; false where `tokens` is none.
+// Appends an array of integers, through the buffer protocol; false where `tokens` is not such an array.
 inline bool append_array(nanobind::handle tokens, IdBuffer& ids) {
     if (!PyObject_CheckBuffer(tokens.ptr())) return false;
     Py_buffer buffer;
@@ -133,6 +147,10 @@ inline bool append_array(nanobind::handle tokens, IdBuffer& ids) {
 inline IdBuffer ids_of(nanobind::handle tokens) {
     IdBuffer ids;
     if (!PyList_CheckExact(tokens.ptr()) && append_array(tokens, ids)) return ids;
+    if (!PySequence_Check(tokens.ptr()) && !PyIter_Check(tokens.ptr())) {  // a set, say, has no order
+        PyErr_Format(PyExc_TypeError, "tokens must be a sequence of ints, got %.200s", Py_TYPE(tokens.ptr())->tp_name);
+        throw nanobind::python_error();
+    }
     const nanobind::object fast = checked(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
     const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
     constexpr Py_ssize_t kAhead = 48;  // ints are objects all over memory: asked for early, a list takes a sixth less
@@ -140,6 +158,7 @@ inline IdBuffer ids_of(nanobind::handle tokens) {
     uint32_t* const out = ids.room(static_cast<size_t>(count));
     Py_ssize_t i = 0;
     for (; i < count; ++i) {
+        if (i % kIdsBetweenSignals == 0 && i > 0) check_signals();
         const Py_ssize_t left = PySequence_Fast_GET_SIZE(fast.ptr()) - i;  // an __index__ may shorten a list
         if (left <= 0) break;
         PyObject** const items = PySequence_Fast_ITEMS(fast.ptr()) + i;

@@ -13,6 +13,9 @@ struct Special {
     uint32_t id;
 };
 
+// The special tokens in the order of their bytes. Those that are prefixes of a text are found by one binary search and
+// along a chain from longer to shorter prefixes, so that the time for a place in a text depends on the length of the
+// special tokens and hardly on their number; memory beside the tokens themselves is 8 bytes per token.
 class Specials {
   public:
     // Which of them count, in the order of all(); empty for none.
@@ -23,20 +26,28 @@ class Specials {
         const Special* special;  // nullptr where there is none
     };
 
-    // Throws std::invalid_argument for the empty string.
+    // Throws std::invalid_argument for the empty string. Of two that are equal the first counts.
     explicit Specials(std::vector<Special> specials);
 
     const std::vector<Special>& all() const { return specials_; }
-    Enabled none() const { return {}; }
+
+    // The index in all() of the special token with these bytes; all().size() where there is none.
+    size_t index(std::string_view bytes) const;
+
     const Enabled& every() const { return every_; }
-    static void enable(Enabled& enabled, size_t which);
     static void subtract(Enabled& enabled, const Enabled& others);
 
     // The first special token at or after `from` that is enabled.
     Match find(std::string_view text, size_t from, const Enabled& enabled) const;
 
   private:
-    std::vector<Special> specials_;  // longest first
+    static constexpr uint32_t kNone = UINT32_MAX;
+
+    size_t first_candidate(std::string_view text, size_t from) const;
+    const Special* longest_prefix(std::string_view text, const Enabled& enabled) const;
+
+    std::vector<Special> specials_;
+    std::vector<uint32_t> shorter_;  // the longest special token that is a proper prefix of this one, or kNone
     Enabled every_;
     std::string prefix_;             // that all of them share
     bool first_bytes_[256] = {};

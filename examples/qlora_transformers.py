@@ -1,11 +1,11 @@
-"""QLoRA in one file: a transformers model in 4 bits, adapters trained on the source of Python's standard library.
+"""QLoRA in one file: trains adapters of a 4-bit transformers model on the source of Python's standard library.
 
     python examples/qlora_transformers.py                                    a small model, on a CPU in a minute
     python examples/qlora_transformers.py --shape 8b --length 2048 --device cuda
     python examples/qlora_transformers.py --shape 8b --length 2048 --device cuda --with peft
 
-The model has random weights: nothing is downloaded. ``--with peft`` does the same with bitsandbytes and peft, to
-compare the time of a step and the memory that it takes. A line of JSON a step, and one of all of them last.
+The model has random weights, so that nothing is downloaded. ``--with peft`` does the same with bitsandbytes and peft,
+to compare time and memory per step. It prints a line of JSON per step and one summary at the end.
 """
 
 import argparse
@@ -33,11 +33,11 @@ SHAPES = {
     },
 }
 KEY_HEADS = {"tiny": 2, "8b": 8}
-VOCABULARIES = {"tiny": 256, "8b": 128256}  # the text uses the first 256 only: its bytes
+VOCABULARIES = {"tiny": 256, "8b": 128256}  # the text is bytes and uses only the first 256
 
 
 class LoRALinear(nn.Module):
-    """A frozen 4-bit layer and its adapter, which starts at zero (Hu et al. 2021, arXiv:2106.09685)."""
+    """A frozen 4-bit layer and its adapter, initialized to zero (Hu et al. 2021, arXiv:2106.09685)."""
 
     def __init__(self, base: NF4Linear, rank: int, alpha: float):
         super().__init__()
@@ -87,7 +87,7 @@ def with_peft(model: nn.Module, rank: int, alpha: float) -> nn.Module:
 
 
 def text() -> Tensor:
-    """The standard library's own source, as bytes."""
+    """The source of the standard library as bytes."""
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     return torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in files)), dtype=torch.uint8)
 
@@ -113,14 +113,14 @@ def train(model: nn.Module, options: argparse.Namespace) -> dict[str, float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())  # waits for the GPU, so that the time is that of the step
+        losses.append(loss.item())  # waits for the GPU, so that the step is timed
         seconds.append(time.perf_counter() - start)
         print(json.dumps({"step": step, "loss": round(losses[-1], 4), "seconds": round(seconds[-1], 4)}))
     last = max(1, len(losses) // 10)
     found = {
         "first_loss": statistics.mean(losses[:last]),
         "last_loss": statistics.mean(losses[-last:]),
-        "seconds_a_step": statistics.median(seconds[len(seconds) // 3 :]),
+        "seconds_per_step": statistics.median(seconds[len(seconds) // 3 :]),
     }
     if options.device == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -131,14 +131,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="of the model")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="shape of the model")
     parser.add_argument("--with", dest="how", choices=("llmfast", "peft"), default="llmfast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step")
-    parser.add_argument("--length", type=int, default=128, help="bytes a sequence")
-    parser.add_argument("--rank", type=int, default=16, help="of the adapters")
-    parser.add_argument("--alpha", type=float, default=32.0, help="scale of the adapters, times the rank")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per step")
+    parser.add_argument("--length", type=int, default=128, help="bytes per sequence")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the adapters")
+    parser.add_argument("--alpha", type=float, default=32.0, help="the adapters are scaled by alpha / rank")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--checkpoint", action="store_true", help="recompute each layer in the backward pass")
     options = parser.parse_args()

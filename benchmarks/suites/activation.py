@@ -1,4 +1,4 @@
-"""SwiGLU, GeGLU and GELU with a bias, forward and backward; bound by memory."""
+"""SwiGLU, GeGLU and GELU with a bias, forward and backward. Bound by memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPE = torch.bfloat16
 
 
 def sizes(size: str) -> list[tuple[int, int]]:
-    """(rows, width): from 64 MB in bfloat16 up; 14,336 is the feed-forward width of an 8B Llama."""
+    """(rows, width): at least 64 MB in bfloat16. 14,336 is the feed-forward width of an 8B Llama."""
     if size == "tiny":
         return [(32, 64)]
     return [(8192, 14336)] if size == "quick" else [(8192, 14336), (16384, 4096), (32768, 3072)]

@@ -1,7 +1,7 @@
 """Attention for training and decoding: dense, causal, windowed, packed, and against a cache.
 
-Rates count the products of visible pairs: 4·D a pair forward, 10·D backward (FlashAttention-2's convention).
-Tensors are (B, S, H, D) in memory, seen as (B, H, S, D), which is how a model's projections leave them.
+Rates count the operations of visible pairs: 4·D per pair forward, 10·D backward (FlashAttention-2's convention).
+Tensors are (B, S, H, D) in memory and viewed as (B, H, S, D), which is the layout that a model's projections produce.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..contenders import Contender, given
 from ..results import OURS
 
 DTYPE = torch.bfloat16
-ROWS = 1024  # of scores that the float64 definition holds at a time
+ROWS = 1024  # memory of the scores that the float64 definition computes at once
 SDPA = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,
     "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -70,7 +70,7 @@ def normal(g: torch.Generator, *shape: int) -> Tensor:
 
 
 def dense(B: int, H: int, K: int, S: int, D: int, causal: bool, window: int | None = None) -> Case:
-    """``window``: each query sees that many keys before its own, and none after."""
+    """``window``: each query sees this many keys before its own, and none after it."""
     causal = causal or window is not None
     pairs = visible_pairs(S, causal, window)
     grouped = H != K
@@ -118,7 +118,7 @@ def dense(B: int, H: int, K: int, S: int, D: int, causal: bool, window: int | No
 
 
 def visible_pairs(S: int, causal: bool, window: int | None) -> int:
-    """How many (query, key) pairs of one head are in the mask."""
+    """The number of (query, key) pairs of one head that the mask lets through."""
     if not causal:
         return S * S
     reach = S if window is None else min(window + 1, S)
@@ -131,7 +131,7 @@ def training_work(tokens: int, H: int, K: int, D: int, pairs: int) -> dict[str, 
 
 
 def first_group(name: str, x: Tensor, *, group: int) -> Tensor:
-    """The first key head of the first sequence, and the query heads that share it: nothing else touches them."""
+    """The first key head of the first sequence and the query heads that share it; they depend on nothing else."""
     if name == "filled":
         return x[:1]
     return x[:1, :1] if name in ("k", "v") else x[:1, :group]
@@ -143,9 +143,9 @@ def ours(q, k, v, *, causal: bool, window: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Alternative(Contender):
-    """Ours with launches that were not measured yet beside those it chooses."""
+    """llmfast with launch choices that were not measured yet, beside those that it makes."""
 
-    capability: tuple[int, int] | None = None  # the only one that it is for
+    capability: tuple[int, int] | None = None  # the only capability that it is for
 
     def absence(self, device: str) -> tuple[str, str] | None:
         absence = super().absence(device)
@@ -155,7 +155,7 @@ class Alternative(Contender):
 
 
 def alternatives(function: Callable) -> list[Contender]:
-    """What decides between them: the faster one of a pass becomes the choice of ``kernels/attention/launch.py``."""
+    """The launch choices to decide between; the fastest in a pass should become the default."""
     hopper = (9, 0)
     found = [
         (f"{OURS}, {TILES}", {"forward": TILES}, None),
@@ -171,7 +171,7 @@ def alternatives(function: Callable) -> list[Contender]:
 
 
 def launching(function: Callable, choices: dict) -> Callable:
-    """``function`` with these launch choices, in its forward pass and in the backward pass that autograd runs later."""
+    """``function`` with these launch choices in its forward pass and in the later backward pass."""
 
     def attend(q, k, v):
         with choosing(**choices):
@@ -186,7 +186,7 @@ def launching(function: Callable, choices: dict) -> Callable:
 
 
 def exact(q, k, v, *, causal: bool, window: int | None) -> Tensor:
-    """A block of queries at a time: the last query of a block stands at the last key that the block is given."""
+    """Computes a block of queries at a time; its last query is aligned with the last key given to the block."""
     S = q.shape[2]
 
     def block(rows, keys, values):
@@ -206,7 +206,7 @@ def exact(q, k, v, *, causal: bool, window: int | None) -> Tensor:
 
 
 def with_backend(name: str, backend: SDPBackend, function: Callable) -> Contender:
-    """The context that chooses is part of each call: it shows in the host's time, in no other."""
+    """The context manager is part of each call; it adds to the host time only."""
 
     def chosen(*args, **kwargs):
         with sdpa_kernel(backend):
@@ -244,7 +244,7 @@ def dao_contenders(function: str, call: Callable) -> list[Contender]:
 
 
 def heads_last(function: Callable, q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
-    """For functions that take and return (B, S, H, D)."""
+    """Adapts a function that takes and returns (B, S, H, D)."""
     out = function(*(x.transpose(1, 2) for x in (q, k, v)), **options)
     return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
@@ -309,7 +309,7 @@ def first_packed_group(name: str, x: Tensor, *, group: int) -> Tensor:
 
 
 def decode(B: int, T: int, H: int, K: int, D: int) -> Case:
-    """One new query a sequence against a full cache; bound by reading the cache."""
+    """One new query per sequence against a full cache. Bound by reading the cache."""
 
     def inputs(g):
         cache = {name: normal(g, B, T, K, D).transpose(1, 2) for name in ("k", "v")}

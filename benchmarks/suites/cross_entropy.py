@@ -1,4 +1,4 @@
-"""Cross entropy of given logits, forward and with its gradient; bound by memory."""
+"""Cross entropy of given logits, forward and with its gradient. Bound by memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exact(logits, target):
 
 
 def liger() -> Callable:
-    """Overwrites the logits with their gradient in the forward pass, if they need one."""
+    """Liger overwrites the logits with their gradient in the forward pass."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     return lambda logits, target: liger_cross_entropy(logits, target)
@@ -61,6 +61,6 @@ def case(tokens: int, vocabulary: int) -> Case:
             compiled(lambda logits, target: F.cross_entropy(logits, target)),
             Contender("Liger", liger, "liger_kernel", gpu_only=True),
         ],
-        # With the gradient, logits need be read twice (their sum of exponentials comes first) and written once.
+        # With the gradient, logits are read twice (the sum of exponentials comes first) and written once.
         work={FORWARD: (tensor, 4 * tokens * vocabulary), BOTH: (3 * tensor, 8 * tokens * vocabulary)},
     )

@@ -1,9 +1,9 @@
-"""What a call costs the host: arguments checked, dispatched, recorded for autograd, outputs allocated, launch chosen.
+"""Host time per call: checking arguments, dispatching, recording for autograd, allocating, choosing a launch.
 
-"llmfast" takes the way of a CUDA tensor with tiny CPU tensors, up to where Triton would launch: in place of every
-launch stands a function that does nothing, so that Triton's own share of it is not in the figure. "llmfast on CPU" is
-what a CPU tensor gets, the plain definition, work included. PyTorch's figure includes its work, some tenths of a
-microsecond at these sizes. What a call costs the host on a GPU, launch included, the suites of the ops report.
+"llmfast" follows the path of a CUDA tensor with tiny CPU tensors. Every launch is replaced by a function that does
+nothing, so that Triton's own launch time is not included. "llmfast on CPU" is what a CPU tensor gets: the plain
+definition, including its work. PyTorch's figure also includes its work, some tenths of a microsecond at these sizes.
+The suites of the ops report the host time on a GPU, including the launch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..compare import BOTH, FORWARD, as_tuple, one_line
 from ..results import OURS, PYTORCH, Result
 
 ON_CPU = f"{OURS} on CPU"
-RECORDED = "forward, recorded"  # with what its backward pass needs
-CALLS = 100  # a sample
+RECORDED = "forward, recorded"  # for autograd
+CALLS = 100  # per sample
 B, S, H, D, E, V = 1, 4, 2, 16, 32, 64
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One op: our function, the same in PyTorch, and the tensors both take. What floats gets a gradient."""
+    """One op: our function, the same in PyTorch, and the tensors for both. Floating-point tensors get gradients."""
 
     op: str
     shape: dict[str, int]
@@ -46,7 +46,7 @@ class Dispatch:
         return self.op
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
-        """Seconds a call of the host in each pass, functions in turn."""
+        """Times each pass in host seconds per call, the functions in alternation."""
         with nothing_launched(), one_thread():
             return [result for pass_ in self.passes for result in self._run_pass(pass_, rounds)]
 
@@ -79,7 +79,7 @@ class Dispatch:
 
 
 def repeated(call: measure.Call, path: str) -> measure.Call:
-    """A sample's calls, with our ops on the path of that name."""
+    """The calls of one sample, with our ops on the given backend."""
 
     def calls() -> None:
         with kernels.backend(path):
@@ -91,14 +91,14 @@ def repeated(call: measure.Call, path: str) -> measure.Call:
 
 @contextlib.contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Kernels take CPU tensors, and do nothing."""
+    """Makes kernels accept CPU tensors and do nothing."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
     def nothing(self: object, *args: object, **options: object) -> None:
         pass
 
-    dispatcher = sys.modules["llmfast.kernels.backend"]  # the name in the package is the public class
+    dispatcher = sys.modules["llmfast.kernels.backend"]  # the name in the package is that of the public class
     with (
         mock.patch.object(dispatcher, "INTERPRETING", True),
         mock.patch.object(JITFunction, "run", nothing),

@@ -1,7 +1,7 @@
-"""Decoding with a cache: a prompt is read, then tokens are added greedily; the whole of it is timed.
+"""Decoding with a cache: reads a prompt, then adds tokens greedily. All of it is timed.
 
-Checked are the logits of some tokens read one after another behind a prompt, through the cache. Weights are random: the
-speed does not depend on them.
+The check compares the logits of some tokens that are read one by one after a prompt, through the cache. Weights are
+random, because the speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..results import OURS, PYTORCH
 from .train_step import SHAPES, drawn
 
 CHECKED = 4  # tokens read one by one
-Read = Callable[[Tensor], Tensor]  # the next tokens (B, S) of what was read before -> their logits (B, S, V)
+Read = Callable[[Tensor], Tensor]  # the next tokens (B, S) -> their logits (B, S, V)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Decoding:
     prompt: int
     new: int
     dtype: torch.dtype = torch.bfloat16
-    nf4: bool = False  # matrices of the blocks in 4 bits
+    nf4: bool = False  # store the matrices of the blocks in 4 bits
 
 
 def decodings(size: str) -> tuple[str, list[Decoding]]:
-    """The device, and what is measured there."""
+    """The device and the jobs to measure on it."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
         models = "toy", "toy GPT-2", "toy quickstart"
@@ -80,7 +80,7 @@ def job(wanted: Decoding, device: str) -> Job:
         return program(wanted, tokens, quantize_ours(model) if wanted.nf4 else model, reads_ours)
 
     def plain(dtype: torch.dtype = wanted.dtype) -> Program:
-        """With the weights that the 4 bits stand for."""
+        """Plain PyTorch with the dequantized weights."""
         weights = ours().state_dict()
         model = PlainDecoder(config)
         model.load_state_dict(dequantized(weights, wanted.dtype) if wanted.nf4 else weights)
@@ -123,7 +123,7 @@ def job(wanted: Decoding, device: str) -> Job:
 
 
 def work(config: DecoderConfig, wanted: Decoding) -> tuple[int, int]:
-    """All weights and the filled part of the cache are read for each new token; the prompt is read at once."""
+    """Each new token reads all weights and the filled part of the cache; the prompt is one pass."""
     kept = 2 * config.layers * config.kv_heads * config.head_width * wanted.batch
     filled = wanted.new * (wanted.prompt + wanted.new // 2)
     table = config.vocab_size * config.width
@@ -137,7 +137,7 @@ def work(config: DecoderConfig, wanted: Decoding) -> tuple[int, int]:
 def program(
     wanted: Decoding, tokens: Tensor, model: nn.Module, reads: Callable[[nn.Module, int], Read]
 ) -> Program:
-    """The greedy loop around a model; ``reads(model, batch)`` begins new sequences."""
+    """The greedy loop around a model. ``reads(model, batch)`` starts new sequences."""
     prompt, following = tokens.split([wanted.prompt, CHECKED], dim=1)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The last layer and its cross entropy in one, forward and with both gradients; bound by matrix products."""
+"""The output layer fused with cross entropy, forward and with both gradients. Bound by matrix products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..contenders import Contender, absent_without_torch, compiled, given
 from ..results import OURS
 
 DTYPE = torch.bfloat16
-ROWS = 1024  # of logits that the float64 definition holds at a time
+ROWS = 1024  # memory of the logits that the float64 definition computes at once
 
 
 def sizes(size: str) -> list[tuple[int, int, int]]:
@@ -43,13 +43,13 @@ def plain(hidden, weight, target):
 
 
 def torch_fused() -> Callable:
-    """In chunks; without options it is the plain one."""
+    """In chunks; without options it equals the plain function."""
     options = torch.nn.LinearCrossEntropyOptions()
     return lambda hidden, weight, target: F.linear_cross_entropy(hidden, weight, target, options=options)
 
 
 def liger(**options) -> Callable[[], Callable]:
-    """By default the weight's gradient is summed up over the chunks in its own dtype."""
+    """By default the weight's gradient is accumulated over the chunks in its own dtype."""
 
     def build() -> Callable:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -62,7 +62,7 @@ def liger(**options) -> Callable[[], Callable]:
 
 
 def cut_cross_entropy(**options) -> Callable[[], Callable]:
-    """By default gradients of improbable tokens are left out; ``filter_eps=None`` keeps them."""
+    """By default it skips gradients of improbable tokens; ``filter_eps=None`` keeps them."""
 
     def build() -> Callable:
         from cut_cross_entropy import linear_cross_entropy
@@ -102,6 +102,6 @@ def case(tokens: int, width: int, vocabulary: int) -> Case:
             Contender("CCE exact", cut_cross_entropy(filter_eps=None), "cut_cross_entropy", gpu_only=True),
             Contender("CCE filtered", cut_cross_entropy(), "cut_cross_entropy", gpu_only=True),
         ],
-        # The fewest: the logits, and a product for each gradient. Who keeps no logits computes them twice.
+        # The minimum: the logits and one product per gradient. Without stored logits they are computed twice.
         work={FORWARD: (tensors, product), BOTH: (2 * tensors, 3 * product)},
     )

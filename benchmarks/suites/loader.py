@@ -1,6 +1,6 @@
-"""Batches of shuffled windows out of a memory-mapped file of tokens: ours, nanoGPT's ``get_batch``, torch's DataLoader.
+"""Batches of shuffled windows from a memory-mapped file of tokens: ours, nanoGPT's ``get_batch``, torch's DataLoader.
 
-The tokens count up in steps, so that it shows in a batch whether its targets are the tokens that come next.
+The tokens count up in steps, so that a batch shows whether its targets are the next tokens.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ..jobs import Job, Program
 from ..results import OURS, PYTORCH
 
 V, STEP = 50257, 40503
-# Of a call. Ours makes 2**16 tokens at once and as many ahead, while the others take their turns: of a shorter call
-# nothing but that would be timed.
+# Tokens per call. Ours prepares 2**16 tokens at once, and as many ahead while the others take their turns, so that a
+# shorter call would find its tokens prepared.
 TOKENS = 2**21
 Next = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Batches of B windows of S tokens out of a file of some tokens."""
+    """Batches of B windows of S tokens from a file."""
 
     tokens: int
     batch: int
@@ -49,7 +49,7 @@ def cases(size: str) -> Iterator[Job]:
 
 
 def write_tokens(count: int, folder: Path) -> Path:
-    """A folder with one shard of tokens that count up by STEP; returns the shard's file."""
+    """Writes a folder with one shard of tokens that count up by STEP; returns the shard's file."""
     writer = ShardWriter(folder, vocab_size=V, eot_token=0, fingerprint="counting")
     part = 2**20
     for start in range(0, count, part):
@@ -84,7 +84,7 @@ def job(wanted: Reading, folder: Path) -> Job:
             contender("nanoGPT", lambda: nanogpt(file, wanted)),
             contender(f"{PYTORCH} DataLoader", lambda: data_loader(file, wanted)),
         ],
-        # Tokens and targets in 64 bits each are written, and the tokens read.
+        # Reads the tokens; writes tokens and targets in 64 bits each.
         work=(count * (2 + 8 + 8), 0),
         tokens=count,
     )
@@ -113,7 +113,7 @@ def ours(folder: Path, wanted: Reading) -> Next:
 
 
 def nanogpt(file: Path, wanted: Reading) -> Next:
-    """As published; windows may repeat, and the file is mapped anew for each batch."""
+    """As published: windows may repeat, and the file is mapped again for each batch."""
 
     def get_batch() -> tuple[Tensor, Tensor]:
         data = np.memmap(file, dtype=np.uint16, mode="r")

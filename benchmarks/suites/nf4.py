@@ -1,7 +1,7 @@
-"""Weights in 4 and 8 bits: decoding, and the linear layer from one token to thousands.
+"""Weights in 4 and 8 bits: decoding, and linear layers for one to thousands of tokens.
 
-The bytes of the work are those of the packed weight and of the activations: what the format needs, not what a contender
-moves. Up to some hundred tokens they decide, beyond it the matrix product does.
+Traffic counts the packed weight and the activations: what the format needs, not what a contender moves. It is the limit
+up to a few hundred tokens; above, the matrix product is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def frozen(generator: torch.Generator, rows: int, width: int) -> torch.Tensor:
 
 
 class Prepared:
-    """What a contender makes of a weight once, outside of what is timed, and finds again by where the weight lies."""
+    """What a contender prepares once per weight, outside of the timing. It is found again by the address of the
+    weight."""
 
     def __init__(self, make: Callable[[torch.Tensor], torch.Tensor]):
         self.make, self.made = make, {}
@@ -69,7 +70,7 @@ def code_of(device: torch.device) -> torch.Tensor:
 
 
 def bitsandbytes_state(w: NF4Tensor):
-    """The same bytes, described to bitsandbytes."""
+    """The same bytes as a quantization state of bitsandbytes."""
     from bitsandbytes.functional import QuantState
 
     nested = QuantState(w.nested_absmax, code=w.nested_code, blocksize=GROUP, dtype=torch.float32)
@@ -159,7 +160,7 @@ def linear_case(tokens: int, rows: int, width: int) -> Case:
 
 
 def adapter_case(tokens: int, rows: int, width: int) -> Case:
-    """A layer of QLoRA, with all of its gradients."""
+    """A layer of QLoRA with all of its gradients."""
     layout = Layout((rows, width))
 
     def weight(record):

@@ -1,4 +1,4 @@
-"""RMS and layer normalisation, forward and backward; bound by memory."""
+"""RMS and layer normalization, forward and backward. Bound by memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPE = torch.bfloat16
 
 
 def sizes(size: str) -> list[tuple[int, int]]:
-    """(rows, width): 64 MB in bfloat16 each, rows of 1 KB to 32 KB."""
+    """(rows, width): 64 MB each in bfloat16, rows of 1 KB to 32 KB."""
     if size == "tiny":
         return [(32, 64)]
     if size == "quick":

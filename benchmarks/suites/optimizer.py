@@ -1,7 +1,7 @@
 """Optimizer steps: AdamW on a list of parameters, with float32 and 8-bit moments, and the iteration of Muon.
 
-AdamW is bound by memory. Every call updates in place, and so goes on from where the one before it stopped. A list of
-tensors is passed as the rows of one.
+AdamW is bound by memory. Every call updates in place and thus continues from the previous one. A list of tensors is
+passed as the rows of one tensor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..results import OURS
 
 LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.95), 1e-8, 0.1
 SETTINGS = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
-STEP = 100  # updates done before the first
+STEP = 100  # updates before the first call
 
 
 def lists(size: str) -> list[tuple[int, int]]:
-    """(tensors, elements of each): the matrices of a few blocks; few large ones; and many small ones, where launches
-    count."""
+    """(tensors, elements per tensor): the matrices of a few blocks, a few large tensors, and many small ones, where the
+    number of launches matters."""
     if size == "tiny":
         return [(3, 4096)]
     if size.startswith("cpu"):
@@ -38,7 +38,7 @@ def stacks(size: str) -> list[tuple[int, int, int]]:
     """Matrices (B, R, C) of one shape."""
     if size == "tiny":
         return [(3, 24, 40)]
-    if size.startswith("cpu"):  # of the smallest preset
+    if size.startswith("cpu"):  # the smallest preset
         return [(3, 384, 128), (3, 128, 128), (3, 704, 128), (3, 128, 352)]
     quick = [(4, 4096, 4096)]
     return quick if size == "quick" else [*quick, (4, 14336, 4096), (24, 1024, 1024), (96, 384, 128)]
@@ -85,7 +85,7 @@ def adamw_case(tensors: int, elements: int, dtype: torch.dtype) -> Case:
     contenders = [given(OURS, ours()), given("PyTorch", written_out)]
     if dtype == torch.bfloat16:
         contenders.append(given(f"{OURS}, stochastic", ours(seed=0)))
-    else:  # PyTorch's takes moments of the dtype of its parameters
+    else:  # PyTorch's moments have the dtype of the parameters
         contenders.append(given("PyTorch fused", fused))
     moved = tensors * elements * (3 * dtype.itemsize + 16)
     return Case(
@@ -102,7 +102,7 @@ def adamw_case(tensors: int, elements: int, dtype: torch.dtype) -> Case:
 
 
 def written_out(param, grad, mean, square, step):
-    """AdamW in PyTorch's words, without waiting for the device."""
+    """AdamW written out in PyTorch, without waiting for the device."""
     step += 1
     g = grad.to(mean.dtype)
     mean.lerp_(g, 1 - BETAS[0])
@@ -140,7 +140,7 @@ def adamw_8bit_case(tensors: int, elements: int) -> Case:
         return update
 
     def plain(param, mean, square, largest_mean, largest_square, **rest):
-        """Decoded, updated and coded again, one after the other."""
+        """Decodes the moments, updates, and encodes them again, one tensor after the other."""
         tables = (definition.dynamic_code(signed).to(param.device) for signed in (True, False))
         moments = [
             definition.decode(code.flatten(), largest.flatten(), table).view(param.shape)

@@ -1,10 +1,9 @@
-"""A QLoRA step: 4-bit matrices, frozen, with adapters of rank 16 on all of them (Dettmers et al. 2023).
+"""A QLoRA step: frozen 4-bit matrices, all with adapters of rank 16 (Dettmers et al. 2023).
 
-Ours is the decoder with ``NF4Linear`` layers, where queries, keys and values, and gate and up, share an adapter each;
-the peer is transformers with peft and bitsandbytes. Weights are random and equal, in bfloat16, adapters in float32
-under autocast, without activation checkpointing. Both are checked in models of two layers, against float64: the loss,
-and the gradient of the first attention's output adapter. Memory is that of the weights, and the most that a step takes
-beside them.
+Ours is the decoder with ``NF4Linear`` layers, in which queries, keys and values share one adapter, and gate and up
+another. The peer is transformers with peft and bitsandbytes. Weights are random, equal and in bfloat16; adapters are in
+float32 under autocast, without activation checkpointing. The check compares the loss and the gradient of the first
+attention's output adapter with float64, in models of two layers. Memory is that of the weights plus the peak of a step.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Build = Callable[[DecoderConfig], nn.Module]
 
 
 class Adapted(nn.Module):
-    """A linear layer with an adapter: ``layer(x, lora_a, lora_b, scale)`` where it takes one, else beside it."""
+    """A linear layer with an adapter, passed to the layer if it takes one, else added to its result."""
 
     def __init__(self, layer: nn.Module, width: int, rows: int):
         super().__init__()
@@ -79,9 +78,9 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
     def plain(dtype: torch.dtype) -> dict[str, Tensor]:
         return evidence(plain_model(checked, device=device, dtype=dtype), *few, dtype)
 
-    # The matrices, 4.5 bits a weight, are read forward and backward.
+    # The matrices, at 4.5 bits per weight, are read forward and backward.
     matrices = config.parameters - 2 * config.vocab_size * config.width
-    forward_and_inputs = 2 / 3  # of the operations of a training step: no gradients of weights
+    forward_and_inputs = 2 / 3  # a training step without gradients of the weights
     return Job(
         op=f"{name}, QLoRA",
         shape={"B": batch, "S": sequence, "R": RANK},
@@ -91,7 +90,7 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
         plain=lambda: plain(DTYPE),
         contenders=[
             contender(OURS, our_model),
-            # On a CPU, bitsandbytes quantises bfloat16 to other codes than on a GPU.
+            # On a CPU, bitsandbytes quantizes bfloat16 to different codes than on a GPU.
             contender("transformers + peft + bitsandbytes", their_model, module="peft", gpu_only=True),
         ],
         work=(
@@ -103,7 +102,7 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
 
 
 def random_weights(config: DecoderConfig, device: str) -> dict[str, Tensor]:
-    """Drawn on the device, by name: the same for all."""
+    """Random weights by name, drawn on the device: the same for all contenders."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
     generator = torch.Generator(device)
@@ -134,7 +133,7 @@ def our_model(config: DecoderConfig, device: str) -> nn.Module:
 
 
 def plain_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Module:
-    """With the weights that the 4 bits stand for."""
+    """Plain PyTorch with the dequantized weights."""
     model = PlainDecoder(config).to(device)
     model.load_state_dict(dequantized(random_weights(config, device), DTYPE))
     model = model.to(dtype).requires_grad_(False)
@@ -149,7 +148,7 @@ def their_model(config: DecoderConfig, device: str) -> nn.Module:
 
     model = same_model(config, random_weights(config, device), assign=True)
     model = quantize_theirs(model.requires_grad_(False))
-    model.is_loaded_in_4bit = True  # as after from_pretrained, by which peft chooses its layers
+    model.is_loaded_in_4bit = True  # as after from_pretrained; peft chooses its layers by it
     adapters = LoraConfig(r=RANK, lora_alpha=SCALE * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, adapters)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Rotary position embedding of queries and keys, forward and backward; bound by memory."""
+"""Rotary position embedding of queries and keys, forward and backward. Bound by memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = 10000.0
 
 
 def sizes(size: str) -> list[tuple[int, int, int, int, int]]:
-    """B, S, H, K, D; queries of 64 MB and more."""
+    """B, S, H, K, D, with queries of at least 64 MB."""
     if size == "tiny":
         return [(2, 8, 4, 2, 16)]
     quick = [(4, 4096, 32, 8, 128)]
@@ -30,7 +30,7 @@ def cases(size: str) -> Iterator[Case]:
 
 
 def plain(q, k, cos, sin):
-    """As models have it written out: half of each head negated and swapped, tables of the dtype of q."""
+    """As models write it: half of each head negated and swapped, with tables in the dtype of q."""
 
     def rotate(x):
         first, second = x.chunk(2, dim=-1)
@@ -40,7 +40,7 @@ def plain(q, k, cos, sin):
 
 
 def exact(q, k, cos, sin):
-    """With the angles themselves in float64, not with the rounded tables."""
+    """Computed from the angles in float64, not from the rounded tables."""
     return definition.rope(q, k, None, None, None, BASE, q.shape[-1], False)
 
 

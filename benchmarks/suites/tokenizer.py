@@ -1,8 +1,9 @@
-"""Encoding, decoding and loading beside the installed peers, on the same text, in one process, in turn.
+"""Encoding, decoding and loading beside the installed peers, on the same text, in turn.
 
-Rates are those of UTF-8 text on one thread, where nothing else is said. "First time" is the first call of a library
-that was made anew: what it keeps of texts is empty then. A library is right if it gives tiktoken's ids, or the text
-itself.
+Rates are those of UTF-8 text on one thread, where nothing else is said. Text is encoded once, as it is in use: of a
+stream in which nothing occurs twice, the first part is that which a fresh library encodes "the first time", the others
+are its steady state. Short calls and decoding repeat what they do. A library is right if it gives tiktoken's ids, or
+the text itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..fresh import stream_of, streams
 from ..results import ROOT, TEXT, Result
+from ..streams import Streaming
 from ..text_jobs import TextJob
-from ..texts import Text, texts
+from ..texts import DOCUMENT, Text, texts
 from ..tokenizers import (
+    FORMS_OF_VOCABULARIES,
     LIBRARIES,
     Absent,
     Library,
@@ -35,31 +39,47 @@ from ..tokenizers import (
 
 MEGABYTES = {"cpu": 4.0, "cpu-quick": 0.5, "tiny": 0.03}
 LENGTHS = (5, 50, 1000)  # characters of a short text
-FIRSTS = {"cpu": 5, "cpu-quick": 1, "tiny": 1}  # how often libraries are made anew for their first call
-LOADS = {"cpu": 5, "cpu-quick": 1, "tiny": 1}
+LOADS = {"cpu": 3, "cpu-quick": 1, "tiny": 1}
+STREAM = {"cpu": 68.0, "cpu-quick": 1.5, "tiny": 0.12}  # megabytes, of which the first part is encoded cold
+PART = {"cpu": 4.0, "cpu-quick": 0.5, "tiny": 0.04}
+COLDS = {"cpu": 3, "cpu-quick": 1, "tiny": 1}  # fresh processes of each library, for arrays
 THREADS_DOCUMENT = 4096  # characters
 
 
 def inputs(size: str, files: Sequence[Path] = ()) -> dict[str, str]:
-    """What it is measured on, for the result file."""
-    return {kind: str(text) for kind, text in texts(MEGABYTES[size], files).items()}
+    """What it is measured on, for the result file: texts, and the forms of vocabularies."""
+    part = f"{PART[size]:g} MB"
+    fresh = {
+        f"{kind}, encoded": f"{text.bytes / 1e6:.3g} MB in documents of {DOCUMENT:,} characters, each encoded once, in "
+        f"parts of {part}, the first of them by fresh processes: {text.origin}"
+        for kind, text in encoded(size, files).items()
+    }
+    other = {f"{kind}, decoded": str(text) for kind, text in texts(MEGABYTES[size], files).items()}
+    return fresh | other | {f"vocabularies of {name}": form for name, form in FORMS_OF_VOCABULARIES.items()}
 
 
-def cases(size: str, files: Sequence[Path] = ()) -> Iterator[TextJob | Loading]:
+def encoded(size: str, files: Sequence[Path]) -> dict[str, Text]:
+    if not files:
+        return streams(STREAM[size])
+    return {path.name: stream_of("a file of this name", path.read_text(encoding="utf-8")) for path in files}
+
+
+def cases(size: str, files: Sequence[Path] = ()) -> Iterator[Streaming | TextJob | Loading]:
     kinds = texts(MEGABYTES[size], files)
     known = vocabularies()
     one = next((each for each in known if each.name == "cl100k_base"), known[0])
-    every = [one] if size == "tiny" else known
-    for form in ("numpy", "lists"):
-        for vocabulary in every if form == "numpy" or size == "cpu" else [one]:
-            for kind, text in kinds.items():
-                yield encoding(form, vocabulary, kind, text, FIRSTS[size] if form == "numpy" else 0)
+    every = known if size == "cpu" else [one]
+    for kind, text in encoded(size, files).items():
+        part = min(int(PART[size] * 1e6), text.bytes // 3)
+        for vocabulary in every:
+            for form, colds in (("numpy", COLDS[size]), ("lists", 1)):
+                yield Streaming(vocabulary, kind, form, text, part, colds)
     for length in LENGTHS:
         yield short_call(one, next(iter(kinds.values())), length)
     for form in ("decode", "decode_bytes"):
         for kind, text in kinds.items():
             yield decoding(form, one, kind, text)
-    for vocabulary in every if size == "cpu" else [one]:
+    for vocabulary in every:
         yield Loading(vocabulary, LOADS[size])
     for vocabulary in every if size == "cpu" else []:
         for kind, text in kinds.items():
@@ -77,25 +97,6 @@ def calls_of(
         name: library if isinstance(library, Absent) else call(library)
         for name, library in libraries(vocabulary, what)
     }
-
-
-FORMS = {
-    "numpy": ("encode to NumPy", lambda library, documents: partial(library.numpy, documents, 1)),
-    "lists": ("encode to lists", lambda library, documents: partial(library.lists, documents)),
-}
-
-
-def encoding(form: str, vocabulary: Vocabulary, kind: str, text: Text, firsts: int) -> TextJob:
-    name, call = FORMS[form]
-    documents = text.documents
-    return TextJob(
-        op=f"{vocabulary}: {kind}",
-        pass_=name,
-        entrants=lambda: calls_of(vocabulary, form, lambda library: call(library, documents)),
-        expected=lambda: tiktoken(vocabulary).lists(documents),
-        bytes=text.bytes,
-        firsts=firsts,
-    )
 
 
 def short_call(vocabulary: Vocabulary, text: Text, length: int) -> TextJob:

@@ -1,9 +1,9 @@
-"""Training steps of whole models: ours, the plain PyTorch loop in the manner of nanoGPT, transformers.
+"""Training steps of whole models: ours, a plain PyTorch loop in the style of nanoGPT, and transformers.
 
-All hold the same weights, see the same random tokens and do the same: the loss, its gradients, clipping, AdamW. They
-are checked on the first tokens of one sequence, the others' targets being ignored: the loss, the gradient of the
-embedding table, and the table after a step. Memory is that of weights and optimizer state, and the most that a step
-takes beside them. Fused AdamW is taken where each of them takes it: nanoGPT's loop on a GPU only.
+All have the same weights, see the same random tokens and do the same work: the loss, its gradients, clipping, AdamW.
+The check uses the first tokens of one sequence and ignores the other targets. It compares the loss, the gradient of
+the embedding table, and the table after a step. Memory is that of weights and optimizer state plus the peak of a
+step. Each uses fused AdamW where it does so by default: nanoGPT's loop on a GPU only.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 SHAPES = {
     "GPT-2 124M": preset("gpt2", vocab_size=50304, dropout=0.0),
-    # The context that Llama 3 was first trained with, for which positions are not stretched.
+    # The context that Llama 3 was pretrained with, without scaled positions.
     "Llama 1B": preset("llama-3.2-1b", context=8192, rope_scaling=RopeScaling()),
     "Llama 8B": preset("llama-3.1-8b", context=8192, rope_scaling=RopeScaling()),
-    # What quickstart trains on a CPU and on a GPU.
+    # The models of quickstart on a CPU and on a GPU.
     "quickstart": quickstart_config("mini", data=(), vocab_size=4096, seed=0).model,
     "quickstart base": quickstart_config("base", data=(), vocab_size=4096, seed=0).model,
     "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
@@ -53,7 +53,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Step:
-    """A model by name, with the sequences of a batch."""
+    """A model by name and the number of sequences per batch."""
 
     model: str
     batch: int
@@ -63,7 +63,7 @@ class Step:
 
 
 def steps(size: str) -> tuple[str, list[Step]]:
-    """The device, and what is measured there."""
+    """The device and the jobs to measure on it."""
     both = torch.float32, torch.bfloat16
     if size == "tiny":
         models = "toy", "toy GPT-2", "toy quickstart"
@@ -126,7 +126,7 @@ def job(step: Step, device: str) -> Job:
         return training(PYTORCH, model, *part, dtype).evidence()
 
     count = step.batch * step.sequence
-    # Weights are read forward and backward; gradients, and both moments with the weights, are read and written.
+    # Weights are read forward and backward; gradients, weights and both moments are read and written.
     moved = 4 * config.parameters * (2 + 2 + 6)
     return Job(
         op=step.model,
@@ -143,7 +143,7 @@ def job(step: Step, device: str) -> Job:
 
 
 def drawn(config: DecoderConfig) -> Decoder:
-    """Ours with random weights, those included that are 0 at first."""
+    """Our model with random weights, including those that are initialized to 0."""
     generator = torch.Generator().manual_seed(0)
     model = Decoder(config, generator=generator)
     if model.smear is not None:
@@ -152,7 +152,7 @@ def drawn(config: DecoderConfig) -> Decoder:
 
 
 def decoder(ours: Callable[[], Decoder]) -> Callable[[], Decoder]:
-    """A copy: training changes it."""
+    """A copy of the model, because training changes it."""
 
     def build() -> Decoder:
         model = Decoder(ours().config)
@@ -175,7 +175,7 @@ def optimizers(name: str, model: nn.Module) -> list[Optimizer]:
 
 
 def loss_of(model: nn.Module) -> Loss:
-    """The mean loss, as each library takes targets: transformers labels that it does not shift."""
+    """The mean loss; transformers is given labels that it does not shift."""
     if isinstance(model, (Decoder, PlainDecoder)):
         return model
     return lambda tokens, targets: model(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
@@ -188,7 +188,7 @@ def table_of(model: nn.Module) -> Tensor:
 def training(
     name: str, model: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dtype, compiled: bool = False
 ) -> Program:
-    """One step, and what is found in the first."""
+    """A training step, with the evidence of the first one."""
     loss_function = loss_of(model)
     if compiled:
         loss_function = torch.compile(loss_function, dynamic=False)

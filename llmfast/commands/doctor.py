@@ -58,11 +58,11 @@ def examine() -> list[Finding]:
 
 
 def optional_libraries() -> list[OptionalLibrary]:
-    """The libraries that llmfast's own metadata lists under its extras (those for tests left out)."""
+    """The libraries that llmfast's own metadata lists under its extras, without those of tests and documentation."""
     found = {}
     for line in importlib.metadata.requires("llmfast") or []:
         match = re.match(r"([\w-]+)([^;]*);.*extra == ['\"]([\w-]+)['\"]", line)
-        if match and match[3] != "test":
+        if match and match[3] not in ("docs", "test"):
             module = match[1].replace("-", "_")
             found[module] = OptionalLibrary(module, match[1] + match[2].strip(), match[3])
     return list(found.values())

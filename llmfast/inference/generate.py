@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -57,11 +56,11 @@ def generate_tokens(
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """The text of ``tokens`` as it becomes known: a character split over tokens is held back until it is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = tokenizer.stream_decoder()
     for token in tokens:
-        if text := decoder.decode(tokenizer.decode_single_token_bytes(token)):
+        if text := decoder.push(token):
             yield text
-    if text := decoder.decode(b"", final=True):
+    if text := decoder.finish():
         yield text
 
 

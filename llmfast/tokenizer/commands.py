@@ -19,6 +19,7 @@ def train(
     special_tokens: tuple[str, ...] = (END_OF_TEXT,),
     min_frequency: int = 2,
     tie_break: Literal["bytes", "huggingface", "smallest_ids"] = "bytes",
+    allow_smaller: bool = False,
 ) -> None:
     """Learn a byte-level BPE vocabulary from text and write it to a folder.
 
@@ -32,6 +33,8 @@ def train(
         min_frequency: Learn no token from a pair that is rarer than this.
         tie_break: Which of equally frequent pairs goes first: that of the greatest bytes, that which Hugging Face's
             trainer takes, or that of the smallest ids.
+        allow_smaller: Write a smaller vocabulary where the text has too few frequent pairs for the size, which is
+            an error otherwise.
 
     Raises:
         ValueError: no readable text, or a vocabulary size that the text cannot give.
@@ -49,6 +52,7 @@ def train(
         special_tokens=special_tokens,
         min_frequency=min_frequency,
         tie_break=tie_break,
+        allow_smaller=allow_smaller,
         progress=sys.stderr.isatty(),
     )
     tokenizer.save(out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from llmfast.tokenizer import patterns, unstable
+from llmfast import _bpe
+from llmfast.tokenizer import arguments, offsets, patterns, unstable
+from llmfast.tokenizer.core_bpe import CoreBPE
 from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.streaming import StreamDecoder, separable_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 Specials = Literal["all"] | Set[str]
 Disallowed = Literal["all"] | Collection[str]
 _NONE: frozenset[str] = frozenset()
+_ALL: Literal["all"] = "all"
 
 
 class Encoding:
     """A byte-pair encoding: a splitting pattern, tokens with their merge ranks, and special tokens.
 
     The methods, results and exceptions are those of ``tiktoken.Encoding``. Beyond them there are `count`,
-    `encode_iterable` and `encode_documents`.
+    `encode_documents`, `encode_iterable`, `encode_with_offsets` and `stream_decoder`.
 
     Args:
         name: what the encoding is called.
@@ -52,11 +54,18 @@ class Encoding:
         self._ranks = mergeable_ranks
         self._special_tokens = special_tokens
         self._special_token_values = set(special_tokens.values())
-        self._core_bpe = patterns.engine(mergeable_ranks, special_tokens, pat_str)
-        self.max_token_value = self._core_bpe.largest_id
+        self._engine = patterns.engine(mergeable_ranks, special_tokens, pat_str)
+        self.max_token_value = self._engine.largest_id
         if explicit_n_vocab:
-            assert self._core_bpe.n_ordinary + len(special_tokens) == explicit_n_vocab
-            assert self.max_token_value == explicit_n_vocab - 1
+            self._check_size(explicit_n_vocab)
+
+    def _check_size(self, explicit_n_vocab: int) -> None:
+        size = self._engine.n_ordinary + len(self._special_tokens)
+        if not size == self.n_vocab == explicit_n_vocab:
+            raise ValueError(
+                f"explicit_n_vocab is {explicit_n_vocab}, but there are {size} tokens, and the largest id is "
+                f"{self.max_token_value}"
+            )
 
     def __repr__(self) -> str:
         return f"<Encoding {self.name!r}>"
@@ -66,13 +75,13 @@ class Encoding:
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`; special tokens in it are plain text."""
         try:
-            return self._core_bpe.encode_ordinary(text)
-        except TypeError:
-            _check_is_text(text)
+            return self._engine.encode_ordinary(text)
+        except (TypeError, AttributeError):
+            arguments.check_text(text)
             raise
 
     def encode(
-        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
+        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL
     ) -> list[int]:
         """The ids of `text`.
 
@@ -80,25 +89,25 @@ class Encoding:
         named in `allowed_special` (encoded as the special token) or left out of `disallowed_special` (plain
         text). Where two special tokens start at one place, the longer one counts.
         """
+        if allowed_special is not _NONE or disallowed_special is not _ALL:
+            arguments.check_specials(allowed_special, disallowed_special)
         try:
-            return self._core_bpe.encode(text, allowed_special, disallowed_special)
-        except TypeError:
-            _check_is_text(text)
+            return self._engine.encode(text, allowed_special, disallowed_special)
+        except (TypeError, AttributeError):
+            arguments.check_text(text)
             raise
 
     def encode_to_numpy(
-        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
+        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL
     ) -> npt.NDArray[np.uint32]:
         """`encode` into a NumPy array, without a Python object for each id."""
-        try:
-            return self._core_bpe.encode_to_numpy(text, allowed_special, disallowed_special)
-        except TypeError:
-            _check_is_text(text)
-            raise
+        arguments.check_text(text)
+        arguments.check_specials(allowed_special, disallowed_special)
+        return self._engine.encode_to_numpy(text, allowed_special, disallowed_special)
 
     def encode_ordinary_batch(self, text: list[str], *, num_threads: int | None = 8) -> list[list[int]]:
         """`encode_ordinary` of each text, on up to `num_threads` threads."""
-        return self._core_bpe.encode_batch(text, _NONE, (), threads(num_threads))
+        return self._encode_all(text, num_threads, _NONE, ())
 
     def encode_batch(
         self,
@@ -106,10 +115,26 @@ class Encoding:
         *,
         num_threads: int | None = 8,
         allowed_special: Specials = _NONE,
-        disallowed_special: Disallowed = "all",
+        disallowed_special: Disallowed = _ALL,
     ) -> list[list[int]]:
-        """`encode` of each text, on up to `num_threads` threads."""
-        return self._core_bpe.encode_batch(text, allowed_special, disallowed_special, threads(num_threads))
+        """`encode` of each text, on up to `num_threads` threads.
+
+        Besides the lists themselves, memory for the ids of some 16 million characters is taken at a time.
+        """
+        arguments.check_specials(allowed_special, disallowed_special)
+        return self._encode_all(text, num_threads, allowed_special, disallowed_special)
+
+    def _encode_all(
+        self, texts: Iterable[str], num_threads: int | None, allowed: Specials, disallowed: Disallowed
+    ) -> list[list[int]]:
+        count = arguments.thread_count(num_threads)
+        arguments.refuse_single(texts, "text")
+        texts = texts if isinstance(texts, list | tuple) else list(texts)
+        arguments.check_texts(texts, "text")
+        lists: list[list[int]] = []
+        for group in _groups(texts):
+            lists += self._engine.encode_batch(group, allowed, disallowed, count)
+        return lists
 
     def encode_documents(
         self,
@@ -134,7 +159,10 @@ class Encoding:
 
         Raises:
             ValueError: `append_eot` where the encoding has no end-of-text token; `num_threads` below 1.
+            TypeError: a document that is neither text nor bytes, or one text in the place of several.
         """
+        count = arguments.thread_count(num_threads)
+        arguments.refuse_single(documents, "documents")
         separator = None
         if append_eot:
             try:
@@ -142,40 +170,92 @@ class Encoding:
             except KeyError as error:
                 raise ValueError(f"no end-of-text token to append: {error}; pass append_eot=False") from None
         narrow = self.n_vocab <= 65536
-        return self._core_bpe.encode_documents(documents, separator, threads(num_threads), narrow)
+        try:
+            return self._engine.encode_documents(documents, separator, count, narrow)
+        except (TypeError, AttributeError):
+            arguments.check_texts(documents, "documents", allow_bytes=True)
+            raise
 
-    def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
-        """The ids of the texts of `chunks` joined, one by one.
+    def encode_iterable(
+        self,
+        chunks: Iterable[str],
+        *,
+        allowed_special: Specials = _NONE,
+        disallowed_special: Disallowed = (),
+    ) -> Iterator[int]:
+        """The ids of the texts of `chunks` joined, one by one: those that `encode` gives of the whole.
 
-        Memory does not grow with their number: of the text, only what may go on in the next chunk is kept. A pattern of
-        your own may join anything, so that all of the text is kept for it, and for no splitting at all.
+        A special token, like any other, may begin in one chunk and end in another. Unlike in `encode`, a special token
+        that is neither allowed nor disallowed is plain text by default; one that is disallowed raises ``ValueError``
+        when it is reached, which is behind the ids of the text before it.
+
+        Memory does not grow with the number of chunks: of the text, only what may continue in the next chunk is kept.
+        A pattern of your own may join anything, so that for it, and for no splitting at all, all of the text up to the
+        next special token is kept.
         """
-        for text in patterns.joined_until_certain(self._pat_str, chunks):
-            yield from self.encode_ordinary(text)
+        if not isinstance(chunks, Iterable):
+            raise TypeError(f"chunks must be an iterable of str, got {arguments.kind(chunks)}")
+        arguments.check_specials(allowed_special, disallowed_special)
+        every = self._special_tokens.keys()
+        allowed = frozenset(every if allowed_special == "all" else every & set(allowed_special))
+        disallowed = frozenset(every - allowed if disallowed_special == "all" else disallowed_special)
+        parts = separable_parts(
+            chunks,
+            pat_str=self._pat_str,
+            found=allowed,
+            disallowed=disallowed - {""},
+            raise_disallowed=raise_disallowed_special_token,
+            touching=not self._flags_act,
+        )
+        return (token for part in parts for token in self._encode_part(part, allowed))
+
+    def _encode_part(self, text: str, allowed: frozenset[str]) -> list[int]:
+        if not allowed:
+            return self.encode_ordinary(text)
+        return self.encode(text, allowed_special=allowed, disallowed_special=())
+
+    # Whether special tokens are found by rules that look at the text beside them; see `TextRulesTokenizer`.
+    _flags_act: bool = False
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL
+    ) -> tuple[list[int], offsets.Offsets]:
+        """`encode`, and for each id the (start, end) of the characters of `text` that it covers.
+
+        They are those of Hugging Face's ``Encoding.offsets``: a token that begins or ends inside a character has all
+        of it, so that the offsets of neighbors may overlap.
+
+        >>> ranks = {bytes([byte]): byte for byte in range(256)} | {"né".encode()[:2]: 256}
+        >>> encoding = Encoding("small", pat_str=r"\\w+", mergeable_ranks=ranks, special_tokens={})
+        >>> encoding.encode_with_offsets("né")
+        ([256, 169], [(0, 2), (1, 2)])
+        """
+        ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        whole = patterns.joined_surrogates(text)
+        covered = offsets.character_offsets(whole, [len(self._engine.token_bytes(token)) for token in ids])
+        return ids, covered if len(whole) == len(text) else offsets.with_surrogate_pairs(text, covered)
 
     def count(self, text: str) -> int:
         """How many tokens `encode_ordinary` makes of `text`."""
-        try:
-            return self._core_bpe.count(text)
-        except TypeError:
-            _check_is_text(text)
-            raise
+        arguments.check_text(text)
+        return self._engine.count(text)
 
     def encode_with_unstable(
-        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = "all"
+        self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL
     ) -> tuple[list[int], list[list[int]]]:
         """The ids that stay whatever text follows, and the sequences that may come behind them.
 
         ``decode_bytes(stable + completion)`` starts with `text` for every completion.
         """
-        _check_is_text(text)
-        ids, last = self._core_bpe.encode_with_last(text, allowed_special, disallowed_special)
-        return unstable.with_completions(self._core_bpe, self._sorted_token_bytes, ids, last)
+        arguments.check_text(text)
+        arguments.check_specials(allowed_special, disallowed_special)
+        ids, last = self._engine.encode_with_last(text, allowed_special, disallowed_special)
+        return unstable.with_completions(self._engine, self._sorted_token_bytes, ids, last)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """The id of a token, special ones included; ``KeyError`` where there is none."""
         token = _as_bytes(text_or_bytes)
-        found = self._core_bpe.find(token)
+        found = self._engine.find(token)
         if found is None:
             raise KeyError(token)
         return found
@@ -184,27 +264,50 @@ class Encoding:
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes of `tokens`; ``KeyError`` for an unknown id."""
-        return self._core_bpe.decode_bytes(tokens)
+        if type(tokens) is not list:
+            arguments.check_ids(tokens)
+        try:
+            return self._engine.decode_bytes(tokens)
+        except TypeError:
+            arguments.raise_for_ids(tokens)
 
     def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
         """The text of `tokens`; `errors` as for ``bytes.decode``, since tokens may end inside a character."""
-        return self._core_bpe.decode(tokens, errors)
+        if type(tokens) is not list:
+            arguments.check_ids(tokens)
+        if errors != "replace":
+            arguments.check_errors(errors)
+        try:
+            return self._engine.decode(tokens, errors)
+        except TypeError:
+            arguments.raise_for_ids(tokens)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """An object that decodes tokens one by one as they are generated: see `StreamDecoder`."""
+        return StreamDecoder(self)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one token; ``KeyError`` for an unknown id."""
-        found = self._core_bpe.token_bytes(token)
+        try:
+            found = self._engine.token_bytes(token)
+        except TypeError:
+            arguments.check_id(token)
+            raise
         if found is None:
             raise KeyError(str(token))
         return found
 
     def decode_tokens_bytes(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token."""
+        if type(tokens) is not list:
+            arguments.check_ids(tokens)
         return [self.decode_single_token_bytes(token) for token in tokens]
 
     def decode_with_offsets(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
         """The text of `tokens`, and for each the index of the first character that has bytes of it.
 
-        Raises ``UnicodeDecodeError`` where the tokens together are not UTF-8.
+        `encode_with_offsets` gives their ends, too. Raises ``UnicodeDecodeError`` where the tokens together are not
+        UTF-8.
         """
         token_bytes = self.decode_tokens_bytes(tokens)
         length = 0
@@ -218,10 +321,14 @@ class Encoding:
         self, batch: Sequence[Sequence[int]], *, errors: str = "replace", num_threads: int = 8
     ) -> list[str]:
         """`decode` of each list of tokens; on one thread, whatever `num_threads` is."""
+        arguments.thread_count(num_threads)
+        arguments.check_ids(batch, "batch")
         return [self.decode(tokens, errors=errors) for tokens in batch]
 
     def decode_bytes_batch(self, batch: Sequence[Sequence[int]], *, num_threads: int = 8) -> list[bytes]:
         """`decode_bytes` of each list of tokens; on one thread, whatever `num_threads` is."""
+        arguments.thread_count(num_threads)
+        arguments.check_ids(batch, "batch")
         return [self.decode_bytes(tokens) for tokens in batch]
 
     # ---- The vocabulary
@@ -243,7 +350,7 @@ class Encoding:
         return set(self._special_tokens)
 
     def is_special_token(self, token: int) -> bool:
-        assert isinstance(token, int)
+        assert isinstance(token, int), f"token must be an int, got {arguments.kind(token)}"
         return token in self._special_token_values
 
     @property
@@ -253,22 +360,26 @@ class Encoding:
 
     # ---- What tiktoken has with an underscore, and others use
 
+    @property
+    def _core_bpe(self) -> CoreBPE:
+        return CoreBPE(self)
+
     @functools.cached_property
     def _mergeable_ranks(self) -> dict[bytes, int]:
         return self._ranks.data if isinstance(self._ranks, RankFile) else self._ranks
 
     def _encode_single_piece(self, text_or_bytes: str | bytes) -> list[int]:
         """The ids of a piece that is not to be split."""
-        return self._core_bpe.encode_piece(_as_bytes(text_or_bytes))
+        return self._engine.encode_piece(_as_bytes(text_or_bytes))
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
         """`encode_ordinary` with the pattern run by the `regex` library."""
-        pieces = (match.group() for match in patterns.compiled(self._pat_str).finditer(text))
+        pieces = patterns.pieces(self._pat_str, text)
         return [token for piece in pieces for token in self._encode_single_piece(piece)]
 
     def _encode_bytes(self, text: bytes) -> list[int]:
         """The ids of bytes that may end, or break, inside a character: what does not decode is one piece."""
-        return unstable.encode_bytes(self._core_bpe, text)
+        return unstable.encode_bytes(self._engine, text)
 
     def __getstate__(self) -> object:
         from llmfast.tokenizer import registry
@@ -291,43 +402,39 @@ class Encoding:
         self.__init__(**value)
 
 
-def available_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_GROUP_CHARACTERS = 16 << 20  # whose ids the engine holds at a time while lists are made of them
 
 
-def threads(num_threads: int | None) -> int:
-    """How many threads to use: all cores for None."""
-    if num_threads is None:
-        return available_cores()
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    return num_threads
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """`texts` in groups of so many characters, or of one text that has more."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= _GROUP_CHARACTERS:
+            yield texts[start : i + 1]
+            start, size = i + 1, 0
+    yield texts[start:] if start else texts
 
 
 def _as_bytes(text_or_bytes: str | bytes) -> bytes:
     if isinstance(text_or_bytes, str):
         return text_or_bytes.encode("utf-8")
     if not isinstance(text_or_bytes, bytes):
-        raise TypeError(f"expected a str or bytes, got {type(text_or_bytes).__name__}")
+        raise TypeError(f"text_or_bytes: expected a str or bytes, got {arguments.kind(text_or_bytes)}")
     return text_or_bytes
-
-
-def _check_is_text(text: object) -> None:
-    """The engine refuses what is no text; for None its message would speak of its own functions."""
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, got {type(text).__name__}") from None
 
 
 def check_disallowed(text: str, disallowed: Collection[str]) -> None:
     """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
-    if found := _any_of(frozenset(disallowed)).search(text):
-        raise_disallowed_special_token(found.group())
+    if "" in disallowed:  # which every text holds
+        raise_disallowed_special_token("")
+    if (found := _finder(frozenset(disallowed)).first_in(text)) is not None:
+        raise_disallowed_special_token(found)
 
 
 @functools.lru_cache(maxsize=128)
-def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+def _finder(texts: frozenset[str]) -> _bpe.Finder:
+    return _bpe.Finder(texts)
 
 
 def raise_disallowed_special_token(token: str) -> NoReturn:

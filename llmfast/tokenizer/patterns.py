@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -95,6 +96,53 @@ def compiled(pat_str: str):
         raise ValueError(f"the splitting pattern {pat_str!r} is no regular expression: {error}") from None
 
 
+# A pattern that backtracks may take time that is exponential in the length of a text. To find one piece, it may take so
+# many seconds of the process's CPU time, and as many more as the text has times a million characters.
+SECONDS_PER_PIECE = 10.0
+_PIECES_AT_ONCE = 1024
+
+
+def pieces(pat_str: str, text: str) -> Iterator[str]:
+    """What `pat_str` matches in `text`, one match after another, by the `regex` library.
+
+    Raises:
+        ValueError: the pattern is not a regular expression, or takes more than `SECONDS_PER_PIECE`.
+
+    >>> list(pieces("[a-z]+|[0-9]", "ab 12"))
+    ['ab', '1', '2']
+    """
+    for group in groups_of_pieces(pat_str, text):
+        yield from group
+
+
+def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
+    """The same in lists of many pieces. The time that a caller takes between them does not count."""
+    pattern = compiled(pat_str)
+    limit = SECONDS_PER_PIECE * (1 + len(text) / 1_000_000)
+    start: int | None = 0
+    while start is not None:
+        found, start = _some_pieces(pattern, text, start, limit)
+        yield [piece for piece in found if piece]
+
+
+def _some_pieces(pattern, text: str, start: int, limit: float) -> tuple[list[str], int | None]:
+    """The next pieces from `start` on, and where to search for more of them; None where there are no more."""
+    found: list[str] = []
+    match = None
+    try:
+        for match in islice(pattern.finditer(text, start, timeout=limit), _PIECES_AT_ONCE):
+            found.append(match.group())
+    except TimeoutError:
+        if match is None:
+            raise ValueError(
+                f"the splitting pattern {pattern.pattern!r} takes more than {limit:.0f} seconds to find the piece at "
+                f"character {start} of a text; write it without nested repetitions, such as (a+)+ or (?:a|aa)+, or "
+                "with possessive ones, such as (?:a|aa)++"
+            ) from None
+        return found, match.end()
+    return found, match.end() if match is not None and len(found) == _PIECES_AT_ONCE else None
+
+
 _GAPS = r"(?:{0})|(?:(?!{0})[\s\S])+"
 # Back to a group by number or name: of an expression written twice, the second would refer to the first one's group.
 _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\\g<|\(\?P=)")
@@ -142,23 +190,21 @@ _CERTAIN = (
 )
 
 
-def joined_until_certain(pat_str: str, chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in other chunks, which end between pieces; only what may go on in the next chunk is kept.
+def last_certain_boundary(pat_str: str) -> Callable[[str, int, int], int | None] | None:
+    """A function that finds the last place from `start` to `stop` where a text can be cut between its pieces.
 
-    A pattern that is not the engine's, or does not cut at all, may join anything: then all is one chunk.
+    None for a pattern that is not the engine's, or that does not cut at all: it may join anything.
     """
     if NATIVE.get(pat_str, "none") == "none":
-        yield "".join(chunks)
-        return
-    last = compiled(_CERTAIN)
-    kept, searched = "", 0
-    for chunk in chunks:
-        kept += chunk
-        if found := last.search(kept, searched):
-            yield kept[: found.start()]
-            kept = kept[found.start() :]
-        searched = max(0, len(kept) - 2)  # so much of what was searched decides about the place behind it
-    yield kept
+        return None
+    search = compiled(_CERTAIN).search
+
+    def boundary(text: str, start: int, stop: int) -> int | None:
+        # The character at `stop` decides whether a piece starts there.
+        found = search(text, start, stop + 1) if start <= stop else None
+        return found.start() if found else None
+
+    return boundary
 
 
 class RegexCore:
@@ -166,11 +212,10 @@ class RegexCore:
 
     def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
-        self._pattern = compiled(pat_str)
-        self._specials = specials
+        compiled(pat_str)  # which checks it
+        self._pat_str = pat_str
         for shared in (
             "find",
-            "find_special",
             "largest_id",
             "n_ordinary",
             "token_bytes",
@@ -181,36 +226,35 @@ class RegexCore:
         ):
             setattr(self, shared, getattr(self._core, shared))
 
-    def _pieces(self, text: str, errors: str = "strict") -> list[list[int]]:
-        pieces = (match.group().encode("utf-8", errors) for match in self._pattern.finditer(text))
-        return [self.encode_piece(piece) for piece in pieces if piece]
+    def _encode_pieces(self, text: str, ids: list[int], errors: str | None = None) -> int | None:
+        """Appends the ids of the pieces of `text`; returns how many the last one has, or None if there is none."""
+        last = None
+        for group in groups_of_pieces(self._pat_str, text):
+            if group:
+                pieces = [piece.encode("utf-8", errors) for piece in group] if errors else group
+                of_pieces, last = self._core.encode_pieces(pieces)
+                ids += of_pieces
+        return last
 
     def encode_ordinary(self, text: str) -> list[int]:
-        return [token for piece in self._pieces(joined_surrogates(text)) for token in piece]
+        ids: list[int] = []
+        self._encode_pieces(joined_surrogates(text), ids)
+        return ids
 
     def count(self, text: str) -> int:
         return len(self.encode_ordinary(text))
 
     def encode_with_last(self, text: str, allowed: str | Set[str], disallowed) -> tuple[list[int], int]:
-        from llmfast.tokenizer.encoding import check_disallowed
-
-        text = joined_surrogates(text)
-        allowed = self._specials.keys() if allowed == "all" else allowed
-        disallowed = self._specials.keys() - allowed if disallowed == "all" else disallowed
-        if disallowed:
-            check_disallowed(text, disallowed)
         ids: list[int] = []
         last = 0
-        while True:
-            found = self.find_special(text, allowed) if allowed else None
-            before, after = (text, "") if found is None else text.split(found, 1)
-            pieces = self._pieces(before)
-            ids.extend(token for piece in pieces for token in piece)
-            if found is None:
-                return ids, len(pieces[-1]) if pieces else last
-            ids.append(self._specials[found])
-            last = 0
-            text = after
+        for part in self._core.cut_at_specials(text, allowed, disallowed):
+            if isinstance(part, int):
+                ids.append(part)
+                last = 0
+            else:
+                of_piece = self._encode_pieces(part, ids)
+                last = last if of_piece is None else of_piece
+        return ids, last
 
     def encode(self, text: str, allowed: str | Set[str], disallowed) -> list[int]:
         return self.encode_with_last(text, allowed, disallowed)[0]
@@ -233,8 +277,9 @@ class RegexCore:
         if isinstance(document, str):
             return self.encode_ordinary(document)
         # A byte that is not UTF-8 is a surrogate to the pattern, and itself again in its piece.
-        text = str(document, "utf-8", "surrogateescape")
-        return [token for piece in self._pieces(text, "surrogateescape") for token in piece]
+        ids: list[int] = []
+        self._encode_pieces(str(document, "utf-8", "surrogateescape"), ids, "surrogateescape")
+        return ids
 
 
 Engine = _bpe.Core | RegexCore

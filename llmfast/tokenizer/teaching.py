@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-import regex
+from llmfast.tokenizer.patterns import pieces
 
 # How GPT-2 cuts text into words before merging: a contraction, or letters, digits or other signs with at most
 # one space before them, or a run of white space.
@@ -28,7 +28,7 @@ Order = Callable[[int, Pair], tuple]
 
 def count_words(documents: Iterable[str], pattern: str = GPT2_PATTERN) -> Counter[bytes]:
     """How often each word occurs; words are what `pattern` matches, as UTF-8."""
-    return Counter(word.encode() for document in documents for word in regex.findall(pattern, document))
+    return Counter(word.encode() for document in documents for word in pieces(pattern, document))
 
 
 def count_pairs(words: dict[tuple[int, ...], int]) -> Counter[Pair]:
@@ -90,8 +90,7 @@ class ByteBPE:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`: in each word, the earliest learned merge is applied until none applies."""
-        words = regex.findall(self.pattern, text)
-        return [token for word in words for token in self._encode_word(word.encode())]
+        return [token for word in pieces(self.pattern, text) for token in self._encode_word(word.encode())]
 
     def _encode_word(self, word: bytes) -> tuple[int, ...]:
         tokens = tuple(word)

@@ -102,11 +102,6 @@ class TextRulesTokenizer(Tokenizer):
         text = str(document, "utf-8", "surrogateescape")  # bytes that are not UTF-8 stay as they are
         return self._normal(text).encode("utf-8", "surrogateescape")
 
-    def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
-        # Where a piece certainly starts, normalizing has nothing to join either.
-        texts = patterns.joined_until_certain(self._pat_str, chunks)
-        return super().encode_iterable(self._normal(text) for text in texts)
-
     def count(self, text: str) -> int:
         return super().count(self._normal(text))
 

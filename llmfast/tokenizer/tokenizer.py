@@ -6,12 +6,12 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfast.files import atomic_write
-from llmfast.tokenizer import huggingface, patterns, rank_files, training
+from llmfast.tokenizer import arguments, huggingface, patterns, rank_files, training
 from llmfast.tokenizer.encoding import Encoding
 from llmfast.tokenizer.training import Progress, Source, TieBreak
 
@@ -53,6 +53,7 @@ class Tokenizer(Encoding):
         special_tokens: Sequence[str] = ("<|endoftext|>",),
         min_frequency: int = 2,
         tie_break: TieBreak = "bytes",
+        allow_smaller: bool = False,
         num_threads: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Tokenizer:
@@ -61,9 +62,10 @@ class Tokenizer(Encoding):
         The result depends on nothing but the text and the arguments; on threads least of all.
 
         Args:
-            source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``), or
-                the path of a UTF-8 file, or a list of ``pathlib.Path``. Text is streamed: memory grows with
-                the number of distinct words, not with the length of the text.
+            source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``, or of lists
+                of them, such as ``(batch["text"] for batch in dataset.iter(1000))``), or the path of a UTF-8 file, or
+                a list of ``pathlib.Path``. Text is streamed: memory grows with the number of distinct words, not with
+                the length of the text.
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
                 ``llama3``, ``qwen2``, ``o200k``, ``deepseek``; ``none`` to cut nowhere) or a regular expression for
@@ -77,17 +79,21 @@ class Tokenizer(Encoding):
                 greatest (left bytes, right bytes); ``smallest_ids``, the smallest (left id, right id);
                 ``huggingface``, the same with bytes numbered as GPT-2 does, which gives the merges of Hugging
                 Face's ``BpeTrainer`` with the byte-level alphabet.
+            allow_smaller: end with fewer tokens than `vocab_size` where no pair is left that occurs `min_frequency`
+                times, as Hugging Face's trainer does; otherwise that is an error. ``tokenizer.n_vocab`` is the size
+                reached.
             num_threads: all cores if None.
             progress: True draws a bar; a function is called with ("reading", bytes done, bytes of the files
                 or None) and ("merging", merges done, merges in all).
 
         Raises:
-            ValueError: a vocabulary smaller than 256 and the special tokens, or larger than the text can give
-                (the message says how many merges were possible); no text; special tokens that repeat, are
-                empty, or are tokens in their own right.
+            ValueError: a vocabulary smaller than 256 and the special tokens, or, without `allow_smaller`, larger than
+                the text can give (the message says how many merges were possible); no text; special tokens that
+                repeat, are empty, or are tokens in their own right.
             FileNotFoundError: a path that does not exist.
         """
         specials = _checked_specials(special_tokens)
+        arguments.check_id(vocab_size, "vocab_size")
         n_ordinary = vocab_size - len(specials)
         if n_ordinary < 256:
             raise ValueError(
@@ -102,13 +108,14 @@ class Tokenizer(Encoding):
             separators=specials,
             min_frequency=min_frequency,
             tie_break=tie_break,
+            allow_smaller=allow_smaller,
             num_threads=num_threads,
             progress=progress,
         )
         for special in specials:
             if special.encode() in ranks:
                 raise ValueError(f"special token {special!r} is a token of ordinary text, too; rename it")
-        ids = {special: n_ordinary + i for i, special in enumerate(specials)}
+        ids = {special: len(ranks) + i for i, special in enumerate(specials)}
         return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -293,6 +300,8 @@ class Tokenizer(Encoding):
 
 
 def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
+    if not isinstance(special_tokens, Iterable):
+        raise TypeError(f"special_tokens must be a sequence of str, got {arguments.kind(special_tokens)}")
     if isinstance(special_tokens, str):
         raise ValueError(f"special_tokens is one str, {special_tokens!r}; put it in a list")
     specials = list(special_tokens)
@@ -305,6 +314,7 @@ def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
 
 
 def _pattern(pattern: str) -> str:
+    arguments.check_text(pattern, "pattern")
     if pattern in PATTERNS:
         return PATTERNS[pattern]
     if pattern.replace("_", "").replace("-", "").isalnum():

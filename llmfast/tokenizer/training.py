@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from llmfast import _bpe
-from llmfast.tokenizer import patterns
-from llmfast.tokenizer.encoding import threads
+from llmfast.tokenizer import arguments, patterns
 from llmfast.tokenizer.patterns import joined_surrogates
 
-Documents = Iterable[str | bytes]
+Document = str | bytes
+Documents = Iterable[Document | Sequence[Document]]
 Source = Documents | str | os.PathLike | Sequence[os.PathLike]
 TieBreak = Literal["bytes", "huggingface", "smallest_ids"]
 Progress = Callable[[str, int, int | None], None]
@@ -46,19 +46,19 @@ def learn_ranks(
     separators: Sequence[str],
     min_frequency: int,
     tie_break: TieBreak,
+    allow_smaller: bool,
     num_threads: int | None,
     progress: bool | Progress | None,
 ) -> dict[bytes, int]:
     """`n_tokens` tokens, the 256 bytes among them, with their merge ranks; see `Tokenizer.train`."""
     if tie_break not in _TIE_BREAKS:
         raise ValueError(f"tie_break must be one of {', '.join(map(repr, _TIE_BREAKS))}, got {tie_break!r}")
-    if min_frequency < 1:
-        raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
+    arguments.check_count(min_frequency, "min_frequency", 1)
     files, documents = _files_and_documents(source)
     order, byte_order = _TIE_BREAKS[tie_break]
 
     with _reporter(progress) as report:
-        counter = _counter(pat_str, separators, threads(num_threads))
+        counter = _counter(pat_str, separators, arguments.thread_count(num_threads))
         for file in files:
             counter.add_file(file, _stage(report, "reading", sum(file.stat().st_size for file in files)))
         counter.add_documents(documents, _stage(report, "reading", None))
@@ -68,11 +68,11 @@ def learn_ranks(
 
     if counter.corpus.bytes_read == 0:
         raise ValueError("there is no text to train on: all documents are empty")
-    if len(merges) < n_merges:
+    if len(merges) < n_merges and not allow_smaller:
         raise ValueError(
             f"the text is too small for this vocabulary: {n_merges} merges are needed, but only "
             f"{len(merges)} were possible with pairs that occur at least {min_frequency} times; "
-            f"ask for {n_merges - len(merges)} tokens fewer, or give more text"
+            f"ask for {n_merges - len(merges)} tokens fewer, give more text, or pass allow_smaller=True"
         )
     tokens = [bytes([byte]) for byte in byte_order]
     for left, right in merges:
@@ -84,11 +84,13 @@ def learn_ranks(
 
 
 def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
-    """Splits what the caller gave into files to read and documents at hand."""
+    """Splits what the caller gave into files to read and documents to take as they are."""
     if isinstance(source, bytes):
         raise ValueError("source is one bytes object; to train on its text, pass it in a list: [text]")
     if isinstance(source, str | os.PathLike):
         return [_existing_file(source)], ()
+    if not isinstance(source, Iterable):
+        raise TypeError(f"source must be documents or files, got {arguments.kind(source)}")
     items = iter(source)
     first = next(items, None)
     if first is None:
@@ -111,11 +113,18 @@ def _existing_file(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def _batches(documents: Documents) -> Iterator[list[str | bytes]]:
+def _single(documents: Documents) -> Iterator[Document]:
+    """The documents one by one, those in lists, too."""
+    for item in documents:
+        for document in item if isinstance(item, list | tuple) else (item,):
+            if not isinstance(document, str | bytes):
+                raise TypeError(f"documents must be str or bytes, got {arguments.kind(document)}")
+            yield document
+
+
+def _batches(documents: Documents) -> Iterator[list[Document]]:
     batch, size = [], 0
-    for document in documents:
-        if not isinstance(document, str | bytes):
-            raise TypeError(f"documents must be str or bytes, got {type(document).__name__}")
+    for document in _single(documents):
         batch.append(document)
         size += len(document)
         if size >= _BATCH_CHARACTERS:
@@ -148,7 +157,7 @@ class _RegexCounter:
         import regex
 
         self.corpus = _bpe.Corpus("none", [], 1)
-        self._find_words = patterns.compiled(pat_str).finditer
+        self._pat_str = pat_str
         by_length = sorted(separators, key=len, reverse=True)
         self._split = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)").split
 
@@ -164,7 +173,7 @@ class _RegexCounter:
                 else:
                     text = joined_surrogates(document)
                 for part in self._split(text):
-                    words.update(match.group() for match in self._find_words(part))
+                    words.update(patterns.pieces(self._pat_str, part))
             self.corpus.add_words({word.encode(errors="surrogateescape"): n for word, n in words.items()})
             if progress:
                 progress(self.corpus.bytes_read)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmfast.tokenizer import huggingface
-from llmfast.tokenizer.encoding import available_cores
+from llmfast.tokenizer.arguments import available_cores
 from llmfast.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ def plot_losses(
     units: Mapping[str, float] = MappingProxyType({}),
     marks: dict[str, float] | None = None,
 ) -> None:
-    """Draw training and validation loss of a run's log by step to a PNG file, and below, each figure it reports.
+    """Plot the training and validation loss of a run by step as a PNG file, and below it each figure that it logged.
 
     Args:
         records: the log.
         path: the file to write.
-        units: names of other units of the loss, with the factors to them; the first is drawn in place of the loss.
-        marks: horizontal lines to compare with, by name, in that unit.
+        units: names of other units of the loss, with the factors to them; the first is plotted instead of the loss.
+        marks: horizontal lines for comparison, by name, in that unit.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -45,8 +45,8 @@ def plot_losses(
         axes.plot(steps, _smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
         top = float(losses.max()) * factor * 1.05 if len(losses) else 6.0
         for key, label, style in (
-            ("validation_loss", "validation, a part of it", {"marker": "o", "markersize": 4}),
-            ("final_loss", "validation, all of it", {"marker": "*", "markersize": 12, "linestyle": "none"}),
+            ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
+            ("final_loss", "validation, all", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
             steps, losses = _series(records, key)
             if len(steps):
@@ -101,7 +101,7 @@ def _plot_figure(axes: Any, name: str, records: list[dict[str, Any]]) -> None:
 def plot_sweep(
     logs: dict[str, list[dict[str, Any]]], results: list[tuple[dict[str, Any], float]], folder: Path
 ) -> list[Path]:
-    """Draw a sweep to PNG files in ``folder``: the runs' training losses, and the final loss by each setting.
+    """Plot a sweep as PNG files in ``folder``: the training losses of the runs, and the final loss by each setting.
 
     ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs. Returns the files.
     """
@@ -116,7 +116,9 @@ def plot_sweep(
             steps, losses = _series(records, "loss")
             axes.plot(steps, _smoothed(losses), label=name)
         axes.set(
-            xlabel="step", ylabel="training loss, smoothed (nats per token)", title="The runs of the sweep"
+            xlabel="step",
+            ylabel="training loss, smoothed (nats per token)",
+            title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
         _save(figure, files[0])
@@ -130,7 +132,7 @@ def plot_sweep(
 
 
 def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], float]]) -> None:
-    """Final loss by one setting, a line for each combination of the others."""
+    """Final loss by one setting, with a line for each combination of the others."""
     lines: dict[str, list[tuple[Any, float]]] = {}
     for settings, loss in results:
         others = ", ".join(
@@ -163,7 +165,7 @@ def _series(records: list[dict[str, Any]], key: str):
 
 
 def _smoothed(values):
-    """Exponential average over about 25 steps, unbiased at the start (Adam's correction)."""
+    """Exponential average over about 25 steps, with Adam's bias correction."""
     import numpy as np
 
     decay, total, smooth = 0.96, 0.0, np.empty_like(values)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from llmfast import _bpe
 from llmfast.tokenizer import Encoding, patterns
 from llmfast.tokenizer.registry import ENCODINGS
+from llmfast.tokenizer.streaming import separable_parts
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 WORDS = [
@@ -292,7 +293,7 @@ def test_text_is_cut_where_every_pattern_cuts(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     chunks = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
     for pat_str, name in patterns.NATIVE.items():
-        joined = list(patterns.joined_until_certain(pat_str, chunks))
+        joined = list(separable_parts(chunks, pat_str=pat_str))
         assert "".join(joined) == text
         assert [piece for part in joined for piece in _bpe.split(part, name)] == _bpe.split(text, name)
 
@@ -304,7 +305,7 @@ def test_streaming_keeps_little_text(unit):
     """Whatever the language; text with no letters of English was once kept to its end, and searched each time."""
     chunk = unit * (20_000 // len(unit))
     encoding = make_encoding(patterns.O200K)
-    parts = list(patterns.joined_until_certain(patterns.O200K, [chunk] * 50))
+    parts = list(separable_parts([chunk] * 50, pat_str=patterns.O200K))
     assert max(map(len, parts)) < 2 * len(chunk)
     tokens = sum(1 for _ in encoding.encode_iterable([chunk] * 3))
     assert tokens == encoding.count(chunk * 3)

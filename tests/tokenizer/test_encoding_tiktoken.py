@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 from hypothesis import given, settings
@@ -347,3 +348,29 @@ def test_a_damaged_rank_file_is_refused(tmp_path, monkeypatch):
     llmfast.tokenizer.registry.ENCODINGS.pop("cl100k_base")
     with pytest.raises(ValueError, match="Hash mismatch"):
         llmfast.tokenizer.get_encoding("cl100k_base")
+
+
+def test_the_engine_that_others_reach_for():
+    """``_core_bpe`` has the methods of tiktoken's, with their arguments."""
+    ours, theirs = (encoding._core_bpe for encoding in both("cl100k_base"))
+    assert [name for name in dir(theirs) if not name.startswith("__") and not hasattr(ours, name)] == []
+    text, allowed = "hello <|endoftext|> wörld  ", {"<|endoftext|>"}
+    for method, arguments in {
+        "encode_ordinary": (text,),
+        "encode": (text, allowed),
+        "encode_single_token": (b"<|endoftext|>",),
+        "encode_single_piece": (b"hello world",),
+        "_encode_bytes": (b"hello \xff",),
+        "decode_bytes": ([15339, 100257],),
+        "decode_single_token_bytes": (15339,),
+        "token_byte_values": (),
+    }.items():
+        assert getattr(ours, method)(*arguments) == getattr(theirs, method)(*arguments), method
+    assert ours.encode(text, set()) == theirs.encode(text, set())
+    ids = [np.frombuffer(core.encode_to_tiktoken_buffer(text, allowed), np.uint32) for core in (ours, theirs)]
+    assert ids[0].tolist() == ids[1].tolist()
+    (our_ids, our_ends), (their_ids, their_ends) = (
+        core.encode_with_unstable(text, allowed) for core in (ours, theirs)
+    )
+    assert our_ids == their_ids
+    assert sorted(our_ends) == sorted(their_ends)

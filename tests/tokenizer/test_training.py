@@ -360,3 +360,50 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_importing_the_tokenizer_does_not_import_torch():
     code = "import sys, llmfast.tokenizer; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_text_with_too_few_pairs_gives_what_it_can_if_that_is_allowed():
+    """As Hugging Face's trainer does, which says nothing of it; here it is an error unless it is asked for."""
+    text = ["low low low lower lower newest newest"]
+    with pytest.raises(ValueError, match="allow_smaller=True"):
+        Tokenizer.train(text, 1000)
+    tokenizer = Tokenizer.train(text, 1000, allow_smaller=True)
+    largest = Tokenizer.train(text, tokenizer.n_vocab)
+    assert tokenizer.fingerprint == largest.fingerprint
+    assert tokenizer.eot_token == tokenizer.n_vocab - 1
+    with pytest.raises(ValueError, match="1 tokens fewer"):
+        Tokenizer.train(text, tokenizer.n_vocab + 1)
+    assert Tokenizer.train(["a"], 1000, allow_smaller=True).n_vocab == 257
+
+
+@pytest.mark.parametrize("pattern", ["cl100k", r"\w+"])
+def test_documents_in_lists(pattern):
+    """What iterates over batches of a dataset gives lists of texts."""
+    documents = ["low low", "lower", b"newest newest", "newest low"]
+    expected = Tokenizer.train(documents, 262, pattern=pattern).fingerprint
+    for source in (
+        [documents[:2], documents[2:]],
+        iter([tuple(documents), []]),
+        [documents[0], documents[1:]],
+    ):
+        assert Tokenizer.train(source, 262, pattern=pattern).fingerprint == expected
+    with pytest.raises(TypeError, match="documents must be str or bytes, got int"):
+        Tokenizer.train([["low low", 3]], 260)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"vocab_size": 300.5}, TypeError, "vocab_size must be an int, got float"),
+        ({"vocab_size": None}, TypeError, "vocab_size must be an int, got NoneType"),
+        ({"min_frequency": 0}, ValueError, "min_frequency must be at least 1, got 0"),
+        ({"min_frequency": 1.5}, TypeError, "min_frequency must be an int, got float"),
+        ({"pattern": None}, TypeError, "pattern must be a str, got NoneType"),
+        ({"special_tokens": None}, TypeError, "special_tokens must be a sequence of str, got NoneType"),
+        ({"num_threads": 0.5}, TypeError, "num_threads must be an int, got float"),
+        ({"source": None}, TypeError, "source must be documents or files, got NoneType"),
+    ],
+)
+def test_wrong_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        Tokenizer.train(**{"source": ["low low low"], "vocab_size": 258} | options)
