@@ -23,9 +23,9 @@ def write_labels(file: Path, count: int = 120) -> Path:
     with open(file, "w", encoding="utf-8") as out:
         for number in range(count):
             label = ("good", "bad")[number % 2]
-            words = draw.choices(FILLER, k=draw.randint(2, 9))
+            words = draw.choices(FILLER, k=draw.randint(1, 5))
             words.insert(draw.randrange(len(words) + 1), draw.choice(WORDS[label]))
-            out.write(f"{' '.join(words)} {number}\t{label}\n")
+            out.write(f"{number} {' '.join(words)}\t{label}\n")
     return file
 
 
