@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmfast.data.labeled import LabeledDataConfig
+from llmfast.data.config import LabeledDataConfig
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import ParallelConfig, TrainingConfig
 

@@ -129,10 +129,10 @@ class ParallelConfig:
 class RunConfig:
     """One pretraining run."""
 
-    start: str | None = None
-    """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
-    folder. The model's settings and, unless data.tokenizer names another, the tokenizer come from there."""
     data: DataConfig = field(default_factory=DataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    start: str | None = None
+    """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
+    folder. The model's settings and, unless data.tokenizer names another, the tokenizer come from there."""

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from llmfast.data.labeled import LabeledDataConfig, open_labeled, prepare_labeled
+from llmfast.data.config import LabeledDataConfig
+from llmfast.data.labeled import open_labeled, prepare_labeled
 from llmfast.data.labeled_text import read_labeled
 
 

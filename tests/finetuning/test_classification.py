@@ -49,21 +49,21 @@ def losses(trainer, steps):
 
 def test_the_commands_train_a_classifier_and_use_it(tmp_path, capsys, monkeypatch):
     config = labels_config(
-        write_labels(tmp_path / "texts.tsv"), steps=80, evaluate_every=20, sample_every=40
+        write_labels(tmp_path / "texts.tsv", 300), steps=120, evaluate_every=40, sample_every=60
     )
     config.model = dataclasses.replace(config.model, dropout=0.0)
     config_files.save(config, tmp_path / "config.yaml")
     run = tmp_path / "run"
     assert main(["classify", "--config", str(tmp_path / "config.yaml"), "--out", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "train       100 texts: bad 54, good 46" in said
+    assert "train       234 texts: bad 125, good 109" in said
     assert "accuracy" in said
     assert " → good (" in said or " → bad (" in said
     session = resumed_session(run, task=Classification)
     assert session.trainer.evaluate()["accuracy"] > 0.9
     records = session.run.records()
-    assert {r["step"] for r in records if "accuracy" in r} == set(range(1, 81))
-    assert [r["step"] for r in records if "validation_accuracy" in r] == [20, 40, 60, 80]
+    assert {r["step"] for r in records if "accuracy" in r} == set(range(1, 121))
+    assert [r["step"] for r in records if "validation_accuracy" in r] == [40, 80, 120]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     assert main(["predict", str(run), "--text", "my case is awful"]) == 0

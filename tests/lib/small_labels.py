@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from llmfast.data.labeled import LabeledDataConfig
+from llmfast.data.config import LabeledDataConfig
 from llmfast.finetuning.classification import Classification
 from llmfast.finetuning.config import ClassificationConfig
 from llmfast.models.config import DecoderConfig
