@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs suites.")
     parser.add_argument("suites", nargs="+", choices=list(SUITES), metavar="SUITE", help=", ".join(SUITES))
-    parser.add_argument("--quick", action="store_true", help="fewer shapes: under a minute a suite")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes, under a minute per suite")
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),

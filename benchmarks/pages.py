@@ -11,8 +11,8 @@
 The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` and ``dtype=`` choose rows. A table sets
 llmfast beside the best other contender. With ``show=all`` every contender has a column; ``show=notes`` says what the
 cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of
-``ratio=`` (llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; or a line of the recorded
-quickstart run.
+``ratio=`` (llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; a line of the recorded
+quickstart run; or ``what steady means``.
 The table of commands between ``<!-- commands -->`` and ``<!-- end of commands -->`` is what ``llmfast --help`` lists.
 """
 
@@ -38,8 +38,9 @@ SHOWN = {
     "dispatch": "cpu-intel-xeon-dispatch.json",
 }
 PASSES = {"steady": "encode to NumPy", "cold": "encode to NumPy the first time"}
+STEADY = "after a first round on the same text"  # how the steady pass of that file was measured
 
-COMPILED = ROOT / "kernels" / "gate" / "table.json"
+COMPILED = ROOT / "kernels" / "compile_check" / "table.json"
 QUICKSTART = FOLDER / "quickstart.txt"
 
 RESULTS = re.compile(r"<!-- results: (?P<how>.+?) -->\n(?P<body>.*?)<!-- end of results -->", re.DOTALL)
@@ -99,6 +100,8 @@ def figure_of(how: str, folder: Path) -> str:
     """The figure that ``NAME [op=...] [pass=...] [dtype=...] ratio|speed=least|most`` asks for, or one of a name."""
     if how == "compiled kernels":
         return compiled_kernels()
+    if how == "what steady means":
+        return STEADY
     if how.startswith("quickstart "):
         return bits_per_byte(how.removeprefix("quickstart "))
     _, wanted, asked = selected(how, folder, "ratio", "speed")

@@ -156,7 +156,8 @@ def tokenizers(vocabulary: Vocabulary) -> Library:
 
 def hugging_face_file(vocabulary: Vocabulary) -> Path:
     """A tokenizer.json that says the same as the ranks, beside the trained vocabulary."""
-    from llmfast.tokenizer.huggingface import Contents, to_json
+    from llmfast.tokenizer.huggingface.contents import Contents
+    from llmfast.tokenizer.huggingface.writing import to_json
 
     path = Path(_folder().name) / f"{vocabulary}.json"
     if not path.exists():

@@ -4,7 +4,7 @@ The search is a hill climb. It starts at the choice of the rule in the code and 
 setting halved, doubled or flipped) until no neighbor is better. Neighbors are timed in alternation with the best so
 far. Each is checked against float64 first, and dropped if it does not compile, does not fit or is wrong. A row with
 everything that was tried is written if the best choice beats the rule by more than a margin; rows of other GPUs stay.
-The compile gate then checks the new choices as well.
+The compile check then checks the new choices as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .results import OURS, ROOT, describe_machine, write_json
 from .tune_questions import QUESTIONS, Question
 
 if TYPE_CHECKING:
-    from llmfast.kernels.tuned import Tuned
+    from llmfast.kernels.frame.tuned import Tuned
 
 TABLES = ROOT / "kernels" / "tables"
 MARGIN = 0.02  # two runs of the same choice differ by this much
@@ -87,9 +87,9 @@ class Search:
     faults: dict[Any, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from llmfast.kernels.launch import Device
+        from llmfast.kernels.frame.launch import Chip
 
-        self.chip = Device.of(torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu"))
+        self.chip = Chip.of(torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu"))
         self.rule = self.best = self.question.function.rule(self.chip, *self.question.arguments)
         generator = torch.Generator(self.device)
         self.inputs = self.question.case.inputs(generator.manual_seed(0))

@@ -14,7 +14,7 @@ from . import compare
 from .compare import BACKWARD, BOTH, FORWARD
 
 if TYPE_CHECKING:
-    from llmfast.kernels.tuned import Tuned
+    from llmfast.kernels.frame.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def attention(tiny: bool) -> Iterator[Question]:
 
 
 def norm(tiny: bool) -> Iterator[Question]:
-    launch, suite = of_kernels("norm"), suite_of("norm", False)
+    launch, suite = of_kernels("norm.launch"), suite_of("norm", False)
     for rows, width in suite.sizes("tiny" if tiny else "full"):
         case = suite.rms_norm_case(rows, width)
         yield Question(launch.forward_launch, (width,), case, FORWARD)
@@ -69,7 +69,7 @@ def norm(tiny: bool) -> Iterator[Question]:
 
 def activation(tiny: bool) -> Iterator[Question]:
     """Long rows, which are split into parts: one choice for all widths."""
-    launch, suite = of_kernels("activation"), suite_of("activation", tiny)
+    launch, suite = of_kernels("activation.launch"), suite_of("activation", tiny)
     rows, width = (4, launch.LONG) if tiny else suite.sizes("quick")[0]
     gated = suite.swiglu_case(rows, width)
     gelu = suite.gelu_case(rows, width)
@@ -83,29 +83,31 @@ def activation(tiny: bool) -> Iterator[Question]:
 
 
 def rope(tiny: bool) -> Iterator[Question]:
-    launch, suite = of_kernels("rope"), suite_of("rope", tiny)
+    launch, suite = of_kernels("rope.launch"), suite_of("rope", tiny)
     for B, S, H, K, D in suite.sizes("tiny" if tiny else "full")[::2]:
         yield Question(launch.launch, (max(H, K), D), suite.rope_case(B, S, H, K, D), FORWARD)
 
 
 def cross_entropy(tiny: bool) -> Iterator[Question]:
-    launch, suite = of_kernels("cross_entropy"), suite_of("cross_entropy", tiny)
+    launch, suite = of_kernels("losses.launch"), suite_of("cross_entropy", tiny)
     for tokens, vocabulary in suite.sizes("tiny" if tiny else "full"):
         case = suite.case(tokens, vocabulary)
-        yield Question(launch.forward_launch, (vocabulary,), case, FORWARD)
-        yield Question(launch.backward_launch, (vocabulary,), case, BACKWARD)
+        yield Question(launch.cross_entropy_forward_launch, (vocabulary,), case, FORWARD)
+        yield Question(launch.cross_entropy_backward_launch, (vocabulary,), case, BACKWARD)
 
 
 def linear_cross_entropy(tiny: bool) -> Iterator[Question]:
     """The tiles, for shapes where the op uses them."""
-    op, launch = of_kernels("linear_cross_entropy"), of_kernels("linear_tiles")
-    suite = suite_of("linear_cross_entropy", tiny)
+    launch, suite = of_kernels("losses.launch"), suite_of("linear_cross_entropy", tiny)
     if tiny:
-        op.FEW_ON_GPU = 0  # with so few logits, the op would compute all of them at once
+        launch.FEW_ON_GPU = 0  # with so few logits, the op would compute all of them at once
         case = suite.case(16, 64, 101)
     else:
         case = suite.case(*suite.sizes("quick")[0])
-        if torch.cuda.is_available() and op.strategy(*sizes_of(case), case.dtype, capability()) != "tiles":
+        if (
+            torch.cuda.is_available()
+            and launch.strategy(*sizes_of(case), case.dtype, capability()) != "tiles"
+        ):
             return
     yield Question(launch.logits_launch, (), case, BOTH)
     yield Question(launch.hidden_launch, (), case, BOTH)
@@ -123,24 +125,23 @@ def capability() -> int:
 
 def nf4(tiny: bool) -> Iterator[Question]:
     """Weights in 4 and 8 bits, at the largest number of tokens for which the kernel is used."""
-    products, dequantize = of_kernels("nf4.products"), of_kernels("nf4.dequantize")
-    suite = suite_of("nf4", tiny)
+    launch, suite = of_kernels("nf4.launch"), suite_of("nf4", tiny)
     sizes = suite.sizes("tiny" if tiny else "quick")
     for rows, width in sizes:
         case = suite.dequantize_case(rows, width)
-        yield Question(dequantize.dequantize_launch, (case.dtype.itemsize,), case, FORWARD)
+        yield Question(launch.dequantize_launch, (case.dtype.itemsize,), case, FORWARD)
     for kernel, make in (("nf4", suite.linear_case), ("int8", suite.int8_case)):
         for rows, width in sizes:
             for tokens in (8, 16):
                 case = make(tokens, rows, width)
                 arguments = kernel, tokens, rows
-                yield Question(products.few_tokens_launch, arguments, case, FORWARD, fixed=("tokens",))
+                yield Question(launch.few_tokens_launch, arguments, case, FORWARD, fixed=("tokens",))
         for tokens in (64,) if tiny else (64, 256):
-            yield Question(products.tiles_launch, (kernel, tokens), make(tokens, *sizes[0]), FORWARD)
+            yield Question(launch.tiles_launch, (kernel, tokens), make(tokens, *sizes[0]), FORWARD)
 
 
 def optimizer(tiny: bool) -> Iterator[Question]:
-    adamw, product, suite = of_kernels("adamw_call"), of_kernels("newton_schulz"), suite_of("optimizer", tiny)
+    launch, suite = of_kernels("optimizers.launch"), suite_of("optimizer", tiny)
     tensors, elements = suite.lists("tiny" if tiny else "quick")[0]
     low = torch.float16 if tiny else torch.bfloat16
     for kernel, case in (
@@ -148,10 +149,10 @@ def optimizer(tiny: bool) -> Iterator[Question]:
         ("adamw_kernel", suite.adamw_case(tensors, elements, low)),
         ("adamw_8bit_kernel", suite.adamw_8bit_case(tensors, elements)),
     ):
-        yield Question(adamw.adamw_launch, (kernel, case.dtype.itemsize), case, FORWARD)
+        yield Question(launch.adamw_launch, (kernel, case.dtype.itemsize), case, FORWARD)
     for B, R, C in suite.stacks("tiny" if tiny else "full"):
         case = suite.newton_schulz_case(B, R, C, torch.float32 if tiny else low)
-        yield Question(product.product_launch, (min(R, C), case.dtype.itemsize), case, FORWARD)
+        yield Question(launch.product_launch, (min(R, C), case.dtype.itemsize), case, FORWARD)
 
 
 QUESTIONS: dict[str, Callable[[bool], Iterator[Question]]] = {

@@ -9,7 +9,9 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "interrupt.h"
 #include "parallel.h"
+#include "progress.h"
 
 namespace llmfast {
 namespace {
@@ -75,25 +77,32 @@ public:
         std::string& text = block.buffer;
         text.swap(carried_);
         carried_.clear();
-        while (true) {
-            const std::size_t had = text.size(), wanted = std::max(kBlock, had);
-            text.resize(had + wanted);
-            const std::size_t got = std::fread(text.data() + had, 1, wanted, file_.get());
-            if (got < wanted && std::ferror(file_.get())) fail();
-            text.resize(had + got);
-            const bool at_end = got < wanted;
+        // Searching for a cut may take all of the text: it doubles between two searches, so that they take linear time.
+        for (bool at_end = false; !at_end;) {
+            const std::size_t wanted = text.size() + std::max(kBlock, text.size());
+            while (text.size() < wanted && !at_end) at_end = !read_block(text);
             if (const std::size_t cut = at_end ? text.size() : corpus_.find_cut(text)) {
                 carried_.assign(text, cut);
                 text.resize(cut);
                 break;
             }
-            if (at_end) break;
         }
         block.texts.assign(1, text);
         return !text.empty();
     }
 
 private:
+    // Appends the next kBlock bytes; false at the end of the file.
+    bool read_block(std::string& text) {
+        check_interrupt();
+        const std::size_t had = text.size();
+        text.resize(had + kBlock);
+        const std::size_t got = std::fread(text.data() + had, 1, kBlock, file_.get());
+        if (got < kBlock && std::ferror(file_.get())) fail();
+        text.resize(had + got);
+        return got == kBlock;
+    }
+
     [[noreturn]] void fail() const { throw std::runtime_error("cannot read " + path_ + ": " + std::strerror(errno)); }
 
     const Corpus& corpus_;
@@ -102,8 +111,18 @@ private:
     std::string carried_;  // read, but after the last cut
 };
 
+namespace {
+
+Specials specials_of(std::vector<std::string> texts) {
+    std::vector<Special> specials;
+    for (std::string& text : texts) specials.push_back({std::move(text), 0});
+    return Specials(std::move(specials));
+}
+
+}  // namespace
+
 Corpus::Corpus(Pattern pattern, std::vector<std::string> separators, unsigned threads)
-    : pattern_(pattern), separators_(std::move(separators)), counts_(std::max(1u, threads)) {}
+    : pattern_(pattern), separators_(specials_of(std::move(separators))), counts_(std::max(1u, threads)) {}
 
 void Corpus::add_documents(const std::vector<std::string_view>& documents) {
     DocumentSource source(*this, documents);
@@ -150,11 +169,15 @@ void Corpus::count_text(std::string_view text, WordCounts& counts) const {
     constexpr std::size_t kEnds = 1024;
     std::uint32_t ends[kEnds];
     const char* text_end = text.data() + text.size();
+    Decreasing texts_left(text.size() + 1);
     while (!text.empty()) {
-        std::size_t separator_length = 0;
-        const std::size_t document = find_separator(text, 0, separator_length);
+        texts_left.require(text.size());
+        const Specials::Match separator = separators_.find(text, 0, separators_.every());
         const char* rest = text.data();
-        for (std::size_t left = document; left > 0;) {
+        Decreasing document_left(separator.begin + 1);
+        for (std::size_t left = separator.begin; left > 0;) {
+            document_left.require(left);
+            check_interrupt();
             const std::size_t n = split(pattern_, rest, left, ends, kEnds);
             std::uint32_t start = 0;
             for (std::size_t i = 0; i < n; ++i) {
@@ -164,47 +187,37 @@ void Corpus::count_text(std::string_view text, WordCounts& counts) const {
             rest += start;
             left -= start;
         }
-        text.remove_prefix(document + separator_length);
+        text.remove_prefix(separator.begin + (separator.special ? separator.special->bytes.size() : 0));
     }
-}
-
-// The first separator at or after `from`, the longest one there; text.size() and length 0 if there is none.
-std::size_t Corpus::find_separator(std::string_view text, std::size_t from, std::size_t& length) const {
-    std::size_t first = text.size();
-    length = 0;
-    for (const std::string& separator : separators_) {
-        const std::size_t found = text.substr(0, std::min(text.size(), first + separator.size())).find(separator, from);
-        if (found < first || (found == first && separator.size() > length)) {
-            first = found;
-            length = separator.size();
-        }
-    }
-    return first;
 }
 
 // Whether a cut would go through a separator, or through what may be the start of one.
 bool Corpus::inside_separator(std::string_view text, std::size_t cut) const {
-    for (const std::string& separator : separators_) {
-        for (std::size_t start = cut - std::min(cut, separator.size() - 1); start < cut; ++start) {
-            const std::string_view part = text.substr(start, separator.size());
-            if (part == std::string_view(separator).substr(0, part.size())) return true;
+    for (const Special& separator : separators_.all()) {
+        const std::string_view bytes = separator.bytes;
+        for (std::size_t start = cut - std::min(cut, bytes.size() - 1); start < cut; ++start) {
+            const std::string_view part = text.substr(start, bytes.size());
+            if (part == bytes.substr(0, part.size())) return true;
         }
     }
     return false;
 }
 
-// A place near the end where text that goes on may be cut; 0 if it has none.
+// A place near the end where text that continues may be cut; 0 if it has none.
 std::size_t Corpus::find_cut(std::string_view text) const {
     for (const std::size_t from : {text.size() - text.size() / 8, text.size() / 2, std::size_t{1}}) {
         const std::size_t cut = certain_boundary(pattern_, text.data(), text.size(), from);
         if (cut < text.size() && !inside_separator(text, cut)) return cut;
     }
-    std::size_t cut = 0, length = 0, end = 0;
-    for (std::size_t at = find_separator(text, 0, length); length > 0; at = find_separator(text, end, length)) {
-        end = at + length;
-        if (!inside_separator(text, end)) cut = end;
+    std::vector<std::size_t> ends;
+    for (std::size_t from = 0;;) {  // every separator makes `from` larger: none is empty
+        const Specials::Match found = separators_.find(text, from, separators_.every());
+        if (!found.special) break;
+        from = found.begin + found.special->bytes.size();
+        ends.push_back(from);
     }
-    return cut;
+    while (!ends.empty() && inside_separator(text, ends.back())) ends.pop_back();
+    return ends.empty() ? 0 : ends.back();
 }
 
 }  // namespace llmfast

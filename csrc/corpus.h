@@ -10,9 +10,11 @@
 
 #include "count_words.h"
 #include "pretokenize.h"
+#include "specials.h"
 
 namespace llmfast {
 
+// What it adds can be stopped (interrupt.h). Throws std::length_error for a word of more than kLongestPiece bytes.
 class Corpus {
 public:
     // `separators`, such as the text of special tokens, end a document and are not counted themselves.
@@ -41,12 +43,11 @@ private:
 
     void count(Source& source, const Progress& progress);
     void count_text(std::string_view text, WordCounts& counts) const;
-    std::size_t find_separator(std::string_view text, std::size_t from, std::size_t& length) const;
     bool inside_separator(std::string_view text, std::size_t cut) const;
     std::size_t find_cut(std::string_view text) const;
 
     Pattern pattern_;
-    std::vector<std::string> separators_;
+    Specials separators_;
     std::vector<WordCounts> counts_;  // one for each thread
     std::uint64_t bytes_read_ = 0;
 };

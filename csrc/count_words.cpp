@@ -2,12 +2,18 @@
 
 #include <algorithm>
 #include <bit>
-#include <functional>
 #include <utility>
 
+#include "interrupt.h"
 #include "pages.h"
+#include "piece.h"
 
 namespace llmfast {
+namespace {
+
+constexpr std::ptrdiff_t kLooks = 1 << 14;  // slots between two looks at whether the caller still wants the result
+
+}  // namespace
 
 void ShortWords::grow(std::size_t more) {
     ShortWords larger(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1));
@@ -34,6 +40,7 @@ ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) 
         for (const ShortWords* table : tables) {
             const Slot* slot = table->begin() + table->n_slots_ / parts * part;
             for (const Slot* const stop = slot + table->n_slots_ / parts; slot != stop; ++slot) {
+                if ((stop - slot) % kLooks == 0) check_interrupt();
                 if (slot->count == 0) continue;
                 Slot* const home = all.home(slot->key);
                 const bool here = home >= first && home < last;
@@ -72,8 +79,9 @@ void WordCounts::flush() {
 }
 
 void WordCounts::add_long(std::string_view word, std::uint64_t count) {
+    if (word.size() > kLongestPiece) throw_piece_too_long(word.size());
     if ((n_long_ + 1) * 2 > long_.size()) grow_long();
-    const std::uint64_t h = std::hash<std::string_view>{}(word);
+    const std::uint64_t h = hash_bytes(word);
     for (std::size_t i = h & (long_.size() - 1);; i = (i + 1) & (long_.size() - 1)) {
         LongSlot& slot = long_[i];
         if (slot.count == 0) {
@@ -109,6 +117,7 @@ void WordCounts::join(std::vector<WordCounts>& counts) {
 
     for (auto from = counts.begin() + 1; from != counts.end(); ++from) {
         for (const LongSlot& slot : from->long_) {
+            if ((&slot - from->long_.data()) % kLooks == 0) check_interrupt();
             if (slot.count == 0) continue;
             counts[0].add_long(std::string_view(from->long_bytes_).substr(slot.offset, slot.length), slot.count);
         }

@@ -20,7 +20,8 @@
 namespace llmfast {
 
 // A hash table from words of up to 15 bytes, nearly all there are, to their counts. The bytes of a word are packed into
-// two machine words with their number.
+// two machine words with their number. Nobody can choose words that collide (hash.h): half of the slots are empty, and a
+// search soon meets one.
 class ShortWords {
 public:
     struct Slot {

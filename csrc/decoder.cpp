@@ -18,7 +18,7 @@ Decoder::Decoder(const Vocabulary& vocabulary, const std::vector<Special>& speci
     near_ = static_cast<uint32_t>(std::min<size_t>(size_t{largest_id_} + 1, 4 * tokens + (1 << 16)));
     kinds_.resize(size_t{near_} + 1);
     slots_.resize(size_t{near_} + 1);
-    for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) add(id, vocabulary.bytes(id));
+    for (size_t at = 0; at < vocabulary.size(); ++at) add(vocabulary.id(at), vocabulary.token(at));
     for (const Special& special : specials) add(special.id, special.bytes);
 }
 

@@ -2,45 +2,40 @@
 
 #include <algorithm>
 
+#include "interrupt.h"
+#include "merge.h"
 #include "vocabulary.h"
 
 namespace llmfast {
 namespace {
 
-// Merges the bytes of `token` by all ranks below `limit`: lowest rank first, and leftmost among equals.
-Parts merge_below(const Vocabulary& vocabulary, std::string_view token, std::uint32_t limit) {
-    std::vector<std::size_t> starts(token.size() + 1);
-    for (std::size_t i = 0; i < starts.size(); ++i) starts[i] = i;
-
-    const auto joined_rank = [&](std::size_t i) {  // of parts i and i + 1; kNoToken is above any limit
-        return i + 2 < starts.size() ? vocabulary.find(token.substr(starts[i], starts[i + 2] - starts[i])) : kNoToken;
-    };
-    std::vector<std::uint32_t> joined(token.size());
-    for (std::size_t i = 0; i < joined.size(); ++i) joined[i] = joined_rank(i);
-
-    while (true) {
-        const auto lowest = std::min_element(joined.begin(), joined.end());
-        if (*lowest >= limit) break;
-        const std::size_t i = lowest - joined.begin();
-        starts.erase(starts.begin() + i + 1);
-        joined.erase(lowest);
-        joined[i] = joined_rank(i);
-        if (i > 0) joined[i - 1] = joined_rank(i - 1);
+// The parts of `token` when all merges below `limit` are done. A byte that is no token is a part by itself, kNoToken.
+Parts parts_below(const PairTable& pairs, std::string_view token, std::uint32_t limit, MergeScratch& scratch) {
+    Parts parts(token.size());
+    byte_tokens(pairs, token, parts.data());
+    std::size_t kept = 0;
+    for (std::size_t from = 0, to; from < token.size(); from = to) {
+        for (to = from; to < token.size() && parts[to] != kNoToken;) ++to;
+        const std::size_t count = merge_below(pairs, parts.data() + from, to - from, limit, scratch);
+        std::copy_n(parts.begin() + from, count, parts.begin() + kept);
+        kept += count;
+        for (; to < token.size() && parts[to] == kNoToken; ++to) parts[kept++] = kNoToken;
     }
-    Parts parts;
-    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
-        parts.push_back(vocabulary.find(token.substr(starts[i], starts[i + 1] - starts[i])));
-    }
+    parts.resize(kept);
     return parts;
 }
 
 }  // namespace
 
 std::vector<Parts> derive_merges(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ranks) {
-    const Vocabulary vocabulary(tokens, ranks);
+    const PairTable pairs{Vocabulary(tokens, ranks)};
+    MergeScratch scratch;
     std::vector<Parts> parts;
     parts.reserve(tokens.size());
-    for (std::size_t i = 0; i < tokens.size(); ++i) parts.push_back(merge_below(vocabulary, tokens[i], ranks[i]));
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        if (i % 1024 == 0) check_interrupt();
+        parts.push_back(parts_below(pairs, tokens[i], ranks[i], scratch));
+    }
     return parts;
 }
 

@@ -1,4 +1,5 @@
-// Hashing by one wide multiplication, both halves folded together.
+// Hashing by one wide multiplication whose halves are folded together, with numbers that only this process knows: nobody
+// can choose words that collide.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,13 @@
 
 namespace llmfast {
 
-inline uint64_t hash_words(uint64_t low, uint64_t high) {
-    low ^= 0x9E3779B97F4A7C15ull;
-    high ^= 0xD6E8FEB86659FD93ull;
+// Drawn at random when the library is loaded. Hashes decide where things are stored, never what a result is.
+struct HashSecret { uint64_t low, high; };
+extern const HashSecret kHashSecret;
+
+inline uint64_t hash_words(uint64_t low, uint64_t high, const HashSecret& secret = kHashSecret) {
+    low ^= secret.low;
+    high ^= secret.high;
 #if defined(_MSC_VER)
     uint64_t upper = 0;
     const uint64_t lower = _umul128(low, high, &upper);
@@ -25,7 +30,7 @@ inline uint64_t hash_words(uint64_t low, uint64_t high) {
 #endif
 }
 
-// The `count` <= 8 bytes at `at` as a number. Loads overlap: a copy of so many bytes would be a call.
+// The `count` <= 8 bytes at `at` as a number. The loads overlap: copying a variable number of bytes would be a call.
 inline uint64_t load_some(const char* at, size_t count) {
     const auto load = [at]<typename Word>(Word word, size_t offset) {
         std::memcpy(&word, at + offset, sizeof word);
@@ -37,10 +42,11 @@ inline uint64_t load_some(const char* at, size_t count) {
 }
 
 inline uint64_t hash_bytes(std::string_view bytes) {
+    const HashSecret secret = kHashSecret;
     uint64_t hash = bytes.size();
     size_t at = 0;
-    for (; at + 8 <= bytes.size(); at += 8) hash = hash_words(load_some(bytes.data() + at, 8), hash);
-    return hash_words(load_some(bytes.data() + at, bytes.size() - at), hash);
+    for (; at + 8 <= bytes.size(); at += 8) hash = hash_words(load_some(bytes.data() + at, 8), hash, secret);
+    return hash_words(load_some(bytes.data() + at, bytes.size() - at), hash, secret);
 }
 
 }  // namespace llmfast

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string_view>
 
 #include "hash.h"
 
@@ -36,7 +37,12 @@ inline Key short_key(const char* at, size_t length, bool readable) {
     return {words[0] & kKeep[0][length], (words[1] & kKeep[1][length]) | uint64_t{length} << 56};
 }
 
-// Of which the upper bits are to be used.
-inline uint64_t hash_key(Key key) { return (key.low ^ key.high * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull; }
+// Use the high bits.
+inline uint64_t hash_key(const Key& key, const HashSecret& secret = kHashSecret) { return hash_words(key.low, key.high, secret); }
+
+// The bytes of a key.
+inline std::string_view bytes_of(const Key& key) {
+    return {reinterpret_cast<const char*>(&key), static_cast<size_t>(key.high >> 56)};
+}
 
 }  // namespace llmfast

@@ -6,16 +6,31 @@
 #include <string>
 #include <utility>
 
+#include "interrupt.h"
 #include "merge_lanes.h"
 #include "unicode.h"
 
 namespace llmfast {
+namespace {
+
+constexpr size_t kWindow = 1 << 16;  // bytes to read between two looks at whether the caller still wants the result
+
+}  // namespace
+
+void throw_piece_too_long(size_t bytes) {
+    throw std::length_error("a piece of " + std::to_string(bytes) + " bytes is too long: between two places where the "
+                            "pattern splits the text there may be at most " + std::to_string(kLongestPiece) +
+                            " bytes; split the text first");
+}
 
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     bool all = true;
-    for (size_t i = 0; i < piece.size(); ++i) {
-        out[i] = pairs.byte(static_cast<uint8_t>(piece[i]));
-        all &= out[i] != kNoToken;
+    for (size_t from = 0; from < piece.size(); from += kWindow) {
+        if (from > 0) check_interrupt();
+        for (size_t i = from, to = std::min(from + kWindow, piece.size()); i < to; ++i) {
+            out[i] = pairs.byte(static_cast<uint8_t>(piece[i]));
+            all &= out[i] != kNoToken;
+        }
     }
     return all;
 }
@@ -37,6 +52,7 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
     const uint8_t* const begin = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = begin + piece.size();
     const uint8_t* at = begin;
+    const uint8_t* seen = begin;  // at the last look at whether the caller still wants the result
     size_t count = 0;
     bool free_before = true;
     uint32_t cut = 0, before = 0;
@@ -44,6 +60,10 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
         uint32_t point = *at;
         const size_t size = point < 0x80 ? 1 : multibyte_length(at, end, point);
         if (size == 0) return 0;
+        if (at - seen > static_cast<ptrdiff_t>(kWindow)) {
+            check_interrupt();
+            seen = at;
+        }
         if (mark_cuts) {
             const bool may_merge = at == begin || !free_before || (before | point) < 0x80 || pairs.may_adjoin(before, point);
             cut = may_merge ? 0 : kCut;
@@ -107,6 +127,7 @@ class Stretches {
     }
 
     void merge() {
+        check_interrupt();
         Piece* ordered[kMost];
         size_t ends[kMostLaneParts + 2] = {};  // of those with so many parts, or more
         for (size_t i = 0; i < count_; ++i) ++ends[class_of(all_[i])];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "interrupt.h"
 #include "merge_short.h"
 #include "piece.h"
 #include "progress.h"
@@ -10,9 +11,12 @@
 namespace llmfast {
 namespace {
 
-// Any number of parts. They are a linked list of where they start; the queue holds rank and start, and outdated
-// entries are skipped when they come up: O(n log n).
-size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeScratch& scratch) {
+constexpr size_t kParts = 1 << 14;  // to work on between two looks at whether the caller still wants the result
+
+// Merges any number of parts by merges below `limit`, and writes where those that are left start. They are a linked list
+// of where they start; the queue holds rank and start, and outdated entries are skipped when they come up: O(n log n).
+size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeScratch& scratch,
+                    uint32_t limit = kNoToken) {
     std::vector<uint32_t>&next = scratch.next, &previous = scratch.previous, &rank = scratch.rank;
     std::vector<uint64_t>& queue = scratch.queue;
     const uint32_t end = static_cast<uint32_t>(count);
@@ -22,22 +26,25 @@ size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_
     queue.clear();
     const auto renew = [&](uint32_t part) {
         rank[part] = next[part] == end ? kNoToken : pairs.find(ids[part], ids[next[part]]);
-        if (rank[part] == kNoToken) return false;
+        if (rank[part] >= limit) return;
         queue.push_back(uint64_t{rank[part]} << 32 | part);
-        return true;
+        std::push_heap(queue.begin(), queue.end(), std::greater<>());
     };
     for (uint32_t part = 0; part < end; ++part) {
         next[part] = part + 1;
         previous[part] = part - 1;
     }
-    for (uint32_t part = 0; part < end; ++part) renew(part);
-    std::make_heap(queue.begin(), queue.end(), std::greater<>());
+    for (uint32_t part = 0; part < end; ++part) {
+        if (part % kParts == 0) check_interrupt();
+        renew(part);
+    }
 
     // Termination: each merge takes one of the parts away and adds at most two entries to the queue; every iteration
     // removes one entry.
     Decreasing left(3 * count + 1);
-    for (size_t parts = count; !queue.empty();) {
+    for (size_t parts = count, pops = 0; !queue.empty();) {
         left.require(2 * parts + queue.size());
+        if (++pops % kParts == 0) check_interrupt();
         const uint64_t best = queue.front();
         std::pop_heap(queue.begin(), queue.end(), std::greater<>());
         queue.pop_back();
@@ -49,8 +56,8 @@ size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_
         rank[gone] = kNoToken;
         next[part] = next[gone];
         if (next[part] != end) previous[next[part]] = part;
-        if (renew(part)) std::push_heap(queue.begin(), queue.end(), std::greater<>());
-        if (part > 0 && renew(previous[part])) std::push_heap(queue.begin(), queue.end(), std::greater<>());
+        renew(part);
+        if (part > 0) renew(previous[part]);
     }
     size_t kept = 0;
     for (uint32_t part = 0; part < end; part = next[part]) {
@@ -78,7 +85,7 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
     source.assign(ids, ids + count);
     done_starts.clear();  // of the tokens in ids[0, done); ids[done] is what the window before found at `at`
     size_t done = 0, at = 0, usual_width = kMostShort, width = kMostShort;
-    size_t spent = 0, furthest = 0, failed_at = 0;
+    size_t spent = 0, furthest = 0, failed_at = 0, looked = 0;
     Decreasing left(kPatience * count + 1);
     while (true) {
         const size_t size = std::min(width, count - at);
@@ -90,6 +97,10 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
             return merge_queued(pairs, ids, count, starts.data(), scratch);
         }
         left.require(kPatience * count - spent);
+        if (spent / kParts != looked) {
+            check_interrupt();
+            looked = spent / kParts;
+        }
         window.assign(source.data() + at, source.data() + at + size);
         starts.resize(size);
         const size_t found = size <= kMostShort ? merge_short(pairs, window.data(), size, starts.data())
@@ -119,11 +130,11 @@ size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, Mer
     }
 }
 
-// A piece of few runs of equal parts, as spaces, newlines and ruled lines are, however long it is. All pairs within a run
-// merge at once where no pair that comes about on the way would go first. Returns 0 where it takes more runs or steps
+// Merges a piece of few runs of equal parts, as spaces, newlines and ruled lines are, however long it is. All pairs within
+// a run merge at once where no pair that arises meanwhile would be merged first. Returns 0 where it takes more runs or steps
 // than a vocabulary made by merging does.
 size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
-    constexpr size_t kMostRuns = 32, kMostSteps = 256, kWorthIt = 4;  // parts a run
+    constexpr size_t kMostRuns = 32, kMostSteps = 256, kWorthIt = 4;  // kWorthIt: parts per run
     std::vector<Run>&runs = scratch.runs, &merged = scratch.merged_runs;
     const auto append = [&merged](uint32_t id, size_t times) {
         if (times == 0) return;
@@ -184,6 +195,11 @@ size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
     for (size_t i = 0; i < count; ++i) ids[i] &= ~kCut;
     if (const size_t kept = merge_runs(pairs, ids, count, scratch)) return kept;
     return count <= kMostShort ? merge_short(pairs, ids, count) : merge_by_windows(pairs, ids, count, scratch);
+}
+
+size_t merge_below(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t limit, MergeScratch& scratch) {
+    scratch.starts.resize(count);
+    return merge_queued(pairs, ids, count, scratch.starts.data(), scratch, limit);
 }
 
 }  // namespace llmfast

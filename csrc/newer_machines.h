@@ -3,6 +3,13 @@
 
 namespace llmfast {
 
+// For what a loop seldom needs: inlined, it would take the loop's registers.
+#if defined(__GNUC__)
+#define LLMFAST_NOINLINE __attribute__((noinline))
+#else
+#define LLMFAST_NOINLINE
+#endif
+
 // A function that starts with LLMFAST_NEWER, and all that is inlined into it, may use x86-64-v3 (AVX2, BMI). It may be
 // called only where is_newer() says so.
 #if defined(__x86_64__) && defined(__GNUC__)

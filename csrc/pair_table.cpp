@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "interrupt.h"
 #include "merge.h"
 #include "parallel.h"
 #include "prefetch.h"
@@ -17,19 +18,19 @@ namespace {
 
 uint8_t byte_at(std::string_view token, size_t at) { return static_cast<uint8_t>(token[at]); }
 
-// The ids of tokens of two bytes and more.
+// The positions of tokens of two bytes and more, short ones first.
 std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
     std::vector<size_t> starts(vocabulary.longest() + 2);
-    for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) ++starts[vocabulary.bytes(id).size() + 1];
-    const size_t skipped = starts[1] + starts[2];
-    starts[1] = starts[2] = 0;
+    for (size_t at = 0; at < vocabulary.size(); ++at) ++starts[vocabulary.token(at).size() + 1];
+    const size_t skipped = starts[2];
+    starts[2] = 0;
     for (size_t length = 3; length < starts.size(); ++length) starts[length] += starts[length - 1];
-    std::vector<uint32_t> ids(vocabulary.largest_id() + 1 - skipped);
-    for (uint32_t id = 0; id <= vocabulary.largest_id(); ++id) {
-        const size_t length = vocabulary.bytes(id).size();
-        if (length > 1) ids[starts[length]++] = id;
+    std::vector<uint32_t> positions(vocabulary.size() - skipped);
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        const size_t length = vocabulary.token(at).size();
+        if (length > 1) positions[starts[length]++] = static_cast<uint32_t>(at);
     }
-    return ids;
+    return positions;
 }
 
 constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
@@ -38,20 +39,21 @@ constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket 
 struct Halves { uint32_t left, right; };
 
 // Those of tokens of one length, when the table has all shorter ones: each by itself, so on all cores.
-void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> ids,
+void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> positions,
                  std::vector<Halves>& halves) {
     constexpr size_t kChunk = 4096;
-    const size_t length = vocabulary.bytes(ids[0]).size();
-    halves.assign(ids.size(), Halves{kNoToken, kNoToken});
-    run_parallel((ids.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
-        const size_t begin = chunk * kChunk, count = std::min(kChunk, ids.size() - begin);
+    const size_t length = vocabulary.token(positions[0]).size();
+    halves.assign(positions.size(), Halves{kNoToken, kNoToken});
+    run_parallel((positions.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
+        const size_t begin = chunk * kChunk, count = std::min(kChunk, positions.size() - begin);
+        check_interrupt();
         MergeScratch scratch;
         std::vector<uint32_t> parts(count * length);
         std::vector<Piece> pieces;
         std::vector<size_t> places;
         for (size_t i = begin; i < begin + count; ++i) {
             uint32_t* const own = &parts[(i - begin) * length];
-            if (!byte_tokens(pairs, vocabulary.bytes(ids[i]), own)) continue;
+            if (!byte_tokens(pairs, vocabulary.token(positions[i]), own)) continue;
             pieces.push_back({own, length});
             places.push_back(i);
         }
@@ -83,16 +85,16 @@ PairTable::PairTable(const Vocabulary& vocabulary)
         const char text = static_cast<char>(byte);
         bytes_[byte] = vocabulary.find({&text, 1});
     }
-    const std::vector<uint32_t> ids = by_length(vocabulary);
+    const std::vector<uint32_t> positions = by_length(vocabulary);
     int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 2 - 1)));
-    while (!fill(vocabulary, ids, bits)) {
-        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges cannot be told apart: too many ids are alike");
+    while (!fill(vocabulary, positions, bits)) {
+        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges do not fit into a table: too many of its ids are alike");
     }
 }
 
 // From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
 // of two to the `bits` places, is too crowded.
-bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits) {
+bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& positions, int bits) {
     const size_t places = size_t{1} << bits;
     buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
     entries_ = std::make_unique<Pages>((places + PairPlaces::kWindow) * sizeof(uint64_t));
@@ -100,21 +102,22 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), kMostBits - bits};
     bool ordered = true;
     std::vector<Halves> halves;
-    for (size_t from = 0, to; from < ids.size(); from = to) {
-        const size_t length = vocabulary.bytes(ids[from]).size();
-        for (to = from; to < ids.size() && vocabulary.bytes(ids[to]).size() == length;) ++to;
-        find_halves(*this, vocabulary, {ids.data() + from, to - from}, halves);
+    for (size_t from = 0, to; from < positions.size(); from = to) {
+        const size_t length = vocabulary.token(positions[from]).size();
+        for (to = from; to < positions.size() && vocabulary.token(positions[to]).size() == length;) ++to;
+        find_halves(*this, vocabulary, {positions.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
             constexpr size_t kAhead = 8;
             if (i + kAhead < to) prefetch(halves[i - from + kAhead].left, halves[i - from + kAhead].right);
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
-            const std::string_view token = vocabulary.bytes(ids[i]);
-            if (!insert(left, right, ids[i])) return false;
-            ordered = ordered && left < ids[i] && right < ids[i];
+            const uint32_t id = vocabulary.id(positions[i]);
+            const std::string_view token = vocabulary.token(positions[i]);
+            if (!insert(left, right, id)) return false;
+            ordered = ordered && left < id && right < id;
             if (is_ascii(token)) continue;
             add_adjoining(token);
-            if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, ids[i]);
+            if (byte_at(token, 0) >= 0x80 || byte_at(token, length - 1) >= 0x80) add_character(token, id);
         }
     }
     if (!ordered) std::fill(characters_.begin(), characters_.end(), kNoToken);

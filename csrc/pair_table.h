@@ -88,7 +88,7 @@ class PairTable {
     }
 
   private:
-    bool fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& ids, int bits);
+    bool fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& positions, int bits);
     bool insert(uint32_t left, uint32_t right, uint32_t merged);
     void prefetch(uint32_t left, uint32_t right) const;
     void add_character(std::string_view token, uint32_t id);

@@ -1,7 +1,8 @@
 #include "parallel.h"
 
 #include <algorithm>
-#include <system_error>
+#include <chrono>
+#include <exception>
 #include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -17,18 +18,24 @@ void pause() {
 #endif
 }
 
-// Returns when the word is no longer `old`. That is mostly a matter of microseconds, and waking a thread one of tens:
-// so look for a while before sleeping, and let others have the core if there are any.
-void wait(const std::atomic<uint32_t>& word, uint32_t old) {
+// Returns true when the word is no longer `old`, false if that takes more than some microseconds. Other threads get the core if
+// they need it.
+bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
     for (int i = 0; i < 300; ++i) {
-        if (word.load(std::memory_order_acquire) != old) return;
+        if (word.load(std::memory_order_acquire) != old) return true;
         if (i < 200) {
             pause();
         } else {
             std::this_thread::yield();
         }
     }
-    word.wait(old, std::memory_order_acquire);
+    return false;
+}
+
+// Returns when the word is no longer `old`. That mostly takes microseconds, and waking a thread takes tens of them:
+// so it spins before it sleeps.
+void wait(const std::atomic<uint32_t>& word, uint32_t old) {
+    if (!spin(word, old)) word.wait(old, std::memory_order_acquire);
 }
 
 constexpr uint32_t kOpen = 1, kOne = 2;
@@ -39,8 +46,8 @@ Team::Team(size_t size) {
     threads_.reserve(size);
     try {
         for (size_t member = 1; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
-    } catch (const std::system_error&) {
-        // Those there are do the work.
+    } catch (const std::exception&) {
+        // The system has no further thread, or no memory for one: those that have started do the work.
     }
 }
 
@@ -54,6 +61,7 @@ Team::~Team() {
 void Team::run(size_t count, const std::function<void(size_t i, size_t member)>& work) {
     work_ = &work;
     count_ = count;
+    interrupt_ = Interrupt::current();
     next_.store(0, std::memory_order_relaxed);
     if (count > 1 && !threads_.empty()) {
         inside_ = kOpen;
@@ -61,8 +69,7 @@ void Team::run(size_t count, const std::function<void(size_t i, size_t member)>&
         round_.notify_all();
     }
     loop(0);
-    // Whoever has not begun is not waited for.
-    for (uint32_t others = inside_ &= ~kOpen; others != 0; others = inside_) wait(inside_, others);
+    wait_for_others();
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
@@ -71,6 +78,7 @@ void Team::serve(size_t member) {
         wait(round_, seen);
         seen = round_;
         if (enter()) {
+            const Interrupt::Scope scope(interrupt_);
             loop(member);
             if (inside_.fetch_sub(kOne) == kOne) inside_.notify_all();
         } else if (stopped_) {
@@ -91,9 +99,36 @@ void Team::loop(size_t member) {
     try {
         for (size_t i = next_++; i < count_; i = next_++) (*work_)(i, member);
     } catch (...) {
-        const std::lock_guard lock(failing_);
-        if (!failure_) failure_ = std::current_exception();
-        next_ = count_;
+        fail();
+    }
+}
+
+// Keeps the exception that is being handled, unless there is one already, and begins no further work.
+void Team::fail() {
+    const std::lock_guard lock(failing_);
+    if (!failure_) failure_ = std::current_exception();
+    next_ = count_;
+}
+
+// Waits for the members that have begun; those that have not will not. A caller that can be stopped asks every few
+// milliseconds whether it was.
+void Team::wait_for_others() {
+    uint32_t others = inside_ &= ~kOpen;
+    bool stopped = interrupt_ == nullptr;
+    for (std::chrono::microseconds pause{50}; others != 0; others = inside_) {
+        if (stopped) {
+            wait(inside_, others);
+            continue;
+        }
+        if (spin(inside_, others)) continue;
+        try {
+            interrupt_->check();
+        } catch (...) {
+            fail();
+            stopped = true;
+        }
+        std::this_thread::sleep_for(pause);
+        pause = std::min(2 * pause, std::chrono::microseconds{5000});
     }
 }
 

@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "interrupt.h"
+
 namespace llmfast {
 
 // Threads that work together again and again.
@@ -25,14 +27,18 @@ class Team {
     size_t size() const { return threads_.size() + 1; }
 
     // Calls `work(i, member)` for 0 <= i < count; calls of one member, a number below size(), come one after another,
-    // with growing i. The first exception is thrown again here, when no member works any more.
+    // with growing i. The first exception, of whichever thread, is thrown again here, when no member works any more. A
+    // call that is stopped (interrupt.h) is stopped on all threads.
     void run(size_t count, const std::function<void(size_t i, size_t member)>& work);
 
   private:
     void serve(size_t member);
     bool enter();
     void loop(size_t member);
+    void fail();
+    void wait_for_others();
 
+    Interrupt* interrupt_ = nullptr;  // of the caller
     const std::function<void(size_t, size_t)>* work_ = nullptr;
     size_t count_ = 0;
     std::exception_ptr failure_;

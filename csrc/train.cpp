@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <utility>
 
+#include "interrupt.h"
 #include "parallel.h"
 #include "prefetch.h"
+#include "progress.h"
 #include "train_neighbours.h"
 #include "train_pairs.h"
 #include "train_symbols.h"
@@ -86,7 +89,9 @@ public:
         std::vector<Merge> merges;
         std::size_t next_report = 0;
         find_pairs(first_min_count());
+        Decreasing rarest(SIZE_MAX);  // each batch has a merge, or else rarer pairs are searched
         while (merges.size() < most_merges_) {
+            check_interrupt();
             if (options_.progress && merges.size() >= next_report) {
                 options_.progress(merges.size());
                 next_report = merges.size() + 256;
@@ -94,6 +99,7 @@ public:
             choose_batch(most_merges_ - merges.size());
             if (batch_.empty()) {
                 if (kept_ == options_.min_frequency) break;
+                rarest.require(kept_);
                 find_pairs(std::max(options_.min_frequency, kept_ / 8));
                 continue;
             }
@@ -112,7 +118,8 @@ private:
     static constexpr std::size_t kLongestBatch = 64, kFewSteps = 16;
     static constexpr std::uint64_t kMostPlaces = 1 << 14;  // of a batch, so that its cells stay in a core's cache
     static constexpr std::uint64_t kFewPlaces = 256;
-    static constexpr std::uint32_t kAhead = 12;            // places whose cells are asked for beforehand
+    static constexpr std::uint32_t kAhead = 12;            // places whose cells are prefetched
+    static constexpr Position kLooks = 1 << 14;            // places between two looks at whether the caller still wants the result
     static constexpr std::uint8_t kIsLeft = 1, kIsRight = 2;
 
     // ---- Finding pairs
@@ -173,7 +180,11 @@ private:
         const Position end = cut(share + 1);
         const bool only_bytes = tokens_.size() == 256;  // their length need not be waited for
         Token left = Symbols::kBorder;
-        for (Position p = cut(share), next; p < end; p = next) {
+        for (Position p = cut(share), next, look = p; p < end; p = next) {
+            if (p >= look) {
+                check_interrupt();
+                look = p + kLooks;
+            }
             next = p + (only_bytes || left == Symbols::kBorder ? 1 : tokens_.length(left));
             const Token right = symbols_.at(next);
             if (left != Symbols::kBorder && right != Symbols::kBorder) use(left, right, p);
@@ -266,6 +277,7 @@ private:
         const std::size_t shares = cuts.size() - 1;
         team_.run(shares, [&](std::size_t i, std::size_t member) {
             for (const Position *begin = cuts[i], *end; begin != cuts[i + 1]; begin = end) {
+                check_interrupt();
                 end = begin + std::min(kBlock, cuts[i + 1] - begin);
                 count_places(batch_[0], begin, end, found_[i], member);
                 join(batch_[0], found_[i]);
@@ -283,15 +295,17 @@ private:
         cut_batch(1);
     }
 
-    // Where the list of places is cut so that every thread gets a share, and no word is in two shares.
+    // Where the list of places is cut so that every thread gets a share, and no word is in two shares. Only a bounded
+    // number of symbols is searched for the end of a word: words may be as long as the text.
     std::vector<const Position*> share_places(const TrainingPairs::Pair& pair) const {
         constexpr std::ptrdiff_t kTries = 64;
+        constexpr Position kFar = 256;
         const Position *const begin = pair.places.get(), *const end = begin + pair.n_places;
         std::vector<const Position*> cuts{begin};
         for (std::size_t i = 1; i < team_.size(); ++i) {
             const Position* cut = std::max(begin + std::uint64_t{pair.n_places} * i / team_.size(), cuts.back() + 1);
             const Position* const last = cut + std::min(kTries, end - cut);
-            while (cut < last && symbols_.border(cut[-1], *cut) == *cut) ++cut;
+            while (cut < last && symbols_.border(std::max(cut[-1], *cut - std::min(*cut, kFar)), *cut) == *cut) ++cut;
             if (cut >= last) return {begin, end};
             cuts.push_back(cut);
         }

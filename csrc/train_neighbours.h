@@ -2,11 +2,13 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "interrupt.h"
 #include "train_symbols.h"
 
 namespace llmfast {
@@ -58,7 +60,10 @@ public:
             sums_[index].n_places += from.n_places;
             here.push_back(index);
         }
-        for (const Place& place : other.places_) places_.push_back({here[place.sum], place.start});
+        for (const Place& place : other.places_) {
+            if (places_.size() % kLooks == 0) check_interrupt();
+            places_.push_back({here[place.sum], place.start});
+        }
         forget(index_of);
         other.clear();
     }
@@ -78,6 +83,7 @@ public:
         }
         if (!any) return;
         for (const Place& place : places_) {
+            if ((&place - places_.data()) % kLooks == 0) check_interrupt();
             if (Position*& next = sums_[place.sum].next) *next++ = place.start;
         }
     }
@@ -88,6 +94,8 @@ public:
     }
 
 private:
+    static constexpr std::ptrdiff_t kLooks = 1 << 14;  // places between two looks at whether the caller still wants the result
+
     struct Place {
         std::uint32_t sum;
         Position start;

@@ -98,8 +98,7 @@ public:
 private:
     static constexpr std::uint32_t kEmpty = 0xFFFFFFFF;
 
-    // Pairs of bytes have slots of their own.
-    std::size_t start(Token left, Token right) const { return (left * 0x9E3779B1u ^ right) & (slots_.size() - 1); }
+    std::size_t start(Token left, Token right) const { return hash_words(left, right) & (slots_.size() - 1); }
     void grow() {
         slots_.assign(slots_.size() * 2, kEmpty);
         for (std::uint32_t index = 0; index < sums_.size(); ++index) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "growing.h"
+#include "interrupt.h"
 #include "parallel.h"
 #include "prefetch.h"
 #include "train.h"
@@ -55,6 +56,7 @@ public:
         team.run(team.size(), [&](std::size_t part, std::size_t) {
             std::uint64_t at[2] = {starts[0][part], starts[1][part]};
             for (std::size_t i = share(part); i < share(part + 1); ++i) {
+                if (i % 1024 == 0) check_interrupt();
                 const bool light = is_light(words[i]);
                 std::uint32_t* next = cells_.data() + at[light];
                 *next++ = cell(kBorder, 0);

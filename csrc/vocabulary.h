@@ -1,6 +1,8 @@
-// Tokens both ways: bytes -> id by a hash table, id -> bytes by position. An id is also the token's merge rank.
+// Tokens both ways: bytes -> id by a hash table, id -> bytes by its position among all ids. An id is also the token's merge
+// rank. Memory is proportional to the tokens, however large their ids are.
 #pragma once
 
+#include <algorithm>
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
@@ -26,25 +28,37 @@ class Vocabulary {
 
     // The bytes of a token; empty for an id that has none.
     std::string_view bytes(uint32_t id) const {
-        if (id >= spans_.size()) return {};
-        return {bytes_.data() + spans_[id].offset, spans_[id].length};
+        const size_t at = position(id);
+        return at < ids_.size() && ids_[at] == id ? token(at) : std::string_view();
     }
 
-    uint32_t largest_id() const { return static_cast<uint32_t>(spans_.size() - 1); }
+    // The tokens by position, 0 to size() - 1, in ascending order of their ids.
+    uint32_t id(size_t position) const { return ids_[position]; }
+    std::string_view token(size_t position) const {
+        return {bytes_.data() + spans_[position].offset, spans_[position].length};
+    }
+
+    uint32_t largest_id() const { return ids_.back(); }
     size_t longest() const { return longest_; }  // bytes
-    size_t size() const { return count_; }
+    size_t size() const { return ids_.size(); }
 
   private:
     struct Span { uint32_t offset, length; };
 
-    void insert(std::string_view token, uint32_t id);
+    // The first position whose id is not below `id`. Where ids have no gaps, they are positions.
+    size_t position(uint32_t id) const {
+        if (id < ids_.size() && ids_[id] == id) return id;
+        return static_cast<size_t>(std::lower_bound(ids_.begin(), ids_.end(), id) - ids_.begin());
+    }
+    void append(std::string_view token, uint32_t id);
     static size_t long_hash(std::string_view token);
 
     std::string bytes_;              // every token, one behind another
-    std::vector<Span> spans_;        // by id
-    std::vector<uint32_t> slots_;    // ids by the hash of their bytes; a power of two
+    std::vector<uint32_t> ids_;      // by position
+    std::vector<Span> spans_;        // by position
+    std::vector<uint32_t> slots_;    // positions by the hash of the tokens' bytes; a power of two
     std::bitset<1 << 16> long_tokens_;  // a bit for each token of 16 bytes and more: most long pieces are none
-    size_t longest_ = 0, count_ = 0;
+    size_t longest_ = 0;
 };
 
 // b'...' as Python writes it, for messages.

@@ -1,8 +1,6 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
 from .activation import geglu, gelu, swiglu
-from .adamw import adamw_
-from .adamw_8bit import adamw_8bit_
 from .attention import (
     attention_weights,
     flash_attention,
@@ -14,13 +12,10 @@ from .attention import (
     flash_decode,
     sdpa,
 )
-from .backend import backend
-from .cross_entropy import cross_entropy
+from .frame.backend import backend
 from .int8 import int8_linear, quantize_int8
-from .linear_cross_entropy import linear_cross_entropy
-from .linear_kl_divergence import linear_kl_divergence
 from .lora import Adapted, lora_linear, lora_mlp
-from .newton_schulz import newton_schulz
+from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence
 from .nf4 import (
     NF4Linear,
     NF4Tensor,
@@ -33,6 +28,7 @@ from .nf4 import (
     to_bitsandbytes_state,
 )
 from .norm import layer_norm, rms_norm
+from .optimizers import adamw_, adamw_8bit_, newton_schulz
 from .rope import rope
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import geglu, gelu, swiglu
-from llmfast.kernels.reference import activation as definition
+from llmfast.kernels.activation import reference as definition
 
 from ..compare import BACKWARD, FORWARD, Case
 from ..contenders import Contender, compiled, given
@@ -31,7 +31,7 @@ def cases(size: str) -> Iterator[Case]:
 
 
 def swiglu_case(rows: int, width: int) -> Case:
-    return gated_case("swiglu", rows, width, plain_swiglu, swiglu, liger_swiglu, definition.swiglu)
+    return gated_case("swiglu", rows, width, plain_swiglu, swiglu, liger_swiglu, exact_swiglu)
 
 
 def plain_swiglu(gate, up):
@@ -46,8 +46,12 @@ def geglu_tanh(gate, up):
     return geglu(gate, up, approximate="tanh")
 
 
+def exact_swiglu(gate, up):
+    return definition.gated(gate, up, "silu")
+
+
 def exact_geglu(gate, up):
-    return definition.geglu(gate, up, "tanh")
+    return definition.gated(gate, up, "gelu_tanh")
 
 
 def liger_swiglu() -> Callable:
@@ -97,7 +101,7 @@ def gelu_case(rows: int, width: int) -> Case:
         shape={"N": rows, "F": width},
         dtype=DTYPE,
         inputs=lambda g: {"x": normal(g, rows, width), "bias": normal(g, width)},
-        exact=lambda x, bias: definition.gelu(x, bias, "none"),
+        exact=lambda x, bias: definition.biased(x, bias, "gelu"),
         plain=plain,
         contenders=[given(OURS, gelu), given("PyTorch", plain), compiled(plain)],
         work={

@@ -14,8 +14,8 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import flash_attention, flash_decode
+from llmfast.kernels.attention import reference as definition
 from llmfast.kernels.attention.launch import ALTERNATING, PERSISTENT, TILES, WARP_GROUPS, Tile, choosing
-from llmfast.kernels.reference import attention as definition
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint

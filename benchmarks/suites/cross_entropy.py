@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import cross_entropy
-from llmfast.kernels.reference import loss as definition
+from llmfast.kernels.losses import reference as definition
 
 from ..compare import BOTH, FORWARD, Case
 from ..contenders import Contender, compiled, given

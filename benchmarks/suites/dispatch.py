@@ -98,7 +98,9 @@ def nothing_launched() -> Iterator[None]:
     def nothing(self: object, *args: object, **options: object) -> None:
         pass
 
-    dispatcher = sys.modules["llmfast.kernels.backend"]  # the name in the package is that of the public class
+    dispatcher = sys.modules[
+        "llmfast.kernels.frame.backend"
+    ]  # the name in the package is that of the public class
     with (
         mock.patch.object(dispatcher, "INTERPRETING", True),
         mock.patch.object(JITFunction, "run", nothing),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from llmfast.kernels import NF4Tensor, dequantize_nf4, int8_linear, nf4_linear, quantize_int8, quantize_nf4
 from llmfast.kernels.nf4.layout import Layout
-from llmfast.kernels.reference.nf4 import GROUP, code_values
+from llmfast.kernels.nf4.reference import GROUP, code_values
 
 from ..compare import BACKWARD, BOTH, FORWARD, Case
 from ..contenders import Contender, given

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from llmfast.kernels import layer_norm, rms_norm
-from llmfast.kernels.reference import norm as definition
+from llmfast.kernels.norm import reference as definition
 
 from ..compare import BACKWARD, FORWARD, Case
 from ..contenders import Contender, compiled, given

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from llmfast.kernels import adamw_, adamw_8bit_, newton_schulz
-from llmfast.kernels.newton_schulz import COEFFICIENTS
-from llmfast.kernels.reference import adamw as definition
-from llmfast.kernels.reference import newton_schulz as iteration
+from llmfast.kernels.optimizers import adamw_reference as definition
+from llmfast.kernels.optimizers import newton_schulz_reference as iteration
+from llmfast.kernels.optimizers.newton_schulz import COEFFICIENTS
 
 from ..compare import FORWARD, Case
 from ..contenders import Contender, given

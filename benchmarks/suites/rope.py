@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from llmfast.kernels import rope
-from llmfast.kernels.reference import rotary as definition
+from llmfast.kernels.rope import reference as definition
 
 from ..compare import BACKWARD, FORWARD, Case
 from ..contenders import Contender, compiled, given

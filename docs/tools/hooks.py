@@ -16,16 +16,11 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-# A package and where its source is. Each has a page, which mkdocs.yml lists.
-PACKAGES = {
-    "llmfast.kernels": ROOT / "kernels",
-    "llmfast.tokenizer": ROOT / "llmfast" / "tokenizer",
-    "llmfast.data": ROOT / "llmfast" / "data",
-    "llmfast.models": ROOT / "llmfast" / "models",
-    "llmfast.training": ROOT / "llmfast" / "training",
-    "llmfast.evaluation": ROOT / "llmfast" / "evaluation",
-    "llmfast.inference": ROOT / "llmfast" / "inference",
-    "llmfast.integrations": ROOT / "llmfast" / "integrations",
+# Each package and where its source is. mkdocs.yml lists their pages. The commands have a page of another kind.
+PACKAGES = {"llmfast.kernels": ROOT / "kernels"} | {
+    f"llmfast.{path.parent.name}": path.parent
+    for path in sorted((ROOT / "llmfast").glob("*/__init__.py"))
+    if path.parent.name != "commands"
 }
 
 

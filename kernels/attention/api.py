@@ -3,32 +3,33 @@
 import math
 
 import torch
+from torch import Tensor
 
-from ..backend import use_triton
-from ..reference import attention as reference
+from ..frame.backend import use_triton
+from . import reference
 from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
-from .documents import documents_attention
-from .ops import attention_op
+from .documents import DocumentsCall, documents_op
+from .ops import AttentionCall, attention_op
 
 
 def flash_attention(
-    q,
-    k,
-    v,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    causal=False,
-    scale=None,
-    window=None,
-    softcap=None,
-    sinks=None,
-    dropout_p=0.0,
-    seed=None,
-    cu_seqlens_q=None,
-    cu_seqlens_k=None,
-    max_seqlen_q=None,
-    max_seqlen_k=None,
-    return_lse=False,
-):
+    causal: bool = False,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Exact attention in memory proportional to S + T; gradients for q, k, v, sinks and through the lse.
 
     .. math::
@@ -109,30 +110,29 @@ def flash_attention(
 
 
 def attend(
-    q,
-    k,
-    v,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    left,
-    right,
-    scale=None,
-    softcap=None,
-    sinks=None,
-    dropout_p=0.0,
-    seed=None,
-    cu_seqlens_q=None,
-    cu_seqlens_k=None,
-    return_lse=False,
-):
+    left: int | None,
+    right: int | None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     seed = seed_tensor(seed, q.device) if dropout_p > 0 else None
     if scale < 0:  # Kernels, PyTorch's too, take the maximum before they scale.
         q, scale = -q, -scale
     if use_triton(q, k, v):
-        out, lse = attention_op(
-            q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, scale, left, right, softcap, dropout_p
-        )
+        options = (scale, left, right, softcap, dropout_p)
+        out, lse = attention_op(AttentionCall(q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, *options))
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
@@ -141,7 +141,7 @@ def attend(
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)
     if plain and cu_seqlens_k is cu_seqlens_q and sees_itself and q.device.type == "cpu":
-        return documents_attention(q, k, v, cu_seqlens_q, scale, left, right)[0]
+        return documents_op(DocumentsCall(q, k, v, cu_seqlens_q, scale, left, right))[0]
     out, lse = reference.attention(
         q,
         k,
@@ -159,10 +159,10 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def seed_tensor(seed, device):
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """The seed as an int64 tensor, drawn or filled on the device, so that nothing waits for the host."""
     if seed is None:
         return torch.randint(2**62, (), dtype=torch.int64, device=device)
-    if isinstance(seed, torch.Tensor):
+    if isinstance(seed, Tensor):
         return seed.reshape(())
     return torch.full((), seed, dtype=torch.int64, device=device)

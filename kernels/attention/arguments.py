@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from ..launch import cdiv
-from ..reference.attention import dropout_threshold
+from ..frame.launch import cdiv
 from .launch import padded_width
+from .reference import dropout_threshold
 
 
 def as_heads(x):

@@ -4,7 +4,7 @@ computed again from the saved log-sum-exp; that costs 7 products of a tile inste
 give equal bits.
 """
 
-from .._triton import tl, triton
+from ..frame._triton import tl, triton
 from .tiles import (
     INF,
     LOG2_E,

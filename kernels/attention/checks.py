@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..checks import on_one_device
+from ..frame.checks import on_one_device
 
 
 def window_bounds(causal, window):

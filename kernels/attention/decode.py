@@ -1,13 +1,16 @@
 """Attention of a few new queries to a cache of keys and values, contiguous or in pages."""
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..backend import use_triton
-from ..launch import Device, cdiv, run
-from ..operator import define
-from ..reference import attention as reference
+from ..frame.backend import use_triton
+from ..frame.call import MutatedTensor
+from ..frame.launch import Chip, cdiv, run
+from ..frame.operator import define
+from . import reference
 from .arguments import addressable, empty_rows, matrices, scalar_arguments
 from .checks import check_cache, check_new, check_options, window_bounds
 from .decode_kernels import append_kernel, combine_kernel, decode_kernel
@@ -15,21 +18,21 @@ from .launch import decode_splits, decode_tile, padded_width
 
 
 def flash_decode(
-    q,
-    k_cache,
-    v_cache,
-    cache_seqlens,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
     *,
-    k_new=None,
-    v_new=None,
-    page_table=None,
-    causal=True,
-    scale=None,
-    window=None,
-    softcap=None,
-    sinks=None,
-    return_lse=False,
-):
+    k_new: Tensor | None = None,
+    v_new: Tensor | None = None,
+    page_table: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attention(q, k, v, causal=True)`` against the first ``cache_seqlens[b]`` rows of each cache
     entry.
 
@@ -81,15 +84,46 @@ def flash_decode(
     if scale < 0:
         q, scale = -q, -scale
     triton = use_triton(q, k_cache, v_cache)
-    if new:
-        append = append_op if triton else reference.append_to_cache
-        append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
-    arguments = (q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap)
-    out, lse = decode_op(*arguments) if triton else reference.decode(*arguments)
+    if new and triton:
+        append_op(AppendCall(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table))
+    elif new:
+        reference.append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
+    options = (page_table, sinks, new, scale, left, right, softcap)
+    call = DecodeCall(q, k_cache, v_cache, cache_seqlens, *options)
+    out, lse = decode_op(call) if triton else reference.decode(*call)
     return (out, lse) if return_lse else out
 
 
-def check_addressable(name, cache):
+class DecodeCall(NamedTuple):
+    q: Tensor  # (B, H, S, D)
+    k_cache: Tensor  # (B, K, T, D), or (pages, K, page size, D)
+    v_cache: Tensor  # as k_cache
+    cache_seqlens: Tensor | None  # int32 (B,); None: every entry is full
+    page_table: Tensor | None  # int32 (B, pages of an entry)
+    sinks: Tensor | None  # (H,)
+    new: int  # rows appended
+    scale: float
+    left: int | None
+    right: int | None
+    softcap: float | None
+
+    def allocate(self) -> tuple[Tensor, Tensor]:
+        return empty_rows(self.q), self.q.new_empty(self.q.shape[:3], dtype=torch.float32)
+
+
+class AppendCall(NamedTuple):
+    k_cache: MutatedTensor  # as of a DecodeCall
+    v_cache: MutatedTensor
+    k_new: Tensor  # (B, K, S_new, D)
+    v_new: Tensor  # as k_new
+    cache_seqlens: Tensor
+    page_table: Tensor | None
+
+    def allocate(self) -> None:
+        """It works in place."""
+
+
+def check_addressable(name: str, cache: Tensor) -> None:
     """A cache is never copied: it may be large, and appending writes to it."""
     if addressable(cache) is not cache:
         raise ValueError(
@@ -98,14 +132,15 @@ def check_addressable(name, cache):
         )
 
 
-def page_arguments(cache, page_table):
+def page_arguments(cache: Tensor, page_table: Tensor | None) -> dict:
     if page_table is None:
         return {"page_table": None, "pages_per_entry": 0, "PAGE": 0, "T": cache.shape[2]}
     pages, size = page_table.shape[1], cache.shape[2]
     return {"page_table": page_table.contiguous(), "pages_per_entry": pages, "PAGE": size, "T": pages * size}
 
 
-def run_append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
+def run_append(call: AppendCall) -> None:
+    k_cache, v_cache, k_new, v_new, cache_seqlens, page_table = call
     check_addressable("k_cache", k_cache)
     check_addressable("v_cache", v_cache)
     k_new, v_new = addressable(k_new), addressable(v_new)
@@ -126,25 +161,19 @@ def run_append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
     )
 
 
-def allocate_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap):
-    return empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def run_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap):
-    """``cache_seqlens`` may be None: every entry is full."""
+def run_decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
+    q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap = call
     check_addressable("k_cache", k_cache)
     check_addressable("v_cache", v_cache)
-    out, lse = allocate_decode(
-        q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap
-    )
+    out, lse = call.allocate()
     q = addressable(q)
     B, H, S, D = q.shape
     K = k_cache.shape[1]
-    device = Device.of(q.device)
+    chip = Chip.of(q.device)
     rows = S * (H // K)
-    tile = decode_tile(device, D, q.element_size(), rows)
+    tile = decode_tile(chip, D, q.element_size(), rows)
     pages = page_arguments(k_cache, page_table)
-    splits = decode_splits(device, cdiv(rows, tile.block_m) * K * B, pages["T"])
+    splits = decode_splits(chip, cdiv(rows, tile.block_m) * K * B, pages["T"])
     part, part_lse = out, lse
     if splits > 1:
         part = q.new_empty((splits, B, H, S, D), dtype=torch.float32)
@@ -193,26 +222,5 @@ def run_decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale
     return out, lse
 
 
-decode_op = define(
-    "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? cache_seqlens, Tensor? page_table, "
-    "Tensor? sinks, int new, float scale, int? left, int? right, float? softcap) -> (Tensor, Tensor)",
-    run_decode,
-    allocate_decode,
-)
-
-
-@torch.library.custom_op("llmfast::attention_append", mutates_args=("k_cache", "v_cache"))
-def append_op(
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    k_new: torch.Tensor,
-    v_new: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    page_table: torch.Tensor | None,
-) -> None:
-    run_append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
-
-
-@append_op.register_fake
-def _(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
-    return None
+decode_op = define("attention_decode", DecodeCall, run_decode)
+append_op = define("attention_append", AppendCall, run_append)

@@ -5,7 +5,7 @@ The query heads that share a key head stand in one tile: row r is query r // GRO
 group.
 """
 
-from .._triton import tl, triton
+from ..frame._triton import tl, triton
 from .tiles import INF, LN_2, LOG2_E, PRECISION, logits
 
 DECODE_INTEGERS = [

@@ -4,23 +4,25 @@ The definition masks the scores of all tokens with all others, N² of them; this
 """
 
 import itertools
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..operator import define
-from ..reference.attention import SHORT, visible
+from ..frame.operator import define
+from .reference import SHORT, visible
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def documents(cu_seqlens):
+def documents(cu_seqlens: Tensor) -> list[slice]:
     """Where each document lies that holds a token."""
     bounds = cu_seqlens.tolist()
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
 
 
-def as_batch(x, here, heads):
+def as_batch(x: Tensor, here: slice, heads: int) -> Tensor:
     """(N, K, D) -> (1, H, n, D): the rows ``here``, in float32 where that is the faster, keys' heads repeated."""
     rows = x[here].transpose(0, 1)[None]
     if rows.shape[2] <= SHORT and rows.dtype in (torch.float16, torch.bfloat16):
@@ -28,7 +30,7 @@ def as_batch(x, here, heads):
     return rows if rows.shape[1] == heads else rows.repeat_interleave(heads // rows.shape[1], dim=1)
 
 
-def bounds_of(q, left, right):
+def bounds_of(q: Tensor, left: int | None, right: int | None) -> tuple[bool, Tensor | None]:
     """The bounds as the fused kernel takes them: (is_causal, mask)."""
     if right == 0 and left is None:
         return True, None
@@ -39,15 +41,45 @@ def bounds_of(q, left, right):
     return False, q.new_zeros(S, S).masked_fill_(~seen, float("-inf"))
 
 
-def allocate(q, k, v, cu_seqlens, scale, left, right):
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
-        q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32)
-    )
+class DocumentsCall(NamedTuple):
+    q: Tensor  # (N, H, D)
+    k: Tensor  # (N, K, D)
+    v: Tensor  # as k
+    cu_seqlens: Tensor  # int32 (documents + 1,)
+    scale: float
+    left: int | None
+    right: int | None
+
+    def allocate(self) -> tuple[Tensor, Tensor]:
+        q = self.q
+        lse = q.new_empty(q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32))
+        return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-def forward(q, k, v, cu_seqlens, scale, left, right):
+class DocumentsKept(NamedTuple):
+    out: Tensor
+    lse: Tensor
+    call: DocumentsCall
+
+    @classmethod
+    def of(cls, call: DocumentsCall, out: Tensor, lse: Tensor) -> "DocumentsKept":
+        return cls(out, lse, call)
+
+
+class DocumentsBackwardCall(NamedTuple):
+    d_out: Tensor
+    kept: DocumentsKept
+
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, *_ = self.kept.call
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        return dq, dk, dv
+
+
+def forward(call: DocumentsCall) -> tuple[Tensor, Tensor]:
     """out (N, H, D) and lse (H, N); tokens after the last document are 0."""
-    out, lse = (x.zero_() for x in allocate(q, k, v, cu_seqlens, scale, left, right))
+    q, k, v, cu_seqlens, scale, left, right = call
+    out, lse = (x.zero_() for x in call.allocate())
     for here in documents(cu_seqlens):
         rows = [as_batch(x, here, q.shape[1]) for x in (q, k, v)]
         is_causal, mask = bounds_of(rows[0], left, right)
@@ -56,51 +88,32 @@ def forward(q, k, v, cu_seqlens, scale, left, right):
     return out, lse
 
 
-def allocate_backward(d_out, q, k, v, out, lse, cu_seqlens, scale, left, right):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
-def backward(d_out, q, k, v, out, lse, cu_seqlens, scale, left, right):
-    gradients = [
-        x.zero_() for x in allocate_backward(d_out, q, k, v, out, lse, cu_seqlens, scale, left, right)
-    ]
+def backward(call: DocumentsBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
+    d_out, (out, lse, (q, k, v, cu_seqlens, scale, left, right)) = call
+    gradients = tuple(x.zero_() for x in call.allocate())
     for here in documents(cu_seqlens):
         d_rows, *rows, mixed = (as_batch(x, here, q.shape[1]) for x in (d_out, q, k, v, out))
         is_causal, mask = bounds_of(rows[0], left, right)
-        found = _backward(
-            d_rows, *rows, mixed, lse[None, :, here], 0.0, is_causal, attn_mask=mask, scale=scale
-        )
+        denominators = lse[None, :, here]
+        found = _backward(d_rows, *rows, mixed, denominators, 0.0, is_causal, attn_mask=mask, scale=scale)
         for gradient, part in zip(gradients, found, strict=True):
-            by_head = part[0].unflatten(0, (gradient.shape[1], -1)).sum(1)  # repeated heads share their key
+            by_head = part[0].unflatten(0, (gradient.shape[1], -1)).sum(1)  # Repeated heads share their key.
             gradient[here] = by_head.transpose(0, 1)
-    return tuple(gradients)
+    return gradients
 
 
-_SCHEMA = "Tensor cu_seqlens, float scale, int? left, int? right"
-
-_backward_op = define(
-    f"documents_attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
-    backward,
-    allocate_backward,
-)
+_backward_op = define("documents_attention_backward", DocumentsBackwardCall, backward)
 
 
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3], *output, inputs[3])
-    ctx.options = inputs[4:]
-    ctx.mark_non_differentiable(output[1])
+def _differentiate(kept: DocumentsKept, wanted, d_out: Tensor, _) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward_op(DocumentsBackwardCall(d_out, kept))
 
 
-def _differentiate(ctx, d_out, _):
-    *tensors, cu_seqlens = ctx.saved_tensors
-    return *_backward_op(d_out, *tensors, cu_seqlens, *ctx.options), *(None,) * 4
-
-
-documents_attention = define(
-    f"documents_attention(Tensor q, Tensor k, Tensor v, {_SCHEMA}) -> (Tensor, Tensor)",
+documents_op = define(
+    "documents_attention",
+    DocumentsCall,
     forward,
-    allocate,
+    keeps=DocumentsKept,
     backward=_differentiate,
-    save=_save,
+    auxiliary=1,
 )

@@ -6,7 +6,7 @@ Two orders of tiles, and ``launch.persistent_programs`` chooses: a program a til
 free; or as many programs as multiprocessors, each walking over pairs of tiles that see equally many keys.
 """
 
-from .._triton import tl, triton
+from ..frame._triton import tl, triton
 from .tiles import (
     INF,
     LN_2,

@@ -10,8 +10,8 @@ Names: a program takes ``tiles`` of 128 rows in turn, and for each of them walks
 last one to the first. ``used`` counts the tiles of keys since the program began.
 """
 
-from .._triton import gl, gluon, hopper
-from ..launch import cdiv, run
+from ..frame._triton import gl, gluon, hopper
+from ..frame.launch import cdiv, run
 from .forward import tile_of_turn, turns
 from .tiles import INF, LN_2, LOG2_E, key_ranges, sees
 
@@ -268,13 +268,13 @@ def forward_hopper_kernel(
     )  # fmt: skip
 
 
-def computes(device, q, k, v):
+def computes(chip, q, k, v):
     """Whether ``launch_warp_groups`` takes these tensors on this chip. An expanded dimension has no descriptor."""
     apart = all(
         stride for x in (q, k, v) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1
     )
     fits = q.shape[3] in STAGES_OF_WIDTH and q.element_size() == 2 and q.numel() > 0 and k.shape[2] > 0
-    return device.capability == 90 and fits and apart
+    return chip.capability == 90 and fits and apart
 
 
 def describe(x, rows):
@@ -287,15 +287,15 @@ def describe(x, rows):
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, layout)
 
 
-def launch_warp_groups(device, q, k, v, out, lse, scale, right, alternate):
+def launch_warp_groups(chip, q, k, v, out, lse, scale, right, alternate):
     """q and out (B, H, S, D), k and v (B, K, T, D), lse (B, H, S)."""
     B, H, S, D = q.shape
     T = k.shape[2]
-    assert computes(device, q, k, v), f"no warp groups for {tuple(q.shape)} {q.dtype}, {T} keys, on {device}"
+    assert computes(chip, q, k, v), f"no warp groups for {tuple(q.shape)} {q.dtype}, {T} keys, on {chip}"
     tiles = cdiv(S, GROUPS.value * ROWS.value)
     run(
         forward_hopper_kernel,
-        (min(cdiv(tiles, 2) * B * H, device.multiprocessors),),
+        (min(cdiv(tiles, 2) * B * H, chip.multiprocessors),),
         q,
         describe(q, ROWS.value),
         describe(k, KEYS),

@@ -1,16 +1,18 @@
 """Launch choices of the attention kernels: tile sizes, warps and pipeline stages by chip, width and dtype.
 
 What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
-compile gate holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
+compile check holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
 fewer times. One exception: float32 at D = 256 spills with every tile that was tried, and runs nevertheless. Where a
 measurement on a chip decides otherwise, its comment says so, or a row of ``tables/attention.json`` (see ``tuned``).
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from ..launch import cdiv
-from ..tuned import tuned
+from ..frame.launch import Chip, cdiv
+from ..frame.tuned import tuned
 
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 
@@ -31,11 +33,11 @@ class Tile:
 # where chosen below, a persistent grid of warp groups (``forward_hopper``), which may take turns at the tensor cores.
 TILES, PERSISTENT, WARP_GROUPS, ALTERNATING = "tiles", "persistent", "warp groups", "alternating warp groups"
 
-_chosen = {}
+_chosen: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
-def choosing(**choices):
+def choosing(**choices: Any) -> Iterator[None]:
     """Launches as given and not as chosen below, for measurements and tests: ``forward``, one of the four names above,
     and ``keys_gradient``, a ``Tile``. For the whole process: the backward pass runs in a thread of its own."""
     before = _chosen.copy()
@@ -47,31 +49,31 @@ def choosing(**choices):
         _chosen.update(before)
 
 
-def chosen(name):
+def chosen(name: str) -> Any:
     """What ``choosing`` gave, which goes before rules and measured tables; None outside of it."""
     return _chosen.get(name)
 
 
-def padded_width(head_dim):
+def padded_width(head_dim: int) -> int:
     return next(width for width in WIDTHS if width >= head_dim)
 
 
-def heavy(softcap, dropout_p):
+def heavy(softcap: float | None, dropout_p: float) -> bool:
     """Whether tanh or random numbers take the registers that a larger tile would need."""
     return softcap is not None or dropout_p > 0
 
 
-def is_datacentre(device):
+def is_datacenter(chip: Chip) -> bool:
     """9.0 and 10.x: 227 KB of shared memory, products of whole warp groups (wgmma, tcgen05), TMA."""
-    return device.capability >= 90 and device.shared_memory >= 200 * 1024
+    return chip.capability >= 90 and chip.shared_memory >= 200 * 1024
 
 
 @tuned("attention", Tile)
-def forward_tile(device, head_dim, itemsize, heavy):
+def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32 if width <= 64 else 16, 32 if width <= 128 else 16, 4, 1)
-    if is_datacentre(device):
+    if is_datacenter(chip):
         if width <= 64:
             return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
         if width == 128:
@@ -80,7 +82,7 @@ def forward_tile(device, head_dim, itemsize, heavy):
     if width <= 64:
         return Tile(128, 64, 8, 3)
     if width == 128:
-        return Tile(128, 64, 8, 3 if device.shared_memory > 128 * 1024 else 2)
+        return Tile(128, 64, 8, 3 if chip.shared_memory > 128 * 1024 else 2)
     return Tile(64, 32, 8, 2)
 
 
@@ -89,7 +91,9 @@ def forward_tile(device, head_dim, itemsize, heavy):
 START = 0.4
 
 
-def forward_form(device, head_dim, tile, tiles, heads, steps, pairs_up):
+def forward_form(
+    chip: Chip, head_dim: int, tile: Tile, tiles: int, heads: int, steps: float, pairs_up: bool
+) -> str:
     """TILES or PERSISTENT; ``pairs_up`` says whether tiles i and n - 1 - i of a head are equal work.
 
     WARP_GROUPS and ALTERNATING are never chosen here: they compile, and an emulation of them is exact, but no chip has
@@ -98,37 +102,37 @@ def forward_form(device, head_dim, tile, tiles, heads, steps, pairs_up):
     if form := chosen("forward"):
         return form
     # At D > 128 the output's tile, which is written while the next one begins, would not fit beside the others.
-    pays = pairs_up and head_dim <= 128 and START / max(steps, 1) > idle(device, tile, tiles, heads)
+    pays = pairs_up and head_dim <= 128 and START / max(steps, 1) > idle(chip, tile, tiles, heads)
     return PERSISTENT if pays else TILES
 
 
-def idle(device, tile, tiles, heads):
+def idle(chip: Chip, tile: Tile, tiles: int, heads: int) -> float:
     """What a persistent grid adds to the time: the idle part of the last round, in which pairs of tiles are dealt out.
 
     The hardware would hand single tiles to whoever is free, so persistence is for short sequences in many heads.
     Expected at D = 128, causal, 16,384 tokens in 16 heads on 132 multiprocessors (15.5 waves of tiles, 3 % idle): 17 %
     less time at S = 512, 8 % at 2,048; none at 16,384. ``heads`` counts them over the batch.
     """
-    programs = persistent_programs(device, tile.warps)
+    programs = persistent_programs(chip, tile.warps)
     pairs = cdiv(tiles, 2) * heads
     return cdiv(pairs, programs) * programs / pairs - 1 if pairs else 1
 
 
-def persistent_programs(device, warps):
+def persistent_programs(chip: Chip, warps: int) -> int:
     """As many as run at once: a multiprocessor has the registers of eight warps with up to 255 a thread."""
-    return device.multiprocessors * 8 // warps
+    return chip.multiprocessors * 8 // warps
 
 
 @tuned("attention", Tile)
-def keys_gradient_tile(device, head_dim, itemsize, heavy):
+def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)
     if width == 256 and heavy:
         return Tile(16, 32, 8, 2)
-    if is_datacentre(device):
-        if device.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
+    if is_datacenter(chip):
+        if chip.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
             if heavy or width == 256:  # By mma.sync; with softcap, two stages spill.
                 return Tile(32, 32, 8, 1 if heavy else 2)
             return Tile(64, 64, 8, 2 if width <= 64 else 1, tma=True)
@@ -141,18 +145,18 @@ def keys_gradient_tile(device, head_dim, itemsize, heavy):
 
 
 @tuned("attention", Tile)
-def queries_gradient_tile(device, head_dim, itemsize, heavy):
+def queries_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
-    if is_datacentre(device):
+    if is_datacenter(chip):
         if width == 256:
-            return Tile(64, 32, 8 if device.capability == 90 else 4, 2, tma=True)
+            return Tile(64, 32, 8 if chip.capability == 90 else 4, 2, tma=True)
         return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     return Tile(64, 64 if width <= 128 else 16, 8, 2)
 
 
-def splits_keys(queries, group, keys):
+def splits_keys(queries: int, group: int, keys: int) -> bool:
     """Whether attention goes to the decoding kernels, which pack the heads of a group into one tile: those rows are
     few, or a forward tile of one head would be three quarters empty; and keys are enough to split. Forward would have
     too few programs, and each head of a group would read the keys."""
@@ -160,14 +164,14 @@ def splits_keys(queries, group, keys):
 
 
 @tuned("attention", Tile)
-def decode_tile(device, head_dim, itemsize, rows):
+def decode_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     """Rows are few, and reading the cache is all the time: small tiles, many of them in flight."""
     wide = padded_width(head_dim) * itemsize > 256
     block_m = min(max(16, 1 << (rows - 1).bit_length()), 32 if wide else 64)
-    return Tile(block_m, 32 if wide else 64, 4, 2 if device.shared_memory < 128 * 1024 else 3)
+    return Tile(block_m, 32 if wide else 64, 4, 2 if chip.shared_memory < 128 * 1024 else 3)
 
 
-def decode_splits(device, programs, rows):
+def decode_splits(chip: Chip, programs: int, rows: int) -> int:
     """Parts of the cache, so that two programs wait for memory on each multiprocessor; each has 256 rows or more,
     or combining would cost more than it gains. Rows are the cache's capacity: only the chip knows its filling."""
-    return max(1, min(cdiv(2 * device.multiprocessors, programs), rows // 256, 128))
+    return max(1, min(cdiv(2 * chip.multiprocessors, programs), rows // 256, 128))

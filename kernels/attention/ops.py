@@ -6,12 +6,14 @@ which ``cu_seqlens`` says where sequences start.
 
 import contextvars
 import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from .._triton import triton
-from ..launch import Device, cdiv, run
-from ..operator import define
+from ..frame._triton import triton
+from ..frame.launch import Chip, cdiv, run
+from ..frame.operator import define
 from .arguments import (
     addressable,
     as_heads,
@@ -25,7 +27,7 @@ from .arguments import (
     typical_keys,
 )
 from .backward import delta_kernel, keys_gradient_kernel, queries_gradient_kernel
-from .decode import run_decode
+from .decode import DecodeCall, run_decode
 from .forward import forward_kernel
 from .forward_hopper import launch_warp_groups
 from .launch import (
@@ -64,37 +66,72 @@ def launch(kernel, programs, like, tile, **arguments):
     contextvars.copy_context().run(run_with_allocator)
 
 
-def allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
-    return empty_rows(q), q.new_empty(as_heads(q).shape[:3], dtype=torch.float32)
+class AttentionCall(NamedTuple):
+    q: Tensor  # (B, H, S, D) or packed (N, H, D)
+    k: Tensor  # (B, K, T, D) or packed (N_k, K, D)
+    v: Tensor  # as k
+    sinks: Tensor | None  # (H,)
+    seed: Tensor | None  # int64 ()
+    cu_seqlens_q: Tensor | None  # int32 (sequences + 1,)
+    cu_seqlens_k: Tensor | None  # int32 (sequences + 1,)
+    scale: float
+    left: int | None
+    right: int | None
+    softcap: float | None
+    dropout_p: float
+
+    def allocate(self) -> tuple[Tensor, Tensor]:
+        """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
+        return empty_rows(self.q), self.q.new_empty(as_heads(self.q).shape[:3], dtype=torch.float32)
 
 
-def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
-    """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
+class AttentionKept(NamedTuple):
+    out: Tensor
+    lse: Tensor
+    call: AttentionCall
+
+    @classmethod
+    def of(cls, call: AttentionCall, out: Tensor, lse: Tensor) -> "AttentionKept":
+        return cls(out, lse, call)
+
+
+class AttentionBackwardCall(NamedTuple):
+    d_out: Tensor
+    d_lse: Tensor | None
+    kept: AttentionKept
+
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dq, dk, dv like q, k, v, and delta like lse."""
+        q, k, v, *_ = self.kept.call
+        return empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(self.kept.lse)
+
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p = call
     if cu_q is None and seed is None and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2]):
-        return run_decode(
-            q, addressable(k), addressable(v), None, None, sinks, 0, scale, left, right, softcap
-        )
-    out, lse = allocate_forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p)
+        options = (sinks, 0, scale, left, right, softcap)
+        return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
+    out, lse = call.allocate()
     if cu_q is not None:  # Tokens after the last sequence belong to no tile.
         out.zero_()
         lse.fill_(-math.inf)
     q, k, v, out_heads = (as_heads(x) for x in (addressable(q), addressable(k), addressable(v), out))
     B, H, S, D = q.shape
-    device, is_heavy = Device.of(q.device), heavy(softcap, dropout_p)
-    tile = forward_tile(device, D, q.element_size(), is_heavy)
+    chip, is_heavy = Chip.of(q.device), heavy(softcap, dropout_p)
+    tile = forward_tile(chip, D, q.element_size(), is_heavy)
     tiles = tile_count(S, tile.block_m, cu_q)
     pairs_up = cu_q is None and not is_heavy  # Packed tiles are no pairs; heavy ones share multiprocessors.
     steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
-    form = forward_form(device, D, tile, tiles, B * H, steps, pairs_up)
+    form = forward_form(chip, D, tile, tiles, B * H, steps, pairs_up)
     if form in (WARP_GROUPS, ALTERNATING):
         assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
         assert sinks is None, "warp groups have no sinks"
         assert left is None, "warp groups have no window to the left"
-        launch_warp_groups(device, q, k, v, out_heads, lse, scale, right, alternate=form == ALTERNATING)
+        launch_warp_groups(chip, q, k, v, out_heads, lse, scale, right, alternate=form == ALTERNATING)
         return out, lse
     launch(
         forward_kernel,
-        persistent_programs(device, tile.warps) if form == PERSISTENT else tiles * H * B,
+        persistent_programs(chip, tile.warps) if form == PERSISTENT else tiles * H * B,
         q,
         tile,
         **matrices(q=q, k=k, v=v, out=out_heads),
@@ -110,16 +147,14 @@ def forward(q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropo
     return out, lse
 
 
-def allocate_backward(
-    d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p
-):
-    return empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
-
-
-def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p):
+def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
-    gradients = [empty_rows(x) if cu_q is None else empty_rows(x).zero_() for x in (q, k, v)]
-    delta = torch.empty_like(lse)
+    d_out, d_lse, (out, lse, forward_call) = call
+    q, k, v, _, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p = forward_call
+    *gradients, delta = call.allocate()
+    if cu_q is not None:
+        for gradient in gradients:
+            gradient.zero_()
     q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
     q, k, v, out, d_out, dq, dk, dv = (as_heads(x) for x in (q, k, v, out, d_out, *gradients))
     B, H, S, D = q.shape
@@ -147,7 +182,7 @@ def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, rig
         "lse": lse,
         "delta": delta,
     }
-    choice = (Device.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
+    choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
     tile = chosen("keys_gradient") or keys_gradient_tile(*choice)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     grads = matrices(dk=dk, dv=dv)
@@ -161,41 +196,18 @@ def backward(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, scale, left, rig
     return *gradients, delta
 
 
-ARGUMENTS = (
-    "Tensor? seed, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-    "float scale, int? left, int? right, float? softcap, float dropout_p"
-)
-
-attention_backward_op = define(
-    "attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    backward,
-    allocate_backward,
-)
+_backward_op = define("attention_backward", AttentionBackwardCall, backward)
 
 
-def save(ctx, inputs, output):
-    q, k, v, sinks, *tensors = inputs[:7]
-    ctx.save_for_backward(q, k, v, sinks, *tensors, *output)
-    ctx.options = inputs[7:]
-    ctx.set_materialize_grads(False)
-
-
-def differentiate(ctx, d_out, d_lse):
-    q, k, v, sinks, seed, cu_q, cu_k, out, lse = ctx.saved_tensors
+def _differentiate(kept: AttentionKept, wanted, d_out: Tensor | None, d_lse: Tensor | None) -> tuple:
+    out, lse, call = kept
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    dq, dk, dv, delta = attention_backward_op(d_out, d_lse, q, k, v, out, lse, seed, cu_q, cu_k, *ctx.options)
+    dq, dk, dv, delta = _backward_op(AttentionBackwardCall(d_out, d_lse, kept))
     d_sinks = None
-    if sinks is not None:
-        weight = torch.exp(sinks.float()[:, None] - lse)  # What the sink takes of each row's softmax.
-        d_sinks = -(weight * delta).nan_to_num(0.0).sum((0, 2)).to(sinks.dtype)
-    return dq, dk, dv, d_sinks, *(None,) * 8
+    if call.sinks is not None:
+        weight = torch.exp(call.sinks.float()[:, None] - lse)  # What the sink takes of each row's softmax.
+        d_sinks = -(weight * delta).nan_to_num(0.0).sum((0, 2)).to(call.sinks.dtype)
+    return dq, dk, dv, d_sinks
 
 
-attention_op = define(
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {ARGUMENTS}) -> (Tensor, Tensor)",
-    forward,
-    allocate_forward,
-    backward=differentiate,
-    save=save,
-)
+attention_op = define("attention", AttentionCall, forward, keeps=AttentionKept, backward=_differentiate)

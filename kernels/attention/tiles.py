@@ -7,8 +7,8 @@ Strides are passed in units of eight elements: the compiler then knows that ever
 without a specialisation on the stride's value that would recompile when a length changes.
 """
 
-from .._triton import tl, triton
-from ..reference.philox import PHILOX_ROUNDS
+from ..frame._triton import tl, triton
+from ..frame.philox import PHILOX_ROUNDS
 
 ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 INF = tl.constexpr(float("inf"))

@@ -1,26 +1,28 @@
 """The attention probabilities of chosen heads and rows, for looking at."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from ..reference import attention as reference
+from . import reference
 from .checks import check_options, check_qkv, window_bounds
 
 
 def attention_weights(
-    q,
-    k,
+    q: Tensor,
+    k: Tensor,
     *,
-    lse=None,
-    heads=None,
-    rows=None,
-    causal=False,
-    scale=None,
-    window=None,
-    softcap=None,
-    sinks=None,
-):
+    lse: Tensor | None = None,
+    heads: Sequence[int] | Tensor | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Probabilities p[i, j] of ``flash_attention``, without computing those of other heads and rows.
 
     Args:
@@ -70,12 +72,12 @@ def attention_weights(
     return torch.exp(difference)
 
 
-def indices(name, chosen, count, device):
+def indices(name: str, chosen: Sequence[int] | Tensor | None, count: int, device: torch.device) -> Tensor:
     """Non-negative indices on the device."""
     if chosen is None:
         return torch.arange(count, device=device)
     if (
-        isinstance(chosen, torch.Tensor) and chosen.device.type != "cpu"
+        isinstance(chosen, Tensor) and chosen.device.type != "cpu"
     ):  # Not read: that would wait for the device.
         return chosen.long() % count
     chosen = torch.as_tensor(chosen, dtype=torch.long)

@@ -1,6 +1,5 @@
 """4-bit weights: quantising, decoding, and the linear layer on them, with low-rank adapters."""
 
-from .cases import gate_cases as gate_cases
 from .dequantize import dequantize_nf4 as dequantize_nf4
 from .interchange import from_bitsandbytes as from_bitsandbytes
 from .interchange import from_bitsandbytes_state as from_bitsandbytes_state

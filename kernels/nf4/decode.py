@@ -9,8 +9,8 @@ benchmarks/log/kernels-nf4.md for what else was tried.
 
 import torch
 
-from .._triton import INTERPRETING, tl, triton
-from ..reference.nf4 import CODES
+from ..frame._triton import INTERPRETING, tl, triton
+from .reference import CODES
 
 
 def _table_words(quant_type: str, dtype: torch.dtype) -> list[int]:

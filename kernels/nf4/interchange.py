@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..reference.nf4 import GROUP, code_values
 from .layout import Layout
+from .reference import GROUP, code_values
 from .tensor import NF4Tensor, assemble
 
 if TYPE_CHECKING:

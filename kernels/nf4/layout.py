@@ -13,13 +13,25 @@ leaves uint8 alone, FSDP2 cuts and gathers it as any parameter, and a state dict
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ..launch import cdiv
-from ..reference.nf4 import CODES, GROUP
+from ..frame.launch import cdiv
+from .reference import CODES, GROUP
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-SCHEMA = "int[] shape, int block_size, bool double_quant, str quant_type"  # of a layout as operators take it
 ALIGNMENT = 16  # bytes: the widest access of a thread, and more than a float32 needs
+
+
+class LayoutArguments(NamedTuple):
+    """A layout as operators take it."""
+
+    shape: list[int]
+    block_size: int
+    double_quant: bool
+    quant_type: str
+
+
+NOT_PACKED = LayoutArguments([], 0, False, "")  # of a weight that is not in 4 bits
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,9 @@ class Layout:
         return Layout(tuple(shape), *rest)
 
     @property
-    def arguments(self) -> tuple:
+    def arguments(self) -> LayoutArguments:
         """As operators take it."""
-        return list(self.shape), self.block_size, self.double_quant, self.quant_type
+        return LayoutArguments(list(self.shape), self.block_size, self.double_quant, self.quant_type)
 
     @property
     def numbers(self) -> int:

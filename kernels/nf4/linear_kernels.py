@@ -9,7 +9,7 @@ With double quantisation the scales are read two steps ahead, and what their cod
 out loads narrower than 4 bytes, and a warp would wait in each step, twice. Plain scales it takes along by itself.
 """
 
-from .._triton import tl, triton
+from ..frame._triton import tl, triton
 from .decode import coded_scales, decode, plain_scales, scales_of_codes
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..checks import check_floating
-from ..reference import nf4 as definition
+from ..frame.checks import check_floating
+from . import reference as definition
 from .layout import Layout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

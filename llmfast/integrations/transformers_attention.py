@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels import flash_attention
-from ..kernels.reference.attention import attention_probabilities
+from ..kernels.attention.reference import attention_probabilities
 
 NAME = "llmfast"
 

@@ -54,10 +54,13 @@ class Encoding:
         self._ranks = mergeable_ranks
         self._special_tokens = special_tokens
         self._special_token_values = set(special_tokens.values())
-        self._engine = patterns.engine(mergeable_ranks, special_tokens, pat_str)
+        self._engine = self._make_engine()
         self.max_token_value = self._engine.largest_id
         if explicit_n_vocab:
             self._check_size(explicit_n_vocab)
+
+    def _make_engine(self) -> patterns.Engine:
+        return patterns.engine(self._ranks, self._special_tokens, self._pat_str)
 
     def _check_size(self, explicit_n_vocab: int) -> None:
         size = self._engine.n_ordinary + len(self._special_tokens)
@@ -201,8 +204,8 @@ class Encoding:
         disallowed = frozenset(every - allowed if disallowed_special == "all" else disallowed_special)
         parts = separable_parts(
             chunks,
-            pat_str=self._pat_str,
-            found=allowed,
+            pat_str=self._cut_pattern,
+            found=allowed | self._always_found,
             disallowed=disallowed - {""},
             raise_disallowed=raise_disallowed_special_token,
             touching=not self._flags_act,
@@ -214,8 +217,14 @@ class Encoding:
             return self.encode_ordinary(text)
         return self.encode(text, allowed_special=allowed, disallowed_special=())
 
-    # Whether special tokens are found by rules that look at the text beside them; see `TextRulesTokenizer`.
+    # What rules of text may change, see `llmfast.tokenizer.text_rules`: tokens that are always found; whether
+    # some are found by rules that look at the text beside them; and the pattern that tells where text may be cut.
+    _always_found: frozenset[str] = _NONE
     _flags_act: bool = False
+
+    @property
+    def _cut_pattern(self) -> str:
+        return self._pat_str
 
     def encode_with_offsets(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL

@@ -1,53 +1,153 @@
-"""A tokenizer that reads text by the rules which Hugging Face's files may state beside byte-level BPE.
+"""Rules by which text is read beside those of byte-level BPE, as Hugging Face's files may state them.
 
-The text may be brought into a normal form first, as the Qwen family does, and added tokens may be found by rules of
-their own: with the white space beside them, as whole words only, or in normalized text.
+Text may be normalized first, added tokens may be found by rules of their own, and what cuts text into pieces, merges
+them or joins their texts may be something that the engine does not know.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import regex
 
-from llmfast.tokenizer import huggingface, patterns
-from llmfast.tokenizer.encoding import check_disallowed
-from llmfast.tokenizer.tokenizer import Tokenizer
+from llmfast.tokenizer.huggingface.added_tokens import FLAGS, AddedToken
+from llmfast.tokenizer.huggingface.byte_text import decodes_to_itself
 
-# What counts as a word's character and as white space in Rust's regular expressions, which Hugging Face uses here.
-_WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
-_SPACE = regex.compile(r"\p{White_Space}*")
-_SPACE_BEFORE = regex.compile(r"(?r)\p{White_Space}*")
+NFC = {"type": "NFC"}
 
 
-def are_needed(contents: huggingface.Contents) -> bool:
-    """Whether the engine's own search for special tokens would not find the same."""
-    return contents.normalization is not None or _flags_act(contents)
+@dataclass(frozen=True)
+class TextRules:
+    """What a file says beside pattern, ranks and special tokens. JSON objects are as the file has them.
+
+    Attributes:
+        added: all added tokens, the special ones among them.
+        normalizer: applied to the text between added tokens; None for none.
+        prefix_space: whether a stretch of text that does not begin with a space gets one.
+        steps: a pre-tokenizer that is not one pattern; None if the pattern cuts the text.
+        model: a model that the engine cannot merge by; None if the ranks say the same.
+        ids: the id of each rank; None where they are the same.
+        decoded: the bytes of tokens that the ranks do not have, or that decode otherwise than they are written.
+        decoder: None for the byte-level one; else it, and the texts of the tokens that it joins.
+        trims: for each step of the post-processor that trims offsets, whether text may begin with a space of its own.
+    """
+
+    added: tuple[AddedToken, ...] = ()
+    normalizer: dict[str, Any] | None = None
+    prefix_space: bool = False
+    steps: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    ids: tuple[int, ...] | None = None
+    decoded: dict[int, bytes] = field(default_factory=dict)
+    decoder: tuple[Any, dict[int, str]] | None = None
+    trims: tuple[bool, ...] = ()
+
+    def replace(self, **changes: Any) -> TextRules:
+        """These rules with some changed."""
+        return dataclasses.replace(self, **changes)
+
+    @functools.cached_property
+    def always(self) -> tuple[AddedToken, ...]:
+        """The added tokens that are ordinary text to the caller, and always found."""
+        return tuple(token for token in self.added if not token.special)
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether anything would be otherwise without them."""
+        return (
+            bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
+        )
+
+    @property
+    def _decode_as_written(self) -> bool:
+        """Whether each added token decodes to its text: each id has one, and none is taken for byte characters."""
+        if self.normalizer and any(token.normalized for token in self.added):
+            return False
+        return len({token.id for token in self.added}) == len(self.added) and all(
+            decodes_to_itself(token.content) for token in self.added
+        )
+
+    @functools.cached_property
+    def change_ids(self) -> bool:
+        """Whether the ids of some text would be others without them."""
+        parts = (
+            self.normalizer,
+            self.prefix_space,
+            self.steps is not None,
+            self.model,
+            self.ids,
+            self.always,
+        )
+        return any(parts) or self.need_search
+
+    @functools.cached_property
+    def need_search(self) -> bool:
+        """Whether the engine's own search for added tokens would not find the same."""
+        if self.prefix_space or self.steps is not None or self.normalizer not in (None, NFC):
+            return True
+        if any(token.single_word or token.lstrip or token.rstrip for token in self.added):
+            return True
+        late = [token.content for token in self.added if token.normalized]
+        if self.normalizer and (
+            late or not all(_survives_normalizing(token.content) for token in self.added)
+        ):
+            return True
+        first = {token.content for token in self.added}.difference(late)
+        if len(late) * len(first) > _MOST_COMPARED:
+            return True
+        return any(_may_overlap(one, other) for one in late for other in first)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a text can be cut where its pieces end, and its parts read one by one."""
+        if self.prefix_space or self.steps is not None or self.normalizer not in (None, NFC):
+            return False
+        return not (self.normalizer and any(token.normalized for token in self.added))
+
+    def described(self) -> list[str]:
+        """All that decides ids, as texts that differ where the rules do."""
+        if not self.change_ids:
+            return []
+        flags = {
+            token.content: ",".join(
+                sorted(name for name in FLAGS if name != "special" and getattr(token, name))
+            )
+            for token in sorted(self.added)
+        }
+        lines = [f"{text}:{names}" for text, names in flags.items() if names and self.need_search]
+        lines += [f"{token.content}={token.id}" for token in self.always]
+        if self.prefix_space:
+            lines.append("prefix_space")
+        if self.normalizer not in (None, NFC):
+            lines.append("normalizer " + _dumped(self.normalizer))
+        if self.steps is not None:
+            lines.append("steps " + _dumped(self.steps))
+        if self.model:
+            lines.append("model " + _dumped(self.model))
+        if self.ids:
+            lines.append("ids " + " ".join(map(str, self.ids)))
+        return lines
+
+
+def _dumped(part: Any) -> str:
+    return json.dumps(part, sort_keys=True)
 
 
 # What other characters become ASCII when they are normalized: the Kelvin sign, the Greek question mark, a Greek accent.
 _MADE_BY_NORMALIZING = frozenset("K;`")
 
 
-def _flags_act(contents: huggingface.Contents) -> bool:
-    if any(
-        flags.get(rule) for flags in contents.flags.values() for rule in ("single_word", "lstrip", "rstrip")
-    ):
-        return True
-    late = [text for text, flags in contents.flags.items() if flags.get("normalized")]
-    if contents.normalization and (late or not all(map(_survives_normalizing, contents.special_tokens))):
-        return True
-    first = contents.special_tokens.keys() - late
-    return any(_may_overlap(one, other) for one in late for other in first)
-
-
-def _survives_normalizing(special: str) -> bool:
+def _survives_normalizing(text: str) -> bool:
     """Whether normalized text holds it just where the text itself did."""
-    return special.isascii() and _MADE_BY_NORMALIZING.isdisjoint(special)
+    return text.isascii() and _MADE_BY_NORMALIZING.isdisjoint(text)
+
+
+_MOST_COMPARED = 10_000  # pairs of tokens
 
 
 def _may_overlap(one: str, other: str) -> bool:
@@ -57,155 +157,84 @@ def _may_overlap(one: str, other: str) -> bool:
     )
 
 
-class TextRulesTokenizer(Tokenizer):
-    """Every method that takes text works on its normal form; special tokens stay as they are.
+# ---- Finding added tokens
 
-    Where special tokens are allowed, those that are not `normalized` are found first, then the others in the normal
-    form of the text between. One with `lstrip` takes the white space before it, one with `rstrip` that behind it, and
-    one that is a `single_word` counts only where no letter, digit or underscore stands beside it.
+# What counts as a word's character and as white space in Rust's regular expressions, which Hugging Face uses here.
+_WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
+_SPACE = regex.compile(r"\p{White_Space}*")
+_SPACE_BEFORE = regex.compile(r"(?r)\p{White_Space}*")
+
+
+class Search:
+    """Finds added tokens, the leftmost and the longest of those that start together, with the white space they take.
+
+    Args:
+        tokens: by how they are written in the text that is searched.
     """
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        return super().encode_ordinary(self._normal(text))
+    def __init__(self, tokens: dict[str, AddedToken]):
+        self.tokens = tokens
+        self.pattern = regex.compile(longest_of(tokens)) if tokens else None
 
-    def encode(self, text: str, **specials) -> list[int]:
-        if not self._flags_act:
-            return super().encode(self._normal(text), **specials)
-        ids: list[int] = []
-        for part in self._parts(text, **specials):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids.extend(super().encode_ordinary(part))
-        return ids
-
-    def encode_to_numpy(self, text: str, **specials):
-        if not self._flags_act:
-            return super().encode_to_numpy(self._normal(text), **specials)
-        return np.array(self.encode(text, **specials), dtype=np.uint32)
-
-    def encode_ordinary_batch(self, text: list[str], **options) -> list[list[int]]:
-        return super().encode_ordinary_batch([self._normal(one) for one in text], **options)
-
-    def encode_batch(self, text: list[str], *, num_threads: int | None = 8, **specials) -> list[list[int]]:
-        if not self._flags_act:
-            normal = [self._normal(one) for one in text]
-            return super().encode_batch(normal, num_threads=num_threads, **specials)
-        return [self.encode(one, **specials) for one in text]
-
-    def encode_documents(self, documents: Sequence[str | patterns.Buffer], **options):
-        return super().encode_documents([self._normal_document(one) for one in documents], **options)
-
-    def _normal_document(self, document: str | patterns.Buffer) -> str | bytes:
-        if isinstance(document, str):
-            return self._normal(document)
-        text = str(document, "utf-8", "surrogateescape")  # bytes that are not UTF-8 stay as they are
-        return self._normal(text).encode("utf-8", "surrogateescape")
-
-    def count(self, text: str) -> int:
-        return super().count(self._normal(text))
-
-    def encode_with_unstable(self, text: str, **specials) -> tuple[list[int], list[list[int]]]:
-        if not self._flags_act:
-            return super().encode_with_unstable(self._normal(text), **specials)
-        *parts, last = [*self._parts(text, **specials), ""]
-        if parts and isinstance(parts[-1], str):
-            last = parts.pop()
-        ids = [
-            token
-            for part in parts
-            for token in ([part] if isinstance(part, int) else Tokenizer.encode_ordinary(self, part))
-        ]
-        stable, completions = super().encode_with_unstable(last, disallowed_special=())
-        return ids + stable, completions
-
-    # ---- The normal form
-
-    def _normal(self, text: str) -> str:
-        if self._normalization is None or unicodedata.is_normalized(self._normalization, text):
-            return text
-        parts = self._specials_in_text.split(text)
-        parts[::2] = [unicodedata.normalize(self._normalization, part) for part in parts[::2]]
-        return "".join(parts)
-
-    @functools.cached_property
-    def _specials_in_text(self) -> regex.Pattern:
-        return regex.compile(f"({_any_of(self._special_tokens)})")
-
-    # ---- Added tokens with rules of their own
-
-    def _rules_of_specials(self) -> list[str]:
-        rules = {
-            text: sorted(rule for rule, is_set in flags.items() if is_set and rule != "special")
-            for text, flags in sorted(self._flags.items())
-        }
-        return [f"{text}:{','.join(rules[text])}" for text in rules if rules[text]] if self._flags_act else []
-
-    @functools.cached_property
-    def _flags_act(self) -> bool:
-        return _flags_act(self._contents)
-
-    def _parts(
-        self,
-        text: str,
-        allowed_special: str | Collection[str] = (),
-        disallowed_special: str | Collection[str] = "all",
-    ) -> Iterator[str | int]:
-        """Normalized stretches of ordinary text, and the ids of the special tokens between them."""
-        every = self._special_tokens.keys()
-        allowed = every if allowed_special == "all" else frozenset(allowed_special)
-        disallowed = every - allowed if disallowed_special == "all" else disallowed_special
-        if disallowed:
-            check_disallowed(text, disallowed)
-        first, late = self._searches(frozenset(every & allowed))
-        for part in first.split(patterns.joined_surrogates(text)):
-            if isinstance(part, int):
-                yield part
-            else:
-                yield from late.split(self._normalized(part))
-
-    def _normalized(self, text: str) -> str:
-        return unicodedata.normalize(self._normalization, text) if self._normalization else text
-
-    @functools.lru_cache(maxsize=16)  # noqa: B019 - few tokenizers have rules, and they live as long as the program
-    def _searches(self, wanted: frozenset[str]) -> tuple[_Search, _Search]:
-        """What finds the wanted tokens in the text as it is, and what finds them in normalized text."""
-        late = {text for text in wanted if self._flags.get(text, {}).get("normalized")}
-
-        def search(texts: Iterable[str], written) -> _Search:
-            tokens = {
-                written(text): (self._special_tokens[text], self._flags.get(text, {})) for text in texts
-            }
-            return _Search(regex.compile(_any_of(tokens)), tokens)
-
-        return search(wanted - late, str), search(late, self._normalized)
-
-
-class _Search(NamedTuple):
-    pattern: regex.Pattern
-    tokens: dict[str, tuple[int, dict[str, bool]]]  # as written -> id, rules
-
-    def split(self, text: str) -> Iterator[str | int]:
+    def split(self, text: str) -> Iterator[tuple[int, int, AddedToken | None]]:
+        """Where each stretch of `text` starts and ends, and which token it is, or None for text between tokens."""
         at = 0
-        for match in self.pattern.finditer(text):
+        for match in self.pattern.finditer(text) if self.pattern else ():
             start, stop = match.span()
-            token, rules = self.tokens[match.group()]
-            if rules.get("single_word") and (
+            token = self.tokens[match.group()]
+            if token.single_word and (
                 (start > 0 and _WORD.match(text, start - 1)) or _WORD.match(text, stop)
             ):
                 continue
-            if rules.get("lstrip"):
+            if token.lstrip:
                 start = max(at, _SPACE_BEFORE.match(text, endpos=start).start())
-            if rules.get("rstrip"):
+            if token.rstrip:
                 stop = _SPACE.match(text, stop).end()
             if at < start:
-                yield text[at:start]
-            yield token
+                yield at, start, None
+            yield start, stop, token
             at = stop
         if at < len(text):
-            yield text[at:]
+            yield at, len(text), None
 
 
-def _any_of(texts: Iterable[str]) -> str:
-    """The expression for the longest of the texts that starts at a place; for none it matches nowhere."""
-    return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
+def longest_of(texts: Collection[str]) -> str:
+    """The expression for the longest of the texts that starts at a place, written as a tree of their beginnings.
+
+    >>> longest_of(["ab", "abc", "x"])
+    '(?:ab(?:c)?|x)'
+    """
+    tree: dict[str, Any] = {}
+    for text in texts:
+        node = tree
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    try:
+        return _expression_of(tree) or r"(?!)"
+    except _TooDeep:
+        return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True)))
+
+
+_MOST_LEVELS = 100  # of groups in each other
+
+
+class _TooDeep(Exception):
+    pass
+
+
+def _expression_of(tree: dict[str, Any], level: int = 0) -> str:
+    if level > _MOST_LEVELS:
+        raise _TooDeep
+    branches = []
+    for character, node in tree.items():
+        if not character:
+            continue
+        written = regex.escape(character)
+        while len(node) == 1 and "" not in node:  # a run without branches
+            ((character, node),) = node.items()
+            written += regex.escape(character)
+        branches.append(written + _expression_of(node, level + 1))
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in tree else "")

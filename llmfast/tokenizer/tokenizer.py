@@ -11,23 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfast.files import atomic_write
-from llmfast.tokenizer import arguments, huggingface, patterns, rank_files, training
-from llmfast.tokenizer.encoding import Encoding
+from llmfast.tokenizer import arguments, offsets, patterns, rank_files, tokenizer_files, training
+from llmfast.tokenizer.encoding import Disallowed, Encoding, Specials
+from llmfast.tokenizer.huggingface import vocab_and_merges, writing
+from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.rules_engine import RulesEngine
+from llmfast.tokenizer.text_rules import NFC, TextRules
 from llmfast.tokenizer.training import Progress, Source, TieBreak
 
 if TYPE_CHECKING:
     import tiktoken
     import transformers
 
-PATTERNS = {
-    "gpt2": patterns.GPT2,
-    "cl100k": patterns.CL100K,
-    "llama3": patterns.LLAMA3,
-    "qwen2": patterns.QWEN2,
-    "o200k": patterns.O200K,
-    "deepseek": patterns.DEEPSEEK,
-    "none": training.WHOLE,
-}
+PATTERNS = training.PATTERNS
 
 # How tokenizer families call the token between documents, ours first.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>")
@@ -41,7 +38,78 @@ class Tokenizer(Encoding):
     [257, 101, 114]
     >>> tokenizer.n_vocab, tokenizer.eot_token
     (259, 258)
+
+    Args:
+        name, pat_str, mergeable_ranks, special_tokens, explicit_n_vocab: as for `Encoding`.
+        rules: how text is read beside that, as a file of Hugging Face's may say; None for nothing more. Every method
+            that takes text obeys them, for they are part of its engine.
+
+    Attributes:
+        rules: the same; None where they would change nothing.
     """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pat_str: str,
+        mergeable_ranks: dict[bytes, int] | RankFile,
+        special_tokens: dict[str, int],
+        explicit_n_vocab: int | None = None,
+        rules: TextRules | None = None,
+    ):
+        self.rules = rules if rules is not None and rules.are_needed else None
+        super().__init__(
+            name,
+            pat_str=pat_str,
+            mergeable_ranks=mergeable_ranks,
+            special_tokens=special_tokens,
+            explicit_n_vocab=explicit_n_vocab,
+        )
+
+    rules: TextRules | None = None
+    _source: bytes | None = None  # the tokenizer.json that this was read from
+    _beside: dict[str, bytes] = {}  # noqa: RUF012 - never changed; the files beside it
+
+    def _make_engine(self) -> patterns.Engine:
+        if self.rules is None:
+            return super()._make_engine()
+        return RulesEngine(self._mergeable_ranks, self._special_tokens, self._pat_str, self.rules)
+
+    # ---- What rules of text change; all else that takes text goes to the engine
+
+    @functools.cached_property
+    def _always_found(self) -> frozenset[str]:
+        return frozenset(token.content for token in self.rules.always) if self.rules else frozenset()
+
+    @property
+    def _flags_act(self) -> bool:
+        return self.rules is not None and self.rules.need_search
+
+    @property
+    def _cut_pattern(self) -> str:
+        cut = self.rules is None or self.rules.can_be_cut
+        return self._pat_str if cut else training.WHOLE
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Specials = frozenset(), disallowed_special: Disallowed = "all"
+    ) -> tuple[list[int], offsets.Offsets]:
+        """`encode`, and for each id the (start, end) of the characters of `text` that it covers.
+
+        They are those of Hugging Face's ``Encoding.offsets``, whatever the file says of normalizing and trimming: a
+        token that begins or ends inside a character has all of that character.
+        """
+        if self.rules is None:
+            return super().encode_with_offsets(
+                text, allowed_special=allowed_special, disallowed_special=disallowed_special
+            )
+        ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        return ids, self._engine.offsets(text, ids, allowed_special, disallowed_special)
+
+    def _encode_only_native_bpe(self, text: str) -> list[int]:
+        return super()._encode_only_native_bpe(text) if self.rules is None else self.encode_ordinary(text)
+
+    # ---- Training
 
     @classmethod
     def train(
@@ -123,33 +191,45 @@ class Tokenizer(Encoding):
 
         Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
         ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
-        the old one whole. A pattern of your own is written as it stands, though Hugging Face's expressions
-        are not quite Python's. What a file that was loaded said beside the tokenizer itself (post-processor,
-        chat template) is not written; ``speed_up(AutoTokenizer.from_pretrained(...))`` keeps it.
+        the old one whole. A tokenizer that was loaded from a ``tokenizer.json`` is written as it was, with the files
+        that say what it is used for: its configuration, special tokens, chat templates and generation defaults. A
+        pattern of your own is written as it stands, though Hugging Face's expressions are not quite Python's.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._beside.items():
+            atomic_write(folder / name, content)
+        if "tokenizer_config.json" not in self._beside:
+            atomic_write(folder / "tokenizer_config.json", self._config())
+        atomic_write(folder / "tokenizer.json", self._to_json().encode())
+
+    def _config(self) -> bytes:
+        """What ``tokenizer_config.json`` says of a tokenizer that had none."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if (end := self._end_of_text) is not None:
             config |= {"eos_token": end}
-        atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
-        atomic_write(folder / "tokenizer.json", self._to_json().encode())
+        return json.dumps(config, indent=2).encode()
 
     def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
         """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.
 
-        They say neither the pattern nor which tokens are special: `load` takes GPT-2's pattern, and for special what
-        stands in angle brackets and no merge makes, unless it is told otherwise.
+        A ``tokenizer_config.json`` beside them says which tokens are added ones. None of them says the pattern: `load`
+        takes GPT-2's unless it is told otherwise.
 
         Raises:
-            ValueError: a token that no merge makes, as o200k_base has some.
+            ValueError: a token that no merge makes, or rules of text, for which the files have no place.
         """
-        vocabulary, merges = huggingface.to_vocab_and_merges(self._contents)
-        atomic_write(Path(folder) / "vocab.json", vocabulary)
-        atomic_write(Path(folder) / "merges.txt", merges)
+        for name, content in vocab_and_merges.to_vocab_and_merges(self._contents).items():
+            atomic_write(Path(folder) / name, content)
 
     def save_ranks(self, path: str | os.PathLike) -> None:
-        """Writes a tiktoken rank file, which has neither pattern nor special tokens."""
+        """Writes a tiktoken rank file, which has neither pattern nor special tokens.
+
+        Raises:
+            ValueError: a tokenizer whose ids do not follow its merges: a rank file has one number for both.
+        """
+        if self.rules is not None and (self.rules.ids or self.rules.model):
+            raise ValueError(f"the ids of {self!r} do not follow its merges, as those of a rank file do")
         atomic_write(Path(path), rank_files.format_ranks(self._mergeable_ranks))
 
     @classmethod
@@ -163,10 +243,13 @@ class Tokenizer(Encoding):
         """Reads a tokenizer from a folder or a file, whichever format it is in.
 
         Args:
-            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), with the rules by which its
-                added tokens are found (they all count as special tokens here); ``vocab.json`` with
-                ``merges.txt`` beside it, a tiktoken rank file, or a folder that holds one of them. What
-                Hugging Face adds around a text (post-processors) is not applied.
+            path: ``tokenizer.json`` of a byte-level BPE (GPT-2, Llama 3, Qwen, ...), with all that it says of
+                normalizing and splitting text and of added tokens; ``vocab.json`` with ``merges.txt``, or
+                ``encoder.json`` with ``vocab.bpe``, and what the files beside them say of added tokens; Mistral's
+                ``tekken.json``; a rank file of tiktoken or Meta (``tokenizer.model``); or a folder that holds one
+                of them. What Hugging Face adds around a text (post-processors), truncation and padding are kept for
+                `save`, and not applied. Parts that the engine does not know are left to Hugging Face's tokenizers
+                library, which then must be installed.
             pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
                 for those that OpenAI published.
 
@@ -174,37 +257,31 @@ class Tokenizer(Encoding):
             FileNotFoundError: nothing there.
             ValueError: a damaged file, or a kind of tokenizer that this is not; names the file and the fault.
         """
-        path = _tokenizer_file(Path(path))
-        if path.name in ("vocab.json", "merges.txt"):
-            contents = huggingface.read_vocab_and_merges(path.parent)
-        elif path.suffix == ".json":
-            contents = huggingface.read_tokenizer_json(path)
-        else:
-            contents = _read_rank_file(path, pattern, special_tokens)
-        if pattern is not None:
-            contents = contents._replace(pat_str=_pattern(pattern))
-        if special_tokens is not None:
-            flags = {text: flags for text, flags in contents.flags.items() if text in special_tokens}
-            contents = contents._replace(special_tokens=special_tokens, flags=flags)
+        path = tokenizer_files.find(Path(path))
+        contents = tokenizer_files.read(path, None if pattern is None else _pattern(pattern))
+        name = path.stem if path.suffix != ".json" else path.resolve().parent.name
         try:
-            return cls.of_contents(
-                path.stem if path.suffix != ".json" else path.resolve().parent.name, contents
-            )
+            if pattern is not None and contents.pat_str != _pattern(pattern):
+                contents = tokenizer_files.with_pattern(contents, _pattern(pattern))
+            if special_tokens is not None:
+                contents = tokenizer_files.with_specials(contents, special_tokens)
+            tokenizer = cls.of_contents(name, contents)
         except ValueError as error:
             raise ValueError(f"{path} cannot be loaded: {error}") from None
+        tokenizer._beside = tokenizer_files.beside(path)
+        return tokenizer
 
     @classmethod
-    def of_contents(cls, name: str, contents: huggingface.Contents) -> Tokenizer:
+    def of_contents(cls, name: str, contents: Contents) -> Tokenizer:
         """The tokenizer that a file describes."""
-        from llmfast.tokenizer.text_rules import TextRulesTokenizer, are_needed
-
-        tokenizer = (TextRulesTokenizer if are_needed(contents) else cls)(
+        tokenizer = cls(
             name,
             pat_str=contents.pat_str,
             mergeable_ranks=contents.mergeable_ranks,
             special_tokens=contents.special_tokens,
+            rules=contents.rules,
         )
-        tokenizer._normalization, tokenizer._flags = contents.normalization, contents.flags
+        tokenizer._source = contents.source
         return tokenizer
 
     @classmethod
@@ -235,11 +312,9 @@ class Tokenizer(Encoding):
         """The same tokenizer as an object of tiktoken; ValueError for rules of text that tiktoken has not."""
         import tiktoken
 
-        from llmfast.tokenizer.text_rules import are_needed
-
-        if are_needed(self._contents):
+        if self.rules is not None and self.rules.change_ids:
             raise ValueError(
-                f"{self!r} normalizes text or finds special tokens by rules of their own, which tiktoken cannot"
+                f"{self!r} normalizes or splits text, or finds tokens, by rules of their own, which tiktoken cannot"
             )
         return tiktoken.Encoding(
             self.name,
@@ -257,13 +332,11 @@ class Tokenizer(Encoding):
             digest.update(b"%d;" % len(ids))
             for token, number in sorted(ids.items(), key=lambda item: item[1]):
                 digest.update(b"%d:%d:" % (number, len(token)) + token)
-        for text in (self._pat_str, self._normalization or "", *self._rules_of_specials()):
+        normalization = "NFC" if self.rules and self.rules.normalizer == NFC else ""
+        rules = self.rules.described() if self.rules else []
+        for text in (self._pat_str, normalization, *rules):
             digest.update(b"%d:" % len(text.encode()) + text.encode())
         return digest.hexdigest()
-
-    def _rules_of_specials(self) -> list[str]:
-        """How special tokens are found, where that decides ids."""
-        return []
 
     @property
     def eot_token(self) -> int:
@@ -276,27 +349,26 @@ class Tokenizer(Encoding):
     def _end_of_text(self) -> str | None:
         return next((text for text in _END_OF_TEXT if text in self._special_tokens), None)
 
-    # What Hugging Face's files may say beside the vocabulary; see `huggingface.Contents`.
-    _normalization: str | None = None
-    _flags: huggingface.Flags = {}  # noqa: RUF012 - never changed
-
     @property
-    def _contents(self) -> huggingface.Contents:
-        return huggingface.Contents(
-            self._pat_str, self._mergeable_ranks, self._special_tokens, self._normalization, self._flags
-        )
+    def _contents(self) -> Contents:
+        return Contents(self._pat_str, self._mergeable_ranks, self._special_tokens, self.rules, self._source)
 
     def _to_json(self) -> str:
-        return json.dumps(huggingface.to_json(self._contents), ensure_ascii=False, indent=1)
+        if self._source is not None:
+            return self._source.decode("utf-8")
+        return json.dumps(writing.to_json(self._contents), ensure_ascii=False, indent=1)
 
     def __getstate__(self) -> object:
         state = super().__getstate__()
-        return state if isinstance(state, str) else (state, self._normalization, self._flags)
+        if isinstance(state, str):
+            return state
+        return {**state, "rules": self.rules}, self._source, self._beside
 
     def __setstate__(self, value: object) -> None:
-        state, normalization, flags = value if isinstance(value, tuple) else (value, None, {})
+        state, source, beside = value if isinstance(value, tuple) else (value, None, {})
         super().__setstate__(state)
-        self._normalization, self._flags = normalization, flags
+        if isinstance(value, tuple):
+            self._source, self._beside = source, beside
 
 
 def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
@@ -321,33 +393,3 @@ def _pattern(pattern: str) -> str:
         raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
     patterns.compiled(pattern)
     return pattern if pattern in patterns.NATIVE else patterns.with_gaps(pattern)
-
-
-def _tokenizer_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"no tokenizer at {str(path)!r}")
-    rank_files_there = sorted(path.glob("*.tiktoken"))
-    for candidate in (path / "tokenizer.json", path / "vocab.json", *rank_files_there):
-        if candidate.is_file():
-            return candidate
-    if (path / "tokenizer.model").is_file():
-        raise ValueError(
-            f"{path / 'tokenizer.model'} is a sentencepiece model, which is no byte-level BPE: llmfast does not read it"
-        )
-    raise FileNotFoundError(f"folder {str(path)!r} has no tokenizer.json, vocab.json or .tiktoken file")
-
-
-def _read_rank_file(
-    path: Path, pattern: str | None, special_tokens: dict[str, int] | None
-) -> huggingface.Contents:
-    ranks = rank_files.read_ranks(path)
-    if pattern is None and path.stem not in rank_files.PUBLISHED:
-        raise ValueError(
-            f"{path} does not say how text is split: load it with Tokenizer.load(path, pattern=...), "
-            "and special_tokens= if it has any"
-        )
-    known_pattern, known_specials = rank_files.PUBLISHED.get(path.stem, (pattern, {}))
-    specials = known_specials if special_tokens is None else special_tokens
-    return huggingface.Contents(_pattern(pattern or known_pattern), ranks, specials)

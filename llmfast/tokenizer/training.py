@@ -35,6 +35,17 @@ _TIE_BREAKS = {
 # The pattern of no splitting: a document is one word. The engine has no use for the expression itself.
 WHOLE = patterns.WHOLE
 
+# The splitting patterns by their names.
+PATTERNS = {
+    "gpt2": patterns.GPT2,
+    "cl100k": patterns.CL100K,
+    "llama3": patterns.LLAMA3,
+    "qwen2": patterns.QWEN2,
+    "o200k": patterns.O200K,
+    "deepseek": patterns.DEEPSEEK,
+    "none": WHOLE,
+}
+
 _BATCH_CHARACTERS = 16 << 20  # of documents handed to the threads at a time
 
 

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmfast.tokenizer import huggingface
 from llmfast.tokenizer.arguments import available_cores
+from llmfast.tokenizer.huggingface.reading import from_json
 from llmfast.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Backend:
         ours = self._built
         rows = ours.tokenizer.encode_batch(
             input,
-            allowed_special=ours.not_special if self.theirs.encode_special_tokens else "all",
+            allowed_special=frozenset() if self.theirs.encode_special_tokens else "all",
             disallowed_special=(),
             num_threads=available_cores() if sum(map(len, input)) >= _WORTH_THREADS else 1,
         )
@@ -67,8 +67,6 @@ class Backend:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         ours = self._built
-        if not ours.decodes_alike:
-            return self.theirs.decode(ids, skip_special_tokens)
         if skip_special_tokens and not ours.special_ids.isdisjoint(ids):
             ids = [token for token in ids if token not in ours.special_ids]
         try:
@@ -112,16 +110,9 @@ class Backend:
     @functools.cached_property
     def _built(self) -> _Built:
         file = json.loads(self.theirs.to_str())
-        tokenizer = Tokenizer.of_contents("transformers", huggingface.from_json(file))
+        tokenizer = Tokenizer.of_contents("transformers", from_json(file))
         added = file.get("added_tokens") or []
-        special = [token for token in added if token["special"]]
-        return _Built(
-            tokenizer,
-            frozenset(token["id"] for token in special),
-            tokenizer.special_tokens_set - {token["content"] for token in special},
-            (file.get("decoder") or {}).get("type") == "ByteLevel"
-            and all(huggingface.decodes_to_itself(token["content"]) for token in added),
-        )
+        return _Built(tokenizer, frozenset(token["id"] for token in added if token["special"]))
 
     @functools.cached_property
     def _frames(self) -> tuple[_Frame, _Frame]:
@@ -146,8 +137,6 @@ class _Built(NamedTuple):
 
     tokenizer: Tokenizer
     special_ids: frozenset[int]
-    not_special: set[str]  # added tokens that are not special
-    decodes_alike: bool
 
 
 class _Frame(NamedTuple):

@@ -45,6 +45,12 @@ def test_no_speed_is_claimed_that_no_file_backs(pages, path):
     assert pages.unbacked(path.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_line_begins_with_a_figure(path):
+    """Trap: Markdown takes a line that begins with a comment for a block of HTML, and shows the rest of it raw."""
+    assert not re.search(r"^\s*<!-- figure", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_the_charts_show_the_figures_of_the_result_file(pages, tmp_path):
     """Trap: a chart left behind by a newer measurement. Versions of matplotlib differ in anything but the text."""
     charts = importlib.import_module("benchmarks.charts")

@@ -195,7 +195,7 @@ def test_cases_without_time_are_named(bench, norm, tmp_path):
 
 
 def test_counted_pairs_are_those_of_the_mask(bench):
-    from llmfast.kernels.reference.attention import visible
+    from llmfast.kernels.attention.reference import visible
 
     attention = importlib.import_module("benchmarks.suites.attention")
     for causal, window in ((False, None), (True, None), (True, 3), (True, 40)):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 from kernel_testing import require_interpreter
-from llmfast.kernels import tuned
-from llmfast.kernels.launch import CHIPS
+from llmfast.kernels.frame import tuned
+from llmfast.kernels.frame.launch import CHIPS
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def questions(tune, monkeypatch):
     for name in ("attention", "activation", "rope", "cross_entropy", "linear_cross_entropy", "nf4"):
         suite = importlib.import_module(f"benchmarks.suites.{name}")
         monkeypatch.setattr(suite, "DTYPE", suite.DTYPE)
-    linear = importlib.import_module("llmfast.kernels.linear_cross_entropy")
-    monkeypatch.setattr(linear, "FEW_ON_GPU", linear.FEW_ON_GPU)
+    launch = importlib.import_module("llmfast.kernels.losses.launch")
+    monkeypatch.setattr(launch, "FEW_ON_GPU", launch.FEW_ON_GPU)
     return lambda op: list(tune.QUESTIONS[op](True))
 
 
 @pytest.fixture
 def norm_module():
-    return importlib.import_module("llmfast.kernels.norm")
+    return importlib.import_module("llmfast.kernels.norm.launch")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_the_tuner_goes_to_what_is_right_and_fastest(tune, norm_module, tmp_path
     path = tune.tune("norm", "cpu", tmp_path, say=lambda line: None)
     assert norm_module.forward_launch.rows == before
     rows = json.loads(path.read_text())["rows"]
-    rule = questions[0].function.rule(importlib.import_module("llmfast.kernels.launch").INTERPRETER, 64)
+    rule = questions[0].function.rule(importlib.import_module("llmfast.kernels.frame.launch").INTERPRETER, 64)
     assert rule.block == 64
     assert rows == []  # smaller blocks would be wrong, so that the rule stands
 
@@ -164,7 +164,7 @@ def test_every_tuned_function_is_asked_about(tune, questions):
 
     found = set()
     for info in pkgutil.walk_packages(llmfast.kernels.__path__, "llmfast.kernels."):
-        if "gate.__main__" in info.name:
+        if "compile_check.__main__" in info.name:
             continue
         for value in vars(importlib.import_module(info.name)).values():
             if isinstance(value, tuned.Tuned):
@@ -181,7 +181,7 @@ def tune_all(tune, op):
 
 
 def test_fixed_settings_stay(tune):
-    from llmfast.kernels.nf4.products import FewTokensLaunch
+    from llmfast.kernels.nf4.launch import FewTokensLaunch
 
     found = list(tune.neighbours(FewTokensLaunch(32, 8), fixed=("tokens",)))
     assert found

@@ -23,8 +23,8 @@ PYTHON = [
 ]
 TOP = ("kernels", "llmfast", "csrc", "benchmarks", "tests", "recipes", "docs", "examples", ".ci", ".github")
 IN_REPOSITORY = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
-REFERENCE = {"commands", "llmfast", "kernels", "tokenizer", "data", "models", "training", "evaluation", "inference",
-             "integrations"}  # fmt: skip
+PACKAGES = {path.parent.name for path in (ROOT / "llmfast").glob("*/__init__.py")} - {"commands"}
+REFERENCE = {"commands", "kernels", "llmfast", *PACKAGES}  # the pages that docs/tools/hooks.py writes
 
 
 def command_lines(text: str) -> list[list[str]]:

@@ -1,10 +1,12 @@
 """A patched transformers model computes what it did, as exactly, and can be taken back."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 from kernel_testing import assert_as_exact_as
+from roundings import rounding_error
 
 import llmfast
 
@@ -65,17 +67,19 @@ def results(model) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         logits = model.eval()(**inputs).logits[inputs["attention_mask"].bool()]
     model.train()
-    # In the model's dtype: the peer's error in one number may be 0 by luck, and one rounding is allowed beside it.
     return found | {"loss": loss.detach().to(model.dtype), "logits": logits}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_as_exact_as_before(name, dtype):
-    peer, exact = results(build(name, dtype)), results(build(name, dtype).double())
+    peer, wide = results(build(name, dtype)), build(name, dtype).double()
+    exact = results(wide)
     ours = results(llmfast.patch(build(name, dtype)))
+    allowed = cache(lambda: rounding_error(lambda: results(wide), exact, dtype))
     for part, value in ours.items():
-        assert_as_exact_as(part, value, peer[part], exact[part], roundings=4)
+        assert_as_exact_as(part, value, peer[part], exact[part], lambda part=part: allowed()[part])
 
 
 @pytest.mark.parametrize("name", MODELS)

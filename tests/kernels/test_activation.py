@@ -87,6 +87,7 @@ def check_gelu(device, length, width, dtype, layout, grad_layout, biased, approx
     )
 
 
+@pytest.mark.numeric
 def test_gelu_of_any_shape_stride_and_dtype(device):
     check_gelu(device)
 

@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import torch
-from llmfast.kernels.gate.measure import compile_for, device_of
-from llmfast.kernels import launch
-from llmfast.kernels.attention.ops import forward
+from llmfast.kernels.compile_check.measure import compile_for, chip_of
+from llmfast.kernels.frame import launch
+from llmfast.kernels.attention.ops import AttentionCall, forward
 from llmfast.kernels.attention.forward import forward_kernel
 
 compiled = []
@@ -22,7 +22,7 @@ def attend(B, S, T, width, heads_last, right):
         x = torch.empty(shape, dtype=torch.float16, device="meta")
         return x.transpose(1, 2) if heads_last else x
     q, k = rows(4, S), rows(2, T)
-    forward(q, k, k, None, None, None, None, 0.1, None, right, None, 0.0)
+    forward(AttentionCall(q, k, k, None, None, None, None, 0.1, None, right, None, 0.0))
 
 compile_for("120")
 one_by_one = [(1, 1, 1), (1, 128, 128), (3, 129, 77), (2, 4096, 100000)]
@@ -34,7 +34,7 @@ versions = {kernel.hash for kernel in compiled}
 assert len(versions) == 2, f"{len(versions)} versions of the kernel for lengths that differ"
 
 attend(1, 500, 500, 256, True, 0)
-limit = device_of("120").shared_memory
+limit = chip_of("120").shared_memory
 assert limit < 100 * 1024
 assert compiled[-1].metadata.shared <= limit, compiled[-1].metadata.shared
 """

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attention_cases import eager_attention
-from kernel_testing import assert_as_exact_as, random_tensor
-from llmfast.kernels import attention_weights, backend, flash_attention, flash_decode
+from attention_cases import assert_rows_exact, eager_attention, steps_of
+from kernel_testing import assert_matches, random_tensor
+from llmfast.kernels import attention_weights, flash_attention, flash_decode
 
 OPTIONS = [
     {},
@@ -40,6 +40,7 @@ def paged(cache, page, order):
     return pages.transpose(1, 2), table.to(torch.int32)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("S", "dtype"), [(1, torch.float32), (3, torch.float16)])
 def test_decode_is_the_last_rows_of_forward(device, options, S, dtype):
@@ -52,10 +53,7 @@ def test_decode_is_the_last_rows_of_forward(device, options, S, dtype):
     for b, length in enumerate(lengths):
         entry = (q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length])
         causal = {"causal": True} | options
-        exact, exact_lse = eager_attention(*(x.double() for x in entry), **causal)
-        peer, peer_lse = eager_attention(*entry, **causal)
-        assert_as_exact_as("out", out[b : b + 1], peer, exact)
-        assert_as_exact_as("lse", lse[b : b + 1], peer_lse, exact_lse)
+        assert_rows_exact((out[b : b + 1], lse[b : b + 1]), entry, **causal)
 
 
 @pytest.mark.parametrize("page", [16, 24, 256])
@@ -74,6 +72,7 @@ def test_shuffled_pages_give_the_bits_of_a_contiguous_cache(device, page):
     assert torch.equal(flash_decode(q, k, v, lengths, window=(290, -1)), contiguous)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("page", [None, 16])
 def test_append_writes_behind_the_filled_rows_and_attends_to_them(device, page):
     k, v = (rows((2, 2, 64, 16), device, seed=i) for i in (1, 2))
@@ -92,10 +91,8 @@ def test_append_writes_behind_the_filled_rows_and_attends_to_them(device, page):
     assert given.tolist() == lengths
     for b, n in enumerate(lengths):
         k[b, :, n : n + 3], v[b, :, n : n + 3] = new_k[b], new_v[b]
-        expected = flash_attention(
-            q[b : b + 1], k[b : b + 1, :, : n + 3], v[b : b + 1, :, : n + 3], causal=True
-        )
-        torch.testing.assert_close(out[b : b + 1], expected)
+        entry = (q[b : b + 1], k[b : b + 1, :, : n + 3], v[b : b + 1, :, : n + 3])
+        assert_rows_exact(out[b : b + 1], entry, causal=True)
     if not page:
         assert torch.equal(k_cache.nan_to_num(7.0), k.nan_to_num(7.0))
 
@@ -166,23 +163,20 @@ def test_weights_refuse_an_index_out_of_range():
         attention_weights(q, q, rows=[3])
 
 
+@pytest.mark.numeric
 def test_short_queries_take_the_split_cache(device):
     """One query against many keys: the kernel that splits them gives forward its result, and backward its lse."""
     q, k, v = rows((1, 4, 1, 16), device), *(rows((1, 2, 700, 16), device, seed=i) for i in (1, 2))
-    ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    flash_attention(*ours, causal=True).square().sum().backward()
-    with backend("reference"):
-        exact = [x.double().requires_grad_() for x in (q, k, v)]
-        flash_attention(*exact, causal=True).square().sum().backward()
-    for x, y in zip(ours, exact, strict=True):
-        torch.testing.assert_close(x.grad, y.grad.float())
+    assert_matches(
+        lambda **x: flash_attention(**x, causal=True, return_lse=True),
+        lambda **x: eager_attention(**x, causal=True),
+        {"q": q, "k": k, "v": v},
+        algorithm=steps_of(torch.float32, causal=True),
+    )
 
 
 def test_a_group_of_short_queries_is_packed(device):
     """20 queries of each of 8 heads fill two tiles, where a forward tile a head would stand three quarters empty."""
     q, k, v = rows((1, 8, 20, 16), device), *(rows((1, 1, 520, 16), device, seed=i) for i in (1, 2))
     out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
-    exact, exact_lse = eager_attention(*(x.double() for x in (q, k, v)), causal=True)
-    peer, peer_lse = eager_attention(q, k, v, causal=True)
-    assert_as_exact_as("out", out, peer, exact)
-    assert_as_exact_as("lse", lse, peer_lse, exact_lse)
+    assert_rows_exact((out, lse), (q, k, v), causal=True)

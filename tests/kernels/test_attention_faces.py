@@ -110,7 +110,7 @@ def test_sdpa_is_pytorchs(lengths, kind):
 
 
 def test_sdpa_leaves_masks_to_pytorch_and_says_so_once(monkeypatch):
-    monkeypatch.setattr("llmfast.kernels.attention.faces._said", set())
+    monkeypatch.setattr("llmfast.kernels.attention.compat._said", set())
     q = torch.randn(1, 2, 5, 16)
     mask = torch.randn(5, 5)
     with pytest.warns(UserWarning, match="an attn_mask tensor"):

@@ -9,10 +9,10 @@ import warnings
 import pytest
 import torch
 from llmfast.kernels import backend, rms_norm
-from llmfast.kernels.backend import use_triton
+from llmfast.kernels.frame.backend import use_triton
 
 # The name llmfast.kernels.backend is the function; this is the file.
-module = importlib.import_module("llmfast.kernels.backend")
+module = importlib.import_module("llmfast.kernels.frame.backend")
 
 
 class OnCuda:

@@ -56,7 +56,7 @@ def formula(logits, target, class_weight, label_smoothing, z_loss, softcap):
     return wide(torch.where(valid, loss, 0).sum() / w.sum()), wide(torch.where(valid, lse, 0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     length=lengths,
     classes=widths,
@@ -86,6 +86,7 @@ def check_any_shape(
     assert_matches(run(cross_entropy), run(torch_cross_entropy), {"logits": logits}, grad_layout)
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_dtype_and_reduction(device):
     check_any_shape(device)
 
@@ -189,9 +190,7 @@ def test_classes_masked_with_minus_infinity(device):
     def peer(logits):
         return F.cross_entropy(logits, target)
 
-    found, expected = results(ours, {"logits": logits}), results(peer, {"logits": logits})
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name])
+    assert_matches(ours, peer, {"logits": logits})
 
 
 def test_ignored_rows_may_hold_anything(device):
@@ -277,8 +276,8 @@ def test_operator_is_well_formed(device):
     logits = random_tensor((4, 20), device=device).requires_grad_()
     target, weight = targets((4,), 20, device), torch.rand(20, device=device)
     operator = torch.ops.llmfast.cross_entropy.default
-    torch.library.opcheck(operator, (logits, target, weight, -100, 0.1, 1e-4, 30.0, "mean"))
-    torch.library.opcheck(operator, (logits, target, None, -100, 0.0, 0.0, None, "none"))
+    torch.library.opcheck(operator, (logits, target, weight, "mean", -100, 0.1, 1e-4, 30.0))
+    torch.library.opcheck(operator, (logits, target, None, "none", -100, 0.0, 0.0, None))
 
 
 def test_autocast_keeps_the_gradient_in_the_dtype_of_the_logits(device):

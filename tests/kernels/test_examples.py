@@ -1,10 +1,12 @@
 """The examples in the docstrings run as they stand: a plain PyTorch module around each op."""
 
+import copy
 import textwrap
 
 import llmfast.kernels as kernels
 import pytest
 import torch
+from kernel_testing import assert_as_exact_as
 
 ARGUMENTS = {
     "rms_norm": (16,),
@@ -56,8 +58,11 @@ def test_example_gives_the_same_through_the_kernels(op, device):
     module = example(op)(*ARGUMENTS[op]).to(device)
     x = torch.randn(2, 3, 16, device=device)
     with kernels.backend("reference"):
-        expected = module(x)
-    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
+        expected, exact_module = module(x), copy.deepcopy(module).double()
+        exact = exact_module(x.double())
+    found = module(x)
+    with kernels.backend("reference"):
+        assert_as_exact_as("output", found, expected, exact, lambda: exact_module(x.double()))
 
 
 @pytest.mark.parametrize("op", PROGRAMS)

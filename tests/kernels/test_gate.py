@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("triton", reason="the gate compiles with Triton")
 
-from llmfast.kernels.gate.measure import Row
-from llmfast.kernels.gate.table import REGISTER_MARGIN, load, regressions, render
+from llmfast.kernels.compile_check.measure import Row
+from llmfast.kernels.compile_check.table import REGISTER_MARGIN, load, regressions, render
 
 PROBE = Path(__file__).parents[1] / "lib" / "gate_probe.py"
 ROW = Row("op", "case", "kernel", "90", 4, 40, 0, 1024, 4, 0, 2, 0, [])
@@ -68,7 +68,7 @@ def test_nothing_recompiles_as_length_and_batch_change(probe):
 
 
 def test_ops_pass_the_gate_against_the_committed_table():
-    done = compiling("-m", "llmfast.kernels.gate", "--op", "rope", "--capability", "120")
+    done = compiling("-m", "llmfast.kernels.compile_check", "--op", "rope", "--capability", "120")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": 0 faults" in done.stdout
 
@@ -85,7 +85,7 @@ def test_regressions_against_the_table():
 
 
 def test_the_readable_table_is_the_committed_one():
-    from llmfast.kernels.gate.table import MARKDOWN
+    from llmfast.kernels.compile_check.table import MARKDOWN
 
     version, rows = load()
     assert rows

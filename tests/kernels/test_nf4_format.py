@@ -18,7 +18,7 @@ from llmfast.kernels import (
     to_bitsandbytes,
     to_bitsandbytes_state,
 )
-from llmfast.kernels.reference.nf4 import NF4_CODE
+from llmfast.kernels.nf4.reference import NF4_CODE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALF_GAP = max(b - a for a, b in pairwise(NF4_CODE)) / 2

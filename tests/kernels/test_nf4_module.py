@@ -4,11 +4,12 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from kernel_testing import random_tensor
+from kernel_testing import assert_as_exact_as, random_tensor
 from llmfast.kernels import NF4Linear, dequantize_nf4, quantize_nf4
 from torch import nn
 
@@ -24,7 +25,9 @@ def layer():
 def test_computes_what_the_linear_layer_of_its_numbers_does(layer):
     x = random_tensor((3, 64))
     expected = nn.functional.linear(x, dequantize_nf4(layer.quantized), layer.bias)
-    torch.testing.assert_close(layer(x), expected)
+    wide = [tensor.double() for tensor in (x, dequantize_nf4(layer.quantized), layer.bias)]
+    algorithm = partial(nn.functional.linear, *wide)
+    assert_as_exact_as("output", layer(x), expected, algorithm(), algorithm)
     assert repr(layer) == (
         "NF4Linear(in_features=64, out_features=40, bias=True, block_size=64, double_quant=True, quant_type=nf4)"
     )
@@ -79,7 +82,14 @@ def test_loads_what_bitsandbytes_saved_inside_a_model():
     ours = nn.Sequential(nn.Sequential(NF4Linear(128, 48)), nn.Linear(48, 4))
     ours.load_state_dict(theirs.state_dict())  # strict: every entry is known
     x = random_tensor((3, 128)).requires_grad_()  # with a gradient, lest bitsandbytes rearranges its weight
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    weight, bias = dequantize_nf4(ours[0][0].quantized).double(), ours[0][0].bias.double()
+    last = (ours[1].weight.double(), ours[1].bias.double())
+
+    def algorithm():
+        return nn.functional.linear(nn.functional.linear(x.double(), weight, bias), *last)
+
+    for found in (ours(x), theirs(x)):
+        assert_as_exact_as("output", found, None, algorithm(), algorithm)
     assert not ours[0][0].layout.double_quant
     with pytest.raises(
         RuntimeError, match=r"0\.0\.weight must be \(48, 64\), got \(48, 128\) from bitsandbytes"

@@ -55,6 +55,7 @@ def check_any_shape(device, length, width, dtype, layout, grad_layout, residual)
     assert_matches(layer_norm, torch_layer_norm, layer, grad_layout)
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_and_dtype(device):
     check_any_shape(device)
 

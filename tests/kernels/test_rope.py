@@ -1,10 +1,13 @@
 """rope: as exact as plain PyTorch for every layout, and at positions where float32 angles are not."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_testing import (
+    assert_as_exact_as,
     assert_compiles,
     assert_keeps_inputs,
     assert_matches,
@@ -75,6 +78,7 @@ def check_any_shape(
     )
 
 
+@pytest.mark.numeric
 def test_any_shape_stride_and_dtype(device):
     check_any_shape(device)
 
@@ -94,7 +98,13 @@ def test_negative_positions_turn_back(device):
     q = random_tensor((1, 3, 2, 8), device=device)
     there = rope(q, positions=torch.tensor([5, 100, 7000], device=device))
     back = rope(there, positions=torch.tensor([-5, -100, -7000], device=device))
-    torch.testing.assert_close(back, q, rtol=0, atol=1e-6)
+    exact = q.double()
+    assert_as_exact_as("q", back, None, exact, lambda: there_and_back(exact, torch.tensor([5, 100, 7000])))
+
+
+def there_and_back(q, positions):
+    there, _ = torch_rope(q, q, positions.to(q.device))
+    return torch_rope(there, there, -positions.to(q.device))[0]
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -104,11 +114,10 @@ def test_precomputed_tables(device, interleaved):
     angle = torch.atan2(sin.double(), cos.double())
     positions = torch.tensor([8, 0, 3, 3, 1], device=device)
     at_places = rope(q, cos=cos, sin=sin, interleaved=interleaved)
-    expected = turn(q.double(), angle[:5, None], interleaved)
-    torch.testing.assert_close(at_places.double(), expected, rtol=1e-6, atol=1e-6)
     at_positions = rope(q, cos=cos, sin=sin, positions=positions, interleaved=interleaved)
-    expected = turn(q.double(), angle[positions][:, None], interleaved)
-    torch.testing.assert_close(at_positions.double(), expected, rtol=1e-6, atol=1e-6)
+    for found, angles in ((at_places, angle[:5, None]), (at_positions, angle[positions][:, None])):
+        algorithm = partial(turn, q.double(), angles, interleaved)
+        assert_as_exact_as("q", found, None, algorithm(), algorithm)
 
 
 def test_position_outside_of_the_table_shows(device):
@@ -132,11 +141,17 @@ def test_packed_sequences_equal_separate_ones(device):
 def test_scores_depend_on_the_distance_of_positions_alone(device):
     q, k = (random_tensor((1, 1, 1, 32), device=device, seed=seed) for seed in (0, 1))
 
-    def score(query_position, key_position):
-        turned_q = rope(q, positions=torch.tensor([query_position], device=device))
-        return (turned_q * rope(k, positions=torch.tensor([key_position], device=device))).sum().item()
+    def score(q, k, function, positions):
+        turned_q, turned_k = (
+            function(x, x, positions=torch.tensor([position], device=device))[0]
+            for x, position in zip((q, k), positions, strict=True)
+        )
+        return (turned_q * turned_k).sum()
 
-    assert score(1000, 990) == pytest.approx(score(10, 0), abs=2e-5)
+    exact = score(q.double(), k.double(), torch_rope, (10, 0))
+    for positions in ((10, 0), (1000, 990), (123_456, 123_446)):
+        algorithm = partial(score, q.double(), k.double(), torch_rope, positions)
+        assert_as_exact_as("score", score(q, k, rope, positions), None, exact, algorithm)
 
 
 def test_only_one_output_is_used(device):
@@ -156,10 +171,13 @@ def test_second_derivative_exists(device):
     q = random_tensor((1, 3, 1, 4), torch.float32, device).requires_grad_()
     (grad,) = torch.autograd.grad(rope(q).pow(3).sum(), q, create_graph=True)
     (second,) = torch.autograd.grad(grad.sum(), q)
-    x = q.detach().double().requires_grad_()
-    (grad,) = torch.autograd.grad(torch_rope(x, x)[0].pow(3).sum(), x, create_graph=True)
-    (exact,) = torch.autograd.grad(grad.sum(), x)
-    torch.testing.assert_close(second.double(), exact, rtol=1e-5, atol=1e-5)
+
+    def algorithm():
+        x = q.detach().double().requires_grad_()
+        (grad,) = torch.autograd.grad(torch_rope(x, x)[0].pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.sum(), x)[0]
+
+    assert_as_exact_as("second derivative", second, None, algorithm(), algorithm)
 
 
 def test_two_runs_have_equal_bits_and_inputs_are_never_overwritten(device):

@@ -2,14 +2,14 @@
 flash_attention must be."""
 
 import itertools
-import math
 import random
 from dataclasses import dataclass
 
 import torch
-from kernel_testing import assert_as_exact_as, random_tensor, results
+from attention_steps import flash_attention_steps
+from kernel_testing import assert_as_exact_as, assert_matches
 from llmfast.kernels import flash_attention
-from llmfast.kernels.reference.attention import dropout_keep
+from llmfast.kernels.attention.reference import dropout_keep
 
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
@@ -95,6 +95,21 @@ def pairwise(options, seed=0):
     return cases
 
 
+def hidden_keys(S, T, causal=False, window=None, device="cpu"):
+    """Boolean (S, T): the keys that a query does not see; the last query stands at the last key."""
+    position = torch.arange(S, device=device)[:, None] + T - S
+    key = torch.arange(T, device=device)
+    left, right = window or (-1, -1)
+    hidden = torch.zeros((S, T), dtype=torch.bool, device=device)
+    if causal:
+        hidden |= key > position
+    if left >= 0:
+        hidden |= key < position - left
+    if right >= 0:
+        hidden |= key > position + right
+    return hidden
+
+
 def eager_attention(
     q,
     k,
@@ -115,16 +130,7 @@ def eager_attention(
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    position = torch.arange(S, device=q.device)[:, None] + T - S
-    key = torch.arange(T, device=q.device)
-    left, right = window or (-1, -1)
-    hidden = torch.zeros((S, T), dtype=torch.bool, device=q.device)
-    if causal:
-        hidden |= key > position
-    if left >= 0:
-        hidden |= key < position - left
-    if right >= 0:
-        hidden |= key > position + right
+    hidden = hidden_keys(S, T, causal, window, q.device)
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         column = sinks[:, None, None].expand(*scores.shape[:3], 1).to(scores.dtype)
@@ -148,6 +154,16 @@ def seen_keys_only(function):
     return wrapped
 
 
+def steps_of(dtype, *, causal=False, window=None, seed=None, **options):
+    """The kernels' own steps for inputs of ``dtype``, with the arguments of ``eager_attention``."""
+
+    def steps(q, k, v, sinks=None):
+        hidden = hidden_keys(q.shape[2], k.shape[2], causal, window, q.device)
+        return flash_attention_steps(q, k, v, sinks, hidden=hidden, dtype=dtype, **options)
+
+    return steps
+
+
 def assert_exact(case, device, logits=1, **sizes):
     """flash_attention and its gradients are as exact as ``eager_attention``; arguments as for ``Case.inputs``."""
     inputs = case.inputs(device, logits=logits, **sizes)
@@ -165,41 +181,19 @@ def assert_exact(case, device, logits=1, **sizes):
     def peer(**tensors):
         return eager_attention(**tensors, **case.options(), keep=keep)
 
-    ours, peer = seen_keys_only(ours), seen_keys_only(peer)
-    exact = results(peer, {name: x.double() for name, x in inputs.items()})
-    expected = results(peer, inputs)
-    for name, value in results(ours, inputs).items():
-        allowed = cancellation(name, inputs, case)
-        if logits > 1 and exact[name].numel():
-            allowed += logit_rounding(inputs["q"], inputs["k"], case.softcap) * exact[name].abs().max()
-        error = (value.double() - exact[name]).abs()
-        forgiven = torch.where(error <= allowed, exact[name], value.double())
-        assert_as_exact_as(name, forgiven.to(value.dtype), expected[name], exact[name])
+    steps = steps_of(case.dtype, **case.options(), keep=keep)
+    assert_matches(
+        *(seen_keys_only(function) for function in (ours, peer)), inputs, algorithm=seen_keys_only(steps)
+    )
 
 
-def cancellation(name, inputs, case):
-    """What dP - delta may cancel, carried to the gradients: an error that every FlashAttention makes.
-
-    delta is a sum of D products g · o, with o as it was stored, rounded to the dtype; dP a sum of products g · v in
-    another order. Where a row gives all its weight to one key they are equal but for that rounding and a float32 one,
-    and PyTorch's softmax backward, which has P itself, gives an exact 0. dK and the sinks add up such roundings of
-    all rows of a group, which are as random as they are many.
-    """
-    if name not in ("gradient of q", "gradient of k", "gradient of sinks"):
-        return 0.0
-    q, k, v = (inputs[name].abs().double() for name in "qkv")
-    g = random_tensor(q.shape, case.dtype, q.device.type, seed=100).abs().double()
-    products = (g @ v.repeat_interleave(case.ratio, dim=1).transpose(-1, -2)).max() / (1 - case.dropout_p)
-    stored = torch.finfo(case.dtype).eps / 2 * case.D**-0.5
-    if name == "gradient of sinks":  # The sum over rows of exp(sink - lse) · delta.
-        return float((2**-23 * case.D**-0.5 + stored) * products * case.S**0.5)
-    carried = k.max() if name == "gradient of q" else q.max() * (case.S * case.ratio) ** 0.5
-    return float((2**-23 + stored) * products * case.D**-0.5 * carried)
-
-
-def logit_rounding(q, k, softcap=None):
-    """How far four roundings of the largest logit, in base 2, move a probability, relative to it: of the product, of
-    its scale, of the log-sum-exp, and of that in base 2. PyTorch's ops round twice, in base e."""
-    k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    largest = float((q.double() @ k.transpose(-1, -2)).abs().max()) * q.shape[-1] ** -0.5
-    return 4 * 2**-24 * math.log2(math.e) * (largest if softcap is None else min(largest, softcap))
+def assert_rows_exact(found, inputs, **options):
+    """``found``, which is (out, lse) or out alone, for the inputs q, k and v is as exact as ``eager_attention``."""
+    found = found if isinstance(found, tuple) else (found,)
+    wide = [x.double() for x in inputs]
+    peer, exact = eager_attention(*inputs, **options), eager_attention(*wide, **options)
+    sinks = options.pop("sinks", None)
+    wide.append(None if sinks is None else sinks.double())
+    steps = steps_of(inputs[0].dtype, **options)
+    for i, (name, value) in enumerate(zip(("out", "lse"), found, strict=False)):
+        assert_as_exact_as(name, value, peer[i], exact[i], lambda i=i: steps(*wide)[i])

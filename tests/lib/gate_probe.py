@@ -10,13 +10,15 @@ from collections import defaultdict
 import torch
 import triton
 import triton.language as tl
-from llmfast.kernels import activation, launch, norm
-from llmfast.kernels.gate import GateCase
-from llmfast.kernels.gate.measure import compiled, measure
-from llmfast.kernels.gate.table import faults
-from llmfast.kernels.nf4 import linear as nf4_linear
+from llmfast.kernels.activation import ops as activation
+from llmfast.kernels.compile_check import CompileCase
+from llmfast.kernels.compile_check.measure import compiled, measure
+from llmfast.kernels.compile_check.table import faults
+from llmfast.kernels.frame import launch
+from llmfast.kernels.nf4 import ops as linear
 from llmfast.kernels.nf4.layout import Layout
-from llmfast.kernels.rope import _run as run_rope
+from llmfast.kernels.norm import ops as norm
+from llmfast.kernels.rope import ops as rope
 
 
 @triton.jit
@@ -46,36 +48,44 @@ def not_of_this_triton(x):
     tl.static_assert(False, "not of this Triton")
 
 
-def broken_cases() -> list[GateCase]:
+def broken_cases() -> list[CompileCase]:
     x = torch.empty(1, device="meta")
     half = torch.empty(1, device="meta", dtype=torch.float16)
     return [
-        GateCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
-        GateCase("spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)),
-        GateCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
-        GateCase("refused", "", lambda: launch.run(not_of_this_triton, (1,), x, x)),
-        GateCase("lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}),
+        CompileCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
+        CompileCase(
+            "spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)
+        ),
+        CompileCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
+        CompileCase("refused", "", lambda: launch.run(not_of_this_triton, (1,), x, x)),
+        CompileCase(
+            "lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}
+        ),
     ]
 
 
-def calls_of_many_lengths() -> list[GateCase]:
+def calls_of_many_lengths() -> list[CompileCase]:
     def call(batch: int, length: int):
         def run() -> None:
             x = torch.empty(batch, length, 512, dtype=torch.bfloat16, device="meta")
             heads = x[..., :256].unflatten(-1, (4, 64))
-            y, _, stats = norm._run(x, x[0, 0], None, None, 1e-6, 0.0, False)
-            norm._run_backward(y, None, x, x[0, 0], None, stats, 0.0, False, True)
-            norm._run(heads, heads[0, 0], None, None, 1e-6, 0.0, True)
-            activation._run_gated_backward(activation._run_gated(x, None, "silu"), x, None, "silu")
-            activation._run_gelu_backward(activation._run_gelu(x, x[0, 0], "gelu"), x, x[0, 0], "gelu", True)
+            call = norm.NormCall(x, x[0, 0], None, None, 1e-6, 0.0, False)
+            y, h, stats = norm.forward(call)
+            norm.backward(norm.NormBackwardCall(y, None, True, False, norm.NormKept.of(call, y, h, stats)))
+            norm.forward(norm.NormCall(heads, heads[0, 0], None, None, 1e-6, 0.0, True))
+            gated = activation.GatedCall(x, None, "silu")
+            activation.gated_gradients(activation.GatedBackwardCall(activation.gated(gated), gated))
+            gelu = activation.BiasedCall(x, x[0, 0], "gelu")
+            activation.biased_gradients(activation.BiasedBackwardCall(activation.biased(gelu), True, gelu))
             positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
-            run_rope(heads, heads, positions, None, None, 1e4, 64, False, False)
+            rotation = rope.Rotation(positions, None, None, 1e4, 64, False, False)
+            rope.rotate(rope.RopeCall(heads, heads, rotation))
             layout = Layout((512, 512))
             record = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta")
-            tokens = x.view(-1, 512)
-            nf4_linear.forward(nf4_linear.Call(tokens, record, None, None, None, 1.0, True, layout))
+            layer = linear.FrozenLayer(record, None, None, None, 1.0, True, layout.arguments)
+            linear.forward(linear.FrozenLinearCall(x.view(-1, 512), layer))
 
-        return GateCase("", "", run)
+        return CompileCase("", "", run)
 
     shapes = [(1, 1), (1, 2), (2, 1), (1, 16), (3, 17), (16, 100), (2, 4096), (1, 9_000_000)]
     return [call(*shape) for shape in shapes]

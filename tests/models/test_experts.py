@@ -11,6 +11,8 @@ from llmfast.models.decoder import Decoder
 from llmfast.models.experts import MixtureOfExperts
 from llmfast.models.grouped import grouped_linear
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = DecoderConfig(
     vocab_size=97,
     width=16,

@@ -13,8 +13,9 @@ import tokenizers
 from shared_data import shared_data
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmfast.tokenizer import Tokenizer, huggingface, patterns
-from llmfast.tokenizer.tokenizer import PATTERNS
+from llmfast.tokenizer import Tokenizer, patterns
+from llmfast.tokenizer.huggingface import byte_text
+from llmfast.tokenizer.training import PATTERNS
 
 CODE = "\n".join(inspect.getsource(module) for module in (inspect, random, json.decoder))
 TRICKY = (
@@ -311,10 +312,6 @@ def saved(tmp_path):
     return tmp_path / "tokenizer.json"
 
 
-def swap_two(merges):
-    merges[20], merges[50] = merges[50], merges[20]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -322,27 +319,57 @@ def swap_two(merges):
         (lambda file: file["model"].pop("vocab"), "no 'vocab' of type dict"),
         (lambda file: file["model"].pop("merges"), "no 'merges' of type list"),
         (lambda file: file["model"].update(type="WordPiece"), "its model is 'WordPiece'"),
-        (lambda file: file["model"].update(byte_fallback=True), "byte_fallback=True"),
         (lambda file: file["model"].update(dropout=0.1), "dropout=0.1"),
-        (lambda file: file["model"]["vocab"].pop("a"), "no tokens for 1 of the 256 bytes, such as 0x61"),
+        (lambda file: file["model"]["vocab"].pop("a"), "but the vocabulary has no 'a'"),
+        (lambda file: file["model"].update(vocab={}, merges=[]), "its vocabulary has no token"),
         (lambda file: file["model"]["vocab"].update({"in": "x"}), "the id of token 'in' is 'x'"),
         (lambda file: file["model"]["vocab"].update({"in": True}), "the id of token 'in' is True"),
         (lambda file: file["model"]["vocab"].update({"in": 7}), "tokens .* and .* both have the id 7"),
-        (lambda file: file["model"]["vocab"].update({"a b": 999}), "'a b' is not written in byte-level"),
+        (lambda file: file["model"]["vocab"].update({"in": 2**70}), "the id of token 'in' is a huge number"),
+        (lambda file: file["model"]["vocab"].update({"in": 1 << 24}), "the largest id is 16777215"),
+        (lambda file: file["model"].update(vocab=[["a", 0.0]], type=None), "its model is 'Unigram'"),
         (
-            lambda file: file["model"]["vocab"].update({"qqq": 999}),
-            "token 999 is in the vocabulary, but no merge",
+            lambda file: file.update(
+                model={"vocab": {"a": 0}, "max_input_chars_per_word": 9, "unk_token": "a"}
+            ),
+            "its model is 'WordPiece'",
         ),
-        (lambda file: swap_two(file["model"]["merges"]), "ids must follow the merges"),
-        (lambda file: file["model"]["merges"].pop(30), "token 286 "),
+        (lambda file: file.update(model={"vocab": {"a": 0}, "unk_token": "a"}), "its model is 'WordLevel'"),
+        (
+            lambda file: (file.update(pre_tokenizer=None), file["model"].update(byte_fallback=True)),
+            "a BPE over characters with byte_fallback, as converted from sentencepiece",
+        ),
+        (
+            lambda file: (file.update(pre_tokenizer=None), file["model"].update(end_of_word_suffix="</w>")),
+            "a BPE over characters with end_of_word_suffix='</w>'",
+        ),
         (lambda file: file["model"]["merges"].append("q q"), "the vocabulary has no 'qq'"),
         (lambda file: file["model"]["merges"].append("q"), "is 'q', not two tokens"),
         (lambda file: file["model"]["merges"].append(3), "is 3, not two tokens"),
-        (lambda file: file.update(normalizer={"type": "Lowercase"}), "its normalizer is .*Lowercase"),
-        (lambda file: file.update(pre_tokenizer=None), "its pre-tokenizer is"),
-        (lambda file: file.update(pre_tokenizer={"type": "Metaspace"}), "its pre-tokenizer is .*Metaspace"),
-        (lambda file: file["added_tokens"][0].update(lstrip=1), "'<|endoftext|>' has lstrip=1, not true"),
+        (lambda file: file.update(normalizer={"type": "Uppercase"}), "Hugging Face's library refuses it"),
+        (lambda file: file.update(normalizer=3), "no 'type' of type str"),
+        (
+            lambda file: file.update(normalizer={"type": "Sequence", "normalizers": 3}),
+            "no 'normalizers' of type",
+        ),
+        (lambda file: file.update(pre_tokenizer=None), "not byte-level: its pre-tokenizer has no step"),
+        (
+            lambda file: file.update(pre_tokenizer={"type": "Metaspace"}),
+            "its pre-tokenizer is Metaspace, without",
+        ),
+        (
+            lambda file: file.update(
+                pre_tokenizer={"type": "Sequence", "pretokenizers": [file["pre_tokenizer"]] * 2}
+            ),
+            "turns text into bytes 2 times",
+        ),
+        (lambda file: file["added_tokens"][0].update(lstrip=1), "'lstrip' is 1, not of type bool"),
         (lambda file: file["added_tokens"][0].update(id=None), "id of added token '<|endoftext|>' is None"),
+        (lambda file: file["added_tokens"][0].update(id=2**70), "id of added token .* is a huge number"),
+        (lambda file: file.update(added_tokens={}), "'added_tokens' is a dict of 0, not a list"),
+        (lambda file: file.update(added_tokens=[[]]), "no 'content' of type str"),
+        (lambda file: file.update(decoder=[1]), "no 'type' of type str"),
+        (lambda file: file.update(post_processor="x"), "no 'type' of type str"),
     ],
 )
 def test_a_damaged_tokenizer_json_is_refused(saved, change, message):
@@ -397,7 +424,7 @@ def test_a_damaged_rank_file_is_refused(line, message, tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer at"):
         Tokenizer.load(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json, vocab\.json or \.tiktoken"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json, vocab\.json, tekken\.json or"):
         Tokenizer.load(tmp_path)
 
 
@@ -422,6 +449,6 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 def test_byte_characters():
     assert all(
-        huggingface.token_bytes(huggingface.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256)
+        byte_text.token_bytes(byte_text.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256)
     )
-    assert huggingface.token_text(b" caf\xc3\xa9\n") == "ĠcafÃ©Ċ"
+    assert byte_text.token_text(b" caf\xc3\xa9\n") == "ĠcafÃ©Ċ"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
 from llmfast.tokenizer import Tokenizer, patterns
-from llmfast.tokenizer.text_rules import TextRulesTokenizer
 
 # Texts that share ends, hold each other, start with a space, and change when they are normalized.
 CONTENTS = [
@@ -92,7 +91,10 @@ def test_every_combination_of_rules(added, normalization, texts, tmp_path_factor
 
 
 def test_rules_apply_to_allowed_tokens_only(tmp_path):
-    ours = ours_of(theirs_with({"<a>": {"lstrip", "rstrip"}, "<b>": {"single_word"}}, False), tmp_path)
+    ours = ours_of(
+        theirs_with({"<a>": {"lstrip", "rstrip", "special"}, "<b>": {"single_word", "special"}}, False),
+        tmp_path,
+    )
     a, b = (ours.encode_single_token(token) for token in ("<a>", "<b>"))
     text = "the <a> cat <b>"
     with pytest.raises(ValueError, match="disallowed special token '<a>'"):
@@ -112,9 +114,9 @@ def test_the_engine_finds_what_has_no_rules(tmp_path):
     ours = ours_of(
         theirs_with({"<a>": {"normalized"}, "<think>": set(), "<b>": {"special"}}, False), tmp_path
     )
-    assert type(ours) is Tokenizer
+    assert not ours.rules.need_search
     other = ours_of(theirs_with({"<a>": {"normalized"}, "<a><b>": {"special"}}, False), tmp_path)
-    assert type(other) is TextRulesTokenizer
+    assert other.rules.need_search
 
 
 @pytest.mark.parametrize(("flags", "normalization"), [({"lstrip"}, False), (set(), True)])
@@ -127,9 +129,8 @@ def test_tiktoken_has_no_rules(flags, normalization, tmp_path):
 def test_rules_decide_the_fingerprint(tmp_path):
     flags = [set(), {"special"}, {"lstrip"}, {"lstrip", "special"}, {"rstrip"}]
     prints = [ours_of(theirs_with({"<a>": each}, False), tmp_path).fingerprint for each in flags]
-    assert prints[0] == prints[1]
-    assert prints[2] == prints[3]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 5
+    assert ours_of(theirs_with({"<a>": {"special", "normalized"}}, False), tmp_path).fingerprint == prints[1]
 
 
 @pytest.mark.parametrize("pattern", [patterns.GPT2, r"\w+|\W"])

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmfast import _bpe
 from llmfast.tokenizer import Tokenizer, patterns, teaching
-from llmfast.tokenizer.tokenizer import PATTERNS
-from llmfast.tokenizer.training import GPT2_BYTE_ORDER
+from llmfast.tokenizer.training import GPT2_BYTE_ORDER, PATTERNS
 
 CODE = "\n".join(inspect.getsource(module) for module in (inspect, random, threading))
 TRICKY = (
@@ -118,7 +117,7 @@ def hugging_face_tokens(documents, vocab_size, split=None, min_frequency=2):
 @pytest.mark.parametrize(("pattern", "split"), [("gpt2", None), ("llama3", patterns.LLAMA3)])
 @pytest.mark.parametrize("text", [CODE, TRICKY * 3], ids=["code", "tricky"])
 def test_equals_hugging_faces_trainer(text, pattern, split):
-    from llmfast.tokenizer.huggingface import token_text
+    from llmfast.tokenizer.huggingface.byte_text import token_text
 
     documents = text.split("\n\n")
     theirs = hugging_face_tokens(documents, 1500, split)
@@ -128,7 +127,7 @@ def test_equals_hugging_faces_trainer(text, pattern, split):
 
 @pytest.mark.parametrize("name", ["tinyshakespeare.txt", "multilingual.txt"])
 def test_equals_hugging_faces_trainer_on_real_text(name):
-    from llmfast.tokenizer.huggingface import token_text
+    from llmfast.tokenizer.huggingface.byte_text import token_text
 
     documents = shared_data(f"text/{name}").read_text("utf-8")[:600_000].split("\n\n")
     theirs = hugging_face_tokens(documents, 4000)

@@ -20,6 +20,8 @@ from small_run import small_config, write_corpus
 
 from llmfast.training.session import new_session
 
+pytestmark = pytest.mark.numeric
+
 FILE = Path(__file__).with_name("golden_curve.json")
 STEPS = 40
 TOLERANCE = 3e-6

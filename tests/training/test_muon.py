@@ -9,6 +9,8 @@ import torch
 from llmfast.training.optimizers import muon
 from llmfast.training.optimizers.muon import Muon
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(24, 8), (8, 8), (8, 20), (24, 8), (8, 20)]
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_, adamw_8bit_
-from llmfast.kernels.adamw_8bit import code_tables
-from llmfast.kernels.reference.adamw import BLOCK, decode, encode
+from llmfast.kernels.optimizers.adamw_ops import code_tables
+from llmfast.kernels.optimizers.adamw_reference import BLOCK, decode, encode
 from llmfast.training.distribution.sharding import local, sharding_of
 from llmfast.training.optimizers.adamw import (
     Rounding,

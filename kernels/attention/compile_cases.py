@@ -1,0 +1,117 @@
+"""What the compile check compiles of attention: each launch choice on each chip, and each option that adds code.
+
+A choice is compiled at the widest head width of its class. Options that only add a mask or a load are taken together.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from ..compile_check import CompileCase
+from ..frame.launch import Chip
+from .decode import AppendCall, DecodeCall, run_append, run_decode
+from .launch import ALTERNATING, WARP_GROUPS, choosing
+from .ops import AttentionBackwardCall, AttentionCall, AttentionKept, backward, forward
+
+MANY = 1000  # sequences, of which no multiprocessor count leaves a large part of the last round idle
+PLAIN = {"causal": True}
+DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
+CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
+
+# What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
+# with less in them; float32 has the same tiles on all chips, so one shows that they hold.
+ALL = {"causal": (64, 128, 256), "dropout packed": (128, 256), "window softcap sinks": (128,)}
+COVERED = {
+    80: ALL | {"dropout packed": (128,)},
+    86: {"causal": (64, 128, 256)},
+    89: {"causal": (128,)},
+    90: ALL | {"causal": (16, 32, 64, 128, 256), "dropout packed": (64, 128, 256), "fp32": (64, 128)},
+    100: ALL | {"dropout packed": (64, 128)},
+    120: ALL,
+}
+OPTIONS = {"causal": PLAIN, "dropout packed": DROPOUT, "window softcap sinks": CAPPED, "fp32": PLAIN}
+
+
+def compile_cases(chip: Chip) -> Iterator[CompileCase]:
+    """Every tile of the launch functions for this chip, under the options that change what it holds."""
+    for name, widths in COVERED[chip.capability].items():
+        dtype = torch.float32 if name == "fp32" else torch.bfloat16
+        for width in widths:
+            expected = None if name == "fp32" or width < 64 else products(chip)
+            yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
+    for width in (64, 128):
+        yield training_case(
+            f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), batch=MANY
+        )
+    if chip.capability == 90:
+        for width in (64, 128):
+            for name, form in (("causal", WARP_GROUPS), ("causal", ALTERNATING), ("full", WARP_GROUPS)):
+                title, options = f"{width} {name}, {form}", {"causal": name == "causal"}
+                yield training_case(title, torch.bfloat16, width, options, ("wgmma", "tma"), form=form)
+    yield decode_case("128 bf16 paged, 8 queries", torch.bfloat16, 128, queries=8, paged=True)
+    if chip.capability in (80, 90):
+        yield decode_case("256 bf16", torch.bfloat16, 256, queries=1, paged=False)
+        yield decode_case("128 fp32", torch.float32, 128, queries=1, paged=False)
+
+
+def products(chip: Chip) -> tuple[str, str]:
+    """The instructions that the products of a chip are meant to be, and how tiles arrive."""
+    if chip.capability == 90:
+        return ("wgmma", "tma")
+    return ("tcgen05", "tma") if chip.capability == 100 else ("mma", "cp.async")
+
+
+def training_case(
+    name: str,
+    dtype: torch.dtype,
+    width: int,
+    options: dict,
+    instructions: tuple[str, ...] | None,
+    batch: int = 2,
+    form: str | None = None,
+) -> CompileCase:
+    """Forward and backward of 8 query heads on 2 key heads; the forward pass alone of MANY short sequences, whose grid
+    is persistent then, and in another form."""
+    packed = options.get("packed", False)
+    float_options = (width**-0.5, options.get("window"), 0 if options.get("causal") else None)
+    arguments = (*float_options, options.get("softcap"), options.get("dropout_p", 0.0))
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def run():
+        q, k = (meta(batch, 512, heads, width).transpose(1, 2) for heads in (8, 2))
+        cu = meta(3, dtype=torch.int32) if packed else None
+        if packed:
+            q, k = (x[0].transpose(0, 1) for x in (q, k))
+        sinks = meta(8) if options.get("sinks") else None
+        seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
+        with choosing(forward=form) if form else contextlib.nullcontext():
+            call = AttentionCall(q, k, k, sinks, seed, cu, cu, *arguments)
+            out, lse = forward(call)
+        if batch != MANY and form is None:
+            backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))
+
+    return CompileCase("flash_attention", name, run, instructions and expectations(instructions))
+
+
+def expectations(instructions: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    kernels = ("forward_kernel", "forward_hopper_kernel", "queries_gradient_kernel")
+    return dict.fromkeys(kernels, instructions)
+
+
+def decode_case(name: str, dtype: torch.dtype, width: int, queries: int, paged: bool) -> CompileCase:
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def run():
+        pages = meta(2, 64, dtype=torch.int32) if paged else None
+        cache = meta(128, 64, 2, width).transpose(1, 2) if paged else meta(2, 2, 4096, width)
+        lengths = meta(2, dtype=torch.int32)
+        new = meta(2, 2, queries, width)
+        run_append(AppendCall(cache, cache, new, new, lengths, pages))
+        options = (queries, 1.0, 1024 if paged else None, 0, None)
+        run_decode(DecodeCall(meta(2, 8, queries, width), cache, cache, lengths, pages, None, *options))
+
+    return CompileCase("flash_decode", name, run, {"decode_kernel": ("mma",)})

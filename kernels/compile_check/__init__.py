@@ -1,0 +1,39 @@
+"""The compile check: every launch that the library can make, compiled for every chip, without a GPU.
+
+``python -m llmfast.kernels.compile_check`` runs each op's host code on meta tensors, as if on each chip in turn. Where
+a launch would happen it compiles the kernel for that chip with Triton's own ptxas and writes down what came
+out. It fails where a kernel
+
+- needs more shared memory than the chip gives a program, or spills registers to memory,
+- computes in float64, or lacks an instruction that it is meant to use,
+- has no row in the committed table (``table.json``, readable as ``TABLE.md``), or takes more registers than
+  its row there, past a margin.
+
+``--write`` renews the table. Compiled kernels stay in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash
+of their source, so that a second run compiles only what changed.
+
+An op takes part by a function ``compile_cases(device)`` in its own file that yields ``CompileCase``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["CompileCase"]
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """One call of an op; each kernel that it launches becomes a row of the table.
+
+    Args:
+        op: the public name of the op, as ``rms_norm``.
+        case: the shape and options that set it apart, as ``4096 bf16``.
+        run: runs the op's host code (the functions behind its operator) on meta tensors.
+        expect: instructions that must appear, as ``{kernel name: ("wgmma",)}``, by their names in
+            ``measure.INSTRUCTIONS``.
+    """
+
+    op: str
+    case: str
+    run: Callable[[], object]
+    expect: dict[str, tuple[str, ...]] | None = None

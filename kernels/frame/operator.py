@@ -1,0 +1,212 @@
+"""Registers the ops with PyTorch: one ``torch.library`` operator ``llmfast::<name>`` each."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .call import Description
+
+_LIBRARY = torch.library.Library("llmfast", "FRAGMENT")
+
+
+def define(
+    name: str,
+    call: type,
+    run: Callable[[Any], Any],
+    *,
+    keeps: type | None = None,
+    backward: Callable[..., tuple] | None = None,
+    auxiliary: int = 0,
+) -> Callable[[Any], Any]:
+    """The operator ``llmfast::<name>``, which ``torch.compile`` takes as one opaque node, as a function of a call.
+
+    Without an autocast registration the operator keeps the dtypes it is given, which is the autocast rule of every op
+    whose sums are float32 anyway.
+
+    Args:
+        call: a ``NamedTuple``, see ``call``: its fields are the arguments, and ``allocate`` makes the outputs.
+        run: computes the outputs of a call, on CUDA tensors or, in the interpreter and for definitions, others.
+        keeps: what the backward pass keeps, a ``NamedTuple`` that lists its tensors first, with a class method
+            ``of(call, *outputs)``. Left out, the call itself is kept.
+        backward: ``(kept, wanted, *gradients of the outputs) -> gradients of the first arguments``, None for those that
+            have none; ``wanted`` says of each argument whether its gradient is asked for. Left out, differentiating
+            raises an error.
+        auxiliary: how many of the last outputs have no gradient.
+    """
+    described = Description(call)
+    _LIBRARY.define(
+        f"{name}({described.arguments}) -> {described.returns}",
+        tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+    )
+
+    def compute(*args):
+        output = run(described.build(args))
+        if described.is_mutable:  # What autograd saved of these tensors is no longer valid.
+            torch.autograd.graph.increment_version(described.mutated(args))
+        return output
+
+    _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"llmfast::{name}", lambda *args: described.build(args).allocate(), lib=_LIBRARY
+    )
+    op = getattr(torch.ops.llmfast, name).default
+    function = _function(name, described, Description(keeps or call), keeps, backward, auxiliary)
+
+    def autograd(keyset, *args):
+        def below(call):
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *described.flatten(call))
+
+        if _records(args):
+            return function.apply(*args, None, below)
+        return below(described.build(args))
+
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+    if described.is_mutable:
+        return lambda call: op(*described.flatten(call))
+    return _without_dispatcher(op, described, function, run)
+
+
+def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) -> Callable[[Any], Any]:
+    """An operator that computes a number together with its gradients by its first tensors, those that are wanted, in
+    the same pass: a call is ``(wanted: list[bool], a call that begins with these tensors)``, its outputs the number and
+    a gradient of each tensor.
+
+    What the number is multiplied by later (1 / N, a loss scale) waits for the backward pass, so that no float16
+    underflows in ``run``, whose gradients may be wider than the tensors.
+    """
+    gradients = len(Description(call).returns.split(",")) - 1
+
+    class Kept(
+        NamedTuple("Kept", [*((f"gradient{i}", Tensor) for i in range(gradients)), ("dtype", torch.dtype)])
+    ):
+        @classmethod
+        def of(cls, call, number, *found):
+            return cls(*found, call[1][0].dtype)
+
+    def backward(kept, wanted, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
+        *saved, dtype = kept
+        # Scaled copies: what is saved must serve a second backward pass.
+        scaled = [
+            (gradient * grad).to(dtype) if want else None
+            for gradient, want in zip(saved, wanted[1 : 1 + gradients], strict=True)
+        ]
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: autograd knows nothing of where the saved ones come from.
+            scaled = [None if g is None else Last.apply(g, g.new_empty(0).requires_grad_()) for g in scaled]
+        return None, *scaled
+
+    class Last(torch.autograd.Function):
+        """A gradient, with the refusal of its derivative in place of the zero that autograd would take."""
+
+        @staticmethod
+        def forward(ctx, gradient: Tensor, witness: Tensor) -> Tensor:
+            return gradient.clone()
+
+        backward = staticmethod(_refuse(name))
+
+    return define(name, call, run, keeps=Kept, backward=backward, auxiliary=gradients)
+
+
+def _function(
+    name: str,
+    described: Description,
+    kept: Description,
+    keeps: Any,
+    differentiate: Callable[..., tuple] | None,
+    auxiliary: int,
+) -> type[torch.autograd.Function]:
+    """What ``torch.library.register_autograd`` builds, less its search for default values of arguments, which takes
+    half the host time of a call. It is applied to the arguments, the call that they make (or None, to be built of
+    them), and the function that computes the outputs of a call."""
+    tensors = kept.leading_tensors if differentiate else 0
+    nothing = (None,) * (len(described.fields) + 2)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *args, call, compute = args
+            if call is None:
+                call = described.build(args)
+            output = compute(call)
+            if differentiate is not None:
+                outputs = output if isinstance(output, tuple) else (output,)
+                values = kept.flatten(keeps.of(call, *outputs) if keeps else call)
+                ctx.save_for_backward(*values[:tensors])
+                ctx.options = values[tensors:]
+                ctx.set_materialize_grads(False)
+                if auxiliary:
+                    ctx.mark_non_differentiable(*outputs[-auxiliary:])
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            if differentiate is None:
+                return _refuse(name)(ctx, *grads)
+            if all(grad is None for grad in grads):
+                return nothing
+            values = kept.build((*ctx.saved_tensors, *ctx.options))
+            found = differentiate(values, ctx.needs_input_grad, *grads)
+            return *found, *nothing[len(found) :]
+
+    Function.__name__ = f"{name}_autograd"
+    return Function
+
+
+def _records(args: tuple) -> bool:
+    """Whether autograd records the call: a gradient may be asked for, or forward mode is on, which it refuses."""
+    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0
+
+
+def _without_dispatcher(
+    op: torch._ops.OpOverload,
+    described: Description,
+    function: type[torch.autograd.Function],
+    run: Callable[[Any], Any],
+) -> Callable[[Any], Any]:
+    """Calls ``op``, or bypasses the dispatcher when nothing could observe it: the dispatcher takes the arguments of a
+    Python operator into C++ and back twice, 6 of 18 µs of the host for a swiglu on its way to the launch."""
+    flatten = described.flatten if described.tail else None
+    first = described.first_tensor
+    fitting: set[tuple[type, ...]] = set()
+    # Without what Function.apply does for functorch, which ``_observed`` sees: 2 µs.
+    apply = super(torch.autograd.Function, function).apply
+
+    def call_directly(call):
+        args = call if flatten is None else flatten(call)
+        if _observed() or args[first].is_meta:
+            return op(*args)
+        types = tuple(map(type, args))
+        if types not in fitting:
+            if not described.accepts(types):
+                return op(*args)
+            fitting.add(types)
+        return apply(*args, call, run) if _records(args) else run(call)
+
+    return call_directly
+
+
+def _observed() -> bool:
+    """Whether anything sees the calls of operators: torch.compile, a mode (fake tensors, selective checkpoints), vmap
+    and its kin, a trace."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+    )
+
+
+def _refuse(name: str) -> Callable:
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"llmfast::{name} has no derivative (second derivatives are not written): use plain PyTorch operations "
+            'for them (llmfast.kernels.backend("reference") does, but for the losses of large linear layers)'
+        )
+
+    return backward

@@ -1,0 +1,127 @@
+"""The operators of ``int8_linear``: what they are called with, what is launched, and the derivative."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..frame.autocast import without_autocast
+from ..frame.dtypes import widen
+from ..frame.launch import Chip, cdiv, run
+from ..frame.operator import define
+from ..frame.partials import sum_partials
+from ..frame.rows import evenly_spaced_rows
+from ..nf4.launch import few_tokens_launch_for, tile_splits, tiles_launch_for
+from . import reference
+from .kernels import int8_few_tokens, int8_tiles
+from .launch import STEP, strategy
+
+
+class Int8LinearCall(NamedTuple):
+    x: Tensor  # (M, K)
+    codes: Tensor  # int8 (N, K)
+    scale: Tensor  # (N,)
+    bias: Tensor | None  # (N,)
+    kernels: bool  # or the definition
+
+    def allocate(self) -> Tensor:
+        return self.x.new_empty((self.x.shape[0], self.codes.shape[0]))
+
+
+class Int8LinearKept(NamedTuple):
+    codes: Tensor
+    scale: Tensor
+    kernels: bool
+
+    @classmethod
+    def of(cls, call: Int8LinearCall, y: Tensor) -> "Int8LinearKept":
+        return cls(call.codes, call.scale, call.kernels)
+
+
+class Int8LinearBackwardCall(NamedTuple):
+    grad: Tensor
+    kept: Int8LinearKept
+
+    def allocate(self) -> Tensor:
+        return self.grad.new_empty((self.grad.shape[0], self.kept.codes.shape[1]))
+
+
+def _decoded(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """In one pass: what is computed in float32 is rounded as it is stored."""
+    return torch.mul(codes, scale[:, None], out=torch.empty(codes.shape, dtype=dtype, device=codes.device))
+
+
+def forward(call: Int8LinearCall) -> Tensor:
+    x, codes, scale, bias, kernels = call
+    with without_autocast(x, kernels):
+        if not kernels:
+            return reference.linear(x, codes, scale, bias)
+        how = strategy(x.shape[0], x.shape[1], x.dtype)
+        if how == "workspace":
+            return F.linear(x, _decoded(codes, scale, x.dtype), bias)
+    return (by_few_tokens if how == "few tokens" else by_tiles)(x, codes.contiguous(), scale, bias)
+
+
+def by_few_tokens(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    x, x_stride = evenly_spaced_rows(x)
+    tokens, (rows, width) = x.shape[0], codes.shape
+    y = x.new_empty((tokens, rows))
+    chosen = few_tokens_launch_for("int8", x, rows)
+    run(
+        int8_few_tokens,
+        (cdiv(rows, chosen.rows) if tokens else 0,),
+        x,
+        *(x, codes, scale, bias, y, tokens, rows, width, x_stride),
+        ROWS=chosen.rows,
+        TOKENS=chosen.tokens,
+        PARTS=chosen.warps,
+        STEP=STEP,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    return y
+
+
+def by_tiles(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    x, x_stride = evenly_spaced_rows(x)
+    tokens, (rows, width) = x.shape[0], codes.shape
+    chosen = tiles_launch_for("int8", x)
+    tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
+    steps = width // STEP
+    splits = tile_splits(tiles[0] * tiles[1], steps, Chip.of(x.device))
+    y = x.new_empty((splits, tokens, rows), dtype=torch.float32 if splits > 1 else x.dtype)
+    run(
+        int8_tiles,
+        (*tiles, splits),
+        x,
+        *(x, codes, scale, bias, y, tokens, rows, width, x_stride, cdiv(steps, splits)),
+        ROWS=chosen.rows,
+        TOKENS=chosen.tokens,
+        STEP=STEP,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages - 1,
+    )
+    return y[0] if splits == 1 else sum_partials(y.view(splits, -1), torch.Size((tokens, rows)), x.dtype)
+
+
+def backward(call: Int8LinearBackwardCall) -> Tensor:
+    """The gradient of x: computed in the dtype of ``grad`` with the kernels, and at least in float32 without."""
+    grad, (codes, scale, kernels) = call
+    dtype = grad.dtype if kernels else widen(grad).dtype
+    with without_autocast(grad, kernels):
+        return (grad.to(dtype) @ _decoded(codes, scale, dtype)).to(grad.dtype)
+
+
+_backward_op = define("int8_linear_backward", Int8LinearBackwardCall, backward)
+
+
+def _differentiate(kept: Int8LinearKept, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = _backward_op(Int8LinearBackwardCall(grad, kept)) if wanted[0] else None
+    grad_bias = None
+    if wanted[3]:
+        grad_bias = grad.sum(0, dtype=widen(grad.new_empty(0)).dtype).to(grad.dtype)
+    return grad_x, None, None, grad_bias
+
+
+linear_op = define("int8_linear", Int8LinearCall, forward, keeps=Int8LinearKept, backward=_differentiate)

@@ -1,0 +1,106 @@
+"""What the compile check compiles of the losses."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from ..compile_check import CompileCase
+from ..frame.launch import Chip
+from . import cross_entropy_ops, linear_cross_entropy_ops
+from .cross_entropy_ops import CrossEntropyBackwardCall, CrossEntropyCall, CrossEntropyKept
+from .launch import strategy
+from .linear_call import LinearCrossEntropyCall
+from .linear_cross_entropy_ops import LinearCrossEntropyBackwardCall, LinearCrossEntropyKept
+from .linear_kl_divergence import KINDS
+from .linear_kl_divergence_ops import LinearKLCall, row_gradients, row_losses
+from .objective import LossOptions
+
+ALL_OPTIONS = LossOptions(-100, 0.1, 1e-4, 30.0)
+NO_OPTIONS = LossOptions(-100, 0.0, 0.0, None)
+
+
+def compile_cases(chip: Chip) -> Iterator[CompileCase]:
+    yield from cross_entropy_cases()
+    yield from linear_cross_entropy_cases(chip)
+    yield from linear_kl_divergence_cases()
+
+
+def cross_entropy_cases() -> Iterator[CompileCase]:
+    """Each tile (rows of 512, of 128,256) and each way the rows lie, without options and with all of them."""
+    for vocabulary, dtype, everything in (
+        (512, torch.bfloat16, False),
+        (50257, torch.bfloat16, False),
+        (50257, torch.bfloat16, True),
+        (128256, torch.bfloat16, False),
+        (128256, torch.bfloat16, True),
+        (128256, torch.float32, True),
+    ):
+        name = f"{vocabulary} {str(dtype)[6:]}{', all options, strided' if everything else ''}"
+        yield CompileCase("cross_entropy", name, partial(_cross_entropy, vocabulary, dtype, everything))
+
+
+def _cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+    logits = torch.empty(4, 9, vocabulary, dtype=dtype, device="meta")[:, : 8 if everything else 9]
+    target = torch.empty(logits.shape[:2], dtype=torch.int64, device="meta")
+    class_weight = torch.empty(vocabulary, device="meta") if everything else None
+    options, reduction = (ALL_OPTIONS, "none") if everything else (NO_OPTIONS, "mean")
+    call = CrossEntropyCall(logits, target, class_weight, reduction, options)
+    loss, lse, scale = cross_entropy_ops.forward(call)
+    kept = CrossEntropyKept.of(call, loss, lse, scale)
+    cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
+
+
+def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:
+    """The tiles, plain, with all options, and filtered; the chunks launch what ``cross_entropy`` does."""
+    product = "wgmma" if chip.capability == 90 else "mma"
+    logits = dict.fromkeys(("tile_statistics", "tile_gradients"), (product, "cp.async"))
+    gradients = ("hidden_gradient", "weight_gradient")
+    exact = logits | dict.fromkeys(gradients, (product, "cp.async"))
+    # A tile that may be skipped is not fetched ahead.
+    filtered = logits | dict.fromkeys(gradients, (product,))
+    for width, dtype, options, expect in (
+        (4096, torch.bfloat16, "", exact),
+        (960, torch.float16, "all options", exact),
+        (4096, torch.bfloat16, "filtered", filtered),
+    ):
+        if strategy(8192, 128256, width, dtype, chip.capability) == "tiles":
+            name = ", ".join(filter(None, (f"{width} {str(dtype)[6:]}", options)))
+            run = partial(_linear_cross_entropy, width, dtype, options)
+            yield CompileCase("linear_cross_entropy", name, run, expect)
+
+
+def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
+    tokens, vocabulary = 8192, 128256
+    hidden, weight, bias = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
+    )
+    target = torch.empty(tokens, dtype=torch.int64, device="meta")
+    everything = options == "all options"
+    if everything:
+        class_weight = torch.empty(vocabulary, device="meta")
+        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", ALL_OPTIONS)
+    else:
+        threshold = 1e-4 if options == "filtered" else None
+        call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", NO_OPTIONS)
+    loss, lse = linear_cross_entropy_ops.forward(call)
+    kept, wanted = LinearCrossEntropyKept(lse, call), [True, True, everything]
+    grad_lse = lse if everything else None
+    linear_cross_entropy_ops.backward(LinearCrossEntropyBackwardCall(loss, grad_lse, wanted, kept))
+
+
+def linear_kl_divergence_cases() -> Iterator[CompileCase]:
+    """Each kind; matrix products are the BLAS library's."""
+    for kind in KINDS:
+        for vocabulary, dtype in ((128256, torch.bfloat16), (50257, torch.float32)):
+            run = partial(_linear_kl_divergence, vocabulary, dtype, kind)
+            yield CompileCase("linear_kl_divergence", f"{kind} {vocabulary} {str(dtype)[6:]}", run)
+
+
+def _linear_kl_divergence(vocabulary: int, dtype: torch.dtype, kind: str) -> None:
+    student, teacher = (torch.empty(128, vocabulary, dtype=dtype, device="meta") for _ in range(2))
+    target, grad_loss = (torch.empty(128, dtype=d, device="meta") for d in (torch.int64, torch.float32))
+    call = LinearKLCall(student, student, teacher, teacher, target, -100, kind, 0.5, 2.0, True)
+    _, statistics = row_losses(call, student, teacher, target)
+    row_gradients(call, student, teacher, target, grad_loss, statistics)

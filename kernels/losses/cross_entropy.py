@@ -1,0 +1,85 @@
+"""Cross entropy of logits with integer targets.
+
+With z the logits (softcap·tanh(logits / softcap) with a softcap), lse = log Σ_v exp(z[v]), p = exp(z − lse),
+t the target's class, w the class weights (1 without weights) and ε the label smoothing, the loss of one token
+is
+
+    (1 − ε)·w[t]·(lse − z[t]) + ε/V · Σ_v w[v]·(lse − z[v]) + z_loss·w[t]·lse²
+
+and its derivative by z[v]
+
+    p[v]·((1 − ε)·w[t] + ε/V·Σw + 2·z_loss·w[t]·lse) − [v = t]·(1 − ε)·w[t] − ε/V·w[v].
+
+Forward reads the logits once (online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867) and keeps lse;
+backward reads them once and writes the gradient once, never over the logits.
+"""
+
+from torch import Tensor
+
+from ..frame.backend import use_triton
+from ..frame.checks import check_floating
+from . import reference
+from .checks import check_options, check_target, finish
+from .cross_entropy_ops import CrossEntropyCall, cross_entropy_op
+from .objective import LossOptions
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Cross entropy of ``logits`` (..., V) with the class indices ``target`` (...).
+
+    With z = softcap·tanh(logits / softcap) (z = logits without a softcap), lse = log Σ_v exp(z[v]), the
+    target's class t, class weights w (1 without weights) and label smoothing ε, the loss of one token is
+
+        (1 − ε)·w[t]·(lse − z[t]) + ε/V · Σ_v w[v]·(lse − z[v]) + z_loss·w[t]·lse²
+
+    The first two terms are those of ``torch.nn.functional.cross_entropy``; the third keeps lse near 0 (PaLM,
+    arXiv:2204.02311, section 5). ``"mean"`` divides the sum by Σ w[t] over the tokens that count; where none
+    does, loss and gradients are 0 (PyTorch's are NaN). Everything between the logits and the result, and
+    between the logits and their gradient, is float32.
+
+    Args:
+        logits: (..., V), any floating dtype; they are never written to.
+        target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. On a GPU the
+            loss of a token whose target is neither is NaN; on a CPU it raises IndexError.
+        weight: (V,), how much each class counts. It gets no gradient.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for each token's loss (...).
+        label_smoothing: ε, between 0 and 1.
+        z_loss: the factor of lse²; 1e-4 in PaLM.
+        softcap: the bound of the capped logits (Gemma 2, arXiv:2408.00118, section 2); None for no cap.
+        return_lse: also return each token's lse (...), 0 where ignored, through which gradients flow, too.
+
+    Returns:
+        the loss, float32 (float64 for float64 logits); with ``return_lse`` the pair (loss, lse).
+
+    Raises:
+        ValueError: for a target, weight or option that does not fit.
+
+    Example::
+
+        model = torch.nn.Sequential(torch.nn.Embedding(1000, 64), torch.nn.Linear(64, 1000))
+        tokens = torch.randint(1000, (4, 128))
+        loss = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], z_loss=1e-4)
+        loss.backward()
+    """
+    check_floating("logits", logits)
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
+    check_target(target, logits, "logits")
+    check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    if use_triton(logits):
+        loss, lse, _ = cross_entropy_op(CrossEntropyCall(logits, target, weight, reduction, options))
+        return (loss, lse) if return_lse else loss
+    loss, lse = reference.cross_entropy(logits, target, weight, *options)
+    return finish(loss, lse, target, weight, ignore_index, reduction, return_lse)

@@ -1,0 +1,154 @@
+"""The operators of ``cross_entropy``: what they are called with, what is launched, and the derivative."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..frame.launch import Chip, cdiv, contiguous, empty, run
+from ..frame.operator import define
+from ..frame.rows import rows_of
+from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
+from .launch import cross_entropy_backward_launch, cross_entropy_forward_launch, unit_of
+from .objective import LossOptions, Objective, objective
+
+
+class CrossEntropyCall(NamedTuple):
+    logits: Tensor  # (..., V)
+    target: Tensor  # (...)
+    class_weight: Tensor | None  # (V,)
+    reduction: str
+    options: LossOptions
+
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the log-sum-exp of each token, and what the loss of a token is multiplied by (empty where each
+        token's loss is asked for)."""
+        lse = empty(self.target, torch.float32)
+        if self.reduction == "none":
+            return empty(lse), lse, lse.new_empty(0)
+        return lse.new_empty(()), lse, lse.new_empty(())
+
+
+class CrossEntropyKept(NamedTuple):
+    lse: Tensor
+    scale: Tensor | None
+    call: CrossEntropyCall
+
+    @classmethod
+    def of(cls, call: CrossEntropyCall, loss: Tensor, lse: Tensor, scale: Tensor) -> "CrossEntropyKept":
+        return cls(lse, None if call.reduction == "none" else scale, call)
+
+
+class CrossEntropyBackwardCall(NamedTuple):
+    grad_loss: Tensor
+    grad_lse: Tensor | None
+    kept: CrossEntropyKept
+
+    def allocate(self) -> Tensor:
+        return empty(self.kept.call.logits)
+
+
+def forward(call: CrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    loss, lse, scale = call.allocate()
+    logits, target, class_weight, reduction, options = call
+    chosen = objective(class_weight, *options)
+    if reduction == "none":
+        forward_rows(logits, target, chosen, loss, lse)
+        return loss, lse, scale
+    tile = cross_entropy_forward_launch(Chip.of(logits.device), logits.shape[-1])
+    programs = cdiv(target.numel(), tile.rows)
+    partials = lse.new_empty((2, programs))
+    forward_rows(logits, target, chosen, None, lse, partials)
+    mean = reduction == "mean"
+    run(reduce_loss, (1,), logits, partials, loss, scale, programs, MEAN=mean, BLOCK=4096, num_warps=16)
+    return loss, lse, scale
+
+
+def backward(call: CrossEntropyBackwardCall) -> Tensor:
+    grad_logits = call.allocate()
+    grad_loss, grad_lse, (lse, scale, (logits, target, class_weight, _, options)) = call
+    chosen = objective(class_weight, *options)
+    backward_rows(grad_loss, grad_lse, scale, logits, target, chosen, lse, grad_logits)
+    return grad_logits
+
+
+def forward_rows(
+    logits: Tensor,
+    target: Tensor,
+    chosen: Objective,
+    loss: Tensor | None,
+    lse: Tensor,
+    partials: Tensor | None = None,
+) -> None:
+    """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
+    logits, rows = rows_of(logits)
+    how = cross_entropy_forward_launch(Chip.of(logits.device), rows.width)
+    unit = unit_of(logits)
+    run(
+        cross_entropy_forward,
+        (cdiv(rows.count, how.rows),),
+        logits,
+        *(logits, target.contiguous(), chosen.weight, chosen.weight_sum, loss, lse, partials),
+        *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
+        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap),
+        STRIDED=rows.strided,
+        ROWS=how.rows,
+        BLOCK=how.block,
+        UNIT=unit,
+        num_warps=how.warps,
+    )
+
+
+def backward_rows(
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    scale: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    chosen: Objective,
+    lse: Tensor,
+    grad_logits: Tensor,
+    gradient_filter: float | None = None,
+) -> None:
+    """Fills ``grad_logits``, contiguous rows, which may be the logits themselves.
+
+    ``grad_loss`` is one number a row, or with ``scale`` one number for all, to be multiplied by ``scale``.
+    """
+    logits, rows = rows_of(logits)
+    how = cross_entropy_backward_launch(Chip.of(logits.device), rows.width)
+    unit = unit_of(logits)
+    run(
+        cross_entropy_backward,
+        (cdiv(rows.count, how.rows), cdiv(rows.width + unit - 1, how.block)),
+        logits,
+        *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
+        *(chosen.weight, chosen.weight_sum, lse, grad_logits),
+        *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
+        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter),
+        STRIDED=rows.strided,
+        ROWS=how.rows,
+        BLOCK=how.block,
+        UNIT=unit,
+        num_warps=how.warps,
+    )
+
+
+_backward_op = define("cross_entropy_backward", CrossEntropyBackwardCall, backward)
+
+
+def _differentiate(
+    kept: CrossEntropyKept, wanted, grad_loss: Tensor | None, grad_lse: Tensor | None, _
+) -> tuple[Tensor]:
+    if grad_loss is None:
+        grad_loss = torch.zeros_like(kept.lse if kept.scale is None else kept.scale)
+    return (_backward_op(CrossEntropyBackwardCall(grad_loss, grad_lse, kept)),)
+
+
+cross_entropy_op = define(
+    "cross_entropy",
+    CrossEntropyCall,
+    forward,
+    keeps=CrossEntropyKept,
+    backward=_differentiate,
+    auxiliary=1,
+)

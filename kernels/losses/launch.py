@@ -1,0 +1,158 @@
+"""Launch choices of the losses, and by which way the losses of linear layers go."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..frame.launch import Chip, cdiv, next_power_of_2
+from ..frame.tuned import tuned
+
+MIB = 2**20
+
+# ---------------------------------------------------------------------------------------------- cross_entropy
+
+TILE = 2048  # elements a program takes at least, so that short rows share one
+BLOCK = 4096  # columns a step: two 16-byte reads a thread in flight, in at most 64 registers
+WARPS = 8
+
+
+@dataclass(frozen=True)
+class CrossEntropyLaunch:
+    """One program takes ``rows`` rows at a time, ``block`` columns at a time."""
+
+    rows: int
+    block: int
+    warps: int = WARPS
+
+
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def cross_entropy_forward_launch(chip: Chip, vocabulary: int) -> CrossEntropyLaunch:
+    block = min(max(next_power_of_2(vocabulary), 64), BLOCK)
+    rows = max(1, TILE // block)
+    return CrossEntropyLaunch(rows, block)
+
+
+@tuned("cross_entropy", CrossEntropyLaunch)
+@lru_cache
+def cross_entropy_backward_launch(chip: Chip, vocabulary: int) -> CrossEntropyLaunch:
+    return cross_entropy_forward_launch.rule(chip, vocabulary)
+
+
+def unit_of(logits: Tensor) -> int:
+    """How many elements the kernels access as one: those of 16 bytes, where rows do not start on 16 bytes but the
+    tensor does; 1 where nothing need be done, or can."""
+    unit = 16 // logits.element_size()
+    return 1 if logits.shape[-1] % unit == 0 or logits.data_ptr() % 16 else unit
+
+
+# --------------------------------------------------------------------------------------- linear_cross_entropy
+
+# Logits that the reference path computes in one piece, with operations that have second derivatives: chunks cost a
+# CPU 0.2 ms a call more, and from here on that is a tenth of it and less (benchmarks/log/kernels-losses.md).
+FEW_LOGITS = MIB
+FEW_ON_GPU = 64 * MIB  # about what an L2 cache holds: there logits cost little, and a fourth product more
+
+DATACENTER_BLACKWELL = (100, 103)
+
+
+def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capability: int | None) -> str:
+    """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``capability`` None) ``"reference"`` chunks.
+
+    Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
+    logit, which at E = 1024 takes an H100 as long as a product), hold no float32 copy of the weight's
+    gradient, and skip ignored tokens. That pays where Triton drives the tensor cores near their peak. It does
+    not for float32, nor, by its published matrix products, on capability 10.0, which is still to be measured:
+    chunks there. Tiles also need a width in whole steps of 64.
+    """
+    if tokens * vocabulary * dtype.itemsize <= (FEW_LOGITS if capability is None else FEW_ON_GPU):
+        return "plain"
+    if capability is None:
+        return "reference"
+    by_chunks = dtype == torch.float32 or capability in DATACENTER_BLACKWELL or width % 64
+    return "chunks" if by_chunks else "tiles"
+
+
+def capability_of(device_type: str, index: int | None) -> int:
+    return Chip.of(torch.device(device_type, index)).capability
+
+
+# torch.compile asks once, while it traces: see ``backend``.
+capability_of._dynamo_marked_constant = True
+
+
+GROUP = 8  # rows of tiles that go through the columns together
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """A program computes ``rows`` × ``columns`` of a product, ``depth`` of the summed dimension a step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict:
+        """As the kernels take it."""
+        tile = {"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth, "GROUP": GROUP}
+        return {**tile, "num_warps": self.warps, "num_stages": self.stages}
+
+
+SQUARE = TileLaunch(128, 128, 64, warps=8, stages=3)
+WIDE = TileLaunch(128, 256, 64, warps=8, stages=3)
+
+
+@tuned("linear_cross_entropy", TileLaunch)
+def logits_launch(chip: Chip) -> TileLaunch:
+    """The tile of the logits: three stages take 96 KiB, which every chip has.
+
+    Twice as wide it would do 85 operations for each byte from L2 in place of 64, but what follows the product
+    (exp, softcap, smoothing) then spills on every chip. So does half the warps.
+    """
+    return SQUARE
+
+
+@tuned("linear_cross_entropy", TileLaunch)
+def hidden_launch(chip: Chip) -> TileLaunch:
+    """The tile of the gradient of ``hidden``. Reading and writing its sums, a wide one spills on every chip."""
+    return SQUARE
+
+
+@tuned("linear_cross_entropy", TileLaunch)
+def weight_launch(chip: Chip) -> TileLaunch:
+    """The tile of the gradient of ``weight``: wide (144 KiB) where ``wgmma`` reads its operands from shared
+    memory; with ``mma`` they pass through registers, and it spills."""
+    return WIDE if chip.capability == 90 else SQUARE
+
+
+def splits_of(tokens: int, vocabulary: int, tile: TileLaunch, chip: Chip) -> int:
+    """In how many parts the vocabulary is cut in the forward pass: sixteen programs a multiprocessor, so that
+    the last round, partly idle, is a sixteenth of the work; at most 128 partial results of a token."""
+    wanted = cdiv(16 * chip.multiprocessors, cdiv(tokens, tile.rows))
+    return max(1, min(wanted, 128, cdiv(vocabulary, tile.columns)))
+
+
+def chunk_columns(tokens: int, vocabulary: int, width: int, itemsize: int, tile: TileLaunch) -> int:
+    """How many classes share a chunk of the backward pass.
+
+    Each chunk reads and writes the float32 sums of the gradient of ``hidden``, 8·N·E bytes, against the
+    6·N·C·E operations it does: 4096 columns make 3000 operations a byte, ten times what a chip does in that
+    time. The workspace is 256 MiB, or a quarter of the hidden states and the weight where that is more.
+    """
+    workspace = max(256 * MIB, (tokens + vocabulary) * width * itemsize // 4)
+    columns = workspace // (tokens * itemsize)
+    return min(max(1, columns // tile.columns), cdiv(vocabulary, tile.columns)) * tile.columns
+
+
+# --------------------------------------------------------------------------------------- linear_kl_divergence
+
+KL_BLOCK = 2048  # columns a step: of two models, so half of what ``cross_entropy`` takes; js spills with more
+KL_WARPS = 8
+
+
+def kl_block(vocabulary: int) -> int:
+    return min(max(next_power_of_2(vocabulary), 256), KL_BLOCK)

@@ -1,0 +1,33 @@
+"""What ``linear_cross_entropy`` is called with after its checks."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..frame.dtypes import widen
+from .objective import LossOptions
+
+
+class LinearCrossEntropyCall(NamedTuple):
+    hidden: Tensor  # (N, E)
+    weight: Tensor  # (V, E)
+    bias: Tensor | None  # (V,)
+    target: Tensor  # (N,)
+    class_weight: Tensor | None  # (V,)
+    gradient_filter: float | None
+    how: str  # "reference", "chunks" or "tiles"
+    options: LossOptions
+
+    @property
+    def objective(self) -> tuple:
+        """The weights of the classes and the options."""
+        return self.class_weight, *self.options
+
+    @property
+    def ignore_index(self) -> int:
+        return self.options.ignore_index
+
+    def allocate(self) -> tuple[Tensor, Tensor]:
+        """Each token's loss and log-sum-exp."""
+        shape, dtype = self.target.shape, widen(self.hidden[:0]).dtype
+        return self.hidden.new_empty(shape, dtype=dtype), self.hidden.new_empty(shape, dtype=dtype)

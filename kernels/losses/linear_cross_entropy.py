@@ -1,0 +1,127 @@
+"""Cross entropy of a linear layer's output, whose logits (N, V) never exist.
+
+What it computes is ``cross_entropy(hidden @ weightᵀ + bias, target)``, see there. Three ways, chosen by shape
+and chip (``strategy``): the two calls as they stand where the logits are few; ``linear_chunks``, matrix
+products of the BLAS library on some tokens at a time; ``linear_tiles``, matrix products that keep the logits
+in registers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..frame.autocast import autocast
+from ..frame.backend import use_triton
+from ..frame.checks import check_floating, check_same_device, check_same_dtype
+from .checks import check_options, check_target, finish
+from .cross_entropy import cross_entropy
+from .launch import capability_of, strategy
+from .linear_call import LinearCrossEntropyCall
+from .linear_cross_entropy_ops import LinearCrossEntropySumCall, sum_op, tokens_op
+from .objective import LossOptions
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    gradient_filter: float | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``cross_entropy(hidden @ weightᵀ + bias, target)`` without its logits (N, V), N = tokens of ``hidden``.
+
+    The options, the loss and what is returned are those of ``cross_entropy``, ``class_weight`` being its
+    ``weight``. ``-linear_cross_entropy(..., reduction="none")`` gives each token's log-probability, with
+    gradients. Gradients reach hidden, weight and bias; they are exact and the same in every run, and the
+    weight's is summed in float32 over all tokens; on a CPU in bfloat16 each chunk's product, of 1024 tokens and more,
+    is rounded to bfloat16 first, as the gradient of ``torch.nn.functional.linear`` is.
+
+    Memory beside the inputs and the gradients: copies of ``hidden`` in its dtype and in float32, and a
+    workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32
+    and on capability 10.0: a float32 copy of the weight's gradient, and a workspace of 256 MiB or half of
+    the weight.
+
+    Tokens that are ignored cost nothing: no matrix product has a row for them (but where logits are few, up to
+    64 MiB on a GPU and 1 MiB on a CPU). In float32 and on capability 10.0 the host waits, once a call, to hear
+    how many count; into a CUDA graph all are captured there.
+
+    The scheme is that of Liger (arXiv:2410.10989, section 3.2) by chunks of tokens and of cut cross-entropy
+    (arXiv:2411.09009) by tiles; see ``linear_chunks`` and ``linear_tiles``.
+
+    Args:
+        hidden: (..., E), any floating dtype. Under autocast hidden, weight and bias are cast as for
+            ``torch.nn.functional.linear``.
+        weight: (V, E), in hidden's dtype.
+        target: (...), integers in [0, V), or ``ignore_index``.
+        bias: (V,), in hidden's dtype.
+        gradient_filter: treat the gradient of every logit whose probability is below this (and whose class is
+            not the target) as 0; tiles left empty then skip two of the backward pass's three products. An
+            approximation, which raises the loss of pretraining; None for exact.
+
+    Raises:
+        ValueError: for a shape, dtype, device or option that does not fit.
+
+    Example::
+
+        body = torch.nn.Embedding(1000, 64)
+        head = torch.nn.Linear(64, 1000)
+        tokens = torch.randint(1000, (4, 128))
+        loss = linear_cross_entropy(body(tokens[:, :-1]), head.weight, tokens[:, 1:], head.bias)
+        loss.backward()
+    """
+    _check(hidden, weight, bias, gradient_filter)
+    check_target(target, hidden, "hidden")
+    check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    tokens = target.numel()
+    capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
+    how = strategy(tokens, *weight.shape, hidden.dtype, capability)
+    if how == "plain" and gradient_filter is None:
+        return cross_entropy(
+            F.linear(hidden, weight, bias),
+            target,
+            weight=class_weight,
+            reduction=reduction,
+            **options._asdict(),
+            return_lse=return_lse,
+        )
+    if how == "plain":
+        how = "reference" if capability is None else "chunks"
+    flat_target = target.reshape(-1)
+    rows = hidden.reshape(tokens, hidden.shape[-1])
+    call = LinearCrossEntropyCall(
+        rows, weight, bias, flat_target, class_weight, gradient_filter, how, options
+    )
+    wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
+    if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
+        loss = sum_op(LinearCrossEntropySumCall(wanted, call))[0]
+        return finish(loss, None, target, class_weight, ignore_index, reduction, False)
+    loss, lse = tokens_op(call)
+    shaped = (loss.view(target.shape), lse.view(target.shape))
+    return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
+
+
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter: float | None) -> None:
+    check_floating("hidden", hidden)
+    if hidden.dim() == 0 or weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight must be (V, E) for hidden (..., E), got {tuple(weight.shape)} for {tuple(hidden.shape)}"
+        )
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight must have at least one class, got {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have one element a class, ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        check_same_device(name, tensor, hidden)
+        check_same_dtype(name, tensor, "hidden", hidden)
+    if gradient_filter is not None and not 0.0 < gradient_filter < 1.0:
+        raise ValueError(f"gradient_filter must be a probability, or None for none, got {gradient_filter}")

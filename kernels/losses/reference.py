@@ -1,0 +1,138 @@
+"""Cross entropy and distillation losses of each token; ``reduce`` makes one number of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..frame.dtypes import widen
+
+FARTHEST = 80.0  # log-probabilities farther apart belong to probabilities of 0, and exp of more overflows
+
+
+def cap(z: Tensor, softcap: float | None) -> Tensor:
+    """``softcap · tanh(z / softcap)``, which keeps every logit inside ±softcap."""
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def token_weight(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """What each token counts in a mean: its class's weight (1 without weights), and 0 where it is ignored."""
+    valid = target != ignore_index
+    if weight is None:
+        return valid.to(dtype)
+    return torch.where(valid, weight.to(dtype)[torch.where(valid, target, 0)], 0)
+
+
+def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    """The loss of all tokens from each token's; ``mean`` divides by the sum of ``counted``, 0 / 0 being 0."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = counted.sum()
+    return loss.sum() / torch.where(total == 0, 1, total)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored."""
+    z = cap(widen(logits), softcap)
+    log_p = z.log_softmax(-1)
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 12 bytes a logit.
+    target_log_p = -F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
+    lse = z.gather(-1, index).squeeze(-1) - target_log_p
+    w = None if weight is None else weight.to(z.dtype)
+    counted = token_weight(target, w, ignore_index, z.dtype)
+    loss = (label_smoothing - 1) * counted * target_log_p
+    if label_smoothing:
+        loss = loss - label_smoothing / z.shape[-1] * (log_p.sum(-1) if w is None else log_p @ w)
+    if z_loss:
+        loss = loss + z_loss * counted * lse.square()
+    return torch.where(valid, loss, 0), torch.where(valid, lse, 0)
+
+
+def cross_entropy_gradient(
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    gradient_filter: float | None,
+) -> Tensor:
+    """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,)."""
+    z = cap(widen(logits), softcap)
+    vocabulary = z.shape[-1]
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    grad_loss = torch.where(valid, grad_loss, 0)
+    at_target = grad_loss * token_weight(target, weight, ignore_index, z.dtype)
+    along = at_target if not z_loss else at_target * (1 + 2 * z_loss * lse)
+    gradient = (z - torch.where(valid, lse, torch.inf).unsqueeze(-1)).exp_()
+    dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)
+    if label_smoothing:
+        w = gradient.new_ones(vocabulary) if weight is None else weight.to(z.dtype)
+        everywhere = label_smoothing / vocabulary * grad_loss
+        along = along - label_smoothing * at_target + everywhere * w.sum()
+        at_target = (1 - label_smoothing) * at_target
+    if grad_lse is not None:
+        along = along + grad_lse
+    gradient *= along.unsqueeze(-1)
+    if label_smoothing:
+        gradient.addr_(everywhere, w, alpha=-1)
+    gradient.scatter_add_(-1, index, -at_target.unsqueeze(-1))
+    if dropped is not None:
+        gradient.masked_fill_(dropped, 0)
+    return gradient if softcap is None else gradient * (1 - (z / softcap).square())
+
+
+# ------------------------------------ divergences between a student's and a teacher's distributions
+
+
+def log_ratio(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """``log(p / (share·q + (1 − share)·p))``, exact also where p and q are close."""
+    return -torch.log1p(share * torch.expm1((log_q - log_p).clamp(-FARTHEST, FARTHEST)))
+
+
+def expectation(log_p: Tensor, values: Tensor) -> Tensor:
+    """``Σ p·values``, a term with p = 0 being 0."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * values, 0).sum(-1)
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (widen(logits) / temperature).log_softmax(-1)
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, kind: str, beta: float, temperature: float) -> Tensor:
+    """The divergence of each row of logits (..., V)."""
+    log_s, log_t = log_probabilities(student, temperature), log_probabilities(teacher, temperature)
+    if kind == "forward":
+        return expectation(log_t, log_t - log_s)
+    if kind == "reverse":
+        return expectation(log_s, log_s - log_t)
+    from_teacher = expectation(log_t, log_ratio(log_t, log_s, 1 - beta))
+    return beta * from_teacher + (1 - beta) * expectation(log_s, log_ratio(log_s, log_t, beta))
+
+
+def kl_gradient(student: Tensor, teacher: Tensor, kind: str, beta: float, temperature: float) -> Tensor:
+    """The derivative of ``kl_divergence`` by ``student``."""
+    log_s, log_t = log_probabilities(student, temperature), log_probabilities(teacher, temperature)
+    p = log_s.exp()
+    if kind == "forward":
+        return (p - log_t.exp()) / temperature
+    values = log_s - log_t if kind == "reverse" else (1 - beta) * log_ratio(log_s, log_t, beta)
+    centred = values - expectation(log_s, values).unsqueeze(-1)
+    return torch.where(p > 0, p * centred / temperature, 0)

@@ -1,0 +1,166 @@
+"""The operators of the norms: what they are called with, what is launched, and the derivative."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..frame.launch import Chip, cdiv, contiguous, empty, run
+from ..frame.operator import define
+from ..frame.partials import sum_partials
+from ..frame.rows import row_count, rows_of
+from .kernels import (
+    norm_backward,
+    norm_backward_wide,
+    norm_forward,
+    norm_forward_wide,
+    parameter_gradients_wide,
+)
+from .launch import backward_launch, backward_programs, forward_launch
+
+
+class NormCall(NamedTuple):
+    x: Tensor  # (..., E)
+    weight: Tensor | None  # (E,), or (H, D) with one row per head
+    bias: Tensor | None  # as weight
+    residual: Tensor | None  # as x
+    eps: float
+    weight_offset: float
+    center: bool  # layer normalization, which subtracts the mean
+
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """y, the new residual (empty without a residual), and the statistics of each row."""
+        x, residual = self.x, self.residual
+        stats = x.new_empty((1 + self.center) * row_count(x), dtype=torch.float32)
+        if residual is None:
+            return empty(x), x.new_empty(0), stats
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        return empty(x, dtype), empty(x, dtype), stats
+
+
+class NormKept(NamedTuple):
+    h: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    stats: Tensor
+    weight_offset: float
+    center: bool
+    x_dtype: torch.dtype
+    residual_dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, call: NormCall, y: Tensor, h: Tensor, stats: Tensor) -> "NormKept":
+        x, weight, bias, residual, _, weight_offset, center = call
+        options = (stats, weight_offset, center, x.dtype)
+        if residual is None:
+            return cls(x, weight, bias, *options, None)
+        return cls(h, weight, bias, *options, residual.dtype)
+
+
+class NormBackwardCall(NamedTuple):
+    grad_y: Tensor
+    grad_h: Tensor | None
+    weight_gradient: bool
+    bias_gradient: bool
+    kept: NormKept
+
+    @property
+    def wanted(self) -> tuple[Tensor | None, Tensor | None]:
+        """The parameters whose gradients are asked for."""
+        kept = self.kept
+        return kept.weight if self.weight_gradient else None, kept.bias if self.bias_gradient else None
+
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.kept.h
+        grad_weight, grad_bias = (h.new_empty(0) if p is None else p.new_empty(p.shape) for p in self.wanted)
+        return empty(h), grad_weight, grad_bias
+
+
+def _groups(weight: Tensor | None, bias: Tensor | None) -> int:
+    """How many rows of parameters there are: H for per-head parameters (H, D), else 1."""
+    parameter = bias if weight is None else weight
+    return 1 if parameter is None or parameter.dim() == 1 else parameter.shape[0]
+
+
+def forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, stats = call.allocate()
+    x, weight, bias, residual, eps, weight_offset, center = call
+    groups = _groups(weight, bias)
+    x, rows = rows_of(x)
+    chosen = forward_launch(Chip.of(x.device), rows.width)
+    per_group = rows.count // groups
+    tile = {} if chosen.wide else {"ROWS": chosen.rows}
+    run(
+        norm_forward_wide if chosen.wide else norm_forward,
+        (cdiv(per_group, chosen.rows), groups),
+        x,
+        *(x, contiguous(residual), contiguous(weight), contiguous(bias), y, h, stats),
+        *(per_group, groups, rows.width, *rows.strides, eps, weight_offset),
+        CENTER=center,
+        STRIDED=rows.strided,
+        BLOCK=chosen.block,
+        num_warps=chosen.warps,
+        maxnreg=chosen.registers,
+        **tile,
+    )
+    return y, h, stats
+
+
+def backward(call: NormBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
+    kept = call.kept
+    groups = _groups(kept.weight, kept.bias)
+    h, rows = rows_of(kept.h)
+    grad_x = empty(h)
+    chip = Chip.of(h.device)
+    chosen = backward_launch(chip, rows.width, h.element_size())
+    per_group = rows.count // groups
+    column_blocks = max(1, cdiv(rows.width, chosen.block))
+    programs = backward_programs(chosen, per_group, groups * column_blocks, chip)
+    wanted = call.wanted
+    partials = [
+        None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
+        for p in wanted
+    ]
+    grad_y = call.grad_y.contiguous()
+    inputs = (grad_y, contiguous(call.grad_h), h, contiguous(kept.weight), kept.stats, grad_x)
+    layout = (per_group, groups, rows.width, *rows.strides)
+    fixed = {"CENTER": kept.center, "STRIDED": rows.strided, "BLOCK": chosen.block}
+    fixed |= {"num_warps": chosen.warps, "maxnreg": chosen.registers}
+    if chosen.wide:
+        run(norm_backward_wide, (per_group, groups), h, *inputs, *layout, kept.weight_offset, **fixed)
+        grid = (programs, groups, column_blocks if any(p is not None for p in wanted) else 0)
+        run(parameter_gradients_wide, grid, h, grad_y, h, kept.stats, *partials, *layout, **fixed)
+    else:
+        grid, tile = (programs, groups), {"ROWS": chosen.rows, **fixed}
+        run(norm_backward, grid, h, *inputs, *partials, *layout, kept.weight_offset, **tile)
+    grad_weight, grad_bias = (
+        h.new_empty(0) if p is None else sum_partials(partial, p.shape, p.dtype)
+        for p, partial in zip(wanted, partials, strict=True)
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+_backward_op = define("norm_backward", NormBackwardCall, backward)
+
+
+def _differentiate(kept: NormKept, wanted, grad_y: Tensor | None, grad_h: Tensor | None, _) -> tuple:
+    grad_weight = grad_bias = None
+    if kept.residual_dtype is None:  # There is no new residual, only an empty tensor in its place.
+        grad_h = None
+    if grad_y is None:  # Only the new residual was used.
+        grad_x = grad_h
+    else:
+        _, weight_gradient, bias_gradient, *_ = wanted
+        grad_x, grad_weight, grad_bias = _backward_op(
+            NormBackwardCall(grad_y, grad_h, weight_gradient, bias_gradient, kept)
+        )
+    residual = kept.residual_dtype
+    return (
+        None if grad_x is None else grad_x.to(kept.x_dtype),
+        grad_weight if wanted[1] else None,
+        grad_bias if wanted[2] else None,
+        None if residual is None or grad_x is None else grad_x.to(residual),
+    )
+
+
+norm_op = define("norm", NormCall, forward, keeps=NormKept, backward=_differentiate, auxiliary=1)

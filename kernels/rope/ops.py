@@ -1,0 +1,87 @@
+"""The operator of ``rope``: what it is called with, what is launched, and the derivative, which is the turn back."""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..frame.launch import Chip, cdiv, contiguous, empty, next_power_of_2, run
+from ..frame.operator import define
+from .kernels import EXPONENT_BITS, rope_kernel
+from .launch import launch
+
+
+class Rotation(NamedTuple):
+    """By which angles which columns turn."""
+
+    positions: Tensor | None  # (S,) or (B, S)
+    cos: Tensor | None  # (positions, rotary_dim / 2)
+    sin: Tensor | None  # as cos
+    base: float
+    rotary_dim: int
+    interleaved: bool
+    inverse: bool
+
+    @classmethod
+    def of(cls, call: "RopeCall", *outputs: Tensor) -> "Rotation":
+        return call.rotation
+
+    def turned_back(self) -> "Rotation":
+        return Rotation(*self[:-1], not self.inverse)
+
+
+class RopeCall(NamedTuple):
+    q: Tensor  # (B, S, H, D)
+    k: Tensor | None  # (B, S, K, D)
+    rotation: Rotation
+
+    def allocate(self) -> tuple[Tensor, Tensor]:
+        return empty(self.q), self.q.new_empty(0) if self.k is None else empty(self.k)
+
+
+def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
+    q_out, k_out = call.allocate()
+    q, k, (positions, cos, sin, base, rotary_dim, interleaved, inverse) = call
+    batch, length, q_heads, width = q.shape
+    k_heads = 0 if k is None else k.shape[2]
+    q, k = (t if t is None or t.stride(3) == 1 else t.contiguous() for t in (q, k))
+    position_strides = (0, 0)
+    if positions is not None:
+        position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
+    chosen = launch(Chip.of(q.device), max(q_heads, k_heads), rotary_dim)
+    passed = width - rotary_dim
+    run(
+        rope_kernel,
+        (batch * length, cdiv(q_heads, chosen.heads) + cdiv(k_heads, chosen.heads)),
+        q,
+        *(q, k, q_out, k_out, positions, contiguous(cos), contiguous(sin)),
+        *(length, 0 if cos is None else cos.shape[0]),
+        round(math.log2(base) * 2 / rotary_dim * 2**EXPONENT_BITS),
+        *q.stride()[:3],
+        *((0, 0, 0) if k is None else k.stride()[:3]),
+        *position_strides,
+        Q_HEADS=q_heads,
+        K_HEADS=k_heads,
+        HEADS=chosen.heads,
+        HALF=rotary_dim // 2,
+        HALF_BLOCK=next_power_of_2(rotary_dim // 2),
+        PASSED=passed,
+        PASSED_BLOCK=next_power_of_2(passed),
+        INTERLEAVED=interleaved,
+        INVERSE=inverse,
+        num_warps=chosen.warps,
+    )
+    return q_out, k_out
+
+
+def _differentiate(rotation: Rotation, wanted, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple:
+    if not wanted[1]:
+        grad_k = None
+    back = rotation.turned_back()
+    if grad_q is None:
+        return None, None if grad_k is None else rope_op(RopeCall(grad_k, None, back))[0]
+    back_q, back_k = rope_op(RopeCall(grad_q, grad_k, back))
+    return back_q, None if grad_k is None else back_k
+
+
+rope_op = define("rope", RopeCall, rotate, keeps=Rotation, backward=_differentiate)

@@ -1,0 +1,20 @@
+"""What a tokenizer's files say, in the form that a `Tokenizer` is made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmfast.tokenizer.text_rules import TextRules
+
+
+class Contents(NamedTuple):
+    """`rules` is None where byte-level BPE and special tokens are all there is.
+
+    `source` is the content of the ``tokenizer.json`` that said all this, if one did.
+    """
+
+    pat_str: str
+    mergeable_ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+    rules: TextRules | None = None
+    source: bytes | None = None
