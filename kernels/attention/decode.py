@@ -84,13 +84,12 @@ def flash_decode(
     if scale < 0:
         q, scale = -q, -scale
     triton = use_triton(q, k_cache, v_cache)
-    if new and triton:
-        append_op(AppendCall(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table))
-    elif new:
-        reference.append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
+    if new:
+        append = append_op if triton else reference.append_to_cache
+        append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
+    compute = decode_op if triton else reference.decode
     options = (page_table, sinks, new, scale, left, right, softcap)
-    call = DecodeCall(q, k_cache, v_cache, cache_seqlens, *options)
-    out, lse = decode_op(call) if triton else reference.decode(*call)
+    out, lse = compute(q, k_cache, v_cache, cache_seqlens, *options)
     return (out, lse) if return_lse else out
 
 

@@ -15,7 +15,7 @@ from ..frame.autocast import autocast
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device, check_same_dtype
 from .layout import NOT_PACKED, LayoutArguments
-from .ops import FrozenLayer, FrozenLinearCall, linear_op
+from .ops import FrozenLayer, linear_op
 from .tensor import NF4Tensor
 
 Weight = Tensor | NF4Tensor
@@ -70,7 +70,7 @@ def frozen_linear(
     check(x, w, bias, lora_a, lora_b)
     x, bias, lora_a, lora_b = autocast(x, bias, lora_a, lora_b)
     layer = frozen_layer(x, w, bias, lora_a, lora_b, lora_scale)
-    y, _ = linear_op(FrozenLinearCall(x.reshape(-1, w.shape[1]), layer))
+    y, _ = linear_op(x.reshape(-1, w.shape[1]), layer)
     return y.view(*x.shape[:-1], w.shape[0])
 
 

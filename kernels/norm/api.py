@@ -21,7 +21,7 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device, check_same_shape
 from . import reference
-from .ops import NormCall, norm_op
+from .ops import norm_op
 
 
 def rms_norm(
@@ -63,7 +63,7 @@ def rms_norm(
     """
     _check(x, weight, None, residual)
     if use_triton(x, weight, residual):
-        y, h, _ = norm_op(NormCall(x, weight, None, residual, eps, weight_offset, False))
+        y, h, _ = norm_op(x, weight, None, residual, eps, weight_offset, False)
         return y if residual is None else (y, h)
     return reference.rms_norm(x, weight, eps, weight_offset, residual)
 
@@ -107,7 +107,7 @@ def layer_norm(
     """
     _check(x, weight, bias, residual)
     if use_triton(x, weight, bias, residual):
-        y, h, _ = norm_op(NormCall(x, weight, bias, residual, eps, 0.0, True))
+        y, h, _ = norm_op(x, weight, bias, residual, eps, 0.0, True)
         return y if residual is None else (y, h)
     return reference.layer_norm(x, weight, bias, eps, residual)
 

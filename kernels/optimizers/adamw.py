@@ -31,7 +31,7 @@ from .adamw_arguments import (
     settings_of,
     write_back,
 )
-from .adamw_ops import AdamWCall, adamw_op
+from .adamw_ops import adamw_op
 from .adamw_reference import Moments
 
 
@@ -117,7 +117,7 @@ def adamw_(
     )
     count_step(steps, found_inf)
     if use_triton(flat[0], flat_grads[0]):
-        adamw_op(AdamWCall(flat, flat_grads, means, squares, flat_masters, list(steps), settings))
+        adamw_op(flat, flat_grads, means, squares, flat_masters, list(steps), settings)
     else:
         for i, param in enumerate(flat):
             master = flat_masters[i] if masters else None

@@ -24,7 +24,7 @@ from .adamw_arguments import (
     settings_of,
     write_back,
 )
-from .adamw_ops import AdamW8bitCall, adamw_8bit_op
+from .adamw_ops import adamw_8bit_op
 from .adamw_reference import BLOCK, Moments
 
 
@@ -93,7 +93,7 @@ def adamw_8bit_(
     count_step(steps, found_inf)
     state = (flat_grads, means, squares, *map(list, maxima.values()))
     if use_triton(flat[0], flat_grads[0]):
-        adamw_8bit_op(AdamW8bitCall(flat, *state, flat_masters, list(steps), settings))
+        adamw_8bit_op(flat, *state, flat_masters, list(steps), settings)
     else:
         for i, (param, grad, *moments) in enumerate(zip(flat, *state, strict=True)):
             master = flat_masters[i] if masters else None
