@@ -17,6 +17,7 @@
 #include "documents.h"
 #include "fuzz/check.h"
 #include "merge_lanes.h"
+#include "newer_machines.h"
 
 using namespace llmfast;
 
@@ -24,13 +25,14 @@ using namespace llmfast;
 constexpr int kNoLimit = 1 << 30;
 static std::atomic<int> allocations_left = kNoLimit;
 
-void* operator new(size_t bytes) {
+LLMFAST_NOINLINE void* operator new(size_t bytes) {
     if (allocations_left != kNoLimit && --allocations_left < 0) throw std::bad_alloc();
     if (void* const memory = std::malloc(bytes)) return memory;
     throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+LLMFAST_NOINLINE void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return std::malloc(bytes); }
+LLMFAST_NOINLINE void operator delete(void* memory) noexcept { std::free(memory); }
+LLMFAST_NOINLINE void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
