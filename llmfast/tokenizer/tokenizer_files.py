@@ -110,5 +110,17 @@ def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Content
     return _changed(contents._replace(special_tokens=special_tokens), rules.replace(added=tuple(added)))
 
 
+def with_added(contents: Contents, ids: dict[str, int], special: bool) -> Contents:
+    """A tokenizer with more added tokens than its file says."""
+    rules = contents.rules or TextRules()
+    known = {token.content for token in rules.added}
+    added = [
+        AddedToken(text, number) for text, number in contents.special_tokens.items() if text not in known
+    ]
+    added += [AddedToken(text, number, special=special) for text, number in ids.items()]
+    specials = contents.special_tokens | (ids if special else {})
+    return _changed(contents._replace(special_tokens=specials), rules.replace(added=(*rules.added, *added)))
+
+
 def _changed(contents: Contents, rules: TextRules) -> Contents:
     return contents._replace(rules=rules if rules.are_needed else None, source=None)
