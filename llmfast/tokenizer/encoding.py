@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from llmfast import _bpe
 from llmfast.tokenizer import arguments, offsets, patterns, unstable
+from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.core_bpe import CoreBPE
 from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.streaming import StreamDecoder, separable_parts
@@ -303,6 +304,7 @@ class Encoding:
             arguments.check_id(token)
             raise
         if found is None:
+            arguments.check_id(token)
             raise KeyError(str(token))
         return found
 
@@ -349,6 +351,37 @@ class Encoding:
     @functools.cached_property
     def _sorted_token_bytes(self) -> list[bytes]:
         return sorted(self._mergeable_ranks)
+
+    def with_added_tokens(
+        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
+    ) -> Encoding:
+        """A new encoding that has these tokens, too; this one stays as it is.
+
+        Args:
+            tokens: their texts, which get the ids behind the largest one, or a mapping of text to id.
+            special: special tokens, encoded only where they are allowed. Others are ordinary text to the caller and
+                always found, wherever their text stands; the new object is then a `Tokenizer`.
+
+        Raises:
+            ValueError: an empty text; a text or an id that is a token's already; an id above 2**24 - 1.
+
+        >>> ranks = {bytes([byte]): byte for byte in range(256)}
+        >>> encoding = Encoding("bytes", pat_str=r"\\w+", mergeable_ranks=ranks, special_tokens={})
+        >>> chat = encoding.with_added_tokens(["<|start|>", "<|end|>"])
+        >>> chat.encode("<|start|>a", allowed_special="all"), chat.n_vocab
+        ([256, 97], 258)
+        """
+        ids = ids_of_added(self, tokens)
+        if special:
+            return Encoding(
+                self.name,
+                pat_str=self._pat_str,
+                mergeable_ranks=self._ranks,
+                special_tokens=self._special_tokens | ids,
+            )
+        from llmfast.tokenizer.tokenizer import Tokenizer
+
+        return Tokenizer.of(self).with_added_tokens(ids, special=False)
 
     @property
     def eot_token(self) -> int:
