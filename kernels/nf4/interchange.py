@@ -7,7 +7,7 @@ names go on with ``.absmax``, ``.quant_map``, ``.nested_absmax``, ``.nested_quan
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def from_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> NF4Tens
 def to_bitsandbytes_state(w: NF4Tensor, name: str) -> dict[str, Tensor]:
     """The entries that bitsandbytes would write for ``w``: save them with safetensors, and transformers reads them."""
     layout = w.layout
-    entries = {"": w.packed.view(-1, 1), ".absmax": w.absmax}
+    entries: dict[str, Any] = {"": w.packed.view(-1, 1), ".absmax": w.absmax}
     entries[".quant_map"] = code_values(layout.quant_type, w.device).clone()
     described = {
         "quant_type": layout.quant_type,
@@ -110,6 +110,7 @@ def to_bitsandbytes_state(w: NF4Tensor, name: str) -> dict[str, Tensor]:
         "shape": list(layout.shape),
     }
     if layout.double_quant:
+        assert w.offset is not None
         entries |= {".nested_absmax": w.nested_absmax, ".nested_quant_map": w.nested_code}
         nested = {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": w.offset.item()}
         described |= nested

@@ -1,6 +1,7 @@
 """``NF4Tensor``: a tensor in 4 bits a number, as QLoRA stores frozen weights (arXiv:2305.14314)."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class NF4Tensor:
                 f"got {self.bytes.dtype} of shape {tuple(self.bytes.shape)}"
             )
 
-    def _part(self, name: str, dtype: torch.dtype) -> Tensor | None:
+    def _part(self, name: str, dtype: torch.dtype) -> Any:
         if name not in self.layout.sizes:
             return None
         return self.bytes.narrow(0, self.layout.start(name), self.layout.sizes[name]).view(dtype)
@@ -68,7 +69,8 @@ class NF4Tensor:
         """float32 (blocks,), with double quantisation undone."""
         if not self.layout.double_quant:
             return self.absmax
-        return definition.dequantize_scales(self.absmax, self.nested_absmax, self.nested_code, self.offset)
+        nested = (self._part(name, torch.float32) for name in ("nested_absmax", "nested_code", "offset"))
+        return definition.dequantize_scales(self.absmax, *nested)
 
     @property
     def shape(self) -> torch.Size:
