@@ -50,7 +50,6 @@ def top_level_page() -> str:
     rows = [
         f"| `llmfast.{name}` | [`{home}`]({home.split('.')[1]}.md) |"
         for name, home in sorted(llmfast._HOMES.items())
-        if f"llmfast.{home.split('.')[1]}" in PACKAGES
     ]
     return "\n".join(
         [
