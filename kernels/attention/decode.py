@@ -39,7 +39,7 @@ def flash_decode(
     The cache is split over T, so that a single query fills the chip (Flash-Decoding, Dao et al. 2023); the
     parts are combined in a fixed order, so that equal inputs give equal bits. Nothing waits for the host, and
     nothing is
-    compiled anew as the cache fills: the call can be captured in a CUDA graph and replayed.
+    compiled again as the cache fills: the call can be captured in a CUDA graph and replayed.
 
     Args:
         q: (B, H, S, D): the newest S queries of each entry, S usually 1.

@@ -55,12 +55,12 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, block_size: int = 64, double_quant: bool = True) -> "NF4Linear":
-        """The layer with its weight quantised; the bias is shared."""
+        """The layer with its weight quantized; the bias is shared."""
         return cls.from_tensor(quantize_nf4(linear.weight, block_size, double_quant), linear.bias)
 
     @classmethod
     def from_tensor(cls, w: NF4Tensor, bias: nn.Parameter | None = None) -> "NF4Linear":
-        """A layer around a quantised weight, which is shared."""
+        """A layer around a quantized weight, which is shared."""
         rows, width = w.shape
         layer = cls(width, rows, bias=False, device="meta", dtype=w.dtype)
         layer._hold(w)
