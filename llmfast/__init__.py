@@ -19,8 +19,8 @@ _HOMES = {
     "save_huggingface": "llmfast.integrations.huggingface",
     "patch": "llmfast.integrations.patch",
     "unpatch": "llmfast.integrations.patch",
-    "train": "llmfast.training.command",
-    "generate": "llmfast.inference.command",
+    "train": "llmfast.commands.train",
+    "generate": "llmfast.commands.generate",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -36,7 +36,7 @@ class Command:
 
 COMMANDS = {
     "quickstart": Command(
-        "llmfast.quickstart:quickstart", "Train a small model on real text, now, and sample it."
+        "llmfast.commands.quickstart:quickstart", "Train a small model on real text, now, and sample it."
     ),
     "tokenizer train": Command(
         "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
@@ -49,22 +49,28 @@ COMMANDS = {
     "tokenizer compare": Command(
         "llmfast.tokenizer.commands:compare", "Count the tokens of different tokenizers."
     ),
-    "data prepare": Command("llmfast.data.commands:prepare", "Turn text into a tokenizer and token shards."),
-    "data report": Command("llmfast.data.commands:report", "Show what prepared data is made of."),
-    "model info": Command("llmfast.models.commands:info", "Show a model's size, memory and what fits a GPU."),
+    "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
+    "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
+    "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(
-        "llmfast.integrations.commands:import_model", "Turn a Hugging Face folder into one of llmfast."
+        "llmfast.commands.huggingface:import_model", "Turn a Hugging Face folder into one of llmfast."
     ),
     "model export": Command(
-        "llmfast.integrations.commands:export_model", "Write a model as a Hugging Face folder."
+        "llmfast.commands.huggingface:export_model", "Write a model as a Hugging Face folder."
     ),
-    "train": Command("llmfast.training.command:train", "Train a model by a configuration."),
-    "sweep": Command("llmfast.training.command:sweep", "Train over a grid of settings and compare the runs."),
-    "generate": Command("llmfast.inference.command:generate", "Continue a prompt with a trained model."),
+    "train": Command("llmfast.commands.train:train", "Train a model by a configuration."),
+    "sweep": Command("llmfast.commands.train:sweep", "Train over a grid of settings and compare the runs."),
+    "classify": Command(
+        "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
+    ),
+    "predict": Command(
+        "llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."
+    ),
+    "generate": Command("llmfast.commands.generate:generate", "Continue a prompt with a trained model."),
     "bench": Command(
-        "llmfast.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
+        "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),
-    "doctor": Command("llmfast.doctor:doctor", "Show what this machine has, and what is missing."),
+    "doctor": Command("llmfast.commands.doctor:doctor", "Show what this machine has, and what is missing."),
 }
 
 
@@ -97,7 +103,7 @@ def _among_processes() -> Any:
     """What the processes that torchrun started tell each other; None for one alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
-    from llmfast.training import failures
+    from llmfast.training.distribution import failures
 
     return failures
 
@@ -127,7 +133,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
     if isinstance(error, ModuleNotFoundError):
-        from llmfast.doctor import optional_libraries
+        from llmfast.commands.doctor import optional_libraries
 
         extra = next((each.extra for each in optional_libraries() if each.module == error.name), None)
         return extra and f"this needs {error.name}, which is not installed: pip install 'llmfast[{extra}]'"

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from llmfast import doctor
+from llmfast.commands import doctor
 
 
 @pytest.fixture(scope="module")

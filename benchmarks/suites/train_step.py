@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from llmfast.commands.quickstart import quickstart_config
 from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 from llmfast.models.presets import preset
-from llmfast.quickstart import quickstart_config
 from llmfast.training.config import TrainingConfig
-from llmfast.training.optimizer import build_optimizers
+from llmfast.training.optimizers.build import build_optimizers
 
 from ..contenders import Contender
 from ..hugging_face import same_model, unfit

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_shape
 from . import reference
-from .ops import BiasedCall, GatedCall, biased_op, gated_op
+from .ops import biased_op, gated_op
 
 APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}  # of gelu, and their kinds
 
@@ -112,7 +112,7 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") ->
             raise ValueError(f"bias must have the shape {tuple(x.shape[-1:])}, got {tuple(bias.shape)}")
         check_same_device("bias", bias, x)
     if use_triton(x, bias):
-        return biased_op(BiasedCall(x, bias, kind))
+        return biased_op(x, bias, kind)
     return reference.biased(x, bias, kind)
 
 
@@ -124,7 +124,7 @@ def _gelu_kind(approximate: str) -> str:
 def _gated(gate: Tensor, up: Tensor | None, kind: str) -> Tensor:
     gate, up = _check_gated(gate, up)
     if use_triton(gate, up):
-        return gated_op(GatedCall(gate, up, kind))
+        return gated_op(gate, up, kind)
     return reference.gated(gate, up, kind)
 
 

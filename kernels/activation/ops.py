@@ -74,7 +74,7 @@ _gated_backward_op = define("gated_backward", GatedBackwardCall, gated_gradients
 
 
 def _differentiate_gated(call: GatedCall, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_gate, grad_up = _gated_backward_op(GatedBackwardCall(grad, call))
+    grad_gate, grad_up = _gated_backward_op(grad, call)
     return grad_gate, None if call.up is None else grad_up
 
 
@@ -144,7 +144,7 @@ _biased_backward_op = define("gelu_backward", BiasedBackwardCall, biased_gradien
 
 def _differentiate_biased(call: BiasedCall, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
     bias_gradient = wanted[1]
-    grad_x, grad_bias = _biased_backward_op(BiasedBackwardCall(grad, bias_gradient, call))
+    grad_x, grad_bias = _biased_backward_op(grad, bias_gradient, call)
     return grad_x, grad_bias if bias_gradient else None
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from . import reference
 from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
-from .documents import DocumentsCall, documents_op
-from .ops import AttentionCall, attention_op
+from .documents import documents_op
+from .ops import attention_op
 
 
 def flash_attention(
@@ -132,7 +132,7 @@ def attend(
         q, scale = -q, -scale
     if use_triton(q, k, v):
         options = (scale, left, right, softcap, dropout_p)
-        out, lse = attention_op(AttentionCall(q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, *options))
+        out, lse = attention_op(q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, *options)
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
@@ -141,7 +141,7 @@ def attend(
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)
     if plain and cu_seqlens_k is cu_seqlens_q and sees_itself and q.device.type == "cpu":
-        return documents_op(DocumentsCall(q, k, v, cu_seqlens_q, scale, left, right))[0]
+        return documents_op(q, k, v, cu_seqlens_q, scale, left, right)[0]
     out, lse = reference.attention(
         q,
         k,

@@ -61,9 +61,9 @@ class DocumentsKept(NamedTuple):
     lse: Tensor
     call: DocumentsCall
 
-    @classmethod
-    def of(cls, call: DocumentsCall, out: Tensor, lse: Tensor) -> "DocumentsKept":
-        return cls(out, lse, call)
+    @staticmethod
+    def fields(call: DocumentsCall, out: Tensor, lse: Tensor) -> tuple:
+        return out, lse, call
 
 
 class DocumentsBackwardCall(NamedTuple):
@@ -106,7 +106,7 @@ _backward_op = define("documents_attention_backward", DocumentsBackwardCall, bac
 
 
 def _differentiate(kept: DocumentsKept, wanted, d_out: Tensor, _) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward_op(DocumentsBackwardCall(d_out, kept))
+    return _backward_op(d_out, kept)
 
 
 documents_op = define(

@@ -90,9 +90,9 @@ class AttentionKept(NamedTuple):
     lse: Tensor
     call: AttentionCall
 
-    @classmethod
-    def of(cls, call: AttentionCall, out: Tensor, lse: Tensor) -> "AttentionKept":
-        return cls(out, lse, call)
+    @staticmethod
+    def fields(call: AttentionCall, out: Tensor, lse: Tensor) -> tuple:
+        return out, lse, call
 
 
 class AttentionBackwardCall(NamedTuple):
@@ -202,7 +202,7 @@ _backward_op = define("attention_backward", AttentionBackwardCall, backward)
 def _differentiate(kept: AttentionKept, wanted, d_out: Tensor | None, d_lse: Tensor | None) -> tuple:
     out, lse, call = kept
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    dq, dk, dv, delta = _backward_op(AttentionBackwardCall(d_out, d_lse, kept))
+    dq, dk, dv, delta = _backward_op(d_out, d_lse, kept)
     d_sinks = None
     if call.sinks is not None:
         weight = torch.exp(call.sinks.float()[:, None] - lse)  # What the sink takes of each row's softmax.

@@ -59,13 +59,13 @@ def save(triton_version: str, rows: Iterable[Row]) -> None:
 
 
 def render(triton_version: str, rows: list[Row]) -> str:
-    """One Markdown table an op: a line a kernel, a column of registers a chip."""
+    """One Markdown table per op: a line per kernel, and a column of registers per chip."""
     targets = sorted({row.target for row in rows}, key=lambda t: (t == AMD, len(t), t))
     out = [
         "# What the kernels take on each chip",
         "",
-        f"Written by `python -m llmfast.kernels.compile_check --write` with Triton {triton_version}. Registers are a "
-        "thread's, one column a compute capability (gfx942, AMD's MI300, for information); `!` marks a "
+        f"Written by `python -m llmfast.kernels.compile_check --write` with Triton {triton_version}. Registers are per "
+        "thread, one column per compute capability (gfx942, AMD's MI300, for information); `!` marks a "
         "spill. Shared memory is the largest among the chips, in bytes. Loads and stores of global memory "
         "are instructions in the PTX of the newest chip: 16 bytes wide or more / narrower.",
     ]

@@ -14,7 +14,8 @@ is how a backward pass takes what its forward pass was called with, and how two 
 """
 
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -62,7 +63,7 @@ class Field:
 class Description:
     """What the annotations of a call say."""
 
-    def __init__(self, call: type):
+    def __init__(self, call: type[Any]):
         hints = get_type_hints(call, include_extras=True)
         self.call = call
         *heads, last = hints.items()
@@ -71,6 +72,8 @@ class Description:
         self._own = len(own)
         self.fields: list[Field] = [Field(*each) for each in own] + (self.tail.fields if self.tail else [])
         self.is_mutable = any(field.is_mutated for field in self.fields)
+        # Made once, since they take part in every call. ``tuple.__new__`` takes a third of the time of ``call(...)``.
+        self.of_fields, self.flatten, self.build = self._wrapping(), self._flattening(), self._building()
         self.first_tensor = next((i for i, field in enumerate(self.fields) if field.is_tensor), 0)
 
     @property
@@ -95,21 +98,36 @@ class Description:
         assert not any(field.is_tensor for field in self.fields[count:]), f"{self.call}: tensors come first"
         return count
 
-    def flatten(self, call: tuple) -> tuple:
-        """The arguments of the operator."""
-        return call if self.tail is None else (*call[:-1], *self.tail.flatten(call[-1]))
-
-    def build(self, arguments: tuple) -> Any:
-        """The call with these arguments."""
+    def _wrapping(self) -> Callable[[tuple[Any, ...]], Any]:
+        """From its fields, of which the last may be a plain tuple too, the call."""
+        new: Callable[[tuple[Any, ...]], Any] = partial(tuple.__new__, self.call)
         if self.tail is None:
-            return self.call(*arguments)
-        return self.call(*arguments[: self._own], self.tail.build(arguments[self._own :]))
+            return new
+        wrap_tail = self.tail.of_fields
+        return lambda fields: new((*fields[:-1], wrap_tail(fields[-1])))
+
+    def _flattening(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+        """From the fields of a call, the arguments of the operator."""
+        if self.tail is None:
+            return lambda fields: fields
+        flatten_tail = self.tail.flatten if self.tail.tail else None
+        if flatten_tail is None:
+            return lambda fields: (*fields[:-1], *fields[-1])
+        return lambda fields: (*fields[:-1], *flatten_tail(fields[-1]))
+
+    def _building(self) -> Callable[[tuple[Any, ...]], Any]:
+        """From the arguments of the operator, the call."""
+        new, own = partial(tuple.__new__, self.call), self._own
+        if self.tail is None:
+            return new
+        build_tail = self.tail.build
+        return lambda arguments: new((*arguments[:own], build_tail(arguments[own:])))
 
     def accepts(self, kinds: Iterable[type]) -> bool:
         """Whether values of these types reach the operator as they are."""
         return all(kind in field.accepted for kind, field in zip(kinds, self.fields, strict=True))
 
-    def mutated(self, arguments: tuple) -> list[Tensor]:
+    def mutated(self, arguments: tuple[Any, ...]) -> list[Tensor]:
         """The tensors that are overwritten."""
         values = [value for value, field in zip(arguments, self.fields, strict=True) if field.is_mutated]
         return [each for value in values for each in (value if isinstance(value, list) else [value])]

@@ -69,12 +69,11 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
     if torch.version.hip:
         options.pop("maxnreg", None)  # NVIDIA's alone
     options["enable_fp_fusion"] = True  # Triton's default up to 3.9: slower and less exact without
-    device = like.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            kernel[grid](*args, **options)
-    elif device.type == "meta":
+    if like.is_meta:
         compile_only(kernel, grid, args, options)
+    elif like.is_cuda and like.device.index != torch.cuda.current_device():
+        with torch.cuda.device(like.device):
+            kernel[grid](*args, **options)
     else:
         kernel[grid](*args, **options)
 

@@ -20,8 +20,9 @@ def define(
     keeps: type | None = None,
     backward: Callable[..., tuple] | None = None,
     auxiliary: int = 0,
-) -> Callable[[Any], Any]:
-    """The operator ``llmfast::<name>``, which ``torch.compile`` takes as one opaque node, as a function of a call.
+) -> Callable[..., Any]:
+    """The operator ``llmfast::<name>``, which ``torch.compile`` takes as one opaque node, as a function that is called
+    with the fields of a ``call``.
 
     Without an autocast registration the operator keeps the dtypes it is given, which is the autocast rule of every op
     whose sums are float32 anyway.
@@ -29,8 +30,8 @@ def define(
     Args:
         call: a ``NamedTuple``, see ``call``: its fields are the arguments, and ``allocate`` makes the outputs.
         run: computes the outputs of a call, on CUDA tensors or, in the interpreter and for definitions, others.
-        keeps: what the backward pass keeps, a ``NamedTuple`` that lists its tensors first, with a class method
-            ``of(call, *outputs)``. Left out, the call itself is kept.
+        keeps: what the backward pass keeps, a ``NamedTuple`` that lists its tensors first, with a static method
+            ``fields(call, *outputs)``. Left out, the call itself is kept.
         backward: ``(kept, wanted, *gradients of the outputs) -> gradients of the first arguments``, None for those that
             have none; ``wanted`` says of each argument whether its gradient is asked for. Left out, differentiating
             raises an error.
@@ -66,11 +67,11 @@ def define(
 
     _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     if described.is_mutable:
-        return lambda call: op(*described.flatten(call))
+        return lambda *fields: op(*described.flatten(fields))
     return _without_dispatcher(op, described, function, run)
 
 
-def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) -> Callable[[Any], Any]:
+def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) -> Callable[..., Any]:
     """An operator that computes a number together with its gradients by its first tensors, those that are wanted, in
     the same pass: a call is ``(wanted: list[bool], a call that begins with these tensors)``, its outputs the number and
     a gradient of each tensor.
@@ -83,9 +84,9 @@ def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) ->
     class Kept(
         NamedTuple("Kept", [*((f"gradient{i}", Tensor) for i in range(gradients)), ("dtype", torch.dtype)])
     ):
-        @classmethod
-        def of(cls, call, number, *found):
-            return cls(*found, call[1][0].dtype)
+        @staticmethod
+        def fields(call, number, *found):
+            return *found, call[1][0].dtype
 
     def backward(kept, wanted, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
         *saved, dtype = kept
@@ -124,34 +125,40 @@ def _function(
     half the host time of a call. It is applied to the arguments, the call that they make (or None, to be built of
     them), and the function that computes the outputs of a call."""
     tensors = kept.leading_tensors if differentiate else 0
+    fields, flatten, build = keeps.fields if keeps else None, kept.flatten, kept.build
     nothing = (None,) * (len(described.fields) + 2)
+    padding = [nothing[count:] for count in range(len(nothing))]
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            *args, call, compute = args
+            call, compute = args[-2], args[-1]
             if call is None:
-                call = described.build(args)
+                call = described.build(args[:-2])
             output = compute(call)
-            if differentiate is not None:
-                outputs = output if isinstance(output, tuple) else (output,)
-                values = kept.flatten(keeps.of(call, *outputs) if keeps else call)
-                ctx.save_for_backward(*values[:tensors])
-                ctx.options = values[tensors:]
-                ctx.set_materialize_grads(False)
-                if auxiliary:
-                    ctx.mark_non_differentiable(*outputs[-auxiliary:])
+            if differentiate is None:
+                return output
+            outputs = output if type(output) is tuple else (output,)
+            values = flatten(call if fields is None else fields(call, *outputs))
+            # As save_for_backward, set_materialize_grads(False) and mark_non_differentiable do, less three calls.
+            ctx.to_save, ctx.options = values[:tensors], values[tensors:]
+            ctx.materialize_grads = False
+            if auxiliary:
+                ctx.non_differentiable = outputs[-auxiliary:]
             return output
 
         @staticmethod
         def backward(ctx, *grads):
             if differentiate is None:
                 return _refuse(name)(ctx, *grads)
-            if all(grad is None for grad in grads):
+            for grad in grads:
+                if grad is not None:
+                    break
+            else:
                 return nothing
-            values = kept.build((*ctx.saved_tensors, *ctx.options))
+            values = build((*ctx.saved_tensors, *ctx.options))
             found = differentiate(values, ctx.needs_input_grad, *grads)
-            return *found, *nothing[len(found) :]
+            return found + padding[len(found)]
 
     Function.__name__ = f"{name}_autograd"
     return Function
@@ -170,36 +177,41 @@ def _without_dispatcher(
 ) -> Callable[[Any], Any]:
     """Calls ``op``, or bypasses the dispatcher when nothing could observe it: the dispatcher takes the arguments of a
     Python operator into C++ and back twice, 6 of 18 µs of the host for a swiglu on its way to the launch."""
-    flatten = described.flatten if described.tail else None
-    first = described.first_tensor
+    flatten, of_fields, first = described.flatten, described.of_fields, described.first_tensor
+    is_flat = described.tail is None
     fitting: set[tuple[type, ...]] = set()
     # Without what Function.apply does for functorch, which ``_observed`` sees: 2 µs.
     apply = super(torch.autograd.Function, function).apply
 
-    def call_directly(call):
-        args = call if flatten is None else flatten(call)
-        if _observed() or args[first].is_meta:
+    # What sees the calls of operators: torch.compile, modes (fake tensors, selective checkpoints), vmap and its kin, a
+    # trace. Each is asked in every call, so that a function around them would cost as much as two of them.
+    is_compiling, is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
+    dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+    transforms_active = torch._C._are_functorch_transforms_active
+    grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+
+    def call_directly(*fields):
+        args = fields if is_flat else flatten(fields)
+        if (
+            is_compiling()
+            or dispatch_modes()
+            or function_modes()
+            or transforms_active()
+            or is_tracing()
+            or args[first].is_meta
+        ):
             return op(*args)
         types = tuple(map(type, args))
         if types not in fitting:
             if not described.accepts(types):
                 return op(*args)
             fitting.add(types)
-        return apply(*args, call, run) if _records(args) else run(call)
+        call = of_fields(fields)
+        if (grad_enabled() and any_requires_grad(*args)) or forward_ad._current_level >= 0:
+            return apply(*args, call, run)
+        return run(call)
 
     return call_directly
-
-
-def _observed() -> bool:
-    """Whether anything sees the calls of operators: torch.compile, a mode (fake tensors, selective checkpoints), vmap
-    and its kin, a trace."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-    )
 
 
 def _refuse(name: str) -> Callable:

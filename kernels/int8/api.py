@@ -13,7 +13,7 @@ from ..frame.autocast import autocast
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device
 from . import reference
-from .ops import Int8LinearCall, linear_op
+from .ops import linear_op
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,5 +63,5 @@ def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = N
     x, bias = autocast(x, bias)
     rows = x.reshape(-1, x.shape[-1])
     bias = None if bias is None else bias.to(x.dtype)
-    y = linear_op(Int8LinearCall(rows, codes, scale.float(), bias, use_triton(x)))
+    y = linear_op(rows, codes, scale.float(), bias, use_triton(x))
     return y.view(*x.shape[:-1], codes.shape[0])

@@ -34,9 +34,9 @@ class Int8LinearKept(NamedTuple):
     scale: Tensor
     kernels: bool
 
-    @classmethod
-    def of(cls, call: Int8LinearCall, y: Tensor) -> "Int8LinearKept":
-        return cls(call.codes, call.scale, call.kernels)
+    @staticmethod
+    def fields(call: Int8LinearCall, y: Tensor) -> tuple:
+        return call.codes, call.scale, call.kernels
 
 
 class Int8LinearBackwardCall(NamedTuple):
@@ -117,7 +117,7 @@ _backward_op = define("int8_linear_backward", Int8LinearBackwardCall, backward)
 
 
 def _differentiate(kept: Int8LinearKept, wanted, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x = _backward_op(Int8LinearBackwardCall(grad, kept)) if wanted[0] else None
+    grad_x = _backward_op(grad, kept) if wanted[0] else None
     grad_bias = None
     if wanted[3]:
         grad_bias = grad.sum(0, dtype=widen(grad.new_empty(0)).dtype).to(grad.dtype)

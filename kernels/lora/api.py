@@ -15,7 +15,7 @@ from torch import Tensor
 from ..frame.autocast import autocast
 from ..frame.checks import check_same_shape
 from ..nf4.linear import Weight, check, frozen_layer, frozen_linear
-from .ops import SwigluLinearCall, swiglu_linear_op
+from .ops import swiglu_linear_op
 
 
 def lora_linear(
@@ -99,5 +99,5 @@ def _swiglu_linear(gate: Tensor, up: Tensor, down: Adapted) -> Tensor:
     gate, up, bias, lora_a, lora_b = autocast(gate, up, bias, lora_a, lora_b)
     layer = frozen_layer(gate, w, bias, lora_a, lora_b, lora_scale)
     rows = (t.reshape(-1, t.shape[-1]) for t in (gate, up))
-    y, _ = swiglu_linear_op(SwigluLinearCall(*rows, layer))
+    y, _ = swiglu_linear_op(*rows, layer)
     return y.view(*gate.shape[:-1], w.shape[0])

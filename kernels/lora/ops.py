@@ -30,9 +30,9 @@ class SwigluLinearKept(NamedTuple):
     hidden: Tensor  # (M, R)
     call: SwigluLinearCall
 
-    @classmethod
-    def of(cls, call: SwigluLinearCall, y: Tensor, hidden: Tensor) -> "SwigluLinearKept":
-        return cls(hidden, call)
+    @staticmethod
+    def fields(call: SwigluLinearCall, y: Tensor, hidden: Tensor) -> tuple:
+        return hidden, call
 
 
 class SwigluLinearBackwardCall(NamedTuple):
@@ -85,7 +85,7 @@ _backward_op = define("swiglu_linear_backward", SwigluLinearBackwardCall, backwa
 
 def _differentiate(kept: SwigluLinearKept, wanted, grad: Tensor, _) -> tuple[Tensor | None, ...]:
     chosen = [wanted[at] for at in (0, 1, 3, 4, 5)]
-    found = _backward_op(SwigluLinearBackwardCall(grad, chosen, kept))
+    found = _backward_op(grad, chosen, kept)
     grad_gate, grad_up, *others = linear.only(found, chosen)
     return grad_gate, grad_up, None, *others
 

@@ -47,7 +47,7 @@ def _cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> Non
     options, reduction = (ALL_OPTIONS, "none") if everything else (NO_OPTIONS, "mean")
     call = CrossEntropyCall(logits, target, class_weight, reduction, options)
     loss, lse, scale = cross_entropy_ops.forward(call)
-    kept = CrossEntropyKept.of(call, loss, lse, scale)
+    kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale))
     cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
 
 

@@ -20,8 +20,7 @@ from ..frame.backend import use_triton
 from ..frame.checks import check_floating
 from . import reference
 from .checks import check_options, check_target, finish
-from .cross_entropy_ops import CrossEntropyCall, cross_entropy_op
-from .objective import LossOptions
+from .cross_entropy_ops import cross_entropy_op
 
 
 def cross_entropy(
@@ -77,9 +76,9 @@ def cross_entropy(
         raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
     check_target(target, logits, "logits")
     check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
-    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    options = (ignore_index, label_smoothing, z_loss, softcap)
     if use_triton(logits):
-        loss, lse, _ = cross_entropy_op(CrossEntropyCall(logits, target, weight, reduction, options))
+        loss, lse, _ = cross_entropy_op(logits, target, weight, reduction, options)
         return (loss, lse) if return_lse else loss
     loss, lse = reference.cross_entropy(logits, target, weight, *options)
     return finish(loss, lse, target, weight, ignore_index, reduction, return_lse)

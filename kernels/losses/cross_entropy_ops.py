@@ -34,9 +34,9 @@ class CrossEntropyKept(NamedTuple):
     scale: Tensor | None
     call: CrossEntropyCall
 
-    @classmethod
-    def of(cls, call: CrossEntropyCall, loss: Tensor, lse: Tensor, scale: Tensor) -> "CrossEntropyKept":
-        return cls(lse, None if call.reduction == "none" else scale, call)
+    @staticmethod
+    def fields(call: CrossEntropyCall, loss: Tensor, lse: Tensor, scale: Tensor) -> tuple:
+        return lse, None if call.reduction == "none" else scale, call
 
 
 class CrossEntropyBackwardCall(NamedTuple):
@@ -141,7 +141,7 @@ def _differentiate(
 ) -> tuple[Tensor]:
     if grad_loss is None:
         grad_loss = torch.zeros_like(kept.lse if kept.scale is None else kept.scale)
-    return (_backward_op(CrossEntropyBackwardCall(grad_loss, grad_lse, kept)),)
+    return (_backward_op(grad_loss, grad_lse, kept),)
 
 
 cross_entropy_op = define(

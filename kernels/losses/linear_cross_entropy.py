@@ -17,7 +17,7 @@ from .checks import check_options, check_target, finish
 from .cross_entropy import cross_entropy
 from .launch import capability_of, strategy
 from .linear_call import LinearCrossEntropyCall
-from .linear_cross_entropy_ops import LinearCrossEntropySumCall, sum_op, tokens_op
+from .linear_cross_entropy_ops import sum_op, tokens_op
 from .objective import LossOptions
 
 
@@ -81,31 +81,34 @@ def linear_cross_entropy(
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
     hidden, weight, bias = autocast(hidden, weight, bias)
-    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
-    tokens = target.numel()
+    tokens, (vocabulary, width) = target.numel(), weight.shape
     capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
-    how = strategy(tokens, *weight.shape, hidden.dtype, capability)
+    how = strategy(tokens, vocabulary, width, hidden.dtype, capability)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
             target,
             weight=class_weight,
+            ignore_index=ignore_index,
             reduction=reduction,
-            **options._asdict(),
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
             return_lse=return_lse,
         )
     if how == "plain":
         how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     call = LinearCrossEntropyCall(
         rows, weight, bias, flat_target, class_weight, gradient_filter, how, options
     )
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
-        loss = sum_op(LinearCrossEntropySumCall(wanted, call))[0]
+        loss = sum_op(wanted, call)[0]
         return finish(loss, None, target, class_weight, ignore_index, reduction, False)
-    loss, lse = tokens_op(call)
+    loss, lse = tokens_op(*call)
     shaped = (loss.view(target.shape), lse.view(target.shape))
     return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
 

@@ -16,9 +16,9 @@ class LinearCrossEntropyKept(NamedTuple):
     lse: Tensor
     call: LinearCrossEntropyCall
 
-    @classmethod
-    def of(cls, call: LinearCrossEntropyCall, loss: Tensor, lse: Tensor) -> "LinearCrossEntropyKept":
-        return cls(lse, call)
+    @staticmethod
+    def fields(call: LinearCrossEntropyCall, loss: Tensor, lse: Tensor) -> tuple:
+        return lse, call
 
 
 class LinearCrossEntropyBackwardCall(NamedTuple):
@@ -87,7 +87,7 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     chosen = list(wanted[:3])
     grad_loss = torch.zeros_like(kept.lse) if grad_loss is None else grad_loss
-    gradients = _backward_op(LinearCrossEntropyBackwardCall(grad_loss, grad_lse, chosen, kept))
+    gradients = _backward_op(grad_loss, grad_lse, chosen, kept)
     return tuple(g if want else None for g, want in zip(gradients, chosen, strict=True))
 
 

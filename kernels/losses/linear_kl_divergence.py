@@ -25,7 +25,7 @@ from ..frame.checks import check_choice, check_floating, check_same_device, chec
 from . import reference
 from .checks import REDUCTIONS, check_target
 from .launch import FEW_LOGITS
-from .linear_kl_divergence_ops import LinearKLCall, LinearKLSumCall, sum_op, tokens_op
+from .linear_kl_divergence_ops import LinearKLCall, sum_op, tokens_op
 
 KINDS = ("forward", "reverse", "js")
 
@@ -49,7 +49,7 @@ def linear_kl_divergence(
 
     - ``"forward"``: KL(p_T ‖ p_S) (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2)
     - ``"reverse"``: KL(p_S ‖ p_T) (MiniLLM, arXiv:2306.08543)
-    - ``"js"``: β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M) with M = β·p_T + (1 − β)·p_S (generalised Jensen-Shannon;
+    - ``"js"``: β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M) with M = β·p_T + (1 − β)·p_S (generalized Jensen-Shannon;
       GKD, arXiv:2306.13649, section 2)
 
     in float32 (float64 for float64). The temperature's square, by which Hinton multiplies the loss, is left to the
@@ -107,7 +107,7 @@ def linear_kl_divergence(
         )
         wanted = [torch.is_grad_enabled() and p.requires_grad for p in call[:2]]
         summed = any(wanted) and reduction != "none"
-        loss = sum_op(LinearKLSumCall(wanted, call))[0] if summed else tokens_op(call)
+        loss = sum_op(wanted, call)[0] if summed else tokens_op(*call)
     if reduction == "none":
         return loss.view(student_hidden.shape[:-1])
     if target is None:

@@ -171,7 +171,7 @@ _backward_op = define("linear_kl_divergence_backward", LinearKLBackwardCall, bac
 
 def _differentiate(call: LinearKLCall, wanted, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     chosen = list(wanted[:2])
-    gradients = _backward_op(LinearKLBackwardCall(grad_loss, chosen, call))
+    gradients = _backward_op(grad_loss, chosen, call)
     return tuple(g if want else None for g, want in zip(gradients, chosen, strict=True))
 
 

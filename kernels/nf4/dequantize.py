@@ -28,7 +28,7 @@ def dequantize_nf4(w: NF4Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     dtype = w.dtype if dtype is None else dtype
     check_dtype(dtype)
-    return _dequantize_op(DequantizeCall(w.bytes, dtype, use_triton(w.to(dtype)), w.layout.arguments))
+    return _dequantize_op(w.bytes, dtype, use_triton(w.to(dtype)), w.layout.arguments)
 
 
 @triton.jit

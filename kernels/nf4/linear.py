@@ -15,7 +15,7 @@ from ..frame.autocast import autocast
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device, check_same_dtype
 from .layout import NOT_PACKED, LayoutArguments
-from .ops import FrozenLayer, FrozenLinearCall, linear_op
+from .ops import FrozenLayer, linear_op
 from .tensor import NF4Tensor
 
 Weight = Tensor | NF4Tensor
@@ -70,7 +70,7 @@ def frozen_linear(
     check(x, w, bias, lora_a, lora_b)
     x, bias, lora_a, lora_b = autocast(x, bias, lora_a, lora_b)
     layer = frozen_layer(x, w, bias, lora_a, lora_b, lora_scale)
-    y, _ = linear_op(FrozenLinearCall(x.reshape(-1, w.shape[1]), layer))
+    y, _ = linear_op(x.reshape(-1, w.shape[1]), layer)
     return y.view(*x.shape[:-1], w.shape[0])
 
 
@@ -83,11 +83,11 @@ def frozen_layer(
     lora_scale: float,
 ) -> FrozenLayer:
     """As operators take it, in the dtype of x."""
-    parameters = (None if p is None else p.to(x.dtype) for p in (bias, lora_a, lora_b))
+    bias, lora_a, lora_b = (None if p is None else p.to(x.dtype) for p in (bias, lora_a, lora_b))
     weight, packing = unpack(w)
     if weight is w:
         weight = weight.to(x.dtype)
-    return FrozenLayer(weight, *parameters, lora_scale, use_triton(x), packing)
+    return FrozenLayer(weight, bias, lora_a, lora_b, lora_scale, use_triton(x), packing)
 
 
 def unpack(w: Weight) -> tuple[Tensor, LayoutArguments]:
@@ -104,7 +104,7 @@ def check(x: Tensor, w: Weight, bias: Tensor | None, lora_a: Tensor | None, lora
     rows, width = w.shape
     if bias is not None and bias.shape != (rows,):
         raise ValueError(f"bias must have one element a row of w, ({rows},), got {tuple(bias.shape)}")
-    if lora_a is not None:
+    if lora_a is not None and lora_b is not None:
         rank = lora_a.shape[0] if lora_a.dim() else 0
         if lora_a.shape != (rank, width) or lora_b.shape != (rows, rank):
             raise ValueError(

@@ -58,9 +58,9 @@ class FrozenLinearKept(NamedTuple):
     hidden: Tensor  # (M, R)
     call: FrozenLinearCall
 
-    @classmethod
-    def of(cls, call: FrozenLinearCall, y: Tensor, hidden: Tensor) -> "FrozenLinearKept":
-        return cls(hidden, call)
+    @staticmethod
+    def fields(call: FrozenLinearCall, y: Tensor, hidden: Tensor) -> tuple:
+        return hidden, call
 
 
 class FrozenLinearBackwardCall(NamedTuple):
@@ -134,7 +134,7 @@ _backward_op = define("frozen_linear_backward", FrozenLinearBackwardCall, backwa
 
 def _differentiate(kept: FrozenLinearKept, wanted, grad: Tensor, _) -> tuple[Tensor | None, ...]:
     chosen = [wanted[at] for at in (0, 2, 3, 4)]
-    grad_x, *others = only(_backward_op(FrozenLinearBackwardCall(grad, chosen, kept)), chosen)
+    grad_x, *others = only(_backward_op(grad, chosen, kept), chosen)
     return grad_x, None, *others
 
 

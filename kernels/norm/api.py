@@ -1,10 +1,10 @@
-"""Root mean square and layer normalisation, with the residual addition that comes before them.
+"""Root mean square and layer normalization, with the residual addition that comes before them.
 
     h = x + residual                          (h = x without a residual)
     y = (h − μ)/σ · (weight + weight_offset) + bias
 
-over the last dimension, where for root mean square normalisation μ = 0 and σ² = mean(h²) + ε, and for layer
-normalisation μ = mean(h) and σ² = mean((h − μ)²) + ε. One program normalises one tile of whole rows, held in
+over the last dimension, where for root mean square normalization μ = 0 and σ² = mean(h²) + ε, and for layer
+normalization μ = mean(h) and σ² = mean((h − μ)²) + ε. One program normalizes one tile of whole rows, held in
 registers; rows longer than that are read twice. Statistics are float32.
 
 With x̂ = (h − μ)/σ and g = grad_y · (weight + weight_offset), the gradients are
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device, check_same_shape
 from . import reference
-from .ops import NormCall, norm_op
+from .ops import norm_op
 
 
 def rms_norm(
@@ -32,7 +32,7 @@ def rms_norm(
     weight_offset: float = 0.0,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Root mean square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
+    """Root mean square normalization over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     ``y = h / sqrt(mean(h²) + eps) · (weight + weight_offset)`` with ``h = x + residual``, computed in float32
     and rounded once. Gradients reach x, weight and residual.
@@ -63,7 +63,7 @@ def rms_norm(
     """
     _check(x, weight, None, residual)
     if use_triton(x, weight, residual):
-        y, h, _ = norm_op(NormCall(x, weight, None, residual, eps, weight_offset, False))
+        y, h, _ = norm_op(x, weight, None, residual, eps, weight_offset, False)
         return y if residual is None else (y, h)
     return reference.rms_norm(x, weight, eps, weight_offset, residual)
 
@@ -76,7 +76,7 @@ def layer_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Layer normalisation over the last dimension (Ba, Kiros and Hinton 2016, arXiv:1607.06450).
+    """Layer normalization over the last dimension (Ba, Kiros and Hinton 2016, arXiv:1607.06450).
 
     ``y = (h − mean(h)) / sqrt(var(h) + eps) · weight + bias`` with ``h = x + residual`` and the biased
     variance, computed in float32 and rounded once. Gradients reach every tensor given.
@@ -107,7 +107,7 @@ def layer_norm(
     """
     _check(x, weight, bias, residual)
     if use_triton(x, weight, bias, residual):
-        y, h, _ = norm_op(NormCall(x, weight, bias, residual, eps, 0.0, True))
+        y, h, _ = norm_op(x, weight, bias, residual, eps, 0.0, True)
         return y if residual is None else (y, h)
     return reference.layer_norm(x, weight, bias, eps, residual)
 

@@ -48,13 +48,13 @@ class NormKept(NamedTuple):
     x_dtype: torch.dtype
     residual_dtype: torch.dtype | None
 
-    @classmethod
-    def of(cls, call: NormCall, y: Tensor, h: Tensor, stats: Tensor) -> "NormKept":
+    @staticmethod
+    def fields(call: NormCall, y: Tensor, h: Tensor, stats: Tensor) -> tuple:
         x, weight, bias, residual, _, weight_offset, center = call
         options = (stats, weight_offset, center, x.dtype)
         if residual is None:
-            return cls(x, weight, bias, *options, None)
-        return cls(h, weight, bias, *options, residual.dtype)
+            return x, weight, bias, *options, None
+        return h, weight, bias, *options, residual.dtype
 
 
 class NormBackwardCall(NamedTuple):
@@ -151,9 +151,7 @@ def _differentiate(kept: NormKept, wanted, grad_y: Tensor | None, grad_h: Tensor
         grad_x = grad_h
     else:
         _, weight_gradient, bias_gradient, *_ = wanted
-        grad_x, grad_weight, grad_bias = _backward_op(
-            NormBackwardCall(grad_y, grad_h, weight_gradient, bias_gradient, kept)
-        )
+        grad_x, grad_weight, grad_bias = _backward_op(grad_y, grad_h, weight_gradient, bias_gradient, kept)
     residual = kept.residual_dtype
     return (
         None if grad_x is None else grad_x.to(kept.x_dtype),

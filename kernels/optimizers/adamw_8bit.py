@@ -3,7 +3,7 @@
 256 moments in a row of memory share their largest magnitude, in float32. Each is stored as the code of its share of
 that, in bitsandbytes' dynamic map: seven decades, with most of the codes in the highest, so that the error is at most
 0.71 % of the largest magnitude (squares, which need no sign, 0.36 %), and less for what is small. An update decodes,
-computes in float32 and codes anew, in one pass. State is bit-compatible with bitsandbytes' ``AdamW8bit``.
+computes in float32 and encodes again, in one pass. State is bit-compatible with bitsandbytes' ``AdamW8bit``.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from .adamw_arguments import (
     settings_of,
     write_back,
 )
-from .adamw_ops import AdamW8bitCall, adamw_8bit_op
+from .adamw_ops import adamw_8bit_op
 from .adamw_reference import BLOCK, Moments
 
 
@@ -93,7 +93,7 @@ def adamw_8bit_(
     count_step(steps, found_inf)
     state = (flat_grads, means, squares, *map(list, maxima.values()))
     if use_triton(flat[0], flat_grads[0]):
-        adamw_8bit_op(AdamW8bitCall(flat, *state, flat_masters, list(steps), settings))
+        adamw_8bit_op(flat, *state, flat_masters, list(steps), settings)
     else:
         for i, (param, grad, *moments) in enumerate(zip(flat, *state, strict=True)):
             master = flat_masters[i] if masters else None

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating
 from . import newton_schulz_reference as reference
-from .newton_schulz_ops import SymmetricProductCall, symmetric_product_op
+from .newton_schulz_ops import symmetric_product_op
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -65,7 +65,7 @@ def newton_schulz(
     dtype = _iteration_dtype(x) if dtype is None else dtype
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
-    product = _product_by_kernel if use_triton(x.new_empty(0, dtype=dtype)) else reference.symmetric_product
+    product = symmetric_product_op if use_triton(x.new_empty(0, dtype=dtype)) else reference.symmetric_product
     stack = x.detach().reshape(-1, *x.shape[-2:]) if x.numel() else x.new_empty((0, *x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
         out = reference.newton_schulz(stack, steps, coefficients, eps, dtype, product)
@@ -82,7 +82,3 @@ def _iteration_dtype(x: Tensor) -> torch.dtype:
 
 def _cpu_multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _product_by_kernel(x: Tensor, alpha: float, beta: float) -> Tensor:
-    return symmetric_product_op(SymmetricProductCall(x, alpha, beta))

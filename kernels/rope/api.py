@@ -15,7 +15,7 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating, check_same_device
 from . import reference
-from .ops import RopeCall, Rotation, rope_op
+from .ops import rope_op
 
 
 def rope(
@@ -41,7 +41,7 @@ def rope(
             on the Triton path, and an IndexError on the reference path.
         base: what the frequencies are powers of, ≥ 1; not used with tables.
         rotary_dim: how many columns of a head turn; even. None is all, or those of the tables.
-        interleaved: whether pairs are neighbouring columns (2i, 2i + 1), not (i, i + rotary_dim / 2).
+        interleaved: whether pairs are neighboring columns (2i, 2i + 1), not (i, i + rotary_dim / 2).
 
     Returns:
         ``(q', k')``, or q' where k is None: new tensors of the shapes and dtype of q and k.
@@ -68,8 +68,8 @@ def rope(
     if packed:
         q, k = q.unsqueeze(0), None if k is None else k.unsqueeze(0)
     if use_triton(q, k):
-        rotation = Rotation(positions, cos, sin, base, rotary_dim, interleaved, False)
-        q_out, k_out = rope_op(RopeCall(q, k, rotation))
+        rotation = (positions, cos, sin, base, rotary_dim, interleaved, False)
+        q_out, k_out = rope_op(q, k, rotation)
     else:
         q_out, k_out = reference.rope(q, k, positions, cos, sin, base, rotary_dim, interleaved)
     if packed:

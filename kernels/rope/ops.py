@@ -22,12 +22,13 @@ class Rotation(NamedTuple):
     interleaved: bool
     inverse: bool
 
-    @classmethod
-    def of(cls, call: "RopeCall", *outputs: Tensor) -> "Rotation":
+    @staticmethod
+    def fields(call: "RopeCall", *outputs: Tensor) -> tuple:
         return call.rotation
 
-    def turned_back(self) -> "Rotation":
-        return Rotation(*self[:-1], not self.inverse)
+    def turned_back(self) -> tuple:
+        """The fields of the opposite rotation."""
+        return *self[:-1], not self.inverse
 
 
 class RopeCall(NamedTuple):
@@ -44,7 +45,10 @@ def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
     q, k, (positions, cos, sin, base, rotary_dim, interleaved, inverse) = call
     batch, length, q_heads, width = q.shape
     k_heads = 0 if k is None else k.shape[2]
-    q, k = (t if t is None or t.stride(3) == 1 else t.contiguous() for t in (q, k))
+    if q.stride(3) != 1:
+        q = q.contiguous()
+    if k is not None and k.stride(3) != 1:
+        k = k.contiguous()
     position_strides = (0, 0)
     if positions is not None:
         position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
@@ -79,8 +83,8 @@ def _differentiate(rotation: Rotation, wanted, grad_q: Tensor | None, grad_k: Te
         grad_k = None
     back = rotation.turned_back()
     if grad_q is None:
-        return None, None if grad_k is None else rope_op(RopeCall(grad_k, None, back))[0]
-    back_q, back_k = rope_op(RopeCall(grad_q, grad_k, back))
+        return None, None if grad_k is None else rope_op(grad_k, None, back)[0]
+    back_q, back_k = rope_op(grad_q, grad_k, back)
     return back_q, None if grad_k is None else back_k
 
 

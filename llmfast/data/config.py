@@ -41,3 +41,32 @@ class DataConfig(SourceConfig):
     """stream: rows are cut from the stream of tokens; best_fit: whole documents are packed into rows."""
     document_masks: bool = False
     """Attention stays inside documents and positions count from their starts."""
+
+
+@dataclass
+class LabeledDataConfig:
+    """Texts with labels."""
+
+    sources: tuple[str, ...] = ()
+    """Files with texts and labels: .tsv, .csv or .jsonl, or LABEL=FILE with a text in each line."""
+    text: str = "text"
+    """Name of the column of texts."""
+    label: str = "label"
+    """Name of the column of labels."""
+    tokenizer: str | None = None
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2. If left out, it is that of the model to
+    start from, or else one is trained on the texts."""
+    vocab_size: int = 1024
+    """Size of the vocabulary to train, special tokens included."""
+    validation_fraction: float = 0.2
+    """Share of the texts held out, chosen by a hash of their content."""
+    max_tokens: int = 128
+    """Longer texts are cut after this many tokens, counting the one before the text; how many is reported."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}"
+            )
+        if self.max_tokens < 2:
+            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmfast.data.batch import IGNORED, Batch
 from llmfast.data.shards import Share
-from llmfast.data.windows import IGNORED, Rows, Windows
+from llmfast.data.windows import Rows, Windows
 
 __all__ = ["IGNORED", "Batch", "Loader"]
 
@@ -20,50 +21,11 @@ AT_ONCE = 2**16  # tokens; small batches are made several at once, so that calls
 Wanted = tuple[int, int, int]  # position, batch size, context
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows to train on."""
-
-    tokens: Tensor
-    """(B, S) int64."""
-    targets: Tensor
-    """(B, S) int64: the token after each; IGNORED where there is none to predict."""
-    cu_seqlens: Tensor | None = None
-    """(documents + 1,) int32: where documents start in the B·S tokens, the last entry the end; None without masks."""
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Batch:
-        """The same batch in memory that a GPU can copy from by itself."""
-        return self._each(Tensor.pin_memory)
-
-    def split(self, rows: int) -> list[Batch]:
-        """Parts of at most ``rows`` rows each, in order."""
-        S = self.tokens.shape[1]
-        return [
-            self._rows(first, min(first + rows, len(self.tokens)), S)
-            for first in range(0, len(self.tokens), rows)
-        ]
-
-    def _rows(self, first: int, last: int, S: int) -> Batch:
-        tokens, targets = self.tokens[first:last], self.targets[first:last]
-        if self.cu_seqlens is None:
-            return Batch(tokens, targets)
-        inside = (self.cu_seqlens >= first * S) & (self.cu_seqlens <= last * S)
-        return Batch(tokens, targets, self.cu_seqlens[inside] - first * S)
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = (self.tokens, self.targets, self.cu_seqlens)
-        return Batch(*(tensor if tensor is None else function(tensor) for tensor in tensors))
-
-
 class Loader:
     """This rank's part of one batch after another.
 
     The row at each position is a function of (seed, position) alone, and ``position``, the rows that all ranks together
-    have read, is the whole state: a run resumed with it goes on with exactly the next token, with any number of ranks.
+    have read, is the whole state: a run resumed with it continues with exactly the next token, on any number of ranks.
     The next batches are made in a thread while the current one is used.
 
     Args:
@@ -88,6 +50,19 @@ class Loader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ready: deque[tuple[Wanted, Batch]] = deque()
         self._ahead: tuple[Wanted, Future[list[Batch]]] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The checksum of the token shards."""
+        return self.windows.shards.checksum
+
+    def state(self) -> dict[str, int]:
+        """The number of rows that all ranks together have read."""
+        return {"position": self.position}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue at the position of ``state``."""
+        self.position = state["position"]
 
     def next(self, batch_size: int, context: int | None = None) -> Batch:
         """This rank's rows of the next batch of ``batch_size`` rows.
@@ -152,7 +127,7 @@ class Loader:
 
     def _batch(self, tokens: np.ndarray, targets: np.ndarray, begins: np.ndarray) -> Batch:
         cu_seqlens = _cu_seqlens(begins) if self.document_masks else None
-        batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), cu_seqlens)
+        batch = Batch(cu_seqlens, tokens=torch.from_numpy(tokens), targets=torch.from_numpy(targets))
         return batch.pinned() if torch.cuda.is_available() else batch
 
 

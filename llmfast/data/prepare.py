@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from llmfast.config import to_dict
-from llmfast.data.ahead import read_ahead
 from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
 from llmfast.data.journal import JOURNAL, Journal
+from llmfast.data.prefetch import prefetch
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
@@ -231,7 +231,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
 
     done = journal.documents
     completed = [len(writer.shards) for writer in writers]
-    for group, place in read_ahead(_groups(corpus, done, journal.place)):
+    for group, place in prefetch(_groups(corpus, done, journal.place)):
         for split, writer in zip(SPLITS, writers, strict=True):
             add_documents(writer, tokenizer, [d for d in group if held_out(d) == (split == "validation")])
         done += len(group)

@@ -20,7 +20,7 @@ PARQUET_ROWS = 1024  # read at a time
 
 def has_rows(path: Path) -> bool:
     """Whether each row of the file is a document, and not the file as a whole."""
-    return _kind(path) in JSON_LINES + PARQUET
+    return file_kind(path) in JSON_LINES + PARQUET
 
 
 def read_text(path: Path) -> str:
@@ -60,7 +60,7 @@ def rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, st
     Raises:
         ValueError: a damaged file, or one without such a column of text; says which it has.
     """
-    return (_parquet_rows if _kind(path) in PARQUET else _json_rows)(path, column, share)
+    return (_parquet_rows if file_kind(path) in PARQUET else _json_rows)(path, column, share)
 
 
 def text_column(row: Mapping[str, Any], column: str | None, where: object) -> str:
@@ -144,7 +144,8 @@ def _row_group(file: Any, group: int, column: str, first: int) -> Iterator[tuple
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
+    """The suffix of a file that says what is in it, without that of its compression: ``.csv`` of ``a.CSV.gz``."""
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     return name.suffix.lower()
 

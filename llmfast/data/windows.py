@@ -7,11 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from llmfast.data.batch import IGNORED
 from llmfast.data.order import random_integer, shuffled
 from llmfast.data.packing import best_fit
 from llmfast.data.shards import TokenShards
-
-IGNORED = -100  # a target that does not count, as torch.nn.functional.cross_entropy has it
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Rows:
 class Windows(Protocol):
     """Where training rows come from: ``count`` rows an epoch of ``context`` tokens each."""
 
+    shards: TokenShards
     count: int
     context: int
 

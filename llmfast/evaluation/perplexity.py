@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llmfast.data.batch import IGNORED
 from llmfast.data.shards import TokenShards
-from llmfast.data.windows import IGNORED
 from llmfast.evaluation.team import ALONE, Team
 from llmfast.models.decoder import Decoder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmfast.models.size import flops_by_part, parameters_by_part
+
 Checkpointing = Literal["none", "selective", "full"]
 """none: keep everything; selective: keep matrix products and attention, compute norms, rotations and activations again;
 full: keep only what enters a block, and run it twice."""
@@ -217,14 +219,10 @@ class DecoderConfig:
     @property
     def parameters(self) -> int:
         """All parameters, a tied table counted once."""
-        from llmfast.models.size import parameters_by_part
-
         return sum(parameters_by_part(self).values())
 
     def flops_per_token(self, sequence: int | None = None) -> float:
         """Floating-point operations of one training step per token; see ``llmfast.models.size.flops_by_part``."""
-        from llmfast.models.size import flops_by_part
-
         return sum(flops_by_part(self, sequence).values())
 
 

@@ -20,7 +20,7 @@ from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
-from llmfast.models.initialise import initialise
+from llmfast.models.initialize import initialize
 from llmfast.models.rotary import rotary_table
 from llmfast.models.smear import Smear
 
@@ -136,6 +136,15 @@ class Block(nn.Module):
         return x + self.dropout(added), routed
 
 
+class Hidden(NamedTuple):
+    """The last hidden states of a decoder."""
+
+    states: Tensor
+    """(B, S, E), after the final norm."""
+    balancing: Tensor | None
+    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+
+
 class Decoder(nn.Module):
     """A decoder-only language model.
 
@@ -171,7 +180,7 @@ class Decoder(nn.Module):
         for name, buffer in _derived_buffers(config).items():
             self.register_buffer(name, buffer, persistent=False)
         if not self.embedding.weight.is_meta:
-            initialise(self, generator)
+            initialize(self, generator)
 
     @classmethod
     def from_tensors(cls, config: DecoderConfig, tensors: dict[str, Tensor]) -> Decoder:
@@ -216,11 +225,26 @@ class Decoder(nn.Module):
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
         """
+        states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache)
+        if targets is None:
+            return self.head(states)[..., : self.config.vocab_size]
+        loss = linear_cross_entropy(states, self.head.weight, targets, self._head_bias(states))
+        return loss if balancing is None else loss + balancing
+
+    def hidden(
+        self, tokens: Tensor, *, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
+    ) -> Hidden:
+        """What the head reads: the last hidden states of ``tokens`` (B, S), for other heads and losses.
+
+        Arguments and errors are those of ``forward``.
+        """
         past, S = (cache.length if cache is not None else 0), tokens.shape[1]
         if past + S > self.config.context:
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
-            raise ValueError("cu_seqlens and cache do not go together: a cache continues one sequence a row")
+            raise ValueError(
+                "cu_seqlens and cache exclude each other: a cache continues one sequence per row"
+            )
         x, places = self._embed(tokens, past, cu_seqlens, cache)
         routed = []
         for index, block in enumerate(self.blocks):
@@ -231,13 +255,10 @@ class Decoder(nn.Module):
         x = self.norm(x)
         if cache is not None:
             cache.length += S
-        if targets is None:
-            return self.head(x)[..., : self.config.vocab_size]
-        loss = linear_cross_entropy(x, self.head.weight, targets, self._head_bias(x))
-        if routed and self.training:
-            self.expert_counts += torch.stack([each.counts for each in routed])
-            loss = loss + balancing_loss(routed, self.config)
-        return loss
+        if not (routed and self.training):
+            return Hidden(x, None)
+        self.expert_counts += torch.stack([each.counts for each in routed])
+        return Hidden(x, balancing_loss(routed, self.config))
 
     def _embed(
         self, tokens: Tensor, past: int, cu_seqlens: Tensor | None, cache: KVCache | None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from llmfast.models.config import DecoderConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmfast.models.config import DecoderConfig
 
 
 def parameters_by_part(config: DecoderConfig) -> dict[str, int]:

@@ -11,7 +11,7 @@ from llmfast.models.config import Checkpointing, DecoderConfig
 
 @dataclass
 class TrainingConfig:
-    """The optimisation: how long, how fast, on what."""
+    """The optimization: how long, how fast, on what."""
 
     steps: int = 1000
     """Optimizer steps."""
@@ -49,7 +49,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
-    """Decides initialisation and the order of the data."""
+    """Decides the initial weights and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a CUDA GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -77,7 +77,7 @@ class TrainingConfig:
     its work between them."""
     on_bad_step: Literal["stop", "skip"] = "stop"
     """What to do about a step whose loss or gradient is not a finite number, or whose loss is a spike: end the run, or
-    go on with the next batch. The batch is saved for study and the weights are not touched in either case."""
+    continue with the next batch. The batch is saved for study and the weights are not touched in either case."""
     spike: float = 0.0
     """A loss over this many times the median of the last 100 steps is a spike; 0 for none."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -120,16 +120,19 @@ class ParallelConfig:
         if self.tensor < 1 or self.group < 0:
             raise ValueError(f"parallel.tensor {self.tensor} or parallel.group {self.group} is too small")
         if self.tensor > 1 and self.strategy != "ddp":
-            raise ValueError(f"parallel.tensor {self.tensor} goes with the strategy ddp, not {self.strategy}")
+            raise ValueError(f"parallel.tensor {self.tensor} requires strategy ddp, not {self.strategy}")
         if self.cpu_offload and self.strategy == "ddp":
             raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
 
 
 @dataclass
 class RunConfig:
-    """One training run."""
+    """One pretraining run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    start: str | None = None
+    """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
+    folder. The model's settings and, unless data.tokenizer names another, the tokenizer come from there."""

@@ -9,69 +9,70 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmfast.config import to_dict
 from llmfast.data.journal import JOURNAL
-from llmfast.data.prepare import Prepared, describe, open_prepared, prepare
-from llmfast.training.checkpoint import checkpoints
+from llmfast.models.folder import checkpoints
+from llmfast.training.checkpoints.saver import restore
 from llmfast.training.config import RunConfig
-from llmfast.training.distributed import World
-from llmfast.training.run import Run
-from llmfast.training.saving import restore
+from llmfast.training.distribution.world import World
+from llmfast.training.pretraining import Pretraining
+from llmfast.training.run_folder import RunFolder
+from llmfast.training.task import Report, Task
 from llmfast.training.trainer import Trainer
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run with its data and its trainer, ready for ``fit``."""
+    """A run with its task and its trainer, ready for ``fit``."""
 
-    run: Run
-    prepared: Prepared
+    run: RunFolder
+    task: Task
     trainer: Trainer
+
+    @property
+    def config(self) -> Any:
+        return self.task.config
 
 
 def new_session(
     folder: Path,
-    config: RunConfig,
+    config: Any,
     *,
     report: Report,
+    task: type[Task] = Pretraining,
     plan: Callable[[Trainer], None] = lambda trainer: None,
     world: World = World(),  # noqa: B008
 ) -> Session:
     """Prepare the data in a new run folder, build the trainer, let ``plan`` complete the configuration, and save it.
 
-    If anything fails, or is interrupted, no folder is left; what a killed start left is begun anew. With several
+    If anything fails, or is interrupted, no folder is left; what a killed start left is begun again. With several
     processes the first one prepares.
 
     Raises:
-        ValueError: the folder holds something already; or what ``prepare`` and ``Trainer`` refuse.
+        ValueError: the folder holds something already; or what the task and ``Trainer`` refuse.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     made: list[Path] = []
 
     def begin() -> None:
         if folder.exists() and not _is_free(folder):
             raise ValueError(f"{folder} exists already; choose another folder, or resume it")
         made.extend(path for path in (folder, *folder.parents) if not path.exists())
-        if not config.data.prepared:
-            prepare(config.data, run.data, report=report)
+        task.prepare(config, run.data, report=report)
 
     try:
-        world.first(begin)
-        prepared = _open(run, config, world)
-        if config.data.prepared:
-            describe(prepared, report)
-        config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
-        trainer = _trainer(config, prepared, world)
+        world.on_main(begin)
+        opened = _open(task, config, run, world, begins=True, report=report)
+        trainer = _trainer(opened, world)
         plan(trainer)
-        world.first(lambda: run.save_config(config))
+        world.on_main(lambda: run.save_config(config))
     except BaseException:
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
         raise
-    return Session(run, prepared, trainer)
+    return Session(run, opened, trainer)
 
 
 def _is_free(folder: Path) -> bool:
@@ -85,6 +86,7 @@ def _is_free(folder: Path) -> bool:
 def resumed_session(
     folder: Path,
     *,
+    task: type[Task] = Pretraining,
     learning_rate: float | None = None,
     skip_damaged: bool = False,
     report: Report = lambda line: None,
@@ -94,24 +96,28 @@ def resumed_session(
 
     Args:
         folder: the run.
+        task: what is trained.
         learning_rate: a new peak learning rate, from here on; that of Muon changes by the same factor.
-        skip_damaged: go on from an earlier checkpoint where the newest is damaged, and report it, instead of failing.
+        skip_damaged: resume from an earlier checkpoint where the newest is damaged, and report it, instead of failing.
         report: is told what was skipped.
         world: the processes of the run.
 
     Raises:
-        ValueError: no run there, a damaged file, or a learning rate that is not positive.
+        ValueError: no run of this task there, a damaged file, or a learning rate that is not positive.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     if not run.config_file.exists():
         raise ValueError(f"{folder} holds no run to resume: it has no {run.config_file.name}")
-    config = run.load_config()
+    try:
+        config = run.load_config(task.config_class)
+    except ValueError as error:
+        raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
-        world.first(lambda: run.save_config(config))
-    prepared = _open(run, config, world)
-    trainer = _trainer(config, prepared, world)
-    for found in reversed(checkpoints(folder)):
+        world.on_main(lambda: run.save_config(config))
+    saved = checkpoints(folder)
+    trainer = _trainer(_open(task, config, run, world, begins=not saved, report=report), world)
+    for found in reversed(saved):
         try:
             restore(trainer, found)
         except ValueError as error:
@@ -120,8 +126,12 @@ def resumed_session(
             report(f"skipped     {found.name}: {error}")
             continue
         break
+    else:
+        if saved:
+            # Not one checkpoint is whole: the run begins again, with the weights it first started from.
+            trainer = _trainer(_open(task, config, run, world, begins=True, report=report), world)
     world.check_agreement(step=trainer.steps_done)
-    return Session(run, prepared, trainer)
+    return Session(run, trainer.task, trainer)
 
 
 def set_learning_rate(config: RunConfig, learning_rate: float) -> None:
@@ -139,17 +149,15 @@ def set_learning_rate(config: RunConfig, learning_rate: float) -> None:
     )
 
 
-def _open(run: Run, config: RunConfig, world: World) -> Prepared:
-    """The run's data; one process of a machine checks the checksums of the token files."""
-    folder = Path(config.data.prepared) if config.data.prepared else run.data
-    return open_prepared(folder, verify=world.local_rank == 0)
+def _open(
+    task: type[Task], config: Any, run: RunFolder, world: World, *, begins: bool, report: Report
+) -> Task:
+    return task.open(config, run.data, begins=begins, verify=world.local_rank == 0, report=report)
 
 
-def _trainer(config: RunConfig, prepared: Prepared, world: World) -> Trainer:
-    settings = json.dumps(to_dict(config), sort_keys=True)
+def _trainer(task: Task, world: World) -> Trainer:
+    settings = json.dumps(to_dict(task.config), sort_keys=True)
     world.check_agreement(
-        configuration=hashlib.sha256(settings.encode()).hexdigest()[:12],
-        data=prepared.train.checksum[:12],
-        tokenizer=prepared.tokenizer.fingerprint[:12],
+        configuration=hashlib.sha256(settings.encode()).hexdigest()[:12], **task.fingerprints()
     )
-    return Trainer(config, prepared.train, world)
+    return Trainer(task, task.config.training, task.config.parallel, world)

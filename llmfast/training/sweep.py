@@ -19,9 +19,9 @@ from llmfast.config import from_dict, read_yaml, to_dict
 from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
-from llmfast.training.fit import fit
-from llmfast.training.guard import BadStepError
-from llmfast.training.run import Run
+from llmfast.training.loop import fit
+from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import new_session, resumed_session
 from llmfast.visualization.curves import plot_sweep
 
@@ -30,7 +30,7 @@ Grid = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What one combination came to."""
+    """The result of one combination of settings."""
 
     folder: str
     settings: dict[str, Any]
@@ -74,9 +74,10 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: a setting that does not exist, or a value that cannot be.
     """
-    tree = {
-        field.name: to_dict(_underived(getattr(config, field.name))) for field in dataclasses.fields(config)
-    }
+    tree = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        tree[field.name] = to_dict(_underived(value)) if dataclasses.is_dataclass(value) else value
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         place = tree
@@ -104,7 +105,7 @@ def run_sweep(grid: Grid, config: RunConfig, out: Path, *, console: Console) -> 
 
     Raises:
         ValueError: a setting that does not exist, or a value that cannot be; nothing is trained then.
-        KeyboardInterrupt: stopped; the same call goes on.
+        KeyboardInterrupt: stopped; the same call resumes.
     """
     runs = combinations(grid, config)
     data = out / "data"
@@ -126,24 +127,24 @@ def _one(folder: Path, settings: dict[str, Any], config: RunConfig, console: Con
     file = folder / "result.json"
     if file.exists():
         return SweepResult(**json.loads(file.read_text()))
-    if Run(folder).config_file.exists():
+    if RunFolder(folder).config_file.exists():
         session = resumed_session(folder)
     else:
         session = new_session(folder, config, report=lambda line: None)
     try:
         fit(session, console=console)
-        final = session.trainer.evaluate(session.prepared.validation)
+        final = session.trainer.evaluate()
     except BadStepError as error:  # where learning rates are compared, one may be too high
         console.print(f"ended: {error}", markup=False)
         final = None
-    known = final is not None and math.isfinite(final.loss)
+    known = final is not None and math.isfinite(final["loss"])
     result = SweepResult(
         folder=str(folder),
         settings=settings,
-        parameters=session.trainer.config.model.parameters,
-        tokens=session.trainer.loader.position * session.trainer.config.model.context,
-        loss=final.loss if known else None,
-        bits_per_byte=final.bits_per_byte if known else None,
+        parameters=session.config.model.parameters,
+        tokens=session.trainer.source.state()["position"] * session.task.context,
+        loss=final["loss"] if known else None,
+        bits_per_byte=final["bits_per_byte"] if known else None,
     )
     atomic_write(file, json.dumps(asdict(result), indent=2) + "\n")
     return result
@@ -165,7 +166,7 @@ def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Con
     with open(out / "table.txt", "w", encoding="utf-8") as file:
         Console(file=file, width=200).print(table)
     atomic_write(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    logs = {_words(result.settings): Run(Path(result.folder)).records() for result in results}
+    logs = {_words(result.settings): RunFolder(Path(result.folder)).records() for result in results}
     plots = plot_sweep(
         logs, [(result.settings, result.loss) for result in results if result.loss is not None], out
     )

@@ -1,4 +1,4 @@
-"""One optimizer step after another: the model, its optimizers and its place in the data, without any display."""
+"""One optimizer step after another, for any task: the model, its optimizers and its place in the data."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llmfast.data.loader import IGNORED, Batch, Loader
+from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer
-from llmfast.data.shards import TokenShards
-from llmfast.data.windows import PackedWindows, StreamWindows
-from llmfast.evaluation.perplexity import Evaluation, evaluate
-from llmfast.models.decoder import Decoder
-from llmfast.training.checkpoint import Checkpoint, load_model_tensors, model_tensors
-from llmfast.training.config import RunConfig
-from llmfast.training.cpu import prepare_process
-from llmfast.training.distributed import World
-from llmfast.training.guard import Guard, LossScaler
-from llmfast.training.hardware import can_compile, choose_device, choose_precision, peak_flops
-from llmfast.training.limits import check_division, check_memory
-from llmfast.training.optimizer import (
+from llmfast.evaluation.team import Team
+from llmfast.models.tensors import load_trained_tensors, trained_tensors
+from llmfast.training.checkpoints.base import Base, base_of, check_base
+from llmfast.training.checkpoints.checkpoint import Checkpoint
+from llmfast.training.config import ParallelConfig, TrainingConfig
+from llmfast.training.distribution.placement import Placement
+from llmfast.training.distribution.world import World
+from llmfast.training.monitoring.guard import Guard, LossScaler
+from llmfast.training.objective import Figures, Loss, decoders
+from llmfast.training.optimizers.build import (
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
-from llmfast.training.parallel import Placement
+from llmfast.training.preflight.hardware import can_compile, choose_device, choose_precision, peak_flops
+from llmfast.training.preflight.limits import check_batch_size, check_memory
+from llmfast.training.preflight.process import prepare_process
 from llmfast.training.schedule import batch_size_at, context_at, learning_rate_factor
+from llmfast.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class StepResult:
     """What one optimizer step did."""
 
     loss: Tensor
-    """Mean loss over the targets of the whole batch, before the update, nats per token."""
+    """Mean loss over the whole batch, before the update."""
     gradient_norm: Tensor
     """Before clipping."""
     learning_rate_factor: float
     tokens: int
     """Tokens in the batch, all processes together."""
-    routing: dict[str, float] = field(default_factory=dict)
-    """How evenly experts were used, where the model has any."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """What the objective reported besides its loss."""
     fault: str | None = None
     """Why the step was not taken; None if it was."""
     batch: Batch | None = None
@@ -57,154 +58,184 @@ class StepResult:
 class Trainer:
     """The state of a run and the one operation on it, ``step``.
 
-    Everything it does is decided by ``config`` and ``shards``: on one machine's CPU two trainers give bit-equal losses,
+    Everything it does is decided by the task and the settings: on one machine's CPU two trainers give bit-equal losses,
     and one restored from a checkpoint continues as if it had never stopped.
 
+    Args:
+        task: the model with its objective, and the source of batches.
+        training: how long, how fast, in what precision.
+        parallel: how the processes divide the work.
+        world: the processes.
+
     Raises:
-        ValueError: settings that cannot be had with this data or this number of processes.
+        ValueError: settings that cannot be had with this data or this number of processes, or nothing to train.
     """
 
-    def __init__(self, config: RunConfig, shards: TokenShards, world: World = World()):  # noqa: B008
-        training = config.training
-        self.config, self.shards, self.world = config, shards, world
+    def __init__(
+        self,
+        task: Task,
+        training: TrainingConfig,
+        parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (not written to)
+        world: World = World(),  # noqa: B008
+    ):
+        self.task, self.training, self.world = task, training, world
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.compiled = training.compile and can_compile(self.device)
-        check_memory(config, world, self.device)
+        check_memory(task.memory(), parallel, world, self.device)
         if self.device.type == "cpu":
             prepare_process()
-        generator = torch.Generator().manual_seed(training.seed)
+        objective = task.objective()
+        if not any(parameter.requires_grad for parameter in objective.model.parameters()):
+            raise ValueError("there is nothing to train: every parameter of the model is frozen")
+        self.base: Base | None = base_of(objective.model, task.base(), world)
         self.placement = Placement(
-            Decoder(config.model, generator=generator),
-            config.parallel,
+            objective,
+            parallel,
             world,
             device=self.device,
             precision=self.precision,
             compile=self.compiled,
         )
-        self.model: Decoder = self.placement.model
-        self.model.activation_checkpointing = training.activation_checkpointing
-        windows = PackedWindows if config.data.packing == "best_fit" else StreamWindows
-        self.windows = windows(shards, config.model.context)
-        check_division(config, self.placement.data_share.count)
+        self.objective = objective
+        self.model: nn.Module = objective.model
+        for decoder in decoders(self.model):
+            decoder.activation_checkpointing = training.activation_checkpointing
+        check_batch_size(training, task.context, self.placement.data_share.count)
         self._begin()
 
     def _begin(self) -> None:
-        training = self.config.training
         self.steps_done = 0
-        self.optimizers = build_optimizers(self.model, training, self.placement.divisions)
+        self.optimizers = build_optimizers(self.model, self.training, self.placement.shardings)
         self.scaler = LossScaler(self.precision == torch.float16)
-        self.guard = Guard(training.spike)
-        self.loader = Loader(
-            self.windows,
-            seed=training.seed,
-            share=self.placement.data_share,
-            document_masks=self.config.data.document_masks,
-        )
+        self.guard = Guard(self.training.spike, self.objective.is_spike)
+        self.source = self.task.source(self.placement.data_share, self)
 
     def step(self) -> StepResult:
         """One optimizer step on the next batch.
 
-        A batch is worked through in ``accumulate`` parts; each part's loss counts by its share of the batch's targets
-        over all processes, so that the gradient is that of the whole batch. A step whose loss or gradient is bad
+        A batch is worked through in ``accumulate`` parts; each part's loss counts by its share of what the objective
+        counts over all processes, so that the gradient is that of the whole batch. A step whose loss or gradient is bad
         changes nothing but the place in the data.
         """
-        training = self.config.training
+        training, share = self.training, self.placement.data_share
         factor = learning_rate_factor(training, self.steps_done)
         set_learning_rate(self.optimizers, factor)
-        # Decided by the step: dropout needs no state to be saved, and continues exactly.
-        torch.manual_seed(
-            random_integer((training.seed, self.steps_done, self.placement.data_share.index)) >> 1
-        )
-        context = context_at(training, self.config.model.context, self.steps_done)
-        batch_size = batch_size_at(training, self.steps_done)
-        batch = self.loader.next(batch_size, context).to(self.device)
-        loss = self._backward(batch, context)
+        # Seeded by the step: dropout has no state to save, and a resumed run draws what an uninterrupted one would.
+        torch.manual_seed(random_integer((training.seed, self.steps_done, share.index)) >> 1)
+        context = context_at(training, self.task.context, self.steps_done)
+        batch = self.source.next(batch_size_at(training, self.steps_done), context).to(self.device)
+        loss, figures = self._backward(batch, context)
         norm = self.placement.gradient_norm() / self.scaler.scale
-        routing = _routing_figures(self.model)
-        fault = self._update(float(loss), norm)
+        fault, applied = self._update(float(loss), norm)
+        figures |= self.objective.after_step(applied)
         self.steps_done += 1
-        tokens = batch_size * self.config.model.context
-        return StepResult(loss, norm, factor, tokens, routing, fault, batch if fault else None)
-
-    def _backward(self, batch: Batch, context: int) -> Tensor:
-        """Gradients of the mean loss over all processes' targets; returns that loss."""
-        size = (
-            self.world.size
-        )  # tensor-parallel processes count the same targets: both sums are as many times too large
-        counted = self.world.sum((batch.targets != IGNORED).sum())
-        rows = (
-            self.config.training.batch_size
-            // self.config.training.accumulate
-            // self.placement.data_share.count
+        return StepResult(
+            loss,
+            norm,
+            factor,
+            self.objective.tokens(batch) * share.count,
+            figures,
+            fault,
+            batch if fault else None,
         )
-        parts = batch.split(rows * self.config.model.context // context)
-        loss = torch.zeros((), device=self.device)
+
+    def _backward(self, batch: Batch, context: int) -> tuple[Tensor, dict[str, float]]:
+        """Gradients of the mean loss over what all processes count; returns that loss, and the figures."""
+        # Processes that divide a model (tensor parallel) count the same items: the sums of losses and of weights are
+        # inflated by the same factor.
+        size = self.world.size
+        counted = self.world.sum(self.objective.weight(batch))
+        rows = self.training.batch_size // self.training.accumulate // self.placement.data_share.count
+        parts = batch.split(rows * self.task.context // context)
+        total = torch.zeros((), device=self.device)
+        figures = Figures()
         for part in parts:
-            share = (part.targets != IGNORED).sum() / counted
+            share = self.objective.weight(part) / counted
             with self.placement.part(last=part is parts[-1]):
                 with self.autocast():
-                    part_loss = self.forward(part) * share
-                # Averaged over processes on the way, hence times their number.
-                self.scaler.scaled(part_loss * size if size > 1 else part_loss).backward()
-            loss += part_loss.detach()
-        return self.world.sum(loss)
+                    loss = self.forward(part)
+                mean = loss.mean * share
+                # DDP and FSDP average gradients over processes, hence times their number.
+                self.scaler.scaled(mean * size if size > 1 else mean).backward()
+            total += mean.detach()
+            figures.add(loss.figures, share)
+        return self.world.sum(total), figures.over(self.world)
 
-    def _update(self, loss: float, norm: Tensor) -> str | None:
-        """Change the weights by the gradient, or say why not."""
+    def _update(self, loss: float, norm: Tensor) -> tuple[str | None, bool]:
+        """Change the weights by the gradient: why the step is bad, if it is, and whether weights changed."""
         overflow = self.scaler.enabled and math.isfinite(loss) and not torch.isfinite(norm)
         self.scaler.update(finite=not overflow)
         if overflow and self.scaler.scale >= 1:
-            fault = None  # of no consequence: the scale is halved and the next step goes on
+            fault = None  # harmless: the scale is halved, and the next step is tried with that
         else:
             fault = self.guard.fault(loss, float(norm))
-        if not overflow and fault is None:
-            clip = min(1.0, self.config.training.clip_norm / (float(norm) + 1e-6))
+        applied = not overflow and fault is None
+        if applied:
+            clip = min(1.0, self.training.clip_norm / (float(norm) + 1e-6))
             self.placement.scale_gradients(clip / self.scaler.scale)
             for optimizer in self.optimizers:
                 optimizer.step()
-            self.model.balance_experts()
-        self.model.expert_counts.zero_()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        return fault
+        return fault, applied
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The model's mean loss on a batch."""
-        if batch.cu_seqlens is None:
-            return self.placement.forward(batch.tokens, batch.targets)
-        return self.placement.forward(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens)
+    def forward(self, batch: Batch) -> Loss:
+        """The objective on a batch, by all processes."""
+        return self.placement.forward(batch)
+
+    # --- the policy: the model as evaluations, samples and rollouts use it ----------------------------------------
+
+    @property
+    def team(self) -> Team:
+        """The processes, to divide an evaluation between them."""
+        return self.placement.team
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Matrix products in the run's precision; parameters and reductions stay float32."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def evaluate(self, shards: TokenShards, **options: int | None) -> Evaluation:
-        """``llmfast.evaluation.perplexity.evaluate`` on this trainer's model, in its precision, by all processes."""
-        with self.inference():
-            return evaluate(self.model, shards, autocast=self.autocast(), team=self.placement.team, **options)
-
     @contextlib.contextmanager
-    def inference(self) -> Iterator[Decoder]:
-        """The model without dropout, for evaluation and samples."""
+    def inference(self) -> Iterator[nn.Module]:
+        """The model without dropout and without gradients."""
         self.model.eval()
         try:
-            yield self.model
+            with torch.no_grad():
+                yield self.model
         finally:
             self.model.train()
 
+    def evaluate(self, *, part: bool = False) -> dict[str, float]:
+        """The task's figures of held-out data, by all processes."""
+        return self.task.evaluate(self, part=part)
+
+    # --- speed ------------------------------------------------------------------------------------------------------
+
     def seconds_per_step(self, steps: int = 20) -> float:
         """Median time of a step, measured on steps that are then undone (the first, which compiles, not counted)."""
-        before = {name: tensor.clone() for name, tensor in model_tensors(self.model).items()}
+        before = {name: tensor.clone() for name, tensor in trained_tensors(self.model).items()}
         self.step()
         times = []
         for _ in range(steps):
             start = time.perf_counter()
             self.step()
             times.append(time.perf_counter() - start)
-        load_model_tensors(self.model, before)
+        load_trained_tensors(self.model, before)
         self._begin()
         return sorted(times)[len(times) // 2]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch of full rows."""
+        return self.training.batch_size * self.task.context
+
+    def utilization(self, tokens_per_second: float) -> float | None:
+        """Share of the devices' peak that the model's arithmetic takes; None where the peak is not known."""
+        peak = peak_flops(self.device, self.precision)
+        flops = tokens_per_second * self.task.flops_per_token()
+        return flops / (peak * self.world.size) if peak else None
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizers' state, named, for a checkpoint."""
@@ -212,11 +243,12 @@ class Trainer:
         return optimizer_tensors(self.optimizers, self.model, divided=divided)
 
     def state(self) -> dict[str, Any]:
-        """All that continuing needs besides tensors, as plain values."""
+        """All that resuming needs besides the tensors of the model and the optimizers."""
         return {
             "step": self.steps_done,
-            "position": self.loader.position,
-            "data": self.shards.checksum,
+            "source": dict(self.source.state()),
+            "data": self.source.fingerprint,
+            "base": None if self.base is None else self.base.record(),
             "scaler": self.scaler.state(),
             "losses": self.guard.state(),
         }
@@ -225,37 +257,15 @@ class Trainer:
         """Continue from a checkpoint: parameters, optimizer state, place in the data and in the schedule.
 
         Raises:
-            ValueError: it is of another model or of other data.
+            ValueError: it is of another model, another base or other data.
         """
         state = checkpoint.state
-        if state["data"] != self.shards.checksum:
-            raise ValueError(
-                f"the token shards in {self.shards.folder} are not those that {checkpoint.folder} was trained on"
-            )
-        load_model_tensors(self.model, checkpoint.model)
+        if state["data"] != self.source.fingerprint:
+            raise ValueError(f"the data of this run are not those that {checkpoint.folder} was trained on")
+        check_base(self.base, state.get("base"), checkpoint.folder)
+        load_trained_tensors(self.model, checkpoint.model)
         load_optimizer_tensors(self.optimizers, self.model, checkpoint.optimizer)
-        self.steps_done, self.loader.position = state["step"], state["position"]
+        self.steps_done = state["step"]
+        self.source.restore(state["source"])
         self.scaler.restore(state["scaler"])
         self.guard.restore(state["losses"])
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of a full batch."""
-        return self.config.training.batch_size * self.config.model.context
-
-    def utilisation(self, tokens_per_second: float) -> float | None:
-        """Share of the devices' peak that the model's arithmetic takes; None where the peak is not known."""
-        peak = peak_flops(self.device, self.precision)
-        flops = tokens_per_second * self.config.model.flops_per_token()
-        return flops / (peak * self.world.size) if peak else None
-
-
-def _routing_figures(model: Decoder) -> dict[str, float]:
-    """The worst layer's imbalance, and the experts without a token in all layers, of this step and process."""
-    statistics = model.router_statistics()
-    if not statistics:
-        return {}
-    return {
-        "expert_max_violation": statistics["max_violation"].max().item(),
-        "experts_unused": statistics["unused"].sum().item(),
-    }

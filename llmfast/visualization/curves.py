@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmfast.files import atomic_write
+
+# What every run logs; any other name is a figure of its objective or of its evaluations.
+_ALWAYS = {"step", "loss", "gradient_norm", "learning_rate_factor"}
 
 
 def plot_losses(
     records: list[dict[str, Any]],
     path: Path,
     *,
-    nats_to_bits_per_byte: float,
+    units: Mapping[str, float] = MappingProxyType({}),
     marks: dict[str, float] | None = None,
 ) -> None:
-    """Plot the training and validation loss of a run in bits per byte by step, as a PNG file.
+    """Plot the training and validation loss of a run by step as a PNG file, and below it each figure that it logged.
 
-    ``nats_to_bits_per_byte`` converts nats per token to bits per byte. ``marks`` are horizontal lines for comparison,
-    by name, in bits per byte.
+    Args:
+        records: the log.
+        path: the file to write.
+        units: names of other units of the loss, with the factors to them; the first is plotted instead of the loss.
+        marks: horizontal lines for comparison, by name, in that unit.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    unit, factor = next(iter(units.items()), ("loss", 1.0))
+    unit = unit.replace("/", " per ")
+    names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
     with matplotlib.style.context("seaborn-v0_8-whitegrid"):
-        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-        axes = figure.subplots()
+        rows = 1 + (len(names) + 1) // 2
+        figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
+        grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
+        axes = figure.add_subplot(grid[0, :])
         steps, losses = _series(records, "loss")
-        axes.plot(
-            steps, losses * nats_to_bits_per_byte, color="#9ecae1", linewidth=0.8, label="training, each step"
-        )
-        axes.plot(
-            steps, _smoothed(losses) * nats_to_bits_per_byte, color="#2171b5", label="training, smoothed"
-        )
-        top = min(6.0, float(losses.max()) * nats_to_bits_per_byte * 1.05) if len(losses) else 6.0
+        axes.plot(steps, losses * factor, color="#9ecae1", linewidth=0.8, label="training, each step")
+        axes.plot(steps, _smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
+        top = float(losses.max()) * factor * 1.05 if len(losses) else 6.0
         for key, label, style in (
             ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
             ("final_loss", "validation, all", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
             steps, losses = _series(records, key)
             if len(steps):
-                axes.plot(steps, losses * nats_to_bits_per_byte, color="#d94801", label=label, **style)
+                axes.plot(steps, losses * factor, color="#d94801", label=label, **style)
         for name, height in (marks or {}).items():
             axes.axhline(height, color="#737373", linestyle="--", linewidth=1)
             axes.annotate(
@@ -53,10 +62,40 @@ def plot_losses(
                 color="#525252",
                 fontsize=9,
             )
-        axes.set(xlabel="step", ylabel="bits per byte", title="Loss in bits per byte")
-        axes.set_ylim(0, top)
+        axes.set(xlabel="step", ylabel=unit, title="Loss" if unit == "loss" else f"Loss in {unit}")
+        # A policy loss may be negative, and then the axis is matplotlib's choice.
+        if units:
+            axes.set_ylim(0, min(6.0, top))
         axes.legend(loc="upper right", frameon=True)
+        for number, name in enumerate(names):
+            _plot_figure(figure.add_subplot(grid[1 + number // 2, number % 2]), name, records)
         _save(figure, path)
+
+
+def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
+    """The figures in a log, once for training and validation together."""
+    found = {}
+    for record in records:
+        for key, value in record.items():
+            if key not in _ALWAYS and isinstance(value, int | float):
+                prefix, _, rest = key.partition("_")
+                found[rest if prefix in ("validation", "final") else key] = None
+    return [name for name in found if name not in without]
+
+
+def _plot_figure(axes: Any, name: str, records: list[dict[str, Any]]) -> None:
+    """One figure by step: of training, smoothed, and of validation."""
+    steps, values = _series(records, name)
+    if len(steps):
+        axes.plot(steps, values, color="#9ecae1", linewidth=0.8)
+        axes.plot(steps, _smoothed(values), color="#2171b5")
+    steps, values = _series(records, f"validation_{name}")
+    if len(steps):
+        axes.plot(steps, values, color="#d94801", marker="o", markersize=4)
+    steps, values = _series(records, f"final_{name}")
+    if len(steps):
+        axes.plot(steps, values, color="#d94801", marker="*", markersize=12, linestyle="none")
+    axes.set(title=name.replace("_", " "))
 
 
 def plot_sweep(

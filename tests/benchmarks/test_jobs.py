@@ -143,7 +143,7 @@ def test_a_plain_model_without_smear_is_another_model(bench, train_step):
 
 
 def test_the_measured_quickstart_is_what_quickstart_trains(train_step):
-    from llmfast.quickstart import quickstart_config
+    from llmfast.commands.quickstart import quickstart_config
 
     shape = train_step.SHAPES["quickstart"]
     assert shape == quickstart_config("mini", data=(), vocab_size=4096, seed=0).model

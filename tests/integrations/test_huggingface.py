@@ -10,7 +10,7 @@ from llmfast import cli
 from llmfast.integrations.huggingface import load_huggingface, save_huggingface
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 from llmfast.models.decoder import Decoder
-from llmfast.training.checkpoint import load_decoder
+from llmfast.models.folder import load_decoder
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,11 +1,13 @@
 """The names other code calls: flash-attn's functions, PyTorch's SDPA, and transformers' attention implementation."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_testing import require_interpreter
+from attention_cases import assert_rows_exact
+from kernel_testing import assert_as_exact_as, require_interpreter
 from llmfast.kernels import (
     backend,
     flash_attention,
@@ -45,9 +47,8 @@ def test_flash_attn_varlen(qkv):
     q, k, v = (x.flatten(0, 1) for x in qkv)
     cu = torch.tensor([0, 9, 18], dtype=torch.int32)
     out, lse, _ = flash_attn_varlen_func(q, k, v, cu, cu, 9, 9, causal=True, return_attn_probs=True)
-    expected, expected_lse = ours(*qkv, causal=True, return_lse=True)
-    torch.testing.assert_close(out.view(2, 9, 4, 16), expected.transpose(1, 2))
-    torch.testing.assert_close(lse.view(4, 2, 9), expected_lse.transpose(0, 1))
+    found = (out.view(2, 9, 4, 16).transpose(1, 2), lse.view(4, 2, 9).transpose(0, 1))
+    assert_rows_exact(found, [x.transpose(1, 2) for x in qkv], causal=True)
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -57,7 +58,6 @@ def test_flash_attn_with_kvcache(qkv, indexed, rotary):
     cos, sin = (torch.randn(32, 8, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     filled = 6
     turn = (lambda x: rope(x, cos=cos[:9], sin=sin[:9], interleaved=True)) if rotary else (lambda x: x)
-    expected = ours(turn(q), turn(k), v, causal=True).transpose(1, 2)[:, filled:]
     index = torch.tensor([2, 0], dtype=torch.int32) if indexed else None
     caches = [torch.zeros(3 if indexed else 2, 12, 4, 16) for _ in range(2)]
     for cache, x in zip(caches, (turn(k), v), strict=True):
@@ -74,8 +74,8 @@ def test_flash_attn_with_kvcache(qkv, indexed, rotary):
         causal=True,
         return_softmax_lse=True,
     )
-    torch.testing.assert_close(out, expected)
-    assert lse.shape == (2, 4, 3)
+    inputs = (turn(q)[:, filled:], turn(k), v)
+    assert_rows_exact((out.transpose(1, 2), lse), [x.transpose(1, 2) for x in inputs], causal=True)
 
 
 def test_what_flash_attn_has_and_we_refuse(qkv):
@@ -99,14 +99,17 @@ def test_sdpa_is_pytorchs(lengths, kind):
         if bias is None
         else torch.tril(torch.ones(S, T, dtype=torch.bool), T - S if kind == "lower right" else 0)
     )
-    expected = F.scaled_dot_product_attention(
-        q, k, v, dense, is_causal=kind == "is_causal", enable_gqa=True, **options
-    )
+
+    def peer(q, k, v):
+        how = {"is_causal": kind == "is_causal", "enable_gqa": True}
+        return F.scaled_dot_product_attention(q, k, v, dense, **how, **options)
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mask = bias(S, T) if bias else None
         found = sdpa(q, k, v, mask, is_causal=kind == "is_causal", enable_gqa=True, **options)
-    torch.testing.assert_close(found, expected)
+    algorithm = partial(peer, *(x.double() for x in (q, k, v)))
+    assert_as_exact_as("out", found, peer(q, k, v), algorithm(), algorithm)
 
 
 def test_sdpa_leaves_masks_to_pytorch_and_says_so_once(monkeypatch):
@@ -152,17 +155,19 @@ def test_transformers_train_to_the_same_loss(kind, config, padding):
     labels = tokens if mask is None else tokens.masked_fill(mask == 0, -100)
     if padding == "left":
         labels[0, 3] = -100  # What a padding token predicts is nobody's business.
-    losses = {}
-    for implementation in ("eager", "llmfast"):
-        model = tiny_model(kind, implementation, **config)
+
+    def second_loss(implementation, dtype=torch.float32):
+        model = tiny_model(kind, implementation, **config).to(dtype)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         for _ in range(2):
             loss = model(tokens, attention_mask=mask, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses[implementation] = loss.detach()
-    torch.testing.assert_close(losses["llmfast"], losses["eager"])
+        return loss.detach()
+
+    exact = partial(second_loss, "sdpa", torch.float64)
+    assert_as_exact_as("loss", second_loss("llmfast"), second_loss("eager"), exact(), exact)
 
 
 def heads_last(function):
@@ -208,18 +213,20 @@ def test_a_llama_trains_one_step_to_the_same_loss_through_each_face(kernels):
     for name, function in FACES.items():
         transformers.AttentionInterface.register(name, heads_last(function))
     tokens = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(4))
-    losses = {}
-    for implementation in ("eager", "llmfast", *FACES):
-        model = tiny_model("Llama", implementation)
+
+    def losses(implementation, dtype=torch.float32):
+        model = tiny_model("Llama", implementation).to(dtype)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         with backend("triton" if kernels else "reference"):
             before = model(tokens, labels=tokens).loss
             before.backward()
             optimizer.step()
-            losses[implementation] = torch.stack((before, model(tokens, labels=tokens).loss)).detach()
-    assert losses["eager"][1] < losses["eager"][0]
-    for name, found in losses.items():
-        torch.testing.assert_close(found, losses["eager"], msg=lambda text, name=name: f"{name}: {text}")
+            return torch.stack((before, model(tokens, labels=tokens).loss)).detach()
+
+    eager, exact = losses("eager"), partial(losses, "sdpa", torch.float64)
+    assert eager[1] < eager[0]
+    for name in ("llmfast", *FACES):
+        assert_as_exact_as(name, losses(name), eager, exact(), exact)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -239,8 +246,10 @@ def test_transformers_packed_positions_take_the_whole_mask():
     """Two sequences in one row, told apart by their positions alone."""
     tokens = torch.randint(40, (1, 12), generator=torch.Generator().manual_seed(3))
     positions = torch.tensor([[*range(5), *range(7)]])
-    eager, fast = (
-        tiny_model("Llama", implementation)(tokens, position_ids=positions, use_cache=False).logits
-        for implementation in ("eager", "llmfast")
-    )
-    torch.testing.assert_close(fast, eager)
+
+    def logits(implementation, dtype=torch.float32):
+        model = tiny_model("Llama", implementation).to(dtype)
+        return model(tokens, position_ids=positions, use_cache=False).logits.detach()
+
+    exact = partial(logits, "sdpa", torch.float64)
+    assert_as_exact_as("logits", logits("llmfast"), logits("eager"), exact(), exact)

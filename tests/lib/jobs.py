@@ -4,24 +4,25 @@ import dataclasses
 
 import torch
 import torch.distributed as dist
+from small_run import trainer_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
-from llmfast.training.adamw_8bit import AdamW8bit
-from llmfast.training.fit import save
-from llmfast.training.muon import Muon
-from llmfast.training.run import Run
-from llmfast.training.saving import Saver, restore
+from llmfast.training.checkpoints.saver import Saver, restore
+from llmfast.training.loop import save
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit
+from llmfast.training.optimizers.muon import Muon
+from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import Session
-from llmfast.training.trainer import Trainer
 
 
 def session(world, folder, config):
     """A session on data prepared before, in ``folder``/run."""
     prepared = open_prepared(config.data.prepared)
     config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
-    return Session(Run(folder / "run"), prepared, Trainer(config, prepared.train, world))
+    trainer = trainer_of(config, prepared, world)
+    return Session(RunFolder(folder / "run"), trainer.task, trainer)
 
 
 def train(world, folder, config, steps, start=None):
@@ -39,13 +40,13 @@ def evaluate(world, folder, config):
     this = session(world, folder, config)
     calls = []
     this.trainer.model.register_forward_hook(lambda *_: calls.append(1))
-    return this.trainer.evaluate(this.prepared.validation, stride=2), len(calls)
+    return this.task.evaluate(this.trainer, stride=2), len(calls)
 
 
 def train_on_while_saving(world, folder, config):
     """Save in the background after 2 steps and train 3 more meanwhile."""
     this = session(world, folder, config)
-    saver = Saver(this.run, this.trainer, this.prepared.tokenizer)
+    saver = Saver(this.run.folder, this.trainer)
     losses = []
     for step in range(5):
         losses.append(float(this.trainer.step().loss))
@@ -66,7 +67,7 @@ def overflow(world, folder, config):
     def overflowing(batch):
         loss = forward(batch)
         if world.rank == world.size - 1:
-            loss.register_hook(lambda gradient: gradient * float("inf"))
+            loss.mean.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
     this.forward = overflowing
@@ -83,7 +84,7 @@ def fail_first(world):
     def fail():
         raise ValueError("the disk is on fire")
 
-    world.first(fail)
+    world.on_main(fail)
 
 
 def fail_last(model, tokenizer):

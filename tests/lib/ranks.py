@@ -8,7 +8,7 @@ import traceback
 
 SECONDS = 120
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed.fsdp", "llmfast.training.fit", "jobs"])  # imported once
+_context.set_forkserver_preload(["torch.distributed.fsdp", "llmfast.training.loop", "jobs"])  # imported once
 
 
 def run_ranks(function, size, *arguments):
@@ -61,7 +61,7 @@ def _rank(rank, size, port, function, arguments, answers):
     )
     import torch
 
-    from llmfast.training.distributed import world
+    from llmfast.training.distribution.world import world
 
     torch.set_num_threads(1)
     try:

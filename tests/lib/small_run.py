@@ -3,9 +3,13 @@
 from pathlib import Path
 
 from llmfast.data.config import DataConfig
+from llmfast.data.prepare import Prepared
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import RunConfig, TrainingConfig
+from llmfast.training.distribution.world import World
+from llmfast.training.pretraining import Pretraining
 from llmfast.training.session import Session, new_session
+from llmfast.training.trainer import Trainer
 
 SENTENCES = [
     "The {} saw the {} by the river and said nothing about it.",
@@ -62,3 +66,8 @@ def new_run(folder: Path, **training: object) -> Session:
     """A run in ``folder``/run, ready to fit."""
     config = small_config(write_corpus(folder / "corpus"), **training)
     return new_session(folder / "run", config, report=lambda line: None)
+
+
+def trainer_of(config: RunConfig, prepared: Prepared, world: World = World()) -> Trainer:  # noqa: B008
+    """A trainer at the first step of pretraining on prepared data."""
+    return Trainer(Pretraining(config, prepared), config.training, config.parallel, world)

@@ -175,7 +175,7 @@ def test_the_command_reads_a_run(tmp_path, capsys):
 
     session = new_run(tmp_path)
     assert cli.main(["model", "info", str(session.run.folder)]) == 0
-    assert f"{session.trainer.config.model.parameters:,}" in capsys.readouterr().out
+    assert f"{session.config.model.parameters:,}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import doctest
 import pytest
 import torch
 
-from llmfast.training import adamw, adamw_8bit
-from llmfast.training.adamw import AdamW
-from llmfast.training.adamw_8bit import AdamW8bit
+from llmfast.training.optimizers import adamw, adamw_8bit
+from llmfast.training.optimizers.adamw import AdamW
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit
 
 SHAPES = [(64, 80), (7,), (33, 5)]
 SETTINGS = {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1}

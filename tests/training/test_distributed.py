@@ -14,10 +14,11 @@ from small_run import small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.data.prepare import prepare
-from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
+from llmfast.models.folder import checkpoints, load_model
+from llmfast.training.checkpoints.checkpoint import read_checkpoint
 from llmfast.training.config import ParallelConfig
-from llmfast.training.distributed import World
-from llmfast.training.run import Run
+from llmfast.training.distribution.world import World
+from llmfast.training.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.xdist_group("distributed"),  # one worker: the processes started here use the other cores
@@ -112,8 +113,8 @@ def test_evaluation_is_divided_and_has_the_result_of_one(data, tmp_path, paralle
     exactly = parallel.tensor == 1  # the sums inside a layer are those of its parts, otherwise
     for found, calls in both:
         assert calls == (batches + 1) // 2 if exactly else batches
-        assert (found if exactly else found.loss) == (
-            alone if exactly else pytest.approx(alone.loss, rel=1e-5)
+        assert (found if exactly else found["loss"]) == (
+            alone if exactly else pytest.approx(alone["loss"], rel=1e-5)
         )
 
 
@@ -209,7 +210,7 @@ def test_the_command_line_under_torchrun(data, alone, tmp_path):
     answer = torchrun("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("saved in") == 1  # one process speaks
-    found = [(r["loss"], r["gradient_norm"]) for r in Run(tmp_path / "run").records() if "loss" in r]
+    found = [(r["loss"], r["gradient_norm"]) for r in RunFolder(tmp_path / "run").records() if "loss" in r]
     assert found == close(alone)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000006", "step-000012"]
 

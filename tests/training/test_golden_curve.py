@@ -49,15 +49,15 @@ def run(folder):
         schedule="wsd",
     )
     session = new_session(folder / "run", config, report=lambda line: None)
-    trainer, prepared = session.trainer, session.prepared
+    trainer, prepared = session.trainer, session.task.prepared
     steps = [trainer.step() for _ in range(STEPS)]
-    validation = trainer.evaluate(prepared.validation)
+    validation = trainer.evaluate()
     return {
         "data": [prepared.train.checksum, prepared.validation.checksum],
-        "parameters": trainer.config.model.parameters,
+        "parameters": trainer.task.config.model.parameters,
         "losses": [step.loss.item() for step in steps],
         "gradient_norms": [step.gradient_norm.item() for step in steps],
-        "validation_loss": validation.loss,
+        "validation_loss": validation["loss"],
     }
 
 

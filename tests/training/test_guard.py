@@ -7,10 +7,14 @@ import torch
 from safetensors.torch import load_file
 from small_run import new_run
 
-from llmfast.training.checkpoint import checkpoints
-from llmfast.training.fit import fit, save
-from llmfast.training.guard import Guard, LossScaler
+from llmfast.models.folder import checkpoints
+from llmfast.training.loop import fit, save
+from llmfast.training.monitoring.guard import Guard, LossScaler
 from llmfast.training.session import resumed_session
+
+
+def scaled(loss, factor):
+    return loss._replace(mean=loss.mean * factor)
 
 
 def poison(trainer, steps, value=float("nan")):
@@ -18,7 +22,7 @@ def poison(trainer, steps, value=float("nan")):
     forward = trainer.forward
 
     def broken(batch):
-        return forward(batch) * (value if trainer.steps_done in steps else 1.0)
+        return scaled(forward(batch), value if trainer.steps_done in steps else 1.0)
 
     trainer.forward = broken
 
@@ -50,8 +54,8 @@ def test_a_bad_step_may_be_skipped_and_its_batch_is_kept(tmp_path):
     assert [record["step"] for record in records(session.run) if "loss" in record] == [1, 2, 5, 6, 7, 8]
     (first, _) = sorted((session.run.folder / "bad-steps").iterdir())
     kept = load_file(first)
-    session.trainer.loader.position = 2 * 4
-    expected = session.trainer.loader.next(4)
+    session.trainer.source.position = 2 * 4
+    expected = session.trainer.source.next(4)
     assert torch.equal(kept["tokens"], expected.tokens)
     assert torch.equal(kept["targets"], expected.targets)
 
@@ -74,11 +78,11 @@ def test_a_step_skipped_changes_nothing_but_the_place_in_the_data(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(session.trainer), strict=True))
     after = session.trainer.optimizer_tensors()
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
-    assert session.trainer.loader.position == 8
+    assert session.trainer.source.position == 8
 
 
 def test_a_spike_is_told_from_the_losses_before_it():
-    guard = Guard(1.5)
+    guard = Guard(1.5, lambda loss, usual, factor: loss > factor * usual)
     assert guard.fault(100.0, 1.0) is None  # the first steps of a run are high
     assert all(guard.fault(4.0, 1.0) is None for _ in range(30))
     assert guard.fault(5.9, 1.0) is None
@@ -122,7 +126,7 @@ def test_float16_trains_and_halves_the_scale_when_it_overflows(tmp_path):
 
     def overflowing(batch):
         loss = forward(batch)
-        loss.register_hook(lambda gradient: gradient * float("inf"))
+        loss.mean.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
     trainer.forward = overflowing
@@ -130,7 +134,7 @@ def test_float16_trains_and_halves_the_scale_when_it_overflows(tmp_path):
     assert result.fault is None  # not a bad step: overflow is what the scale is for
     assert trainer.scaler.scale == scale / 2
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(trainer), strict=True))
-    trainer.forward = lambda batch: forward(batch) * float("nan")
+    trainer.forward = lambda batch: scaled(forward(batch), float("nan"))
     assert trainer.step().fault == "the loss is nan"  # which no scale helps
     folder = save(session)
     assert json.loads((folder / "state.json").read_text())["scaler"]["scale"] == scale / 2

@@ -6,8 +6,8 @@ import doctest
 import pytest
 import torch
 
-from llmfast.training import muon
-from llmfast.training.muon import Muon
+from llmfast.training.optimizers import muon
+from llmfast.training.optimizers.muon import Muon
 
 pytestmark = pytest.mark.numeric
 
@@ -106,7 +106,7 @@ def test_gradients_are_not_overwritten():
 
 def test_many_matrices_in_small_stacks_are_the_same(monkeypatch):
     whole = train(Muon(parameters(), lr=0.05), range(2))
-    monkeypatch.setattr("llmfast.training.muon.STACK_ELEMENTS", 200)
+    monkeypatch.setattr("llmfast.training.optimizers.muon.STACK_ELEMENTS", 200)
     for a, b in zip(whole, train(Muon(parameters(), lr=0.05), range(2)), strict=True):
         torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
 

@@ -1,6 +1,5 @@
 """What a run survives, and what it keeps: full disks, damaged checkpoints, other data, a new learning rate."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -8,17 +7,17 @@ import subprocess
 
 import pytest
 import torch
-from small_run import new_run, small_config, write_corpus
+from small_run import new_run, small_config, trainer_of, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
+from llmfast.models.folder import checkpoints
 from llmfast.models.presets import preset
-from llmfast.training import saving
-from llmfast.training.checkpoint import best_checkpoint, checkpoints, read_checkpoint, read_state
-from llmfast.training.fit import fit, save
-from llmfast.training.revision import git_commit
+from llmfast.training.checkpoints import saver
+from llmfast.training.checkpoints.checkpoint import best_checkpoint, read_checkpoint, read_state
+from llmfast.training.checkpoints.revision import git_commit
+from llmfast.training.loop import fit, save
 from llmfast.training.session import new_session, resumed_session
-from llmfast.training.trainer import Trainer
 
 
 def losses(run):
@@ -37,7 +36,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         session.trainer,
         "evaluate",
-        lambda *args, **options: dataclasses.replace(evaluate(*args, **options), loss=next(made_up)),
+        lambda **options: evaluate(**options) | {"loss": next(made_up)},
     )
     fit(session)
     assert names(session.run.folder) == ["step-000002", "step-000005", "step-000006"]
@@ -54,14 +53,14 @@ def test_checkpoints_past_a_million_steps_are_in_order(tmp_path):
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys, in_background):
     settings = {"steps": 9, "checkpoint_every": 2, "evaluate_every": 0, "sample_every": 0, "keep_last": 9}
     session = new_run(tmp_path, async_checkpoints=in_background, **settings)
-    write = saving.save_checkpoint
+    write = saver.save_checkpoint
 
     def full(run, state, **tensors):
         if state["step"] in (4, 6):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(run, state, **tensors)
 
-    monkeypatch.setattr(saving, "save_checkpoint", full)
+    monkeypatch.setattr(saver, "save_checkpoint", full)
     fit(session)
     assert names(session.run.folder) == ["step-000002", "step-000008", "step-000009"]
     assert "no space left on device" in capsys.readouterr().out
@@ -73,7 +72,7 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(saving, "save_checkpoint", full)
+    monkeypatch.setattr(saver, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         fit(session)
 
@@ -100,8 +99,8 @@ def test_other_data_is_refused_on_resume(tmp_path):
     other = new_session(
         tmp_path / "other", small_config(write_corpus(tmp_path / "c2", 70)), report=lambda line: None
     )
-    with pytest.raises(ValueError, match=r"are not those that .* was trained on"):
-        Trainer(session.trainer.config, other.prepared.train).restore(
+    with pytest.raises(ValueError, match=r"the data of this run are not those that .* was trained on"):
+        trainer_of(session.config, other.task.prepared).restore(
             read_checkpoint(checkpoints(session.run.folder)[-1])
         )
 
@@ -137,9 +136,9 @@ def test_a_new_learning_rate_on_resume_is_kept_and_positive(tmp_path, config_fil
         assert main(["train", "--resume", str(run), "--learning_rate", rate]) == 2
         assert "the learning rate must be positive" in capsys.readouterr().err
     resumed = resumed_session(run, learning_rate=1e-4)
-    assert resumed.trainer.config.training.learning_rate == 1e-4
-    assert resumed.trainer.config.training.matrix_learning_rate == pytest.approx(0.02 / 60)
-    assert resumed_session(run).trainer.config.training.learning_rate == 1e-4
+    assert resumed.config.training.learning_rate == 1e-4
+    assert resumed.config.training.matrix_learning_rate == pytest.approx(0.02 / 60)
+    assert resumed_session(run).trainer.task.config.training.learning_rate == 1e-4
     resumed.trainer.step()
     rates = {group["peak_lr"] for each in resumed.trainer.optimizers for group in each.param_groups}
     assert rates == {1e-4}
@@ -148,10 +147,13 @@ def test_a_new_learning_rate_on_resume_is_kept_and_positive(tmp_path, config_fil
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
+    config = session.config
     config.model = preset("llama-3.1-8b", layers=2000)
-    with pytest.raises(ValueError, match=r"parameters need .* GiB a process .* but there are .* GiB on cpu"):
-        Trainer(config, session.prepared.train)
+    with pytest.raises(
+        ValueError,
+        match=r"gradients, optimizer of this model need .* GiB per process, but there are .* GiB on cpu",
+    ):
+        trainer_of(config, session.task.prepared)
 
 
 def test_a_checkpoint_names_its_code(tmp_path):

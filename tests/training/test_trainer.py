@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 import torch
-from small_run import new_run
+from small_run import new_run, trainer_of
 
 from llmfast.data.loader import IGNORED
 from llmfast.models.config import ExpertsConfig
-from llmfast.training.checkpoint import checkpoints, load_model, read_checkpoint
-from llmfast.training.fit import save
-from llmfast.training.trainer import Trainer
+from llmfast.models.folder import checkpoints, load_model
+from llmfast.training.checkpoints.checkpoint import read_checkpoint
+from llmfast.training.loop import save
 
 
 def losses(trainer, steps):
@@ -22,27 +22,27 @@ def losses(trainer, steps):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_losses(tmp_path, optimizer, precision):
     session = new_run(tmp_path, optimizer=optimizer, precision=precision)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     trainer = session.trainer
     first = losses(trainer, 6)
-    assert losses(Trainer(config, prepared.train), 6) == first
+    assert losses(trainer_of(config, prepared), 6) == first
     config.training.seed = 1
-    assert losses(Trainer(config, prepared.train), 6) != first
+    assert losses(trainer_of(config, prepared), 6) != first
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, optimizer):
     """Trap: optimizer state not saved, the data begun anew, the schedule restarted."""
     session = new_run(tmp_path, optimizer=optimizer, steps=12)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     trainer = session.trainer
     losses(trainer, 5)
     folder = save(session)
     rest = losses(trainer, 7)
 
-    resumed = Trainer(config, prepared.train)
+    resumed = trainer_of(config, prepared)
     resumed.restore(read_checkpoint(folder))
     assert losses(resumed, 7) == rest
     for (name, a), b in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
@@ -52,11 +52,11 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, optimizer):
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
     """Trap: means of means; normalised by all targets of the batch, parts of any size add up to it."""
     session = new_run(tmp_path, batch_size=8)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     whole = session.trainer
     config.training.accumulate = 4
-    parts = Trainer(config, prepared.train)
+    parts = trainer_of(config, prepared)
     config.training.accumulate = 1
     expected = whole.step()
     config.training.accumulate = 4
@@ -67,32 +67,31 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
 
 def test_measuring_the_speed_leaves_no_trace(tmp_path):
     session = new_run(tmp_path, optimizer="muon")
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     trainer = session.trainer
-    expected = losses(Trainer(config, prepared.train), 4)
+    expected = losses(trainer_of(config, prepared), 4)
     assert trainer.seconds_per_step(steps=3) > 0
     assert losses(trainer, 4) == expected
 
 
 def test_it_learns(tmp_path):
     session = new_run(tmp_path, steps=150, learning_rate=1e-2, optimizer="muon")
-    prepared = session.prepared
     trainer = session.trainer
-    before = trainer.evaluate(prepared.validation)
+    before = trainer.evaluate()
     losses(trainer, 150)
-    after = trainer.evaluate(prepared.validation)
-    assert after.loss < 0.6 * before.loss
-    assert after.bits_per_byte < 0.6 * before.bits_per_byte
+    after = trainer.evaluate()
+    assert after["loss"] < 0.6 * before["loss"]
+    assert after["bits_per_byte"] < 0.6 * before["bits_per_byte"]
 
 
 def test_compiled_and_plain_agree(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     plain = session.trainer
     config.training.compile = True
-    compiled = Trainer(config, prepared.train)
+    compiled = trainer_of(config, prepared)
     assert losses(compiled, 3) == pytest.approx(losses(plain, 3), rel=1e-4)
     folder = save(dataclasses.replace(session, trainer=compiled))
     # Trap: the compiler's prefix in the names of saved parameters.
@@ -111,8 +110,8 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 
 def test_a_checkpoint_alone_gives_back_model_and_tokenizer(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     trainer = session.trainer
     trainer.step()
     folder = save(session)
@@ -148,24 +147,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
-    prepared = session.prepared
+    config = session.config
+    prepared = session.task.prepared
     folder = save(session)
     config.model = dataclasses.replace(config.model, layers=2)
     with pytest.raises(ValueError, match="does not fit"):
-        Trainer(config, prepared.train).restore(read_checkpoint(folder))
+        trainer_of(config, prepared).restore(read_checkpoint(folder))
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
 def test_with_masks_no_document_sees_another(tmp_path, packing):
     """Trap: packed rows in which the end of one document is context for the next."""
     session = new_run(tmp_path)
-    config, shards = session.trainer.config, session.prepared.train
+    config = session.config
     config.data.packing, config.data.document_masks = packing, True
-    trainer = Trainer(config, shards)
-    batch = trainer.loader.next(256)
+    trainer = trainer_of(config, session.task.prepared)
+    batch = trainer.source.next(256)
     assert len(batch.cu_seqlens) > 257  # some rows hold the end of one document and the start of another
-    whole = trainer.forward(batch)
+    whole = trainer.forward(batch).mean
     tokens, targets = batch.tokens.flatten(), batch.targets.flatten()
     nats, count = 0.0, 0
     for begin, end in itertools.pairwise(batch.cu_seqlens.tolist()):
@@ -191,24 +190,24 @@ def test_with_masks_no_document_sees_another(tmp_path, packing):
 def test_all_that_changes_from_step_to_step_resumes_exactly(tmp_path, settings, model):
     """Trap: dropout that begins anew, router biases that are lost."""
     session = new_run(tmp_path, steps=12, batch_size=16, accumulate=2, **settings)
-    config = session.trainer.config
+    config = session.config
     config.model = dataclasses.replace(config.model, **model)
-    trainer = Trainer(config, session.prepared.train)
+    trainer = trainer_of(config, session.task.prepared)
     session = dataclasses.replace(session, trainer=trainer)
     losses(trainer, 3)
     folder = save(session)
     rest = losses(trainer, 9)
-    resumed = Trainer(trainer.config, session.prepared.train)
+    resumed = trainer_of(trainer.task.config, session.task.prepared)
     resumed.restore(read_checkpoint(folder))
     assert losses(resumed, 9) == rest
 
 
 def test_experts_are_balanced_and_watched(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
+    config = session.config
     config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2, bias_rate=0.01))
-    trainer = Trainer(config, session.prepared.train)
-    routing = trainer.step().routing
+    trainer = trainer_of(config, session.task.prepared)
+    routing = trainer.step().figures
     assert routing["expert_max_violation"] >= 0
     assert routing["experts_unused"] >= 0
     assert trainer.model.blocks[0].feed_forward.router.bias.abs().max() > 0
@@ -219,9 +218,9 @@ def test_experts_are_balanced_and_watched(tmp_path):
 def test_what_decays(tmp_path, optimizer):
     """Traps: experts, three-dimensional stacks of matrices, taken for no matrices; norms and embeddings that shrink."""
     session = new_run(tmp_path, optimizer=optimizer, weight_decay=0.3)
-    config = session.trainer.config
+    config = session.config
     config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2), biases="all")
-    trainer = Trainer(config, session.prepared.train)
+    trainer = trainer_of(config, session.task.prepared)
     decay = {
         id(parameter): group["weight_decay"]
         for each in trainer.optimizers
@@ -235,10 +234,10 @@ def test_what_decays(tmp_path, optimizer):
 
 def test_dropout_is_off_in_evaluation(tmp_path):
     session = new_run(tmp_path)
-    config = session.trainer.config
+    config = session.config
     config.model = dataclasses.replace(config.model, dropout=0.5)
-    trainer = Trainer(config, session.prepared.train)
-    assert trainer.evaluate(session.prepared.validation) == trainer.evaluate(session.prepared.validation)
+    trainer = trainer_of(config, session.task.prepared)
+    assert trainer.evaluate() == trainer.evaluate()
     assert trainer.model.training
 
 
@@ -246,7 +245,7 @@ def test_smaller_batches_read_fewer_rows(tmp_path):
     trainer = new_run(tmp_path, steps=12, batch_size=16, batch_warmup=0.5).trainer
     tokens = [trainer.step().tokens // 16 for _ in range(8)]
     assert tokens == [2, 2, 4, 4, 8, 8, 16, 16]
-    assert trainer.loader.position == sum(tokens)
+    assert trainer.source.position == sum(tokens)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +257,8 @@ def test_smaller_batches_read_fewer_rows(tmp_path):
 )
 def test_sizes_that_do_not_divide_are_refused(tmp_path, settings, message):
     session = new_run(tmp_path)
-    config = session.trainer.config
+    config = session.config
     config.model = dataclasses.replace(config.model, context=12)
     config.training = dataclasses.replace(config.training, **settings)
     with pytest.raises(ValueError, match=message):
-        Trainer(config, session.prepared.train)
+        trainer_of(config, session.task.prepared)

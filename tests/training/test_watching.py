@@ -9,8 +9,8 @@ from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
-from llmfast.training.command import sweep
-from llmfast.training.fit import fit
+from llmfast.commands.train import sweep
+from llmfast.training.loop import fit
 from llmfast.training.sweep import combinations
 
 QUIET = {"steps": 4, "evaluate_every": 2, "sample_every": 0}
@@ -143,19 +143,19 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(config_file, tmp_path, 
         "parameters",
         "4 steps of 64 tokens: 256 in all",
         "first batch 4 rows",
-        "s a step",
+        "s per step",
         "optimizer",
     ):
         assert part in said
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_one_batch_is_learnt_by_heart(config_file, capsys):
+def test_one_batch_is_memorized(config_file, capsys):
     command = ["train", "--config", config_file, "--overfit_one_batch", "--training.learning_rate", "2e-2"]
     assert main([*command, "--training.steps", "500"]) == 0
-    assert "learnt by heart" in capsys.readouterr().out
+    assert "memorized" in capsys.readouterr().out
     assert main([*command, "--training.steps", "3"]) == 2
-    assert "not learnt by heart" in capsys.readouterr().err
+    assert "not memorized" in capsys.readouterr().err
 
 
 def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""The functions behind the command line. Nothing imports them but ``llmfast.cli``."""

@@ -1,0 +1,110 @@
+"""What the commands that train have in common: a run begun or resumed, trained, and its curve drawn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmfast.training.distribution.world import World
+    from llmfast.training.session import Session
+    from llmfast.training.task import Task
+
+AUTO = Path("auto")
+
+
+@contextlib.contextmanager
+def run_task(
+    task: type[Task],
+    config: Any,
+    *,
+    out: Path | None,
+    resume: Path | None,
+    learning_rate: float | None = None,
+    profile: bool = False,
+) -> Iterator[tuple[Session, Console]]:
+    """Train ``task`` in a new run or a resumed one, on all processes; yields the finished session to evaluate it.
+
+    Args:
+        task: what is trained.
+        config: the configuration of a new run.
+        out: new folder for the run.
+        resume: a run folder to resume; ``AUTO`` resumes ``out`` if it holds a run.
+        learning_rate: a new peak learning rate for a resumed run.
+        profile: write a profiler trace of a few steps.
+
+    Raises:
+        ValueError: folders that make no sense together, or what the task refuses.
+        KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
+    """
+    from rich.console import Console
+
+    from llmfast.training.distribution.world import world
+    from llmfast.training.loop import fit
+
+    _check_folders(out, resume, learning_rate)
+    with world(config.training.device) as this:
+        console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
+        session = _session(task, config, out, resume, learning_rate, console, this)
+        try:
+            fit(session, console=console, profile=profile)
+        except KeyboardInterrupt:
+            again = f"llmfast {task.command} --resume {session.run.folder}"
+            raise KeyboardInterrupt(
+                f"stopped at step {session.trainer.steps_done:,} and saved; resume with: {again}"
+            ) from None
+        yield session, console
+        # A full disk costs the picture, not the run.
+        with contextlib.suppress(OSError):
+            _plot(session)
+
+
+def _check_folders(out: Path | None, resume: Path | None, learning_rate: float | None) -> None:
+    if resume == AUTO and out is None:
+        raise ValueError("--resume auto needs --out FOLDER, the run to begin or resume")
+    if resume != AUTO and (out is None) == (resume is None):
+        raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to resume one")
+    if learning_rate is not None and resume is None:
+        raise ValueError("--learning_rate is for --resume; a new run has --training.learning_rate")
+
+
+def _session(
+    task: type[Task],
+    config: Any,
+    out: Path | None,
+    resume: Path | None,
+    learning_rate: float | None,
+    console: Console,
+    world: World,
+) -> Session:
+    from llmfast.training.run_folder import RunFolder
+    from llmfast.training.session import new_session, resumed_session
+
+    automatic = resume == AUTO
+    if automatic:
+        resume = out if RunFolder(out).config_file.exists() else None
+        # The first process makes the folder that the others look for: all must have looked before.
+        world.barrier()
+    if resume is None:
+        return new_session(out, config, task=task, report=console.print, world=world)
+    session = resumed_session(
+        resume,
+        task=task,
+        learning_rate=learning_rate,
+        skip_damaged=automatic,
+        report=console.print,
+        world=world,
+    )
+    console.print(f"resuming    {resume}, from step {session.trainer.steps_done:,}")
+    return session
+
+
+def _plot(session: Session) -> None:
+    from llmfast.visualization.curves import plot_losses
+
+    if session.trainer.world.is_main:
+        plot_losses(session.run.records(), session.run.loss_plot, units=session.task.units(1.0))

@@ -1,0 +1,68 @@
+"""A model's tensors by name: all of them, those that training changes, and those that are frozen."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a tied parameter appears once, under its first name."""
+    first_names = {name for name, _ in model.named_parameters()}
+    all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    repeated = all_names - first_names
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in repeated}
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Parameters that need no gradient, and buffers of modules whose own parameters are all of that kind."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            frozen |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)}
+    return frozen
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training may change: what a checkpoint holds."""
+    frozen = frozen_names(model)
+    return {name: tensor for name, tensor in model_tensors(model).items() if name not in frozen}
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training leaves alone: the base of what is trained."""
+    frozen = frozen_names(model)
+    return {name: tensor for name, tensor in model_tensors(model).items() if name in frozen}
+
+
+def load_trained_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy ``tensors`` over those of the model that training may change.
+
+    Raises:
+        ValueError: names or shapes that are not the model's.
+    """
+    own = trained_tensors(model)
+    odd = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
+    if odd:
+        raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and contents: the same whatever files and devices the tensors are in.
+
+    >>> a = checksum({"w": torch.zeros(2)})
+    >>> a == checksum({"w": torch.zeros(2)}), a == checksum({"w": torch.zeros(2, 1)})
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""How a tensor is divided between processes, and whole matrices in turn for work that needs all of one.
+
+FSDP2 divides a parameter by rows, tensor parallel by the rows or columns of some heads or hidden units: both are a
+``Sharding``. The exchange gives each process every n-th of a list of matrices, so that the work on them is divided too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Which part of a tensor each process of a group has."""
+
+    dim: int
+    places: list[Tensor]
+    """Of each process: the indices along ``dim`` that it has."""
+    group: dist.ProcessGroup
+    device: torch.device
+    """Where the group exchanges tensors; parts may be kept elsewhere (CPU offload)."""
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self.group)
+
+    @property
+    def count(self) -> int:
+        return len(self.places)
+
+    def part(self, whole: Tensor, rank: int | None = None) -> Tensor:
+        """What one process has of ``whole``; this one if none is named."""
+        places = self.places[self.rank if rank is None else rank]
+        return whole.index_select(self.dim, places.to(whole.device))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The whole of the parts of all processes."""
+        whole = parts[0].new_empty(self.whole_shape(parts[0]))
+        for places, part in zip(self.places, parts, strict=True):
+            whole.index_copy_(self.dim, places.to(whole.device), part)
+        return whole
+
+    def whole_shape(self, part: Tensor) -> torch.Size:
+        return self._shape(part, sum(map(len, self.places)))
+
+    def part_shape(self, part: Tensor, rank: int) -> torch.Size:
+        """The shape of a process's part, from that of any."""
+        return self._shape(part, len(self.places[rank]))
+
+    def _shape(self, part: Tensor, size: int) -> torch.Size:
+        return torch.Size(size if dim == self.dim else each for dim, each in enumerate(part.shape))
+
+
+def sharding_of(tensor: Tensor) -> Sharding | None:
+    """How FSDP2 divides ``tensor`` (by rows, in equal parts but for the last); None if it does not."""
+    if not isinstance(tensor, DTensor):
+        return None
+    shards = [place for place, how in enumerate(tensor.placements) if isinstance(how, Shard)]
+    if not shards:
+        return None
+    (place,) = shards
+    mesh, dim = tensor.device_mesh, tensor.placements[place].dim
+    count, size = mesh.size(place), tensor.shape[dim]
+    each = -(-size // count)
+    places = [torch.arange(min(rank * each, size), min((rank + 1) * each, size)) for rank in range(count)]
+    return Sharding(dim, places, mesh.get_group(place), torch.device(mesh.device_type))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP2 divides; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
+    """Of n processes' parts of matrices: each process gets matrices rank, rank + n, rank + 2n … whole.
+
+    All processes of the one group that the shardings share must call it, with the same matrices.
+    """
+    rank, count = shardings[0].rank, shardings[0].count
+    mine = range(rank, len(parts), count)
+    sent = [parts[to::count] for to in range(count)]
+    wanted = [[shardings[i].part_shape(parts[i], sender) for i in mine] for sender in range(count)]
+    received = _exchange(sent, wanted, shardings[0], parts[0].dtype)
+    return [
+        shardings[i].join(list(pieces)) for i, pieces in zip(mine, zip(*received, strict=True), strict=True)
+    ]
+
+
+def scatter_in_turn(wholes: list[Tensor], like: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
+    """The way back: this process's part of each matrix, which has the shape of its tensor in ``like``."""
+    rank, count = shardings[0].rank, shardings[0].count
+    mine = shardings[rank::count]
+    sent = [
+        [sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)]
+        for to in range(count)
+    ]
+    wanted = [[part.shape for part in like[sender::count]] for sender in range(count)]
+    received = _exchange(sent, wanted, shardings[0], like[0].dtype)
+    return [received[i % count][i // count].to(part.device) for i, part in enumerate(like)]
+
+
+def _exchange(
+    sent: list[list[Tensor]],
+    wanted: list[list[torch.Size]],
+    sharding: Sharding,
+    dtype: torch.dtype,
+) -> list[list[Tensor]]:
+    """Send ``sent[r]`` to process r; from each, tensors of the shapes ``wanted[r]``. One message to and from each."""
+    flat = [tensor.reshape(-1).to(sharding.device, dtype) for tensors in sent for tensor in tensors]
+    message = torch.cat([torch.empty(0, device=sharding.device, dtype=dtype), *flat])
+    sizes = [sum(shape.numel() for shape in shapes) for shapes in wanted]
+    answer = message.new_empty(sum(sizes))
+    dist.all_to_all_single(
+        answer, message, sizes, [sum(t.numel() for t in tensors) for tensors in sent], group=sharding.group
+    )
+    return [
+        [
+            piece.view(shape)
+            for piece, shape in zip(block.split([s.numel() for s in shapes]), shapes, strict=True)
+        ]
+        for block, shapes in zip(answer.split(sizes), wanted, strict=True)
+    ]

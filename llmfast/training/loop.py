@@ -1,0 +1,224 @@
+"""The step loop: steps, with evaluation, samples, checkpoints and the log at their intervals, for every task."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import save_file
+
+from llmfast.training.checkpoints.checkpoint import checkpoint_folder
+from llmfast.training.checkpoints.saver import Saver
+from llmfast.training.monitoring.display import Display
+from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.monitoring.pace import Pace
+from llmfast.training.monitoring.profiling import StepProfiler
+from llmfast.training.monitoring.tracking import Tracker, open_trackers
+from llmfast.training.session import Session
+from llmfast.training.signals import stop_requests
+from llmfast.training.trainer import StepResult
+
+__all__ = ["fit", "save"]
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+BAD_STEPS = 10  # skipped in a row, after which a run stops: its weights do not recover by themselves
+
+
+def fit(session: Session, *, console: Console | None = None, profile: bool = False) -> None:
+    """Train until ``training.steps`` are done, saving at intervals and at the end.
+
+    SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt. ``profile`` writes a trace
+    of a few steps to RUN/profile.json.
+
+    Raises:
+        KeyboardInterrupt: stopped by a signal; the run can be resumed.
+        BadStepError: a bad step, as ``training.on_bad_step`` decides.
+        ValueError: a tracker or an evaluation that cannot be used.
+        OSError: the last checkpoint cannot be written.
+    """
+    _Fit(session, console, profile).run()
+
+
+class _Fit:
+    """One call of ``fit``."""
+
+    def __init__(self, session: Session, console: Console | None, profile: bool):
+        self.task, self.trainer, self.folder = session.task, session.trainer, session.run
+        self.training = session.trainer.training
+        self.world = session.trainer.world
+        quiet = console if self.world.is_main else Console(quiet=True)
+        self.display = Display(self.training.steps, console=quiet)
+        self.saver = Saver(session.run.folder, session.trainer)
+        self.pace = Pace(session.trainer)
+        self.trackers: list[Tracker] = []
+        self.profiler = (
+            StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
+        )
+        self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
+        # The newest validation: its step and loss.
+        self.validation: tuple[int, float] | None = None
+        self.bad_in_a_row = 0
+
+    def run(self) -> None:
+        trainer, stopped = self.trainer, False
+        if self.world.is_main:
+            self.folder.rewind_log(trainer.steps_done)
+            self.trackers = open_trackers(
+                self.training.track, self.folder, self.task.config, trainer.steps_done
+            )
+        with stop_requests() as stop, self.display, contextlib.ExitStack() as at_end:
+            for tracker in self.trackers:
+                at_end.callback(tracker.close)
+            while trainer.steps_done < self.training.steps and not stopped:
+                self._step()
+                self._at_intervals(trainer.steps_done)
+                with self._surviving_full_disk():
+                    self.saver.poll()
+                self.pace.resume_clock()
+                stopped = self.world.any(bool(stop))
+        if self.profiler and (message := self.profiler.finish()):
+            self.display.say(message)
+        self.saver.wait()
+        # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
+        if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
+            self.saver.save(validation_loss=self._validation_loss())
+            self.saver.wait()
+        self.world.barrier()
+        if stopped:
+            raise KeyboardInterrupt
+
+    def _step(self) -> None:
+        if self.profiler:
+            self.profiler.before_step()
+        result = self.trainer.step()
+        if self.profiler and (message := self.profiler.after_step()):
+            self.display.say(message)
+        step = self.trainer.steps_done
+        if result.fault:
+            self._bad_step(step, result)
+            return
+        self.bad_in_a_row = 0
+        self._log(
+            step,
+            loss=result.loss.item(),
+            gradient_norm=result.gradient_norm.item(),
+            learning_rate_factor=result.learning_rate_factor,
+            **result.figures,
+        )
+        status = self.pace.status(result)
+        self._track(step, status.speed())
+        self.display.update(status)
+
+    def _bad_step(self, step: int, result: StepResult) -> None:
+        """Save the batch, then stop or skip the step."""
+        file = self.folder.folder / "bad-steps" / f"step-{step:06d}-rank-{self.world.rank}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        columns = {name: column.contiguous() for name, column in result.batch.columns.items()}
+        if result.batch.cu_seqlens is not None:
+            columns["cu_seqlens"] = result.batch.cu_seqlens
+        save_file(columns, file)
+        self._log(step, fault=result.fault)
+        self.bad_in_a_row += 1
+        if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
+            raise BadStepError(
+                f"{result.fault} at step {step}: a lower training.learning_rate may help; "
+                f"the batch is in {file.parent}, the last checkpoint is untouched"
+            )
+        self.display.say(f"step {step:,} skipped: {result.fault}; its batch is in {file}")
+
+    def _at_intervals(self, step: int) -> None:
+        training = self.training
+        if _due(training.evaluate_every, step):
+            self._evaluate(step)
+        if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
+            try:
+                sample = self.task.sample(self.trainer)
+            # A run that diverged cannot be sampled; its policy for bad steps decides whether it ends.
+            except ValueError as error:
+                self.display.say(f"step {step:,}: no sample, {error}")
+            else:
+                if sample is not None:
+                    self.display.sample(step, *sample)
+        if _due(training.checkpoint_every, step) and step < training.steps:
+            with self._surviving_full_disk():
+                self.saver.save(validation_loss=self._validation_loss())
+
+    def _evaluate(self, step: int) -> None:
+        figures = self._validate()
+        self._log(step, **{f"validation_{name}": figure for name, figure in figures.items()})
+        for function in self.evaluations.values():
+            together = {}
+            if "team" in inspect.signature(function).parameters:
+                together["team"] = self.trainer.team
+            with self.trainer.inference() as model:
+                figures = function(model, self.task.tokenizer, **together)
+            self._log(step, **figures)
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            self.display.say(f"  {step:>6,} │ {shown}")
+
+    def _validate(self) -> dict[str, float]:
+        figures = self.trainer.evaluate(part=True)
+        self.validation = self.trainer.steps_done, figures["loss"]
+        return figures
+
+    def _validation_loss(self) -> float | None:
+        """That of the present weights, where it decides which checkpoint is the best."""
+        if not (self.training.keep_best and self.training.evaluate_every):
+            return None
+        if self.validation is None or self.validation[0] != self.trainer.steps_done:
+            self._validate()
+        return self.validation[1]
+
+    @contextlib.contextmanager
+    def _surviving_full_disk(self) -> Iterator[None]:
+        """A full disk costs a checkpoint, not the run: the next one may find room."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            self.display.say(
+                f"step {self.trainer.steps_done:,}: checkpoint not saved, {os.strerror(error.errno).lower()}; "
+                "earlier ones are whole, training continues"
+            )
+
+    def _log(self, step: int, **record: Any) -> None:
+        if not self.world.is_main:
+            return
+        self.folder.log(step=step, **record)
+        self._track(step, {name: value for name, value in record.items() if isinstance(value, int | float)})
+
+    def _track(self, step: int, figures: dict[str, float]) -> None:
+        """Give the trackers figures; those of speed are theirs alone, since the same run has the same log.jsonl."""
+        for tracker in self.trackers if figures else ():
+            tracker.log(step, figures)
+
+
+def save(session: Session, *, validation_loss: float | None = None) -> Path:
+    """Write a checkpoint of where the session's trainer is; returns its folder."""
+    Saver(session.run.folder, session.trainer).save(validation_loss=validation_loss)
+    return checkpoint_folder(session.run.folder, session.trainer.steps_done)
+
+
+def named_evaluation(name: str) -> Any:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"training.evaluations: {name!r} is not module:function ({error})") from None
+
+
+def _due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0

@@ -1,0 +1,105 @@
+"""Where a run's log goes besides ``log.jsonl``: TensorBoard, Weights & Biases, Trackio."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+from llmfast.config import to_dict
+from llmfast.training.run_folder import RunFolder
+
+PROJECT = "llmfast"
+
+
+class Tracker(Protocol):
+    def log(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, for ``tensorboard --logdir``."""
+
+    def __init__(self, run: RunFolder, config: Any, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Drops what was logged after the checkpoint that this process resumes from.
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases in RUN/wandb; without network with WANDB_MODE=offline, and ``wandb sync`` later."""
+
+    def __init__(self, run: RunFolder, config: Any, step: int):
+        import wandb
+
+        self._run = wandb.init(
+            project=PROJECT,
+            name=run.folder.name,
+            id=_identity(run),
+            resume="allow",
+            dir=str(run.folder),
+            config=to_dict(config),
+        )
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of Trackio, kept on this machine; ``trackio show`` draws it."""
+
+    def __init__(self, run: RunFolder, config: Any, step: int):
+        import trackio
+
+        self._trackio = trackio
+        trackio.init(
+            project=PROJECT,
+            name=f"{run.folder.name}-{_identity(run)}",
+            config=to_dict(config),
+            resume="allow",
+        )
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._trackio.log(figures, step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+
+
+def open_trackers(names: tuple[str, ...], run: RunFolder, config: Any, step: int) -> list[Tracker]:
+    """The trackers by name, for a run that resumes from ``step``.
+
+    Raises:
+        ModuleNotFoundError: the library of one is not installed.
+        ValueError: it is, but cannot be used: it lacks something itself, or wants an account.
+    """
+    return [_open(name, run, config, step) for name in names]
+
+
+def _open(name: str, run: RunFolder, config: Any, step: int) -> Tracker:
+    try:
+        return TRACKERS[name](run, config, step)
+    except Exception as error:  # each library raises errors of its own
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise
+        offline = "; WANDB_MODE=offline needs no account" if name == "wandb" else ""
+        raise ValueError(f"training.track {name} cannot be used: {error}{offline}") from error
+
+
+def _identity(run: RunFolder) -> str:
+    """The same for every process that resumes a run."""
+    return hashlib.sha256(str(run.folder.absolute()).encode()).hexdigest()[:12]

@@ -1,0 +1,146 @@
+"""The optimizers of a run by name, and their state as named tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llmfast.training.config import TrainingConfig
+from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.optimizers.adamw import AdamW
+from llmfast.training.optimizers.adamw_8bit import AdamW8bit, with_numbers
+from llmfast.training.optimizers.muon import Muon
+
+
+def build_optimizers(
+    model: nn.Module, config: TrainingConfig, shardings: Mapping[str, Sharding] = MappingProxyType({})
+) -> list[Optimizer]:
+    """The optimizers of the trained parameters by ``training.optimizer``; frozen parameters reach none of them.
+
+    AdamW takes everything, Muon the matrices inside blocks, with AdamW for the rest (stacks of experts, too). Matrices
+    decay, those of experts too; norms, biases and the embedding table do not: a norm's scale has no reason to be small,
+    and decay would shrink the rows of rare tokens between their few gradients.
+
+    Args:
+        model: whose parameters are trained.
+        config: the choice of optimizer, rates and decay.
+        shardings: those of the parameters that tensor parallelism divides, by name.
+    """
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    inside = [parameter for name, parameter in parameters.items() if ".blocks." in f".{name}"]
+    matrices = [parameter for parameter in inside if parameter.ndim == 2]
+    stacks = [parameter for parameter in inside if parameter.ndim > 2]
+    decaying = set(map(id, matrices + stacks))
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
+    choice = OPTIMIZERS[config.optimizer]
+    optimizers: list[Optimizer] = []
+    if choice.matrices is not None and matrices:
+        own = {parameters[name]: each for name, each in shardings.items() if name in parameters}
+        optimizers.append(choice.matrices(matrices, config, own))
+        matrices = []
+    if groups := _groups(matrices + stacks, rest, config.weight_decay):
+        optimizers.append(choice.rest(groups, config))
+    return optimizers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a value of ``training.optimizer`` stands for."""
+
+    rest: Callable[[list[dict], TrainingConfig], Optimizer]
+    """Makes the optimizer of groups of parameters."""
+    matrices: Callable[[list[Tensor], TrainingConfig, dict[Tensor, Sharding]], Optimizer] | None = None
+    """Makes one for the matrices inside blocks alone, where they have an optimizer of their own."""
+
+
+def _adamw(kind: type[Optimizer]) -> Callable[[list[dict], TrainingConfig], Optimizer]:
+    def make(groups: list[dict], config: TrainingConfig) -> Optimizer:
+        return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), seed=config.seed)
+
+    return make
+
+
+def _muon(matrices: list[Tensor], config: TrainingConfig, shardings: dict[Tensor, Sharding]) -> Optimizer:
+    rate, decay = config.matrix_learning_rate, config.weight_decay
+    return Muon(matrices, lr=rate, weight_decay=decay, shardings=shardings)
+
+
+OPTIMIZERS = {
+    "adamw": Choice(_adamw(AdamW)),
+    "adamw8bit": Choice(_adamw(AdamW8bit)),
+    "muon": Choice(_adamw(AdamW), matrices=_muon),
+}
+"""The registry: a new optimizer is one entry here, and its name in ``llmfast.models.memory.OPTIMIZER_BYTES``."""
+
+
+def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
+    """Set every group's rate to ``factor`` times its peak, the rate it was built with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+
+
+def optimizer_tensors(
+    optimizers: list[Optimizer], model: nn.Module, *, divided: bool = False
+) -> dict[str, Tensor]:
+    """The state of all optimizers as tensors named PARAMETER/ENTRY, as in ``blocks.0.attention.out.weight/exp_avg``.
+
+    Of a model that is divided between processes, 8-bit moments are given as numbers: their codes hold for these parts.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{entry}": value
+        for optimizer in optimizers
+        for parameter, entries in optimizer.state.items()
+        for entry, value in (with_numbers(entries) if divided else entries).items()
+    }
+
+
+def load_optimizer_tensors(optimizers: list[Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` gave."""
+    parameters = dict(model.named_parameters())
+    owner = {
+        id(parameter): optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, entries in _by_parameter(tensors).items():
+        parameter = parameters.get(name)
+        if parameter is None or id(parameter) not in owner:
+            raise ValueError(
+                f"the optimizer state holds {name!r}, which is no trained parameter of the model"
+            )
+        state = {entry: value.to(parameter.device) for entry, value in entries.items()}
+        optimizer = owner[id(parameter)]
+        if isinstance(optimizer, AdamW8bit):
+            optimizer.put(parameter, state)
+        else:
+            optimizer.state[parameter] = state
+
+
+def decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``optimizer_tensors`` with all 8-bit moments as numbers, so that they can be divided; their maxima are whole."""
+    return {
+        f"{name}/{entry}": value
+        for name, entries in _by_parameter(tensors).items()
+        for entry, value in with_numbers(entries, whole_maxima=True).items()
+    }
+
+
+def _by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        found[name][entry] = value
+    return found

@@ -1,0 +1,1 @@
+"""What is looked at, set and checked before the first step."""

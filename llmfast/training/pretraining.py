@@ -1,0 +1,173 @@
+"""Pretraining: the task of predicting the next token of prepared text."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmfast.data.batch import IGNORED, Batch
+from llmfast.data.loader import Loader
+from llmfast.data.prepare import END_OF_TEXT, Prepared, describe, open_prepared, prepare
+from llmfast.data.shards import Share
+from llmfast.data.windows import PackedWindows, StreamWindows, Windows
+from llmfast.evaluation.perplexity import evaluate
+from llmfast.inference.config import Sampling
+from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
+from llmfast.models.decoder import Decoder
+from llmfast.models.folder import write_config
+from llmfast.models.memory import TrainingSetup, training_memory
+from llmfast.tokenizer import Tokenizer
+from llmfast.training.config import RunConfig
+from llmfast.training.objective import Loss, Objective
+from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
+from llmfast.training.task import Policy, Report
+
+PART_TOKENS = 2**15  # of the validation split, for evaluations during training
+PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
+
+
+class NextToken(Objective):
+    """The cross entropy of each next token, a mean over the targets of a batch."""
+
+    model: Decoder
+
+    def weight(self, batch: Batch) -> Tensor:
+        return (batch.targets != IGNORED).sum()
+
+    def forward(self, batch: Batch) -> Loss:
+        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens))
+
+
+class Pretraining:
+    """The task on prepared token shards (see ``llmfast.training.task.Task``).
+
+    Raises:
+        ValueError: too little data for one row, or weights to start from that do not go with the data.
+    """
+
+    config_class: ClassVar = RunConfig
+    command: ClassVar = "train"
+
+    def __init__(self, config: RunConfig, prepared: Prepared, start: Start | None = None):
+        self.config, self.prepared, self.start = config, prepared, start
+        self.tokenizer: Tokenizer = prepared.tokenizer
+        self.context = config.model.context
+
+    @classmethod
+    def prepare(cls, config: RunConfig, folder: Path, *, report: Report) -> None:
+        cls._use_tokenizer_of_start(config)
+        if not config.data.prepared:
+            prepare(config.data, folder, report=report)
+
+    @classmethod
+    def open(
+        cls, config: RunConfig, folder: Path, *, begins: bool, verify: bool, report: Report
+    ) -> Pretraining:
+        cls._use_tokenizer_of_start(config)
+        elsewhere = config.data.prepared
+        prepared = open_prepared(Path(elsewhere) if elsewhere else folder, verify=verify)
+        if elsewhere and begins:
+            describe(prepared, report)
+        start = None
+        if config.start is None:
+            config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
+        elif begins:
+            start = open_start(config.start)
+            check_same_tokenizer(start, prepared.tokenizer)
+            config.model = started_config(config.model, start)
+        return cls(config, prepared, start)
+
+    @staticmethod
+    def _use_tokenizer_of_start(config: RunConfig) -> None:
+        data = config.data
+        if config.start is not None and data.tokenizer is None and data.prepared is None:
+            data.tokenizer = str(open_start(config.start).folder)
+
+    @functools.cached_property
+    def windows(self) -> Windows:
+        """The rows of training."""
+        windows = PackedWindows if self.config.data.packing == "best_fit" else StreamWindows
+        return windows(self.prepared.train, self.context)
+
+    def fingerprints(self) -> dict[str, str]:
+        return {
+            "data": self.prepared.train.checksum[:12],
+            "tokenizer": self.tokenizer.fingerprint[:12],
+        }
+
+    def memory(self) -> dict[str, float]:
+        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
+        parts = training_memory(self.config.model, setup)
+        return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
+
+    def flops_per_token(self) -> float:
+        return self.config.model.flops_per_token()
+
+    def objective(self) -> Objective:
+        if self.start is not None:
+            model = self.start.decoder(self.config.model)
+        else:
+            generator = torch.Generator().manual_seed(self.config.training.seed)
+            model = Decoder(self.config.model, generator=generator)
+        return NextToken(model)
+
+    def base(self) -> None:
+        return None
+
+    def source(self, share: Share, policy: Policy) -> Loader:
+        return Loader(
+            self.windows,
+            seed=self.config.training.seed,
+            share=share,
+            document_masks=self.config.data.document_masks,
+        )
+
+    def evaluate(self, policy: Policy, *, part: bool = False, stride: int | None = None) -> dict[str, float]:
+        """Loss in nats per token and bits per byte of the validation split; see ``perplexity.evaluate``."""
+        with policy.inference() as model:
+            found = evaluate(
+                model,
+                self.prepared.validation,
+                stride=stride,
+                max_tokens=PART_TOKENS if part else None,
+                autocast=policy.autocast(),
+                team=policy.team,
+            )
+        return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+
+    def sample(self, policy: Policy) -> tuple[str, str]:
+        """The prompt and the model's continuation."""
+        tokenizer, prompt = self.tokenizer, self.prompt()
+        with policy.inference() as model:
+            tokens = generate_tokens(
+                model,
+                encode_prompt(tokenizer, prompt),
+                SAMPLE_TOKENS,
+                sampling=Sampling(temperature=0.7, top_p=0.95),
+                stop=tokenizer.eot_token,
+            )
+            text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
+            return prompt, "".join(text)
+
+    def prompt(self) -> str:
+        """What samples continue: ``def`` for Python's library, else how a held-out document begins."""
+        data = self.config.data
+        if not data.sources and not data.prepared:
+            return "def "
+        held_out = self.prepared.validation
+        tokens = held_out.read(1, min(PROMPT_TOKENS, len(held_out) - 1)).tolist()
+        return self.tokenizer.decode(tokens).split(END_OF_TEXT)[0]
+
+    def units(self, loss: float) -> dict[str, float]:
+        shards = self.prepared.train
+        return {"bits/byte": loss * len(shards) / shards.text_bytes / math.log(2)}
+
+    def save_assets(self, folder: Path) -> None:
+        write_config(folder, self.config.model)
+        self.tokenizer.save(folder)
