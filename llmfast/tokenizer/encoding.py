@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
-from llmfast import _bpe
 from llmfast.tokenizer import arguments, offsets, patterns, unstable
 from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.core_bpe import CoreBPE
+from llmfast.tokenizer.disallowed import (
+    check_disallowed as check_disallowed,  # which the engine looks up here
+)
+from llmfast.tokenizer.disallowed import raise_disallowed_special_token
 from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.streaming import StreamDecoder, separable_parts
 
@@ -464,27 +467,3 @@ def _as_bytes(text_or_bytes: str | bytes) -> bytes:
     if not isinstance(text_or_bytes, bytes):
         raise TypeError(f"text_or_bytes: expected a str or bytes, got {arguments.kind(text_or_bytes)}")
     return text_or_bytes
-
-
-def check_disallowed(text: str, disallowed: Collection[str]) -> None:
-    """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
-    if "" in disallowed:  # which every text holds
-        raise_disallowed_special_token("")
-    if (found := _finder(frozenset(disallowed)).first_in(text)) is not None:
-        raise_disallowed_special_token(found)
-
-
-@functools.lru_cache(maxsize=128)
-def _finder(texts: frozenset[str]) -> _bpe.Finder:
-    return _bpe.Finder(texts)
-
-
-def raise_disallowed_special_token(token: str) -> NoReturn:
-    raise ValueError(
-        f"Encountered text corresponding to disallowed special token {token!r}.\n"
-        "If you want this text to be encoded as a special token, "
-        f"pass it to `allowed_special`, e.g. `allowed_special={{{token!r}, ...}}`.\n"
-        f"If you want this text to be encoded as normal text, disable the check for this token "
-        f"by passing `disallowed_special=(enc.special_tokens_set - {{{token!r}}})`.\n"
-        "To disable this check for all special tokens, pass `disallowed_special=()`.\n"
-    )

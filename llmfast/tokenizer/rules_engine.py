@@ -13,6 +13,7 @@ import regex
 
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
+from llmfast.tokenizer.disallowed import check_disallowed
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
@@ -138,8 +139,6 @@ class RulesEngine:
         named = every if allowed == "all" else every & frozenset(allowed)
         refused = every - named if disallowed == "all" else disallowed
         if refused:
-            from llmfast.tokenizer.encoding import check_disallowed
-
             check_disallowed(text, refused)
         return self._always.union(named)
 
