@@ -11,6 +11,7 @@ from typing import Any
 
 from llmfast.config import to_dict
 from llmfast.integrations.huggingface.names import FAMILIES, Family
+from llmfast.models.activations import transformers_names
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 
 _SIZES = {
@@ -34,8 +35,8 @@ _GPT2_SIZES = {
     "norm_eps": "layer_norm_epsilon",
     "dropout": "resid_pdrop",
 }
-_ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
-_GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = transformers_names(gated=True)
+_GPT2_ACTIVATIONS = transformers_names(gated=False)
 _SCALING = {  # theirs: ours
     "factor": "factor",
     "original_max_position_embeddings": "original_context",
