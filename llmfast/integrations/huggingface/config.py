@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from llmfast.config import to_dict
-from llmfast.integrations.huggingface.names import FAMILIES, Family
+from llmfast.integrations.huggingface.names import DECODERS, Family
 from llmfast.models.activations import transformers_names
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 
@@ -72,9 +72,9 @@ def from_config(file: dict[str, Any]) -> tuple[Family, DecoderConfig]:
         ValueError: a family that is not supported, or a setting that the decoder does not have.
     """
     kind = file.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"its model_type is {kind!r}; supported are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    if kind not in DECODERS:
+        raise ValueError(f"its model_type is {kind!r}; supported are {', '.join(DECODERS)}")
+    family = DECODERS[kind]
     return family, _gpt2_from(file) if kind == "gpt2" else _llama_from(kind, file)
 
 
@@ -85,9 +85,9 @@ def to_config(config: DecoderConfig, kind: str | None = None) -> tuple[Family, d
         ValueError: no such family, or it cannot say all of ``config``.
     """
     kind = kind or family_of(config)
-    if kind not in FAMILIES:
-        raise ValueError(f"{kind!r} is not a supported family; there are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    if kind not in DECODERS:
+        raise ValueError(f"{kind!r} is not a supported family; there are {', '.join(DECODERS)}")
+    family = DECODERS[kind]
     file = _gpt2_to(config) if kind == "gpt2" else _llama_to(kind, config)
     file |= {"model_type": kind, "architectures": [family.architecture]}
     lost = _differences(config, from_config(file)[1])
