@@ -16,12 +16,11 @@ import random
 import re
 import struct
 import sys
-import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .texts import DATA, DOCUMENT, Text, made_up
+from .texts import DATA, DOCUMENT, Text, made_up, sources
 
 CATALOGS = Path("/usr/share/locale")
 DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
@@ -86,13 +85,10 @@ def files(*names: str) -> Callable[[], Iterator[str]]:
 
 def modules() -> Iterator[str]:
     """The sources of Python's own library, then those of the packages that are installed."""
-    packages = [Path(entry) for entry in sys.path if entry.endswith("-packages")]
-    for root in (Path(sysconfig.get_paths()["stdlib"]), *packages):
+    yield from sources()
+    for root in (Path(entry) for entry in sys.path if entry.endswith("-packages")):
         for module in sorted(root.rglob("*.py")):
-            if root not in packages and not set(module.parts).isdisjoint(("site-packages", "dist-packages")):
-                continue
-            text = module.read_text(encoding="utf-8", errors="replace")
-            yield text if text.endswith("\n") else f"{text}\n"
+            yield module.read_text(encoding="utf-8", errors="replace")
 
 
 def docstrings() -> Iterator[str]:

@@ -22,7 +22,7 @@ from .compare import without_paths
 from .results import ROOT, TEXT, Result
 from .stream_library import digest, parts
 from .texts import Text
-from .tokenizers import LIBRARIES, Vocabulary, tiktoken
+from .tokenizers import LIBRARIES, Vocabulary, missing, tiktoken
 
 PASSES = {"numpy": "encode to NumPy", "lists": "encode to lists"}
 COLD = "the first time"
@@ -58,10 +58,13 @@ class Streaming:
         """All libraries, when they have encoded these parts in turn."""
         workers = {name: Worker(name) for name in LIBRARIES}
         with contextlib.ExitStack() as stack:
-            for worker in workers.values():
+            started = [worker for worker in workers.values() if worker.status == "ok"]
+            for worker in started:
                 stack.enter_context(worker.started(self, path))
+            for worker in started:  # they load beside each other
+                worker.await_start()
             for number, (size, ids) in enumerate(expected):
-                for worker in workers.values():
+                for worker in started:
                     worker.encode(number, size, ids)
         return workers
 
@@ -94,7 +97,9 @@ class Worker:
     """A library in a process of its own, and what is known of it."""
 
     def __init__(self, name: str):
-        self.name, self.status, self.note = name, "ok", ""
+        absent = missing(name)
+        self.name = name
+        self.status, self.note = (absent.status, absent.reason) if absent else ("ok", "")
         self.seconds = 0.0
         self.times: list[float] = []  # of each part: seconds for a byte
 
@@ -115,13 +120,15 @@ class Worker:
                 cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             ) as self.process,
         ):  # fmt: skip
-            said = self.answer()
-            if "status" in said:
-                self.status, self.note = said["status"], said["reason"]
             try:
                 yield
             finally:
                 self.process.kill()
+
+    def await_start(self) -> None:
+        said = self.answer()
+        if "status" in said:
+            self.status, self.note = said["status"], said["reason"]
 
     def encode(self, number: int, size: int, ids: str) -> None:
         enough = len(self.times) > FEWEST and self.seconds > SECONDS

@@ -268,10 +268,15 @@ def libraries(vocabulary: Vocabulary, what: str) -> Iterator[tuple[str, Library 
         yield name, library(name, vocabulary, what)
 
 
+def missing(name: str) -> Absent | None:
+    """None for a library that is installed."""
+    return None if importlib.util.find_spec(name) else Absent("missing", f"{name} is not installed")
+
+
 def library(name: str, vocabulary: Vocabulary, what: str) -> Library | Absent:
     """A library, freshly made, that offers `what`, or why there is none."""
-    if importlib.util.find_spec(name) is None:
-        return Absent("missing", f"{name} is not installed")
+    if absent := missing(name):
+        return absent
     try:
         made = LIBRARIES[name](vocabulary)
     except ModuleNotFoundError as error:

@@ -66,7 +66,7 @@ def tokenizers(path: str, size: int, threads: int) -> Callable[[], Tokens]:
     trained.train([path], trainer)
 
     def tokens() -> Tokens:
-        from llmfast.tokenizer.huggingface import token_bytes
+        from llmfast.tokenizer.huggingface.byte_text import token_bytes
 
         return [token_bytes(token) for token in trained.get_vocab()]
 

@@ -22,7 +22,7 @@ from ..fresh import stream_of, streams
 from ..results import ROOT, TEXT, Result
 from ..streams import Streaming
 from ..text_jobs import TextJob
-from ..texts import DOCUMENT, Text, texts
+from ..texts import DOCUMENT, Text
 from ..tokenizers import (
     FORMS_OF_VOCABULARIES,
     LIBRARIES,
@@ -52,15 +52,16 @@ def inputs(size: str, files: Sequence[Path] = ()) -> dict[str, str]:
     fresh = {
         f"{kind}, encoded": f"{text.bytes / 1e6:.3g} MB in documents of {DOCUMENT:,} characters, each encoded once, in "
         f"parts of {part}, the first of them by fresh processes: {text.origin}"
-        for kind, text in encoded(size, files).items()
+        for kind, text in texts(STREAM[size], files).items()
     }
     other = {f"{kind}, decoded": str(text) for kind, text in texts(MEGABYTES[size], files).items()}
     return fresh | other | {f"vocabularies of {name}": form for name, form in FORMS_OF_VOCABULARIES.items()}
 
 
-def encoded(size: str, files: Sequence[Path]) -> dict[str, Text]:
+def texts(megabytes: float, files: Sequence[Path]) -> dict[str, Text]:
+    """At most so much of each kind, or all of the given files."""
     if not files:
-        return streams(STREAM[size])
+        return streams(megabytes)
     return {path.name: stream_of("a file of this name", path.read_text(encoding="utf-8")) for path in files}
 
 
@@ -69,7 +70,7 @@ def cases(size: str, files: Sequence[Path] = ()) -> Iterator[Streaming | TextJob
     known = vocabularies()
     one = next((each for each in known if each.name == "cl100k_base"), known[0])
     every = known if size == "cpu" else [one]
-    for kind, text in encoded(size, files).items():
+    for kind, text in texts(STREAM[size], files).items():
         part = min(int(PART[size] * 1e6), text.bytes // 3)
         for vocabulary in every:
             for form, colds in (("numpy", COLDS[size]), ("lists", 1)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import importlib
 import io
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +29,9 @@ PACKAGES = {"llmfast.kernels": ROOT / "kernels"} | {
 @event_priority(100)  # before mkdocstrings reads its options
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Shows mkdocstrings a tree in which kernels/ is llmfast/kernels, as it is once installed."""
-    tree = Path(tempfile.mkdtemp(prefix="llmfast-docs-")) / "llmfast"
+    folder = tempfile.mkdtemp(prefix="llmfast-docs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tree = Path(folder) / "llmfast"
     tree.mkdir()
     for path in (ROOT / "llmfast").iterdir():
         (tree / path.name).symlink_to(path)
@@ -50,7 +54,6 @@ def top_level_page() -> str:
     rows = [
         f"| `llmfast.{name}` | [`{home}`]({home.split('.')[1]}.md) |"
         for name, home in sorted(llmfast._HOMES.items())
-        if f"llmfast.{home.split('.')[1]}" in PACKAGES
     ]
     return "\n".join(
         [

@@ -17,8 +17,8 @@ def _tanh_gate(x):
 
 
 @triton.jit
-def _activate(x, KIND: tl.constexpr):
-    """act(x) of silu, gelu or gelu_tanh, float32."""
+def activate(x, KIND: tl.constexpr):
+    """act(x) of each kind, float32; see ``reference.ACTIVATIONS``."""
     if KIND == "silu":
         y = x * tl.sigmoid(x)
     elif KIND == "gelu":
@@ -29,7 +29,7 @@ def _activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _slope(x, KIND: tl.constexpr):
+def slope_of(x, KIND: tl.constexpr):
     """d act(x) / dx."""
     if KIND == "silu":
         gate = tl.sigmoid(x)
@@ -38,9 +38,8 @@ def _slope(x, KIND: tl.constexpr):
         slope = 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * DENSITY * tl.exp(-0.5 * x * x)
     else:
         gate = _tanh_gate(x)
-        near = tl.minimum(
-            tl.maximum(x, -30.0), 30.0
-        )  # beyond, gate · (1 − gate) is 0, and x² may be infinite
+        # Beyond, gate · (1 − gate) is 0, and x² may be infinite.
+        near = tl.minimum(tl.maximum(x, -30.0), 30.0)
         steepness = (1.0 + near * near * (3.0 * TANH_CUBIC)) * (2.0 * TANH_SCALE)
         slope = gate + near * gate * (1.0 - gate) * steepness
     return slope
@@ -64,7 +63,7 @@ def gated_forward(
     mask = column < columns
     g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(tl.float32)
     u = tl.load(up + row * up_stride + column, mask, other=0.0).to(tl.float32)
-    y = _activate(g, KIND) * u
+    y = activate(g, KIND) * u
     tl.store(out + row * columns + column, y.to(out.dtype.element_ty), mask)
 
 
@@ -78,8 +77,8 @@ def gated_backward(
     g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(tl.float32)
     u = tl.load(up + row * up_stride + column, mask, other=0.0).to(tl.float32)
     d = tl.load(grad + row * columns + column, mask, other=0.0).to(tl.float32)
-    to_gate = d * u * _slope(g, KIND)
-    to_up = d * _activate(g, KIND)
+    to_gate = d * u * slope_of(g, KIND)
+    to_up = d * activate(g, KIND)
     tl.store(grad_gate + row * grad_stride + column, to_gate.to(grad_gate.dtype.element_ty), mask)
     tl.store(grad_up + row * grad_stride + column, to_up.to(grad_up.dtype.element_ty), mask)
 
@@ -93,7 +92,7 @@ def gelu_forward(
     value = tl.load(x + row * x_stride + column, mask, other=0.0).to(tl.float32)
     if bias is not None:
         value += tl.load(bias + column, mask, other=0.0).to(tl.float32)
-    tl.store(out + row * columns + column, _activate(value, KIND).to(out.dtype.element_ty), mask)
+    tl.store(out + row * columns + column, activate(value, KIND).to(out.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -111,7 +110,7 @@ def gelu_backward(
     for row in range(tl.program_id(1).to(tl.int64), rows, tl.num_programs(1)):
         value = tl.load(x + row * x_stride + column, mask, other=0.0).to(tl.float32) + shift
         d = tl.load(grad + row * columns + column, mask, other=0.0).to(tl.float32)
-        d *= _slope(value, KIND)
+        d *= slope_of(value, KIND)
         tl.store(grad_x + row * columns + column, d.to(grad_x.dtype.element_ty), mask)
         total += d
     if bias_partials is not None:

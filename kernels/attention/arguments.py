@@ -23,7 +23,7 @@ def addressable(x):
 
 
 def empty_rows(x):
-    """Uninitialised, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
+    """Uninitialized, with the shape and memory layout of x if that keeps D innermost, else contiguous."""
     like = torch.empty_like(x)
     return like if like.stride(-1) == 1 else x.new_empty(x.shape)
 

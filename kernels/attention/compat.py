@@ -47,19 +47,23 @@ def flash_attn_func(
         **dao_options(dropout_p, softmax_scale, causal, window_size, softcap),
         return_lse=return_attn_probs,
     )
-    return (result[0].transpose(1, 2), result[1], None) if return_attn_probs else result.transpose(1, 2)
+    if isinstance(result, tuple):
+        return result[0].transpose(1, 2), result[1], None
+    return result.transpose(1, 2)
 
 
 def flash_attn_qkvpacked_func(qkv: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_qkvpacked_func``: qkv (B, S, 3, H, D); the rest as ``flash_attn_func``."""
-    return flash_attn_func(*qkv.unbind(2), *args, **kwargs)
+    q, k, v = qkv.unbind(2)
+    return flash_attn_func(q, k, v, *args, **kwargs)
 
 
 def flash_attn_kvpacked_func(
     q: Tensor, kv: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_kvpacked_func``: kv (B, T, 2, K, D); the rest as ``flash_attn_func``."""
-    return flash_attn_func(q, *kv.unbind(2), *args, **kwargs)
+    k, v = kv.unbind(2)
+    return flash_attn_func(q, k, v, *args, **kwargs)
 
 
 def flash_attn_varlen_func(
@@ -99,7 +103,7 @@ def flash_attn_varlen_func(
         **dao_options(dropout_p, softmax_scale, causal, window_size, softcap),
         return_lse=return_attn_probs,
     )
-    return (result[0], result[1].transpose(0, 1), None) if return_attn_probs else result
+    return (result[0], result[1].transpose(0, 1), None) if isinstance(result, tuple) else result
 
 
 def flash_attn_with_kvcache(
@@ -164,7 +168,9 @@ def flash_attn_with_kvcache(
 
 
 def rotated(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor | None, interleaved: bool) -> Tensor:
-    return rope(x, positions=positions, cos=cos, sin=sin, interleaved=interleaved)
+    turned = rope(x, positions=positions, cos=cos, sin=sin, interleaved=interleaved)
+    assert isinstance(turned, Tensor)
+    return turned
 
 
 def dao_options(
@@ -225,7 +231,9 @@ def sdpa(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    return attend(query, key, value, left=None, right=right, scale=scale, dropout_p=dropout_p)
+    out = attend(query, key, value, left=None, right=right, scale=scale, dropout_p=dropout_p)
+    assert isinstance(out, Tensor)
+    return out
 
 
 _said: set[str] = set()

@@ -1,7 +1,7 @@
 """Attention of a few new queries to a cache of keys and values, contiguous or in pages."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def flash_decode(
     The cache is split over T, so that a single query fills the chip (Flash-Decoding, Dao et al. 2023); the
     parts are combined in a fixed order, so that equal inputs give equal bits. Nothing waits for the host, and
     nothing is
-    compiled anew as the cache fills: the call can be captured in a CUDA graph and replayed.
+    compiled again as the cache fills: the call can be captured in a CUDA graph and replayed.
 
     Args:
         q: (B, H, S, D): the newest S queries of each entry, S usually 1.
@@ -131,7 +131,7 @@ def check_addressable(name: str, cache: Tensor) -> None:
         )
 
 
-def page_arguments(cache: Tensor, page_table: Tensor | None) -> dict:
+def page_arguments(cache: Tensor, page_table: Tensor | None) -> dict[str, Any]:
     if page_table is None:
         return {"page_table": None, "pages_per_entry": 0, "PAGE": 0, "T": cache.shape[2]}
     pages, size = page_table.shape[1], cache.shape[2]

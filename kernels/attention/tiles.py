@@ -4,7 +4,7 @@ Positions: row i of a sequence with S queries and T keys stands at position i + 
 position - left <= j <= position + right, and a bound that is ``None`` does not exist, at compile time.
 
 Strides are passed in units of eight elements: the compiler then knows that every row is 16-byte aligned,
-without a specialisation on the stride's value that would recompile when a length changes.
+without a specialization on the stride's value that would recompile when a length changes.
 """
 
 from ..frame._triton import tl, triton
@@ -19,7 +19,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 PRECISION = tl.constexpr("tf32x3")
 
 
-# No kernel is compiled anew when these change.
+# No kernel is compiled again when these change.
 RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", "right", "threshold"] + [
     f"{name}_{stride}"
     for name in ("q", "k", "v", "out", "d_out", "dq", "dk", "dv")

@@ -28,7 +28,7 @@ def attention_weights(
     Args:
         q: (B, H, S, D); k: (B, K, T, D), as for ``flash_attention``.
         lse: (B, H, S), what ``flash_attention(..., return_lse=True)`` returned: p = exp(s - lse) then. Without
-            it the chosen rows are normalised here; the result is the same but for rounding.
+            it the chosen rows are normalized here; the result is the same but for rounding.
         heads, rows: Sequences or tensors of indices into H and S, negative ones from the end; all if left
             out.
         causal, scale, window, softcap, sinks: as for ``flash_attention``. Rows sum to 1 less what the sink

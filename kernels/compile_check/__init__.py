@@ -12,7 +12,8 @@ out. It fails where a kernel
 ``--write`` renews the table. Compiled kernels stay in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash
 of their source, so that a second run compiles only what changed.
 
-An op takes part by a function ``compile_cases(device)`` in its own file that yields ``CompileCase``.
+A family of ops takes part by a function ``compile_cases(chip)`` in its file ``compile_cases.py``, which yields
+``CompileCase``s.
 """
 
 from collections.abc import Callable

@@ -1,20 +1,22 @@
 """Autocast, as the linear layers follow it."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the dtype in which autocast, where it is on, computes linear layers."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    tensors = (first, *others)
+    device = first.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
-def without_autocast(x: Tensor, kernels: bool) -> AbstractContextManager:
+def without_autocast(x: Tensor, kernels: bool) -> AbstractContextManager[Any]:
     """The definition computes wide, also where autocast is on; what the kernels get is in autocast's dtype already."""
     return nullcontext() if kernels else torch.autocast(x.device.type, enabled=False)

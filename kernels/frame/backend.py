@@ -1,6 +1,7 @@
 """Which path an op takes: its Triton kernels, or its plain PyTorch definition."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,16 +49,16 @@ class backend:
         _choice = self._previous
 
 
-def use_triton(*tensors: Tensor | None) -> bool:
+def use_triton(first: Any, *others: Tensor | None) -> bool:
     """Whether an op on these tensors runs its Triton kernels; the first tensor says on which device."""
     if _choice == "reference":
         return False
-    if _choice == "auto" and not tensors[0].is_cuda:
+    if _choice == "auto" and not first.is_cuda:
         return False
-    for tensor in tensors:
+    for tensor in (first, *others):
         if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             return _refuse(f"there is no kernel for {tensor.dtype}")
-    device = tensors[0].device
+    device = first.device
     if _choice == "triton":
         _require_triton(device)
         return True
@@ -89,7 +90,7 @@ def _why_unsupported(device_index: int | None) -> str:
 
 # torch.compile runs the function while it traces and keeps the answer. (The public decorator,
 # torch.compiler.assume_constant_result, does only this, but imports torch._dynamo: two seconds.)
-_why_unsupported._dynamo_marked_constant = True
+_why_unsupported._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _refuse(reason: str) -> bool:

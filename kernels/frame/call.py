@@ -63,7 +63,7 @@ class Field:
 class Description:
     """What the annotations of a call say."""
 
-    def __init__(self, call: type):
+    def __init__(self, call: type[Any]):
         hints = get_type_hints(call, include_extras=True)
         self.call = call
         *heads, last = hints.items()
@@ -98,15 +98,15 @@ class Description:
         assert not any(field.is_tensor for field in self.fields[count:]), f"{self.call}: tensors come first"
         return count
 
-    def _wrapping(self) -> Callable[[tuple], Any]:
+    def _wrapping(self) -> Callable[[tuple[Any, ...]], Any]:
         """From its fields, of which the last may be a plain tuple too, the call."""
-        new: Callable[[tuple], Any] = partial(tuple.__new__, self.call)
+        new: Callable[[tuple[Any, ...]], Any] = partial(tuple.__new__, self.call)
         if self.tail is None:
             return new
         wrap_tail = self.tail.of_fields
         return lambda fields: new((*fields[:-1], wrap_tail(fields[-1])))
 
-    def _flattening(self) -> Callable[[tuple], tuple]:
+    def _flattening(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
         """From the fields of a call, the arguments of the operator."""
         if self.tail is None:
             return lambda fields: fields
@@ -115,7 +115,7 @@ class Description:
             return lambda fields: (*fields[:-1], *fields[-1])
         return lambda fields: (*fields[:-1], *flatten_tail(fields[-1]))
 
-    def _building(self) -> Callable[[tuple], Any]:
+    def _building(self) -> Callable[[tuple[Any, ...]], Any]:
         """From the arguments of the operator, the call."""
         new, own = partial(tuple.__new__, self.call), self._own
         if self.tail is None:
@@ -127,7 +127,7 @@ class Description:
         """Whether values of these types reach the operator as they are."""
         return all(kind in field.accepted for kind, field in zip(kinds, self.fields, strict=True))
 
-    def mutated(self, arguments: tuple) -> list[Tensor]:
+    def mutated(self, arguments: tuple[Any, ...]) -> list[Tensor]:
         """The tensors that are overwritten."""
         values = [value for value, field in zip(arguments, self.fields, strict=True) if field.is_mutated]
         return [each for value in values for each in (value if isinstance(value, list) else [value])]

@@ -55,7 +55,7 @@ def kl_forward(
     rows: tl.int64, vocabulary, ignore_index: tl.int64, beta, temperature, KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row a program: its divergence; and as ``statistics`` (5, rows) both log-sum-exps in their two parts,
-    and what the gradient is centred by."""
+    and what the gradient is centered by."""
     row = tl.program_id(0).to(tl.int64)
     if not _counts(target, row, ignore_index):
         tl.store(loss + row, 0.0)
@@ -79,16 +79,16 @@ def kl_forward(
             log_m = _mixture(log_s, log_t, beta)
             from_teacher += _times(tl.exp(log_t), log_t - log_m)
             from_student += _times(tl.exp(log_s), log_s - log_m)
-    centre = tl.sum(from_student, 0)
+    center = tl.sum(from_student, 0)
     if KIND == "js":
-        tl.store(loss + row, beta * tl.sum(from_teacher, 0) + (1.0 - beta) * centre)
+        tl.store(loss + row, beta * tl.sum(from_teacher, 0) + (1.0 - beta) * center)
     else:
-        tl.store(loss + row, tl.sum(from_teacher, 0) + centre)
+        tl.store(loss + row, tl.sum(from_teacher, 0) + center)
     tl.store(statistics + row, top_s)
     tl.store(statistics + rows + row, total_s)
     tl.store(statistics + 2 * rows + row, top_t)
     tl.store(statistics + 3 * rows + row, total_t)
-    tl.store(statistics + 4 * rows + row, centre)
+    tl.store(statistics + 4 * rows + row, center)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
@@ -111,12 +111,12 @@ def kl_backward(
     log_s = _log_probability(student, column, mask, temperature, top, log_total)
     top, log_total = tl.load(statistics + 2 * rows), tl.load(statistics + 3 * rows)
     log_t = _log_probability(teacher, column, mask, temperature, top, log_total)
-    centre = tl.load(statistics + 4 * rows)
+    center = tl.load(statistics + 4 * rows)
     p = tl.exp(log_s)
     if KIND == "forward":
         gradient = p - tl.exp(log_t)
     elif KIND == "reverse":
-        gradient = _times(p, log_s - log_t - centre)
+        gradient = _times(p, log_s - log_t - center)
     else:
-        gradient = (1.0 - beta) * _times(p, log_s - _mixture(log_s, log_t, beta) - centre)
+        gradient = (1.0 - beta) * _times(p, log_s - _mixture(log_s, log_t, beta) - center)
     tl.store(student + column, (factor * gradient).to(student.dtype.element_ty), mask)

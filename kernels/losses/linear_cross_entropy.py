@@ -81,9 +81,9 @@ def linear_cross_entropy(
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
     hidden, weight, bias = autocast(hidden, weight, bias)
-    tokens = target.numel()
+    tokens, (vocabulary, width) = target.numel(), weight.shape
     capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
-    how = strategy(tokens, *weight.shape, hidden.dtype, capability)
+    how = strategy(tokens, vocabulary, width, hidden.dtype, capability)
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),

@@ -49,7 +49,7 @@ def linear_kl_divergence(
 
     - ``"forward"``: KL(p_T ‖ p_S) (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2)
     - ``"reverse"``: KL(p_S ‖ p_T) (MiniLLM, arXiv:2306.08543)
-    - ``"js"``: β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M) with M = β·p_T + (1 − β)·p_S (generalised Jensen-Shannon;
+    - ``"js"``: β·KL(p_T ‖ M) + (1 − β)·KL(p_S ‖ M) with M = β·p_T + (1 − β)·p_S (generalized Jensen-Shannon;
       GKD, arXiv:2306.13649, section 2)
 
     in float32 (float64 for float64). The temperature's square, by which Hinton multiplies the loss, is left to the

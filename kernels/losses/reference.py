@@ -134,5 +134,5 @@ def kl_gradient(student: Tensor, teacher: Tensor, kind: str, beta: float, temper
     if kind == "forward":
         return (p - log_t.exp()) / temperature
     values = log_s - log_t if kind == "reverse" else (1 - beta) * log_ratio(log_s, log_t, beta)
-    centred = values - expectation(log_s, values).unsqueeze(-1)
-    return torch.where(p > 0, p * centred / temperature, 0)
+    centered = values - expectation(log_s, values).unsqueeze(-1)
+    return torch.where(p > 0, p * centered / temperature, 0)

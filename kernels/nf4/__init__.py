@@ -1,4 +1,4 @@
-"""4-bit weights: quantising, decoding, and the linear layer on them, with low-rank adapters."""
+"""4-bit weights: quantizing, decoding, and the linear layer on them, with low-rank adapters."""
 
 from .dequantize import dequantize_nf4 as dequantize_nf4
 from .interchange import from_bitsandbytes as from_bitsandbytes

@@ -69,13 +69,13 @@ def decode(packed, code, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
 
 @triton.jit
 def plain_scales(record, absmax_at, block, mask):
-    """The float32 scales of blocks, without double quantisation."""
+    """The float32 scales of blocks, without double quantization."""
     return tl.load((record + absmax_at).to(tl.pointer_type(tl.float32)) + block, mask, other=0.0)
 
 
 @triton.jit
 def coded_scales(record, absmax_at, nested_absmax_at, block, mask, GROUP: tl.constexpr):
-    """With double quantisation: the codes of the scales of blocks, and the scales of their groups."""
+    """With double quantization: the codes of the scales of blocks, and the scales of their groups."""
     nested_absmax = (record + nested_absmax_at).to(tl.pointer_type(tl.float32))
     codes = tl.load(record + absmax_at + block, mask, other=0)
     return codes, tl.load(nested_absmax + block // GROUP, mask, other=0.0)

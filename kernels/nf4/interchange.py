@@ -1,13 +1,13 @@
 """To and from bitsandbytes: its parameters, and the entries of its state dicts and safetensors files.
 
-bitsandbytes writes a quantised weight as an entry of its name with the packed bytes, and beside it entries whose
+bitsandbytes writes a quantized weight as an entry of its name with the packed bytes, and beside it entries whose
 names go on with ``.absmax``, ``.quant_map``, ``.nested_absmax``, ``.nested_quant_map``, and
 ``.quant_state.bitsandbytes__nf4``: JSON, as bytes, of all that is no tensor.
 """
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ def from_bitsandbytes(parameter: "Params4bit") -> NF4Tensor:
     """The weight of a bitsandbytes ``Linear4bit``, bit by bit, NF4 or FP4.
 
     Raises:
-        ValueError: for a parameter that is not quantised yet, or whose storage bitsandbytes has rearranged for its
+        ValueError: for a parameter that is not quantized yet, or whose storage bitsandbytes has rearranged for its
             CPU kernels.
     """
     state = getattr(parameter, "quant_state", None)
     if state is None:
         raise ValueError(
-            "the parameter is not quantised yet: bitsandbytes quantises when it is moved to a device"
+            "the parameter is not quantized yet: bitsandbytes quantizes when it is moved to a device"
         )
     if getattr(state, "packing_format_for_cpu", False):
         raise ValueError(
@@ -76,7 +76,7 @@ def from_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> NF4Tens
     kinds = [kind for kind in ("nf4", "fp4") if f"{name}.{STATE}{kind}" in entries]
     if not kinds:
         raise ValueError(
-            f"there is no entry {name}.{STATE}nf4 (or fp4): {name} is not quantised by bitsandbytes"
+            f"there is no entry {name}.{STATE}nf4 (or fp4): {name} is not quantized by bitsandbytes"
         )
     described = json.loads(bytes(entries[f"{name}.{STATE}{kinds[0]}"].tolist()))
     packed = entries[name]
@@ -101,7 +101,7 @@ def from_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> NF4Tens
 def to_bitsandbytes_state(w: NF4Tensor, name: str) -> dict[str, Tensor]:
     """The entries that bitsandbytes would write for ``w``: save them with safetensors, and transformers reads them."""
     layout = w.layout
-    entries = {"": w.packed.view(-1, 1), ".absmax": w.absmax}
+    entries: dict[str, Any] = {"": w.packed.view(-1, 1), ".absmax": w.absmax}
     entries[".quant_map"] = code_values(layout.quant_type, w.device).clone()
     described = {
         "quant_type": layout.quant_type,
@@ -110,6 +110,7 @@ def to_bitsandbytes_state(w: NF4Tensor, name: str) -> dict[str, Tensor]:
         "shape": list(layout.shape),
     }
     if layout.double_quant:
+        assert w.offset is not None
         entries |= {".nested_absmax": w.nested_absmax, ".nested_quant_map": w.nested_code}
         nested = {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": w.offset.item()}
         described |= nested

@@ -1,9 +1,9 @@
 """Where the parts of an NF4 tensor lie in its one record of bytes.
 
     packed          two 4-bit indices a byte, the earlier in the high half
-    absmax          a scale a block: float32, or with double quantisation an 8-bit code
+    absmax          a scale a block: float32, or with double quantization an 8-bit code
     nested_absmax   float32, one for every 256 codes        ┐
-    nested_code     float32 (256,), what the codes mean     ├ with double quantisation
+    nested_code     float32 (256,), what the codes mean     ├ with double quantization
     offset          float32 (1,), the mean of the scales    ┘
 
 The parts hold the bytes that bitsandbytes keeps in as many tensors. Ours is one tensor of uint8 because then

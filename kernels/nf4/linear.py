@@ -83,11 +83,11 @@ def frozen_layer(
     lora_scale: float,
 ) -> FrozenLayer:
     """As operators take it, in the dtype of x."""
-    parameters = (None if p is None else p.to(x.dtype) for p in (bias, lora_a, lora_b))
+    bias, lora_a, lora_b = (None if p is None else p.to(x.dtype) for p in (bias, lora_a, lora_b))
     weight, packing = unpack(w)
     if weight is w:
         weight = weight.to(x.dtype)
-    return FrozenLayer(weight, *parameters, lora_scale, use_triton(x), packing)
+    return FrozenLayer(weight, bias, lora_a, lora_b, lora_scale, use_triton(x), packing)
 
 
 def unpack(w: Weight) -> tuple[Tensor, LayoutArguments]:
@@ -104,7 +104,7 @@ def check(x: Tensor, w: Weight, bias: Tensor | None, lora_a: Tensor | None, lora
     rows, width = w.shape
     if bias is not None and bias.shape != (rows,):
         raise ValueError(f"bias must have one element a row of w, ({rows},), got {tuple(bias.shape)}")
-    if lora_a is not None:
+    if lora_a is not None and lora_b is not None:
         rank = lora_a.shape[0] if lora_a.dim() else 0
         if lora_a.shape != (rank, width) or lora_b.shape != (rows, rank):
             raise ValueError(

@@ -1,11 +1,11 @@
 """The Triton kernels of ``nf4_linear``: what they compute is written there.
 
 Both compute yᵀ = W · xᵀ, so that the decoded weight is the first operand of the tensor cores, which they take from
-registers: it never goes through shared memory again. A byte holds two neighbours of a row. Their order within a
+registers: it never goes through shared memory again. A byte holds two neighbors of a row. Their order within a
 sum is free, so the even places of a run of bytes make one product with the even places of x, and the odd places
 another; nothing is interleaved. Codes are multiplied as they are and the scale of a block, float32, after its sum.
 
-With double quantisation the scales are read two steps ahead, and what their codes mean one: Triton's pipeline leaves
+With double quantization the scales are read two steps ahead, and what their codes mean one: Triton's pipeline leaves
 out loads narrower than 4 bytes, and a warp would wait in each step, twice. Plain scales it takes along by itself.
 """
 

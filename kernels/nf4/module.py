@@ -1,5 +1,7 @@
 """``NF4Linear``: a linear layer that holds its weight in 4 bits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,12 +55,12 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, block_size: int = 64, double_quant: bool = True) -> "NF4Linear":
-        """The layer with its weight quantised; the bias is shared."""
+        """The layer with its weight quantized; the bias is shared."""
         return cls.from_tensor(quantize_nf4(linear.weight, block_size, double_quant), linear.bias)
 
     @classmethod
     def from_tensor(cls, w: NF4Tensor, bias: nn.Parameter | None = None) -> "NF4Linear":
-        """A layer around a quantised weight, which is shared."""
+        """A layer around a quantized weight, which is shared."""
         rows, width = w.shape
         layer = cls(width, rows, bias=False, device="meta", dtype=w.dtype)
         layer._hold(w)
@@ -92,15 +94,28 @@ class NF4Linear(nn.Module):
             f"block_size={layout.block_size}, double_quant={layout.double_quant}, quant_type={layout.quant_type}"
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         name = f"{prefix}weight"
         if has_bitsandbytes_state(state_dict, name):
             w = from_bitsandbytes_state(state_dict, name)
             if w.shape != self.layout.shape:
-                errors.append(f"{name} must be {self.layout.shape}, got {tuple(w.shape)} from bitsandbytes")
+                error_msgs.append(
+                    f"{name} must be {self.layout.shape}, got {tuple(w.shape)} from bitsandbytes"
+                )
                 return
             device = w.device if self.weight.is_meta else self.weight.device
             self._hold(w.to(device))
             others = {key: value for key, value in state_dict.items() if key not in bitsandbytes_names(name)}
             state_dict = others | {name: self.weight.detach()}
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -2,7 +2,7 @@
 
 A tensor is cut, row after row, into blocks of ``block_size`` numbers. A block is stored as its largest absolute
 number, float32, and per number the 4-bit index of the nearest of sixteen codes. The even places are the high
-half of a byte. With nested quantisation the blocks' scales, less their mean (``offset``), are themselves
+half of a byte. With nested quantization the blocks' scales, less their mean (``offset``), are themselves
 stored as 8-bit codes in groups of 256.
 """
 

@@ -1,6 +1,7 @@
 """``NF4Tensor``: a tensor in 4 bits a number, as QLoRA stores frozen weights (arXiv:2305.14314)."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NF4Tensor:
-    """A quantised tensor: one uint8 record, and how to read it. Made by ``quantize_nf4``.
+    """A quantized tensor: one uint8 record, and how to read it. Made by ``quantize_nf4``.
 
     It is no ``torch.Tensor``, on purpose: no operation can take its bytes for numbers. Pickling, ``copy.deepcopy``
     and ``torch.compile`` see a dataclass around one plain tensor; ``NF4Linear`` is the module that holds it.
@@ -22,7 +23,7 @@ class NF4Tensor:
     Args:
         bytes: uint8 (layout.nbytes,), the parts that ``Layout`` lists one after another.
         layout: the shape and how its blocks are stored.
-        dtype: what ``dequantize_nf4`` gives unless told otherwise; of the quantised tensor at first.
+        dtype: what ``dequantize_nf4`` gives unless told otherwise; of the quantized tensor at first.
     """
 
     bytes: Tensor
@@ -36,7 +37,7 @@ class NF4Tensor:
                 f"got {self.bytes.dtype} of shape {tuple(self.bytes.shape)}"
             )
 
-    def _part(self, name: str, dtype: torch.dtype) -> Tensor | None:
+    def _part(self, name: str, dtype: torch.dtype) -> Any:
         if name not in self.layout.sizes:
             return None
         return self.bytes.narrow(0, self.layout.start(name), self.layout.sizes[name]).view(dtype)
@@ -48,7 +49,7 @@ class NF4Tensor:
 
     @property
     def absmax(self) -> Tensor:
-        """(blocks,): float32 scales, or with double quantisation uint8 codes of them."""
+        """(blocks,): float32 scales, or with double quantization uint8 codes of them."""
         return self._part("absmax", torch.uint8 if self.layout.double_quant else torch.float32)
 
     @property
@@ -65,10 +66,11 @@ class NF4Tensor:
 
     @property
     def scales(self) -> Tensor:
-        """float32 (blocks,), with double quantisation undone."""
+        """float32 (blocks,), with double quantization undone."""
         if not self.layout.double_quant:
             return self.absmax
-        return definition.dequantize_scales(self.absmax, self.nested_absmax, self.nested_code, self.offset)
+        nested = (self._part(name, torch.float32) for name in ("nested_absmax", "nested_code", "offset"))
+        return definition.dequantize_scales(self.absmax, *nested)
 
     @property
     def shape(self) -> torch.Size:
@@ -111,11 +113,11 @@ def assemble(layout: Layout, dtype: torch.dtype, parts: dict[str, Tensor]) -> NF
 
 
 def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4Tensor:
-    """``weight`` in 4 bits a number, byte for byte as bitsandbytes quantises it on a CPU.
+    """``weight`` in 4 bits a number, byte for byte as bitsandbytes quantizes it on a CPU.
 
     Blocks of ``block_size`` numbers, row after row, are stored as a scale and, for each number, the nearest of
     sixteen quantiles of the normal distribution (Dettmers et al. 2023, arXiv:2305.14314, section 3). The error of
-    a number is at most 0.152 of the largest in its block, plus what double quantisation changes of the scale.
+    a number is at most 0.152 of the largest in its block, plus what double quantization changes of the scale.
 
     Args:
         weight: float32, bfloat16 or float16, any shape; ``nf4_linear`` takes (N, K), as ``torch.nn.Linear``.

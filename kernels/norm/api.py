@@ -1,10 +1,10 @@
-"""Root mean square and layer normalisation, with the residual addition that comes before them.
+"""Root mean square and layer normalization, with the residual addition that comes before them.
 
     h = x + residual                          (h = x without a residual)
     y = (h − μ)/σ · (weight + weight_offset) + bias
 
-over the last dimension, where for root mean square normalisation μ = 0 and σ² = mean(h²) + ε, and for layer
-normalisation μ = mean(h) and σ² = mean((h − μ)²) + ε. One program normalises one tile of whole rows, held in
+over the last dimension, where for root mean square normalization μ = 0 and σ² = mean(h²) + ε, and for layer
+normalization μ = mean(h) and σ² = mean((h − μ)²) + ε. One program normalizes one tile of whole rows, held in
 registers; rows longer than that are read twice. Statistics are float32.
 
 With x̂ = (h − μ)/σ and g = grad_y · (weight + weight_offset), the gradients are
@@ -32,7 +32,7 @@ def rms_norm(
     weight_offset: float = 0.0,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Root mean square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
+    """Root mean square normalization over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     ``y = h / sqrt(mean(h²) + eps) · (weight + weight_offset)`` with ``h = x + residual``, computed in float32
     and rounded once. Gradients reach x, weight and residual.
@@ -76,7 +76,7 @@ def layer_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Layer normalisation over the last dimension (Ba, Kiros and Hinton 2016, arXiv:1607.06450).
+    """Layer normalization over the last dimension (Ba, Kiros and Hinton 2016, arXiv:1607.06450).
 
     ``y = (h − mean(h)) / sqrt(var(h) + eps) · weight + bias`` with ``h = x + residual`` and the biased
     variance, computed in float32 and rounded once. Gradients reach every tensor given.

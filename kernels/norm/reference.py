@@ -1,4 +1,4 @@
-"""Root mean square and layer normalisation."""
+"""Root mean square and layer normalization."""
 
 import torch
 import torch.nn.functional as F

@@ -14,6 +14,7 @@ rate, scale and ``found_inf`` are read on the device.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,8 +105,9 @@ def adamw_(
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        everything = (list(x) for x in (params, grads, exp_avg, exp_avg_sq, (), steps))
-        adamw(*everything, fused=True, amsgrad=False, maximize=maximize, **hyperparameters)
+        state = list(exp_avg), list(exp_avg_sq), [], list(steps)
+        options = {"fused": True, "amsgrad": False, "maximize": maximize, **hyperparameters}
+        adamw(list(params), list(grads), *state, **options)
         return
     settings = settings_of(
         *(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream)
@@ -127,7 +129,7 @@ def adamw_(
     write_back(params, flat)
 
 
-def _is_plain(params, grads, *options) -> bool:
+def _is_plain(params: Sequence[Tensor], grads: Sequence[Tensor], *options: Any) -> bool:
     """Whether PyTorch's own fused update computes what is asked for, in the same precision: all of one wide dtype."""
     dtypes = {params[0].dtype, grads[0].dtype}
     return all(option is None for option in options) and (

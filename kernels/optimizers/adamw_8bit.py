@@ -3,7 +3,7 @@
 256 moments in a row of memory share their largest magnitude, in float32. Each is stored as the code of its share of
 that, in bitsandbytes' dynamic map: seven decades, with most of the codes in the highest, so that the error is at most
 0.71 % of the largest magnitude (squares, which need no sign, 0.36 %), and less for what is small. An update decodes,
-computes in float32 and codes anew, in one pass. State is bit-compatible with bitsandbytes' ``AdamW8bit``.
+computes in float32 and encodes again, in one pass. State is bit-compatible with bitsandbytes' ``AdamW8bit``.
 """
 
 from collections.abc import Sequence

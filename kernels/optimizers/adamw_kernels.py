@@ -1,7 +1,7 @@
-"""The Triton kernels of ``adamw`` and ``adamw_8bit``: what they compute is written there and in ``reference.adamw``.
+"""The Triton kernels of ``adamw`` and ``adamw_8bit``: what they compute is written there and in ``adamw_reference``.
 
 A launch works on several tensors, given as tuples of pointers: program p finds its own in a few comparisons. Whole
-numbers in tuples come disguised (``adamw.disguised``), because Triton would compile anew for the values it likes.
+numbers in tuples come disguised (``adamw_ops.disguised``), because Triton would compile again for the values it likes.
 """
 
 from ..frame._triton import tl, triton
@@ -154,7 +154,7 @@ def _encoded(x, SIGNED: tl.constexpr):
     """(codes, largest magnitude of each row).
 
     A number's code follows from its decade, found by comparing with the bounds between decades (the middle of their
-    neighbouring numbers), and from its place among the equal parts of the decade: neither search nor table.
+    neighboring numbers), and from its place among the equal parts of the decade: neither search nor table.
     """
     magnitude = tl.abs(x)
     largest = tl.max(magnitude, 1)

@@ -41,7 +41,7 @@ def rope(
             on the Triton path, and an IndexError on the reference path.
         base: what the frequencies are powers of, ≥ 1; not used with tables.
         rotary_dim: how many columns of a head turn; even. None is all, or those of the tables.
-        interleaved: whether pairs are neighbouring columns (2i, 2i + 1), not (i, i + rotary_dim / 2).
+        interleaved: whether pairs are neighboring columns (2i, 2i + 1), not (i, i + rotary_dim / 2).
 
     Returns:
         ``(q', k')``, or q' where k is None: new tensors of the shapes and dtype of q and k.

@@ -1,4 +1,7 @@
-"""How many tokens different tokenizers make of the same texts."""
+"""How many tokens different tokenizers make of the same texts, file by file and script by script.
+
+A script is how letters are written, not a language: English and Vietnamese are both Latin.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ _SCRIPTS = (
     "Katakana",
     "Han",
 )
-_LETTERS = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}}+)" for script in _SCRIPTS))
+_LETTERS = regex.compile(
+    "|".join(rf"(?P<{script}>\p{{Script={script}}}+)" for script in _SCRIPTS) + r"|(?P<other_scripts>\p{L}+)"
+)
 _KANA = {"Hiragana", "Katakana"}
 
 
@@ -46,21 +51,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows by file and by script of the lines; ``str()`` lays them out as a table."""
+    """Rows by file, and by the script of the lines; ``str()`` lays them out as a table."""
 
     encodings: tuple[str, ...]
     files: tuple[Row, ...]
     scripts: tuple[Row, ...]
 
     def __str__(self) -> str:
-        header = [
-            "",
-            "bytes",
-            *(f"{name} {unit}" for name in self.encodings for unit in ("tokens", "bytes/token")),
-        ]
-        lines = [header, *map(self._cells, self.files)]
+        units = [f"{name} {unit}" for name in self.encodings for unit in ("tokens", "bytes/token")]
+        lines = [["file", "bytes", *units], *map(self._cells, self.files)]
         if len(self.scripts) > 1:
-            lines += [[""] * len(header), *map(self._cells, self.scripts)]
+            nothing = [""] * (1 + len(units))
+            lines += [["", *nothing], ["script of the lines", *nothing], *map(self._cells, self.scripts)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(_aligned(line, widths) for line in lines)
 
@@ -92,8 +94,9 @@ def compare(
 
     Returns:
         Tokens and bytes per token, for each file, and for the lines of each script in all of them together. A line
-        belongs to the script that most of its letters have (Han beside kana is Japanese); lines without letters
-        count as ``no letters``.
+        belongs to the script that most of its letters have, whatever its language; Han and kana in one line are one
+        script, ``Han with kana``. A line whose letters are all of other scripts than those counted is ``other
+        scripts``, one without letters ``no letters``.
 
     Raises:
         FileNotFoundError: a text or a tokenizer that does not exist.
@@ -128,9 +131,9 @@ def _row(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
 def _script(line: str) -> str:
     letters: Counter[str] = Counter()
     for match in _LETTERS.finditer(line):
-        letters[match.lastgroup] += len(match.group())
+        letters[match.lastgroup.replace("_", " ")] += len(match.group())
     if not letters:
         return "no letters"
     if letters.keys() & _KANA:
-        letters["Japanese"] = sum(letters.pop(script, 0) for script in ("Han", *_KANA))
+        letters["Han with kana"] = sum(letters.pop(script, 0) for script in ("Han", *_KANA))
     return max(letters, key=letters.__getitem__)

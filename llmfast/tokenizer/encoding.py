@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
-from typing import TYPE_CHECKING, Literal, NoReturn
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Literal
 
-from llmfast import _bpe
 from llmfast.tokenizer import arguments, offsets, patterns, unstable
+from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.core_bpe import CoreBPE
+from llmfast.tokenizer.disallowed import (
+    check_disallowed as check_disallowed,  # which the engine looks up here
+)
+from llmfast.tokenizer.disallowed import raise_disallowed_special_token
 from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.streaming import StreamDecoder, separable_parts
 
@@ -303,6 +307,7 @@ class Encoding:
             arguments.check_id(token)
             raise
         if found is None:
+            arguments.check_id(token)
             raise KeyError(str(token))
         return found
 
@@ -349,6 +354,37 @@ class Encoding:
     @functools.cached_property
     def _sorted_token_bytes(self) -> list[bytes]:
         return sorted(self._mergeable_ranks)
+
+    def with_added_tokens(
+        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
+    ) -> Encoding:
+        """A new encoding that has these tokens, too; this one stays as it is.
+
+        Args:
+            tokens: their texts, which get the ids behind the largest one, or a mapping of text to id.
+            special: special tokens, encoded only where they are allowed. Others are ordinary text to the caller and
+                always found, wherever their text stands; the new object is then a `Tokenizer`.
+
+        Raises:
+            ValueError: an empty text; a text or an id that is a token's already; an id above 2**24 - 1.
+
+        >>> ranks = {bytes([byte]): byte for byte in range(256)}
+        >>> encoding = Encoding("bytes", pat_str=r"\\w+", mergeable_ranks=ranks, special_tokens={})
+        >>> chat = encoding.with_added_tokens(["<|start|>", "<|end|>"])
+        >>> chat.encode("<|start|>a", allowed_special="all"), chat.n_vocab
+        ([256, 97], 258)
+        """
+        ids = ids_of_added(self, tokens)
+        if special:
+            return Encoding(
+                self.name,
+                pat_str=self._pat_str,
+                mergeable_ranks=self._ranks,
+                special_tokens=self._special_tokens | ids,
+            )
+        from llmfast.tokenizer.tokenizer import Tokenizer
+
+        return Tokenizer.of(self).with_added_tokens(ids, special=False)
 
     @property
     def eot_token(self) -> int:
@@ -431,27 +467,3 @@ def _as_bytes(text_or_bytes: str | bytes) -> bytes:
     if not isinstance(text_or_bytes, bytes):
         raise TypeError(f"text_or_bytes: expected a str or bytes, got {arguments.kind(text_or_bytes)}")
     return text_or_bytes
-
-
-def check_disallowed(text: str, disallowed: Collection[str]) -> None:
-    """``ValueError`` for the first of the disallowed texts, special tokens or not, that `text` holds."""
-    if "" in disallowed:  # which every text holds
-        raise_disallowed_special_token("")
-    if (found := _finder(frozenset(disallowed)).first_in(text)) is not None:
-        raise_disallowed_special_token(found)
-
-
-@functools.lru_cache(maxsize=128)
-def _finder(texts: frozenset[str]) -> _bpe.Finder:
-    return _bpe.Finder(texts)
-
-
-def raise_disallowed_special_token(token: str) -> NoReturn:
-    raise ValueError(
-        f"Encountered text corresponding to disallowed special token {token!r}.\n"
-        "If you want this text to be encoded as a special token, "
-        f"pass it to `allowed_special`, e.g. `allowed_special={{{token!r}, ...}}`.\n"
-        f"If you want this text to be encoded as normal text, disable the check for this token "
-        f"by passing `disallowed_special=(enc.special_tokens_set - {{{token!r}}})`.\n"
-        "To disable this check for all special tokens, pass `disallowed_special=()`.\n"
-    )

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from llmfast import _bpe
 from llmfast.tokenizer import patterns
+from llmfast.tokenizer.disallowed import check_disallowed
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
@@ -20,6 +22,10 @@ from llmfast.tokenizer.offsets import character_offsets
 from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 
 _NONE: frozenset[str] = frozenset()
+
+# Numbers in Rust's sense, of Unicode 16: the regex library may know later ones.
+_DIGIT = r"[[\p{N}]--[\U0001246F\U00012475-\U0001247F\U00012550-\U00012686]]"
+_DIGITS = {"each": regex.compile(rf"(?V1)({_DIGIT})"), "runs": regex.compile(rf"(?V1)({_DIGIT}+)")}
 
 # In the text of a token, Ġ stands for a space.
 _SPACES = regex.compile(r"\A[Ġ\p{White_Space}]*")
@@ -62,6 +68,7 @@ class RulesEngine:
         self._piece_ids = library.piece_ids_of(rules.model) if rules.model else self._merged
         self._join = library.decoder_of(rules.decoder[0]) if rules.decoder else None
         self._needs_text = self._cut is not None or rules.normalizer not in (None, NFC)
+        self._finder = _bpe.Finder(self._always) if self._always else None
         self._is_searched_here = rules.need_search or rules.model is not None
         self._decoded = dict(rules.decoded)
         self._decoded |= {
@@ -82,10 +89,20 @@ class RulesEngine:
                 continue
             normal = self._normal(text[start:stop])
             for begin, end, other in late.split(normal):
-                part = "" if other else normal[begin:end]
-                if part and self.rules.prefix_space and not part.startswith(" "):
-                    part = " " + part
-                yield Span(start + begin, start + end, part, other)
+                if other is not None:
+                    yield Span(start + begin, start + end, "", other)
+                    continue
+                for part in self._apart(normal[begin:end]):
+                    end = begin + len(part)
+                    prefix = " " if self.rules.prefix_space and not part.startswith(" ") else ""
+                    yield Span(start + begin, start + end, prefix + part)
+                    begin = end
+
+    def _apart(self, text: str) -> list[str]:
+        """The text, cut so that digits stand alone."""
+        if self.rules.digits is None:
+            return [text]
+        return [part for part in _DIGITS[self.rules.digits].split(text) if part]
 
     def _parts(self, text: str, wanted: frozenset[str]) -> Iterator[str | int]:
         """Texts for the engine, and the ids of the added tokens between them."""
@@ -122,8 +139,6 @@ class RulesEngine:
         named = every if allowed == "all" else every & frozenset(allowed)
         refused = every - named if disallowed == "all" else disallowed
         if refused:
-            from llmfast.tokenizer.encoding import check_disallowed
-
             check_disallowed(text, refused)
         return self._always.union(named)
 
@@ -224,6 +239,11 @@ class RulesEngine:
             text, errors = str(document, "utf-8", "surrogateescape"), "surrogateescape"
             if self._needs_text and not text.isascii():
                 _check_is_utf8(text)
+        if not self._is_searched_here:
+            text = self._normal_between(text)
+            if self._finder is None or self._finder.first_in(text) is None:
+                yield text.encode("utf-8", errors)
+                return
         for part in self._parts(text, self._always):
             if isinstance(part, int):
                 yield [part]

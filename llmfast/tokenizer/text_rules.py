@@ -29,6 +29,7 @@ class TextRules:
         added: all added tokens, the special ones among them.
         normalizer: applied to the text between added tokens; None for none.
         prefix_space: whether a stretch of text that does not begin with a space gets one.
+        digits: "each" if each digit is a piece of its own, "runs" if each run of them is; None for no such rule.
         steps: a pre-tokenizer that is not one pattern; None if the pattern cuts the text.
         model: a model that the engine cannot merge by; None if the ranks say the same.
         ids: the id of each rank; None where they are the same.
@@ -40,6 +41,7 @@ class TextRules:
     added: tuple[AddedToken, ...] = ()
     normalizer: dict[str, Any] | None = None
     prefix_space: bool = False
+    digits: str | None = None
     steps: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
     ids: tuple[int, ...] | None = None
@@ -88,7 +90,7 @@ class TextRules:
     @functools.cached_property
     def need_search(self) -> bool:
         """Whether the engine's own search for added tokens would not find the same."""
-        if self.prefix_space or self.steps is not None or self.normalizer not in (None, NFC):
+        if self.prefix_space or self.digits or self.steps is not None or self.normalizer not in (None, NFC):
             return True
         if any(token.single_word or token.lstrip or token.rstrip for token in self.added):
             return True
@@ -123,6 +125,8 @@ class TextRules:
         lines += [f"{token.content}={token.id}" for token in self.always]
         if self.prefix_space:
             lines.append("prefix_space")
+        if self.digits:
+            lines.append(f"digits {self.digits}")
         if self.normalizer not in (None, NFC):
             lines.append("normalizer " + _dumped(self.normalizer))
         if self.steps is not None:

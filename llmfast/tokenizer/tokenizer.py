@@ -6,15 +6,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmfast.files import atomic_write
 from llmfast.tokenizer import arguments, offsets, patterns, rank_files, tokenizer_files, training
+from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.encoding import Disallowed, Encoding, Specials
 from llmfast.tokenizer.huggingface import vocab_and_merges, writing
 from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
 from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.rules_engine import RulesEngine
 from llmfast.tokenizer.text_rules import NFC, TextRules
@@ -272,6 +274,43 @@ class Tokenizer(Encoding):
         return tokenizer
 
     @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        pattern: str | None = None,
+        special_tokens: dict[str, int] | None = None,
+    ) -> Tokenizer:
+        """`load` of a model's tokenizer on the Hugging Face hub, or of a path.
+
+        Only the files of the tokenizer are fetched, by huggingface_hub, into its cache; what is there needs no network.
+
+        Args:
+            name: of a model, such as ``Qwen/Qwen3-8B``; or a path, which is read as by `load`.
+            revision: a branch, tag or commit.
+            token: for models that are not public; the one that you are logged in with if None.
+            cache_dir: the hub's cache; that of the environment if None.
+            local_files_only: take what the cache has, and never ask the network.
+            pattern, special_tokens: as for `load`.
+
+        Raises:
+            OSError: a model that the cache does not have and that cannot be fetched.
+            FileNotFoundError: a model that the hub does not have, or one without a tokenizer.
+            ModuleNotFoundError: huggingface_hub is needed, and not installed.
+            ValueError: no name; a damaged file, or a kind of tokenizer that this is not.
+        """
+        from llmfast.tokenizer.hub import folder_of
+
+        folder = folder_of(
+            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls.load(folder, pattern=pattern, special_tokens=special_tokens)
+
+    @classmethod
     def of_contents(cls, name: str, contents: Contents) -> Tokenizer:
         """The tokenizer that a file describes."""
         tokenizer = cls(
@@ -291,6 +330,15 @@ class Tokenizer(Encoding):
             return encoding
         tokenizer = cls.__new__(cls)
         tokenizer.__dict__.update(encoding.__dict__)
+        return tokenizer
+
+    def with_added_tokens(
+        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
+    ) -> Tokenizer:
+        """As `Encoding.with_added_tokens`; what is saved has the tokens, too."""
+        contents = tokenizer_files.with_added(self._contents, ids_of_added(self, tokens), special)
+        tokenizer = type(self).of_contents(self.name, contents)
+        tokenizer._beside = self._beside
         return tokenizer
 
     def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:
@@ -392,4 +440,5 @@ def _pattern(pattern: str) -> str:
     if pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"no pattern is named {pattern!r}; there are {', '.join(PATTERNS)}")
     patterns.compiled(pattern)
+    pattern = native_pattern(pattern)
     return pattern if pattern in patterns.NATIVE else patterns.with_gaps(pattern)

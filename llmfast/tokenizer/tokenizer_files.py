@@ -95,7 +95,9 @@ def with_pattern(contents: Contents, pattern: str) -> Contents:
         raise ValueError(
             "pattern= is for what the engine merges; this vocabulary needs Hugging Face's library"
         )
-    return _changed(contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False))
+    return _changed(
+        contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False, digits=None)
+    )
 
 
 def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Contents:
@@ -106,6 +108,18 @@ def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Content
     for text, number in special_tokens.items():
         added.append(flags.get(text, AddedToken(text, number))._replace(id=number, special=True))
     return _changed(contents._replace(special_tokens=special_tokens), rules.replace(added=tuple(added)))
+
+
+def with_added(contents: Contents, ids: dict[str, int], special: bool) -> Contents:
+    """A tokenizer with more added tokens than its file says."""
+    rules = contents.rules or TextRules()
+    known = {token.content for token in rules.added}
+    added = [
+        AddedToken(text, number) for text, number in contents.special_tokens.items() if text not in known
+    ]
+    added += [AddedToken(text, number, special=special) for text, number in ids.items()]
+    specials = contents.special_tokens | (ids if special else {})
+    return _changed(contents._replace(special_tokens=specials), rules.replace(added=(*rules.added, *added)))
 
 
 def _changed(contents: Contents, rules: TextRules) -> Contents:

@@ -19,7 +19,7 @@ def tokenizers(bench):
 
 @pytest.fixture(scope="module")
 def texts(bench):
-    return importlib.import_module("benchmarks.texts").texts(0.2)
+    return importlib.import_module("benchmarks.fresh").streams(0.2)
 
 
 def library(tokenizers, name, what):

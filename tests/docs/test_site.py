@@ -88,6 +88,8 @@ def test_the_reference_has_every_public_name(site):
 
     import llmfast.tokenizer
 
+    top_level = (site / "reference" / "llmfast.html").read_text("utf-8")
+    assert [name for name in llmfast._HOMES if f"llmfast.{name}<" not in top_level] == []
     for package in (llmfast.kernels, llmfast.tokenizer):
         page = (site / "reference" / f"{package.__name__.rpartition('.')[2]}.html").read_text("utf-8")
         for name in package.__all__:

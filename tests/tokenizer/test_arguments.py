@@ -4,19 +4,26 @@ import numpy as np
 import pytest
 
 from llmfast.tokenizer import Encoding, Tokenizer, patterns
+from llmfast.tokenizer.huggingface.added_tokens import AddedToken
+from llmfast.tokenizer.text_rules import TextRules
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"he": 256}
 
 
 def encodings():
-    """One of each kind: on a pattern of the engine, on one of another kind, trained."""
+    """One of each kind: on a pattern of the engine, on one of another kind, trained, with rules of text."""
     specials = {"<|endoftext|>": 300}
     yield Encoding("engine", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens=specials)
     yield Encoding("regex", pat_str=r"\w+|\W+", mergeable_ranks=RANKS, special_tokens=specials)
     yield Tokenizer.train(["low low low lower"], 260)
+    end = AddedToken("<|endoftext|>", 300, lstrip=True)
+    rules = TextRules(added=(end, AddedToken("<think>", 301, special=False)), normalizer={"type": "NFC"})
+    yield Tokenizer(
+        "rules", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens=specials, rules=rules
+    )
 
 
-@pytest.fixture(params=list(encodings()), ids=["engine", "regex", "trained"])
+@pytest.fixture(params=list(encodings()), ids=["engine", "regex", "trained", "rules"])
 def encoding(request):
     return request.param
 

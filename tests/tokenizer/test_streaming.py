@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from llmfast.inference.generate import stream_text
 from llmfast.tokenizer import Encoding, Tokenizer, patterns
+from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.streaming import separable_parts
+from llmfast.tokenizer.text_rules import TextRules
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 WORDS = [b"he", b"ll", b"hello", b" w", b" world", b"  ", b"\n\n", "é".encode(), b"<|", b"|>"]
@@ -60,6 +62,39 @@ def test_specials_in_any_chunks_are_those_of_the_whole(text, allowed, data):
             found = list(encoding.encode_iterable(cut(data, text), allowed_special=which))
             assert found == encoding.encode(text, allowed_special=which, disallowed_special=())
         assert list(encoding.encode_iterable(cut(data, text))) == encoding.encode_ordinary(text)
+
+
+RULES = {
+    "white space beside them": [
+        AddedToken("<|end|>", 300, lstrip=True),
+        AddedToken("abab", 302, rstrip=True),
+    ],
+    "words only": [AddedToken("abab", 302, single_word=True), AddedToken("<|end|>", 300)],
+    "not special": [AddedToken("<a b>", 303, special=False), AddedToken("<|end|>", 300)],
+    "normalized": [
+        AddedToken("éa", 305, normalized=True, special=False),
+        AddedToken("<a b>", 303, normalized=True),
+    ],
+}
+
+
+@given(TEXTS, st.data())
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}], ids=["", "NFC"])
+def test_rules_of_text_are_those_of_the_whole(normalizer, rules, text, data):
+    """Trap: a cut beside a special token that looks at what stands there, or in one that normalizing makes."""
+    added = tuple(RULES[rules])
+    specials = {token.content: token.id for token in added if token.special}
+    ranks = BYTES | {word: 256 + i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(
+        "rules", pat_str=patterns.GPT2, mergeable_ranks=ranks, special_tokens=specials,
+        rules=TextRules(added=added, normalizer=normalizer),
+    )  # fmt: skip
+    text = text.replace("é", "e\u0301")
+    for allowed in ((), "all"):
+        expected = tokenizer.encode(text, allowed_special=allowed, disallowed_special=())
+        assert list(tokenizer.encode_iterable(cut(data, text), allowed_special=allowed)) == expected
 
 
 @given(TEXTS, st.sets(st.sampled_from(sorted(SPECIALS))), st.data())

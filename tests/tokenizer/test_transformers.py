@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import gc
 import pickle
 import random
+import weakref
 
 import pytest
 import tokenizers
@@ -12,7 +14,7 @@ from shared_data import shared_data
 from tokenizers import AddedToken, pre_tokenizers, processors
 
 from llmfast.tokenizer import Tokenizer, get_encoding, speed_up
-from llmfast.tokenizer.transformers_backend import Backend
+from llmfast.tokenizer.transformers_backend import is_sped_up
 
 transformers = pytest.importorskip("transformers")
 
@@ -88,6 +90,17 @@ def pair_of(family: str, **options):
         )
 
     return speed_up(made()), made()
+
+
+def counted(monkeypatch, tokenizer):
+    """The names of the methods of Hugging Face's library that the engine calls from now on."""
+    calls = []
+    backend = tokenizer.backend_tokenizer.llmfast
+    original = type(backend).original
+    monkeypatch.setattr(
+        type(backend), "original", lambda self, name: calls.append(name) or original(self, name)
+    )
+    return calls
 
 
 FAMILIES = ["gpt2", "llama3", "qwen"]
@@ -223,7 +236,8 @@ def test_files(family, tmp_path):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     assert_same(speed_up(loaded)(texts(7)), theirs(texts(7)))
-    assert isinstance(loaded.backend_tokenizer, Backend)
+    assert is_sped_up(loaded)
+    assert not is_sped_up(theirs)
     direct = Tokenizer.load(tmp_path / "ours")
     for text in texts(8):
         expected = theirs(text, add_special_tokens=False)["input_ids"]
@@ -248,7 +262,7 @@ def test_tokens_that_are_added_later():
 def test_copies_and_collators():
     ours, theirs = pair_of("llama3")
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert isinstance(twin.backend_tokenizer, Backend)
+        assert is_sped_up(twin)
         assert_same(twin(texts(9), padding=True), theirs(texts(9), padding=True))
     batches = []
     for tokenizer in (ours, theirs):
@@ -275,3 +289,82 @@ def test_what_is_not_byte_level_is_refused():
     with pytest.raises(ValueError, match="its model is 'WordPiece', not byte-level 'BPE'"):
         speed_up(stock)
     assert stock("a")["input_ids"] == [1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("skip_special_tokens", [False, True])
+def test_decode_stream_takes_the_tokenizer(family, skip_special_tokens):
+    """Trap: Hugging Face's function takes an object of its own class only."""
+    ours, theirs = pair_of(family)
+    ids = theirs(f"{TEXT}<|endoftext|>naïve 日本語🙂")["input_ids"]
+    steps = []
+    for tokenizer in (ours, theirs):
+        stream = tokenizers.decoders.DecodeStream(skip_special_tokens=skip_special_tokens)
+        steps.append([stream.step(tokenizer.backend_tokenizer, token) for token in ids])
+    assert steps[0] == steps[1]
+    assert isinstance(ours.backend_tokenizer, tokenizers.Tokenizer)
+
+
+TRIMMING = {
+    "trimmed": processors.ByteLevel(trim_offsets=True, add_prefix_space=False),
+    "trimmed, prefix": processors.ByteLevel(trim_offsets=True, add_prefix_space=True),
+    "untrimmed": processors.ByteLevel(trim_offsets=False),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("trimming", TRIMMING)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offsets_are_ours(family, trimming, monkeypatch):
+    """Of all options; Hugging Face's library is not asked for them."""
+    ours, theirs = pair_of(family)
+    if TRIMMING[trimming] is not None:
+        for tokenizer in (ours, theirs):
+            tokenizer.backend_tokenizer.post_processor = TRIMMING[trimming]
+    calls = counted(monkeypatch, ours)
+    for options in (
+        {},
+        {"padding": True},
+        {"truncation": True, "max_length": 9, "padding": True, "padding_side": "left"},
+        {"split_special_tokens": True},
+        {"add_special_tokens": False},
+    ):
+        options = {"return_offsets_mapping": True} | options
+        assert_same(ours(texts(11, count=20), **options), theirs(texts(11, count=20), **options))
+    assert calls == []
+    ours.truncation_side = theirs.truncation_side = "left"
+    options = {"return_offsets_mapping": True, "truncation": True, "max_length": 9}
+    assert_same(ours(texts(12), **options), theirs(texts(12), **options))
+
+
+def test_offsets_are_those_of_the_tokenizer_that_encoded():
+    """Trap: a token that was added since would be found in the text."""
+    ours, theirs = pair_of("gpt2")
+    encoded = [tokenizer("the cat sat")[0] for tokenizer in (ours, theirs)]
+    ours.add_tokens(["cat"])
+    assert encoded[0].offsets == encoded[1].offsets
+
+
+def test_parts_that_are_replaced_or_changed():
+    """Trap: the parts of the tokenizer are set past the engine, which has to notice."""
+    ours, theirs = pair_of("gpt2")
+    changes = [
+        lambda backend: setattr(backend, "normalizer", tokenizers.normalizers.NFC()),
+        lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda backend: setattr(backend.pre_tokenizer, "add_prefix_space", False),
+        lambda backend: setattr(backend, "post_processor", processors.ByteLevel(trim_offsets=True)),
+        lambda backend: backend.add_tokens([AddedToken("café", normalized=False)]),
+    ]
+    for change in changes:
+        for tokenizer in (ours, theirs):
+            change(tokenizer.backend_tokenizer)
+        assert_same(ours(texts(13), padding=True), theirs(texts(13), padding=True))
+
+
+def test_a_tokenizer_that_is_sped_up_is_let_go():
+    """Trap: the tokenizer and its engine name each other."""
+    ours, _ = pair_of("gpt2")
+    alive = weakref.ref(ours.backend_tokenizer)
+    del ours
+    gc.collect()
+    assert alive() is None

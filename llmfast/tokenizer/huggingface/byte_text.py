@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
+
 from llmfast.tokenizer.training import GPT2_BYTE_ORDER
 
 
@@ -19,7 +22,8 @@ class _ByteOfCharacter(dict):
 
 
 _CHARACTERS = dict(enumerate(_byte_characters()))
-_BYTES = _ByteOfCharacter({ord(character): byte for byte, character in _CHARACTERS.items()})
+_SEPARATOR, _SEPARATED = "\0", 0xFFFE  # neither is a byte's character, nor a byte
+_BYTES = _ByteOfCharacter({0: _SEPARATED} | {ord(character): byte for byte, character in _CHARACTERS.items()})
 
 
 def token_text(token: bytes) -> str:
@@ -39,6 +43,22 @@ def token_bytes(text: str) -> bytes:
         return text.translate(_BYTES).encode("latin-1")
     except UnicodeEncodeError:
         raise ValueError(f"token {text!r} is not written in byte-level characters") from None
+
+
+def bytes_of_texts(texts: Collection[str]) -> dict[str, bytes]:
+    """`token_bytes` of those texts that have them, all at once, which takes a fraction of the time.
+
+    >>> bytes_of_texts(["Ġthe", "日本"])
+    {'Ġthe': b' the'}
+    """
+    joined = _SEPARATOR.join(texts).translate(_BYTES).split(chr(_SEPARATED))
+    if len(joined) != len(texts):  # a text has the separator, too
+        joined = [text.translate(_BYTES) for text in texts]
+    found = {}
+    for text, translated in zip(texts, joined, strict=True):
+        with suppress(UnicodeEncodeError):
+            found[text] = translated.encode("latin-1")
+    return found
 
 
 def decoded_bytes(text: str) -> bytes:

@@ -14,11 +14,13 @@ from llmfast.tokenizer.training import WHOLE
 class Splitting(NamedTuple):
     """The pattern that cuts text, or else the steps, as the file has them, that Hugging Face's library is to apply.
 
-    `prefix_space`: each stretch of text between added tokens that does not begin with a space gets one.
+    `prefix_space`: each stretch of text between added tokens that does not begin with a space gets one. `digits`: each
+    digit is a piece of its own ("each"), or each run of them ("runs"), and the pattern cuts what is between.
     """
 
     pat_str: str
     prefix_space: bool = False
+    digits: str | None = None
     steps: dict[str, Any] | None = None
 
 
@@ -91,6 +93,11 @@ def steps_of(part: Any, name: str) -> list[Any]:
 
 
 def _as_pattern(steps: list[Any], kinds: list[str | None]) -> Splitting | None:
+    if kinds[0] == "Digits":
+        rest = _as_pattern(steps[1:], kinds[1:]) if len(steps) > 1 else None
+        if rest is None or rest.prefix_space or rest.digits:
+            return None
+        return rest._replace(digits="each" if steps[0].get("individual_digits", False) else "runs")
     if kinds[-1] != "ByteLevel" or set(kinds[:-1]) - {"Split"}:
         return None
     *splits, byte_level = steps
@@ -151,6 +158,14 @@ def pre_tokenizer_of(pat_str: str) -> dict[str, Any]:
     else:
         splits = [_split(pat_str, **MATCHES_ONLY)]
     return {"type": "Sequence", "pretokenizers": [*splits, byte_level(use_regex=False)]}
+
+
+def with_digits(pre_tokenizer: dict[str, Any], digits: str | None) -> dict[str, Any]:
+    """A pre-tokenizer that first cuts out digits, as `Splitting` says."""
+    if digits is None:
+        return pre_tokenizer
+    first = {"type": "Digits", "individual_digits": digits == "each"}
+    return {"type": "Sequence", "pretokenizers": [first, *steps_of(pre_tokenizer, "pretokenizers")]}
 
 
 def byte_level(use_regex: bool, add_prefix_space: bool = False) -> dict[str, Any]:

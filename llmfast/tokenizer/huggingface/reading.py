@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken, read_added_tokens
-from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
+from llmfast.tokenizer.huggingface.byte_text import bytes_of_texts, decoded_bytes, token_text
 from llmfast.tokenizer.huggingface.contents import Contents
 from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, shown, token_id
 from llmfast.tokenizer.huggingface.merges import Ranked, ranks_of
@@ -57,7 +57,8 @@ def from_json(file: Any) -> Contents:
     splitting = read_pre_tokenizer(file.get("pre_tokenizer"), to_bytes)
     added = read_added_tokens(file.get("added_tokens"), vocabulary)
     merges = _merges(model, vocabulary)
-    tokens = _mergeable(vocabulary, merges, added)
+    bytes_of = bytes_of_texts(vocabulary)
+    tokens = _mergeable(vocabulary, bytes_of, merges, added)
     _check_distinct(tokens)
     largest = max((*vocabulary.values(), *(token.id for token in added)), default=0)
     ranked = None
@@ -65,7 +66,9 @@ def from_json(file: Any) -> Contents:
         raise ValueError("its vocabulary has no token")
     if _merges_natively(model, tokens):
         pairs = [
-            (token_bytes(left), token_bytes(right)) for left, right in merges if _is_byte_text(left + right)
+            (bytes_of[left], bytes_of[right])
+            for left, right in merges
+            if left in bytes_of and right in bytes_of
         ]
         ranked = ranks_of(
             tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest
@@ -74,6 +77,7 @@ def from_json(file: Any) -> Contents:
         added=added,
         normalizer=normalizer,
         prefix_space=splitting.prefix_space,
+        digits=splitting.digits,
         steps=splitting.steps,
         decoder=_decoder(file.get("decoder"), vocabulary),
         trims=_trims(file.get("post_processor")),
@@ -84,11 +88,13 @@ def from_json(file: Any) -> Contents:
         ranked = Ranked(
             {token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id))
         )
-        rules = rules.replace(model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False)
+        rules = rules.replace(
+            model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False, digits=None
+        )
     decoded = {
         number: decoded_bytes(text)
         for text, number in vocabulary.items()
-        if not (_is_byte_text(text) and token_bytes(text) in ranked.ranks)
+        if bytes_of.get(text) not in ranked.ranks
     }
     text_of = {number: text for text, number in vocabulary.items()}
     for token in added:
@@ -145,35 +151,28 @@ def _merges(model: dict[str, Any], vocabulary: dict[str, int]) -> list[tuple[str
     merges = []
     for i, merge in enumerate(field(model, "merges", list)):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
             raise ValueError(f"merge {i} is {shown(merge)}, not two tokens")
         left, right = pair
-        for token in (left, right, left + right[len(prefix) :]):
-            if token not in vocabulary:
-                raise ValueError(f"merge {i} is {shown(merge)}, but the vocabulary has no {token!r}")
+        made = left + right[len(prefix) :]
+        if left not in vocabulary or right not in vocabulary or made not in vocabulary:
+            missing = next(token for token in (left, right, made) if token not in vocabulary)
+            raise ValueError(f"merge {i} is {shown(merge)}, but the vocabulary has no {missing!r}")
         merges.append((left, right))
     return merges
 
 
-def _is_byte_text(text: str) -> bool:
-    try:
-        token_bytes(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _mergeable(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], added: tuple[AddedToken, ...]
+    vocabulary: dict[str, int],
+    bytes_of: dict[str, bytes],
+    merges: list[tuple[str, str]],
+    added: tuple[AddedToken, ...],
 ) -> dict[bytes, int]:
     """The tokens that text can become; an added token is one only if it is a byte, or a merge makes it."""
-    made = {left + right for left, right in merges}
-    apart = {token.content for token in added if len(token.content) > 1} - made
-    return {
-        token_bytes(text): number
-        for text, number in vocabulary.items()
-        if text and text not in apart and _is_byte_text(text)
-    }
+    apart = {token.content for token in added if len(token.content) > 1}
+    if apart:
+        apart -= {left + right for left, right in merges}
+    return {token: vocabulary[text] for text, token in bytes_of.items() if text and text not in apart}
 
 
 def _check_distinct(tokens: dict[bytes, int]) -> None:

@@ -9,7 +9,7 @@ from llmfast import _bpe
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import token_text
 from llmfast.tokenizer.huggingface.contents import Contents
-from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level, pre_tokenizer_of
+from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level, pre_tokenizer_of, with_digits
 from llmfast.tokenizer.text_rules import TextRules
 
 
@@ -21,6 +21,7 @@ def to_json(contents: Contents) -> dict[str, Any]:
         added.setdefault(text, AddedToken(text, number))
     by_id = _distinct(sorted(added.values(), key=lambda token: token.id))
     pre_tokenizer = pre_tokenizer_of(contents.pat_str) if rules.steps is None else rules.steps
+    pre_tokenizer = with_digits(pre_tokenizer, rules.digits)
     if rules.prefix_space:
         pre_tokenizer = {**pre_tokenizer, "add_prefix_space": True}
     return {

@@ -1,0 +1,105 @@
+"""Tokens that are added to an encoding: a new object, saved and loaded again, and Hugging Face's ids."""
+
+import pickle
+
+import pytest
+
+from llmfast.tokenizer import Encoding, Tokenizer, patterns
+
+tokenizers = pytest.importorskip("tokenizers")
+
+RANKS = {bytes([byte]): byte for byte in range(256)} | {b"he": 256}
+TEXTS = ["<|start|>hello<|end|>", "a<think>b</think> c", "<think", "x<|endoftext|><think><|start|>", ""]
+
+
+def encoding():
+    return Encoding(
+        "small", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens={"<|endoftext|>": 300}
+    )
+
+
+def tokenizer():
+    return Tokenizer.train(["low low low lower newest newest"], 262)
+
+
+@pytest.mark.parametrize("make", [encoding, tokenizer])
+def test_special_tokens(make):
+    before = make()
+    after = before.with_added_tokens(["<|start|>", "<|end|>"])
+    assert type(after) is type(before)
+    assert after.n_vocab == before.n_vocab + 2
+    assert after.special_tokens_set == {*before.special_tokens_set, "<|start|>", "<|end|>"}
+    assert before.special_tokens_set == make().special_tokens_set
+    ids = after.encode(TEXTS[0], allowed_special="all")
+    assert ids[0] == before.n_vocab
+    assert ids[-1] == before.n_vocab + 1
+    assert after.decode(ids) == TEXTS[0]
+    with pytest.raises(ValueError, match="disallowed special token"):
+        after.encode(TEXTS[0])
+    assert after.encode_ordinary("hello") == before.encode_ordinary("hello")
+    assert list(after.encode_iterable(["<|sta", "rt|>hello<|", "end|>"], allowed_special="all")) == ids
+    assert pickle.loads(pickle.dumps(after)).encode(TEXTS[0], allowed_special="all") == ids
+
+
+@pytest.mark.parametrize("make", [encoding, tokenizer])
+def test_tokens_that_are_not_special(make):
+    """They are ordinary text to the caller, and always found."""
+    before = make()
+    after = before.with_added_tokens(["<think>", "</think>"], special=False)
+    assert isinstance(after, Tokenizer)
+    assert after.special_tokens_set == before.special_tokens_set
+    think = before.n_vocab
+    expected = [97, think, 98, think + 1, *before.encode(" c")]
+    for ids in (
+        after.encode(TEXTS[1]),
+        after.encode_ordinary(TEXTS[1]),
+        after.encode_batch([TEXTS[1]])[0],
+        after.encode_documents([TEXTS[1]], append_eot=False)[0].tolist(),
+        list(after.encode_iterable(["a<th", "ink>b</think> c"])),
+    ):
+        assert ids == expected
+    assert after.count(TEXTS[1]) == len(expected)
+    assert after.encode_with_offsets(TEXTS[1])[1][1] == (1, 8)
+    assert after.decode(expected) == TEXTS[1]
+
+
+def test_hugging_face_gives_the_same_ids(tmp_path):
+    after = (
+        tokenizer().with_added_tokens(["<|start|>", "<|end|>"]).with_added_tokens(["<think>"], special=False)
+    )
+    after.save(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == after.fingerprint
+    for text in TEXTS:
+        expected = theirs.encode(text, add_special_tokens=False)
+        for ours in (after, loaded):
+            ids, offsets = ours.encode_with_offsets(text, allowed_special="all")
+            assert (ids, offsets) == (expected.ids, expected.offsets), text
+
+
+def test_ids_can_be_chosen():
+    after = encoding().with_added_tokens({"<|start|>": 298, "<|end|>": 400})
+    assert [after.encode_single_token(text) for text in ("<|start|>", "<|end|>")] == [298, 400]
+    assert after.n_vocab == 401
+
+
+@pytest.mark.parametrize("make", [encoding, tokenizer])
+@pytest.mark.parametrize("special", [True, False])
+def test_what_cannot_be_added_is_named(make, special):
+    before = make()
+    for tokens, message in [
+        ([""], r"tokens\[0\] is empty"),
+        (["<a>", "<a>"], r"tokens\[1\] is '<a>', which is a token already"),
+        (["<|endoftext|>"], "which is a token already"),
+        (["h"], "which is a token already"),
+        ({"<a>": 97}, "the id of token '<a>' is 97, which is another token's"),
+        ({"<a>": 500, "<b>": 500}, "the id of token '<b>' is 500, which is another token's"),
+        ({"<a>": -1}, "the id of token '<a>' must be at least 0, got -1"),
+        ({"<a>": 2**24}, "16777216"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            before.with_added_tokens(tokens, special=special)
+    for tokens in ("<a>", b"<a>", None, 3, [b"<a>"], [None], {"<a>": "1"}):
+        with pytest.raises(TypeError):
+            before.with_added_tokens(tokens, special=special)
