@@ -203,7 +203,7 @@ def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
 
 
 def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
-    """Write this part's shards of both splits, after those that its journal lists; returns how many files it skipped."""
+    """Write this part's shards of both splits, after those that its journal lists; returns the files skipped."""
     tokenizer = Tokenizer.load(folder)
     corpus = Corpus(config.sources, column=config.column, share=share)
     # A part cannot see whether the others have documents of both sides: there the hash alone decides.
