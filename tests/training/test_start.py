@@ -81,7 +81,8 @@ def test_what_is_no_start_is_named(tmp_path, trained, capsys):
     }.items():
         assert main([*command, start]) == 2
         assert sentence in capsys.readouterr().err
-    texts = small_config(write_corpus(tmp_path / "texts", 90))
+    texts = small_config(tmp_path / "corpus")
+    texts.data.vocab_size = 290
     other = new_session(tmp_path / "other", texts, report=lambda line: None)
     assert main([*command, str(trained), "--data.prepared", str(other.run.data)]) == 2
     assert "has another tokenizer than the data were prepared with" in capsys.readouterr().err
