@@ -297,12 +297,14 @@ class Core {
 
     static void check_texts(std::string_view text, const SpecialRules& rules) {
         if (!rules.refused_texts.is_valid()) return;
-        in_encoding_module("check_disallowed")(nb::str(text.data(), text.size()), rules.refused_texts);
+        const nb::object arguments = nb::make_tuple(nb::str(text.data(), text.size()), rules.refused_texts);
+        const nb::object check = in_encoding_module("check_disallowed");
+        checked(may_wait_for_gil([&] { return PyObject_CallObject(check.ptr(), arguments.ptr()); }));
     }
 
     // Raises tiktoken's error for a disallowed special token.
     [[noreturn]] static void raise_refused(const Special& special) {
-        in_encoding_module("raise_disallowed_special_token")(nb::cast(std::string_view(special.bytes)));
+        call_python(in_encoding_module("raise_disallowed_special_token"), nb::cast(std::string_view(special.bytes)));
         throw std::logic_error("raise_disallowed_special_token returned");
     }
 

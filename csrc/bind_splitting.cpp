@@ -76,6 +76,23 @@ nb::list split_text(nb::handle text, std::string_view name) {
     return pieces;
 }
 
+// How many pieces a text has.
+size_t count_pieces(nb::handle text, std::string_view name) {
+    constexpr size_t kAtOnce = 256;
+    const Pattern pattern = pattern_named(name);
+    nb::object owner;
+    const std::string_view all = text_of(text, owner);
+    const WithoutGil released;
+    uint32_t ends[kAtOnce];
+    size_t count = 0;
+    for (size_t at = 0; at < all.size();) {
+        const size_t some = split(pattern, all.data() + at, all.size() - at, ends, kAtOnce);
+        count += some;
+        at += ends[some - 1];
+    }
+    return count;
+}
+
 // A buffer is not copied: where its bytes change meanwhile, the result is one of the offsets all the same.
 size_t boundary(nb::handle text, std::string_view name, size_t start) {
     const Pattern pattern = pattern_named(name);
@@ -122,6 +139,8 @@ void bind_splitting(nb::module_& module) {
                "The dict of bytes to int of a tiktoken rank file.");
     module.def("split", &split_text, nb::arg("text").none(), nb::arg("pattern"),
                "The pieces of a str or bytes under a named pattern.");
+    module.def("count_pieces", &count_pieces, nb::arg("text").none(), nb::arg("pattern"),
+               "How many pieces a str or bytes has under a named pattern.");
     module.def("certain_boundary", &boundary, nb::arg("text").none(), nb::arg("pattern"), nb::arg("start"),
                "The first offset in the UTF-8, at or after `start` > 0, where it can be cut without changing its pieces.");
     nb::class_<Finder>(module, "Finder", "Finds the first, and there the longest, of several texts that are not empty.")

@@ -27,7 +27,7 @@ namespace {
 template <class Count>
 std::function<void(Count)> progress_of(const nb::object& call, WithoutGil& released) {
     if (call.is_none()) return nullptr;
-    return [call = nb::handle(call), &released](Count done) { released.with_gil([&] { call(done); }); };
+    return [call = nb::handle(call), &released](Count done) { released.with_gil([&] { call_python(call, nb::int_(done)); }); };
 }
 
 // A str or a bytes object.

@@ -17,15 +17,28 @@ namespace llmfast {
 inline std::atomic<unsigned long> main_thread_ident{0};
 inline bool is_main_thread() { return PyThread_get_thread_ident() == main_thread_ident; }
 
-// Takes the GIL back. While Python exits, it ends every other thread that asks for the GIL by unwinding its stack, which
-// would abort the process in the first destructor or noexcept function, or run destructors of Python objects without the
-// GIL. Such a thread sleeps instead until the process is gone, as it does in Python 3.14.
-inline void acquire_gil(PyThreadState* state) noexcept {
+// What a function of Python's C API returns that may wait for the GIL, as one that runs Python code may. While Python
+// exits, it ends every other thread that waits for the GIL by unwinding its stack, which would abort the process in the
+// first destructor or noexcept function, or run destructors of Python objects without the GIL. Such a thread sleeps
+// instead until the process is gone, as it does in Python 3.14.
+template <typename Call>
+auto may_wait_for_gil(Call call) noexcept {
     try {
-        PyEval_RestoreThread(state);
-    } catch (...) {  // glibc's forced unwinding by pthread_exit(), which must not be left to go on
+        return call();
+    } catch (...) {  // glibc's forced unwinding by pthread_exit(), which must not leave this handler
         for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
     }
+}
+
+inline void acquire_gil(PyThreadState* state) noexcept {
+    may_wait_for_gil([state] { PyEval_RestoreThread(state); });
+}
+
+// A call of a Python function with one argument.
+inline nanobind::object call_python(nanobind::handle function, nanobind::object argument) {
+    PyObject* const result = may_wait_for_gil([&] { return PyObject_CallOneArg(function.ptr(), argument.ptr()); });
+    if (!result) throw nanobind::python_error();
+    return nanobind::steal(result);
 }
 
 // Runs Python's signal handlers, if this is the main thread. With the GIL. KeyboardInterrupt, or what else a handler

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 #include "classify.h"
 #include "classify_avx512.h"
 #include "newer_machines.h"
 #include "other_scripts_avx512.h"
+#include "piece.h"
 #include "piece_starts.h"
 #include "progress.h"
 #include "rules.h"
@@ -165,7 +165,7 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
         at = next_piece<kRules>(at, text_end);
         const size_t offset = static_cast<size_t>(at - begin);
         if (offset > UINT32_MAX) {
-            if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+            if (count == 0) throw_piece_too_long(offset);
             break;
         }
         ends[count++] = static_cast<uint32_t>(offset);
@@ -195,7 +195,7 @@ size_t split_best(const char* text, size_t length, uint32_t* ends, size_t capaci
 }
 
 size_t split_none(size_t length, uint32_t* ends) {
-    if (length > UINT32_MAX) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+    if (length > kLongestPiece) throw_piece_too_long(length);
     ends[0] = static_cast<uint32_t>(length);
     return length > 0;
 }

@@ -19,7 +19,8 @@ enum class Pattern : uint8_t {
 // Splits `text`, which starts a piece and ends with the whole text, and writes where pieces end, as offsets from
 // `text`, in increasing order; at most `capacity` of them (> 0). Returns how many were written: 0 only for empty text.
 // The rest of a long text is split by calling again from the last end. Bytes that are not UTF-8 count as
-// punctuation. Throws std::length_error for a piece of 4 GiB or more.
+// punctuation. Throws std::length_error for a piece of 4 GiB or more, and under Pattern::none for one of more than
+// kLongestPiece bytes (piece.h); the encoder and the trainer refuse every piece that is longer than that.
 size_t split(Pattern pattern, const char* text, size_t length, uint32_t* ends, size_t capacity);
 
 // A position > 0 and <= length where `text` may be cut in two whose pieces, side by side, are those of the whole; for

@@ -95,7 +95,9 @@ inline uint32_t as_id(PyObject* value) {
         return static_cast<uint32_t>(id);
     }
     const nanobind::object kept = nanobind::borrow(value);
-    PyObject* const index = PyIndex_Check(value) ? PyNumber_Index(value) : nullptr;  // NumPy's integers and the like
+    PyObject* const index = may_wait_for_gil([value] {  // of NumPy's integers and the like
+        return PyIndex_Check(value) ? PyNumber_Index(value) : nullptr;
+    });
     if (!index && (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_TypeError))) {
         PyErr_Clear();
         PyErr_Format(PyExc_TypeError, "a token id must be an int, got %.200s", Py_TYPE(value)->tp_name);
@@ -151,7 +153,9 @@ inline IdBuffer ids_of(nanobind::handle tokens) {
         PyErr_Format(PyExc_TypeError, "tokens must be a sequence of ints, got %.200s", Py_TYPE(tokens.ptr())->tp_name);
         throw nanobind::python_error();
     }
-    const nanobind::object fast = checked(PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"));
+    const nanobind::object fast = checked(may_wait_for_gil([&] {
+        return PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints");
+    }));
     const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
     constexpr Py_ssize_t kAhead = 48;  // ints are objects all over memory: asked for early, a list takes a sixth less
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());

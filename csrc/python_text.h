@@ -97,7 +97,7 @@ inline std::vector<std::string_view> texts_of(nanobind::handle sequence, const c
                          ": put it in a list");
     }
     // A tuple keeps the texts, whatever another thread does to a list while this one works without the GIL.
-    PyObject* const tuple = PySequence_Tuple(sequence.ptr());
+    PyObject* const tuple = may_wait_for_gil([&] { return PySequence_Tuple(sequence.ptr()); });
     if (!tuple && PyErr_ExceptionMatches(PyExc_TypeError) && !PyObject_HasAttrString(sequence.ptr(), "__iter__")) {
         PyErr_Clear();
         throw_type_error(std::string(what) + " must be a sequence of texts, got " + kind_of(sequence));

@@ -3,8 +3,7 @@
 // where it starts alone: only what the third expression scans anyway decides where its stretch ends.
 #include "split_deepseek.h"
 
-#include <stdexcept>
-
+#include "piece.h"
 #include "progress.h"
 #include "rules.h"
 #include "scan.h"
@@ -98,7 +97,7 @@ size_t split_deepseek(const char* text, size_t length, uint32_t* ends, size_t ca
         at = piece_end(at, end);
         const size_t offset = static_cast<size_t>(at - begin);
         if (offset > UINT32_MAX) {
-            if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+            if (count == 0) throw_piece_too_long(offset);
             break;
         }
         ends[count++] = static_cast<uint32_t>(offset);

@@ -3,17 +3,36 @@
 //
 //     test_engine CORPUS_FILE...
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <new>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
 
 #include "classify.h"
+#include "documents.h"
 #include "fuzz/check.h"
 #include "merge_lanes.h"
+#include "newer_machines.h"
 
 using namespace llmfast;
+
+// How many allocations succeed from now on, on all threads.
+constexpr int kNoLimit = 1 << 30;
+static std::atomic<int> allocations_left = kNoLimit;
+
+LLMFAST_NOINLINE void* operator new(size_t bytes) {
+    if (allocations_left != kNoLimit && --allocations_left < 0) throw std::bad_alloc();
+    if (void* const memory = std::malloc(bytes)) return memory;
+    throw std::bad_alloc();
+}
+LLMFAST_NOINLINE void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return std::malloc(bytes); }
+LLMFAST_NOINLINE void operator delete(void* memory) noexcept { std::free(memory); }
+LLMFAST_NOINLINE void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -95,17 +114,30 @@ std::string random_piece(std::mt19937& random, size_t most) {
     return piece.substr(0, size);
 }
 
+// Few characters, repeated: tokens depend on bytes far away, and windows may fail to agree on one.
+std::string repetitive_piece(std::mt19937& random, size_t most) {
+    std::string motifs[3], piece;
+    for (std::string& motif : motifs) {
+        for (size_t size = 1 + random() % 4; size > 0; --size) motif += "ab -"[random() % 4];
+    }
+    while (piece.size() < most) {
+        const std::string& motif = motifs[random() % 3];
+        for (size_t times = 1 + random() % (random() % 3 ? 6 : 100); times > 0; --times) piece += motif;
+    }
+    return piece.substr(0, most);
+}
+
 // Every instruction set merges as the definition says, and so do long pieces, whatever the ranks.
 void test_merging(std::mt19937& random) {
     for (int round = 0; round < 60; ++round) {
         const Vocabulary vocabulary = random_vocabulary(random, random() % 300, round % 2 == 0);
         const PairTable pairs(vocabulary);
-        const auto merge = [&](size_t most, auto merge_all) {
-            std::vector<std::string> texts(1 + random() % 100);
+        const auto merge = [&](size_t count, size_t most, auto make_piece, auto merge_all) {
+            std::vector<std::string> texts(count);
             std::vector<std::vector<uint32_t>> parts;
             std::vector<Piece> pieces;
             for (std::string& text : texts) {
-                text = random_piece(random, most);
+                text = make_piece(random, most);
                 parts.emplace_back(text.size());
                 pieces.push_back({parts.back().data(), text.size()});
             }
@@ -116,7 +148,7 @@ void test_merging(std::mt19937& random) {
             }
         };
         for (const NamedLaneMerger* one = lane_mergers(); one->name; ++one) {
-            merge(kMostLaneParts, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+            merge(1 + random() % 100, kMostLaneParts, random_piece, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
                 std::vector<Piece*> all;
                 for (size_t i = 0; i < texts.size(); ++i) {
                     byte_tokens(pairs, texts[i], pieces[i].ids);
@@ -125,11 +157,13 @@ void test_merging(std::mt19937& random) {
                 one->merge(pairs.places(), all);
             });
         }
-        merge(200, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+        const auto merge_together = [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
             for (size_t i = 0; i < texts.size(); ++i) pieces[i].count = parts_of(pairs, texts[i], pieces[i].ids);
             MergeScratch scratch;
             merge_parts(pairs, pieces, scratch);
-        });
+        };
+        merge(1 + random() % 100, 200, random_piece, merge_together);
+        merge(4, 100 + random() % 500, repetitive_piece, merge_together);
     }
 }
 
@@ -175,6 +209,26 @@ void test_caches() {
     LLMFAST_REQUIRE(in_few == kSlots / 8 * 5 && in_log == kSlots);
 }
 
+// Where memory runs out, on whichever thread, the caller gets an exception.
+void test_memory_that_runs_out(std::mt19937& random) {
+    std::vector<std::string> texts;
+    for (int i = 0; i < 60; ++i) texts.push_back(random_text(random, 4000));
+    const std::vector<std::string_view> documents(texts.begin(), texts.end());
+    const Encoder encoder(fuzz::small_vocabulary(), Pattern::gpt2);
+    size_t refused = 0;
+    for (int allocations = 0; allocations < 200; ++allocations) {
+        std::vector<int64_t> offsets(documents.size() + 1);
+        allocations_left = allocations;
+        try {
+            encode_documents<uint32_t>(encoder, documents, std::nullopt, 4, offsets.data());
+        } catch (const std::bad_alloc&) {
+            ++refused;
+        }
+        allocations_left = kNoLimit;
+    }
+    LLMFAST_REQUIRE(refused > 3 && refused < 200);
+}
+
 void test_threads(std::mt19937& random) {
     std::vector<std::string> texts;
     for (int i = 0; i < 200; ++i) texts.push_back(random_text(random, 400));
@@ -211,6 +265,7 @@ int main(int count, char** files) {
     test_full_table();
     test_random_text(random);
     test_caches();
+    test_memory_that_runs_out(random);
     test_threads(random);
     std::puts("ok");
 }

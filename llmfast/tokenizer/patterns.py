@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Set
-from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -96,6 +95,16 @@ def compiled(pat_str: str):
         raise ValueError(f"the splitting pattern {pat_str!r} is no regular expression: {error}") from None
 
 
+def compiled_forward(pat_str: str):
+    """The same for splitting text, which goes from its start to its end."""
+    import regex
+
+    pattern = compiled(pat_str)
+    if pattern.flags & regex.REVERSE:
+        raise ValueError(f"the splitting pattern {pat_str!r} searches backwards: leave out the flag (?r)")
+    return pattern
+
+
 # A pattern that backtracks may take time that is exponential in the length of a text. To find one piece, it may take so
 # many seconds of the process's CPU time, and as many more as the text has times a million characters.
 SECONDS_PER_PIECE = 10.0
@@ -103,7 +112,7 @@ _PIECES_AT_ONCE = 1024
 
 
 def pieces(pat_str: str, text: str) -> Iterator[str]:
-    """What `pat_str` matches in `text`, one match after another, by the `regex` library.
+    """What `pat_str` matches in `text`, one match after another, by the `regex` library; empty matches are no pieces.
 
     Raises:
         ValueError: the pattern is not a regular expression, or takes more than `SECONDS_PER_PIECE`.
@@ -117,30 +126,35 @@ def pieces(pat_str: str, text: str) -> Iterator[str]:
 
 def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
     """The same in lists of many pieces. The time that a caller takes between them does not count."""
-    pattern = compiled(pat_str)
+    pattern = compiled_forward(pat_str)
     limit = SECONDS_PER_PIECE * (1 + len(text) / 1_000_000)
-    start: int | None = 0
-    while start is not None:
-        found, start = _some_pieces(pattern, text, start, limit)
-        yield [piece for piece in found if piece]
+    start, stop = -1, 0
+    while start < stop:  # each search starts behind a piece of the one before
+        start = stop
+        group, stop = _some_pieces(pattern, text, start, limit)
+        yield group
 
 
-def _some_pieces(pattern, text: str, start: int, limit: float) -> tuple[list[str], int | None]:
-    """The next pieces from `start` on, and where to search for more of them; None where there are no more."""
+def _some_pieces(pattern, text: str, start: int, limit: float) -> tuple[list[str], int]:
+    """The next pieces from `start` on, and where to search for more of them: at `start` where there are no more."""
     found: list[str] = []
-    match = None
+    stop = start
     try:
-        for match in islice(pattern.finditer(text, start, timeout=limit), _PIECES_AT_ONCE):
-            found.append(match.group())
+        for match in pattern.finditer(text, start, timeout=limit):
+            if piece := match.group():
+                found.append(piece)
+                stop = match.end()
+                if len(found) == _PIECES_AT_ONCE:
+                    return found, stop
     except TimeoutError:
-        if match is None:
+        if not found:
             raise ValueError(
                 f"the splitting pattern {pattern.pattern!r} takes more than {limit:.0f} seconds to find the piece at "
                 f"character {start} of a text; write it without nested repetitions, such as (a+)+ or (?:a|aa)+, or "
                 "with possessive ones, such as (?:a|aa)++"
             ) from None
-        return found, match.end()
-    return found, match.end() if match is not None and len(found) == _PIECES_AT_ONCE else None
+        return found, stop
+    return found, start
 
 
 _GAPS = r"(?:{0})|(?:(?!{0})[\s\S])+"
@@ -212,7 +226,7 @@ class RegexCore:
 
     def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
-        compiled(pat_str)  # which checks it
+        compiled_forward(pat_str)  # which checks it
         self._pat_str = pat_str
         for shared in (
             "find",
@@ -231,9 +245,10 @@ class RegexCore:
         last = None
         for group in groups_of_pieces(self._pat_str, text):
             if group:
-                pieces = [piece.encode("utf-8", errors) for piece in group] if errors else group
-                of_pieces, last = self._core.encode_pieces(pieces)
-                ids += of_pieces
+                if errors:
+                    group = [piece.encode("utf-8", errors) for piece in group]
+                of_group, last = self._core.encode_pieces(group)
+                ids += of_group
         return last
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -252,8 +267,8 @@ class RegexCore:
                 ids.append(part)
                 last = 0
             else:
-                of_piece = self._encode_pieces(part, ids)
-                last = last if of_piece is None else of_piece
+                of_last = self._encode_pieces(part, ids)
+                last = last if of_last is None else of_last
         return ids, last
 
     def encode(self, text: str, allowed: str | Set[str], disallowed) -> list[int]:

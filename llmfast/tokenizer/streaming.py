@@ -93,6 +93,8 @@ def separable_parts(
             and (touching or end < last < certain)
         ):
             cut = last
+        if disallowed and cut > certain:  # a disallowed text may start before the cut and end behind it
+            cut = 0
         settled = certain
         if cut > 0:
             yield kept[:cut]

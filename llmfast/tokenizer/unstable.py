@@ -32,8 +32,10 @@ def with_completions(
     stable, unstable = ids[: len(ids) - last], core.decode_bytes(ids[len(ids) - last :])
 
     completions = {(core.find(token),) for token in _starting_with(sorted_tokens, unstable)}
-    # A token may straddle the end of the text: try each that starts with a suffix of it.
-    for cut in range(1, len(unstable)):
+    # A token may straddle the end of the text: try each that starts with a suffix of it. No suffix can be longer than
+    # the longest token, which is looked up only where that shortens the search.
+    longest = len(unstable) if len(unstable) < 128 else max(map(len, sorted_tokens))
+    for cut in range(max(1, len(unstable) - longest), len(unstable)):
         for token in _starting_with(sorted_tokens, unstable[cut:]):
             completions.add(_covering(core, unstable[:cut] + token, len(unstable)))
     # White space at the end may be split off by what follows.

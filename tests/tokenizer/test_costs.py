@@ -5,6 +5,7 @@ the process, the smallest of several: what else runs on the machine hardly chang
 """
 
 import math
+import mmap
 import random
 import subprocess
 import sys
@@ -148,29 +149,46 @@ def test_a_piece_that_is_too_long_is_refused_at_every_entry():
             refuse()
 
 
+@pytest.fixture(params=["bytearray", "file"])
+def changing(request, tmp_path):
+    """Makes of a text what can be read and changed: a view, and what it shows."""
+
+    def make(text: bytes):
+        if request.param == "bytearray":
+            shown = bytearray(text)
+            return memoryview(shown).toreadonly(), shown
+        path = tmp_path / "text"
+        path.write_bytes(text)
+        with path.open("r+b") as file:
+            shown = mmap.mmap(file.fileno(), 0)
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), shown
+
+    return make
+
+
 @pytest.mark.parametrize("length", [9, 40])
-def test_text_that_changes_while_it_is_encoded_leaves_nothing_wrong_behind(length):
+def test_text_that_changes_while_it_is_encoded_leaves_nothing_wrong_behind(length, changing):
     """Words were cached by the bytes that stood there afterwards, with the ids of those that stood there before."""
     draw = random.Random(length)
-    ranks = BYTES | {
-        bytes([a, b]): 256 + 26 * (a - 97) + b - 97 for a in range(97, 123) for b in range(97, 123)
-    }
-    texts = [b" ".join(bytes(draw.choices(range(97, 123), k=length)) for _ in range(4_000)) for _ in range(2)]
+    letters = range(97, 123)
+    ranks = BYTES | {bytes([a, b]): 256 + 26 * (a - 97) + b - 97 for a in letters for b in letters}
+    table = bytes(32 if byte < 256 // length else 97 + byte % 26 for byte in range(256))
     core, fresh = (_bpe.Core(ranks, {}, "gpt2") for _ in range(2))
-    buffer = bytearray(texts[0])
-    done = False
+    view, shown = changing(bytes(100_000))
+    texts, done = [], False
 
     def change() -> None:
         while not done:
-            for text in texts:
-                buffer[:] = text
+            for text in texts[-2:]:
+                shown[:] = text
 
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(50):
-            core.encode_documents([memoryview(buffer)], None, 2, False)
-            core.count(memoryview(buffer))
+        for _ in range(30):  # new words each time: known ones are looked up and not merged
+            texts += [draw.randbytes(len(shown)).translate(table) for _ in range(2)]
+            core.encode_documents([view], None, 1, False)
+            core.count(view)
     finally:
         done = True
         thread.join()

@@ -1,0 +1,82 @@
+"""A pattern that the engine does not know: the `regex` library runs it, and no text makes it run for ever."""
+
+import time
+
+import pytest
+import regex
+
+from llmfast import Encoding
+from llmfast.tokenizer import Tokenizer, patterns, teaching
+
+RANKS = {bytes([byte]): byte for byte in range(256)}
+EXPONENTIAL = r"(?:a|aa)+$|\s"
+TEXT = "a" * 80 + "b"
+
+
+def calls(pat_str: str, text: str):
+    encoding = Encoding("user's", pat_str=pat_str, mergeable_ranks=RANKS, special_tokens={})
+    return {
+        "encode": lambda: encoding.encode(text),
+        "encode_ordinary": lambda: encoding.encode_ordinary(text),
+        "encode_to_numpy": lambda: encoding.encode_to_numpy(text),
+        "encode_batch": lambda: encoding.encode_batch([text]),
+        "encode_documents": lambda: encoding.encode_documents([text], append_eot=False),
+        "encode_documents of bytes": lambda: encoding.encode_documents(
+            [text.encode() + b"\xff"], append_eot=False
+        ),
+        "encode_iterable": lambda: list(encoding.encode_iterable([text])),
+        "encode_with_unstable": lambda: encoding.encode_with_unstable(text),
+        "_encode_only_native_bpe": lambda: encoding._encode_only_native_bpe(text),
+        "count": lambda: encoding.count(text),
+        "train": lambda: Tokenizer.train([text], vocab_size=257, pattern=pat_str),
+        "teaching.train": lambda: teaching.ByteBPE.train([text], 257, pattern=pat_str),
+        "teaching.encode": lambda: teaching.ByteBPE([], pat_str).encode(text),
+    }
+
+
+@pytest.mark.parametrize("name", calls(EXPONENTIAL, TEXT))
+def test_a_pattern_that_takes_exponential_time_is_refused(name, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS_PER_PIECE", 0.2)
+    expected = r"takes more than 0 seconds to find the piece at character \d+ of a text; write it without"
+    with pytest.raises(ValueError, match=expected) as refused:
+        calls(EXPONENTIAL, "words before \n" + TEXT)[name]()
+    assert repr(EXPONENTIAL)[1:-1] in str(refused.value)
+
+
+def test_the_limit_is_for_one_piece_and_not_for_the_text(monkeypatch):
+    """Nor does the time count that a caller takes between two pieces."""
+    monkeypatch.setattr(patterns, "SECONDS_PER_PIECE", 0.2)
+    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 50)
+    assert sum(1 for _ in patterns.pieces(r"\w+|\s+", "word " * 300_000)) == 600_000
+    slow = patterns.pieces(r"\w+|\s+", "one two")
+    assert next(slow) == "one"
+    start = time.process_time()
+    while time.process_time() - start < 0.5:
+        pass
+    assert list(slow) == [" ", "two"]
+
+
+@pytest.mark.parametrize(
+    "pat_str",
+    [
+        r"\w+|\W", r"(?<=a)b|a|\s", r"^a|b+|.", r"\bb|.", r"\Ga|b|\s+", r"a*", r"a*?", r"a??b", r"(a)(b)?|.",
+        r"\s+(?!\S)|\s+|\w", r"(?m)^.$|.", r"(?=b)|b", r"x",
+    ],
+)  # fmt: skip
+def test_pieces_are_those_of_one_search_through_the_text(pat_str, monkeypatch):
+    """However often the search starts again: what stands before it is looked at all the same."""
+    text = "aab abb\nba b  ab" * 3
+    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 1)
+    expected = [match.group() for match in regex.finditer(pat_str, text) if match.group()]
+    assert [piece for piece in patterns.pieces(pat_str, text) if piece] == expected
+    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 5)
+    assert [piece for piece in patterns.pieces(pat_str, text) if piece] == expected
+
+
+def test_a_pattern_that_searches_backwards_is_refused():
+    """Its pieces would be encoded in the wrong order."""
+    for call in ("encode",):
+        with pytest.raises(ValueError, match="searches backwards"):
+            calls(r"(?r)\w+|\s", "one two")[call]()
+    with pytest.raises(ValueError, match="searches backwards"):
+        list(patterns.pieces(r"(?r)\w+|\s", "one two"))
