@@ -318,7 +318,7 @@ class Decoder(nn.Module):
     def balance_experts(self) -> None:
         """To be called after each optimizer step: moves the routers' biases against the imbalance of the step, by
         ``experts.bias_rate`` (Wang et al. 2024, algorithm 1; over all ranks where there are several), and starts
-        counting anew."""
+        counting from zero."""
         counts = self.expert_counts
         if not len(counts):
             return

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.models.activations import ACTIVATIONS
 from llmfast.models.config import DecoderConfig
-from llmfast.models.feed_forward import GatedFeedForward, gated_activation
+from llmfast.models.feed_forward import GatedFeedForward
 from llmfast.models.grouped import grouped_linear
 
 
@@ -65,7 +66,7 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         X, E, W = config.experts.count, config.width, config.expert_width
-        self.activation = gated_activation(config.activation)
+        self.activation = ACTIVATIONS[config.activation].function()
         self.gate_up = nn.Parameter(torch.empty(X, 2 * W, E))
         self.down = nn.Parameter(torch.empty(X, E, W))
 

@@ -54,8 +54,8 @@ def load_huggingface(
     try:
         family, config = from_config(json.loads(config_file.read_text("utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        said = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{config_file} cannot be used: {said}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{config_file} cannot be used: {reason}") from None
     config = DecoderConfig(**vars(config) | {"vocab_multiple": vocab_multiple})
     with torch.device("meta"):
         wanted = _own_tensors(Decoder(config), config)
