@@ -20,9 +20,8 @@ from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer, patterns
 
 PLAN = "files.json"  # what the shards are made from
-PART_BYTES = (
-    2**26
-)  # one shard each: no text has more tokens than a shard holds; so much work may be done again
+# The text of one shard, so that no shard overflows; after an interruption, so much work may be repeated.
+PART_BYTES = 2**26
 WINDOW_BYTES = 2**25  # text that is encoded at once: memory stays bounded, cores stay busy
 MAPPED_BYTES = 2**20  # smaller files are read: few of them could be mapped at the same time
 

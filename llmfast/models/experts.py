@@ -54,9 +54,8 @@ class Router(nn.Module):
             if self.config.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
             counts = (chosen.flatten()[:, None] == torch.arange(scores.shape[1], device=x.device)).sum(0)
-            shares = scores / scores.sum(
-                -1, keepdim=True
-            )  # as they are for softmax; sigmoid scores made to sum to 1
+            # Softmax scores stay as they are; sigmoid scores are made to sum to 1.
+            shares = scores / scores.sum(-1, keepdim=True)
             return chosen, weights, Routed(counts, shares.mean(0), logits.logsumexp(-1).square().mean())
 
 

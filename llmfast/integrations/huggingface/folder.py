@@ -210,9 +210,8 @@ def _parts(tensor: Tensor, config: DecoderConfig, count: int) -> list[Tensor]:
         2: [len(tensor) // 2] * 2,
         3: [heads * config.head_width for heads in (config.heads, config.kv_heads, config.kv_heads)],
     }[count]
-    return [
-        part.clone() for part in tensor.split(sizes)
-    ]  # views of one storage would be taken for tied tensors
+    # Views of one storage would be taken for tied tensors.
+    return [part.clone() for part in tensor.split(sizes)]
 
 
 def _is_transposed(family: Family, name: str, tensor: Tensor) -> bool:
