@@ -107,7 +107,7 @@ class AdamW(torch.optim.AdamW):
         """
         for saved in state_dict["state"].values():
             if "exp_avg_sq" not in saved:
-                raise ValueError(f"the state has {', '.join(saved)} and is no AdamW's")
+                raise ValueError(f"the state has {', '.join(saved)} and is not an AdamW state")
         super().load_state_dict(state_dict)  # makes the state as narrow as the parameters
         for parameter, saved in saved_states(self, state_dict):
             state = self.state[parameter]
