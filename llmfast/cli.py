@@ -39,15 +39,15 @@ COMMANDS = {
         "llmfast.commands.quickstart:quickstart", "Train a small model on real text, now, and sample it."
     ),
     "tokenizer train": Command(
-        "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
+        "llmfast.commands.tokenizer:train", "Learn a byte-level BPE vocabulary from text."
     ),
     "tokenizer encode": Command(
-        "llmfast.tokenizer.commands:encode", "Turn text into ids, or files into shards."
+        "llmfast.commands.tokenizer:encode", "Turn text into ids, or files into shards."
     ),
-    "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
-    "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "tokenizer decode": Command("llmfast.commands.tokenizer:decode", "Turn token ids into text."),
+    "tokenizer info": Command("llmfast.commands.tokenizer:info", "Show what a tokenizer is made of."),
     "tokenizer compare": Command(
-        "llmfast.tokenizer.commands:compare", "Count the tokens of different tokenizers."
+        "llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."
     ),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
