@@ -39,15 +39,15 @@ COMMANDS = {
         "llmfast.commands.quickstart:quickstart", "Train a small model on real text, now, and sample it."
     ),
     "tokenizer train": Command(
-        "llmfast.tokenizer.commands:train", "Learn a byte-level BPE vocabulary from text."
+        "llmfast.commands.tokenizer:train", "Learn a byte-level BPE vocabulary from text."
     ),
     "tokenizer encode": Command(
-        "llmfast.tokenizer.commands:encode", "Turn text into ids, or files into shards."
+        "llmfast.commands.tokenizer:encode", "Turn text into ids, or files into shards."
     ),
-    "tokenizer decode": Command("llmfast.tokenizer.commands:decode", "Turn token ids into text."),
-    "tokenizer info": Command("llmfast.tokenizer.commands:info", "Show what a tokenizer is made of."),
+    "tokenizer decode": Command("llmfast.commands.tokenizer:decode", "Turn token ids into text."),
+    "tokenizer info": Command("llmfast.commands.tokenizer:info", "Show what a tokenizer is made of."),
     "tokenizer compare": Command(
-        "llmfast.tokenizer.commands:compare", "Count the tokens of different tokenizers."
+        "llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."
     ),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
@@ -86,21 +86,21 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
-        if not debug and (said := sentence(error)) is None:
+        if not debug and (message := sentence(error)) is None:
             raise
         if debug:
             traceback.print_exc()
-        elif _among_processes() is None or _among_processes().is_first_to_fail(said):
-            print(f"llmfast: {said}", file=sys.stderr)
+        elif _among_processes() is None or _among_processes().is_first_to_fail(message):
+            print(f"llmfast: {message}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     except RuntimeError:
         if debug or _among_processes() is None or not _among_processes().another_failed():
             raise
-        return 2  # the connection to a process that has said why it failed
+        return 2  # the connection to a process that has given its reason
 
 
 def _among_processes() -> Any:
-    """What the processes that torchrun started tell each other; None for one alone."""
+    """The exchange of failures between the processes that torchrun started; None for one process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     from llmfast.training.distribution import failures
@@ -170,7 +170,7 @@ def _list_commands(group: str) -> None:
 def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
     import tyro
 
-    with contextlib.nullcontext() if _among_processes() is None else _said_once():
+    with contextlib.nullcontext() if _among_processes() is None else _printed_once():
         positional, named = tyro.cli(
             _command_line_face(function, arguments),
             prog=prog,
@@ -188,15 +188,15 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
 
 
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
+def _printed_once() -> Iterator[None]:
     """What is printed before an exit, by the first of several processes: torchrun may end the others at once."""
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
             yield
     except SystemExit:
-        if _among_processes().is_first_to_fail(said.getvalue()):
-            print(said.getvalue(), end="", file=sys.stderr)
+        if _among_processes().is_first_to_fail(message.getvalue()):
+            print(message.getvalue(), end="", file=sys.stderr)
         raise
 
 

@@ -16,7 +16,7 @@ def prepare(
     shard: str = "0/1",
     processes: int = 1,
 ) -> None:
-    """Turn text into a tokenizer and token shards. Killed and started again, it goes on where it was.
+    """Turn text into a tokenizer and token shards. If it is killed, starting it again continues where it was.
 
     Args:
         out: Folder to write; train from it with llmfast train --data.prepared FOLDER.

@@ -11,7 +11,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_multiple: int = 1) -> None:
     """Turn a Hugging Face folder into a checkpoint folder of llmfast, with its tokenizer.
 
-    A tokenizer that llmfast cannot use (sentencepiece, as of Llama 2 and Mistral) travels as files, and that is said.
+    A tokenizer that llmfast cannot use (sentencepiece, as of Llama 2 and Mistral) is copied as files; a line says so.
 
     Args:
         source: Folder with config.json and safetensors, of GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or

@@ -9,23 +9,23 @@ from rich.console import Console
 from rich.table import Table
 
 from llmfast.models.config import DecoderConfig
-from llmfast.models.memory import (
-    CHECKPOINTING,
-    GIB,
-    OVERHEAD,
-    Optimizer,
-    Precision,
-    TrainingSetup,
-    cache_tokens,
-    largest_batch,
-    training_memory,
-)
 from llmfast.models.presets import PRESETS, preset
 from llmfast.models.size import (
     active_parameters,
     cache_bytes_per_token,
     flops_by_part,
     parameters_by_part,
+)
+from llmfast.training.optimizers.registry import OptimizerName
+from llmfast.training.preflight.memory import (
+    CHECKPOINTING,
+    GIB,
+    OVERHEAD,
+    Precision,
+    TrainingSetup,
+    cache_tokens,
+    largest_batch,
+    training_memory,
 )
 
 CUSTOMARY_SEQUENCE = 4096
@@ -37,7 +37,7 @@ def info(
     batch_size: int = 1,
     sequence: int | None = None,
     precision: Precision = "bfloat16",
-    optimizer: Optimizer = "adamw",
+    optimizer: OptimizerName = "adamw",
     gpu_memory: float | None = None,
 ) -> None:
     """Show a model's parameters, arithmetic and memory, computed from its configuration alone.

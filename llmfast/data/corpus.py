@@ -85,7 +85,7 @@ class Corpus:
     def place(self) -> dict[str, Any] | None:
         """Where the newest iteration stands, for ``from_place``: right after its newest document.
 
-        Known in datasets by name that tell their own state, between rows; None elsewhere.
+        Known in datasets by name that report their own state, between rows; None elsewhere.
         """
         if self._reading is None or not self._row_is_done:
             return None

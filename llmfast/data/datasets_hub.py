@@ -46,7 +46,7 @@ class Texts:
         source: as above.
         column: the field that holds the text.
         share: read only this part.
-        place: go on from what ``place`` gave once.
+        place: continue from an earlier result of ``place``.
 
     Raises:
         ValueError: it cannot be loaded, or (when iterated) has no column of text (the message says which it has).
@@ -54,7 +54,7 @@ class Texts:
 
     def __init__(self, source: Any, column: str | None, share: Share, place: dict[str, Any] | None = None):
         self.name, self.column = source if isinstance(source, str) else type(source).__name__, column
-        # A dataset that a caller made may shuffle, and then its state does not tell the rows it holds back.
+        # A dataset that a caller made may shuffle, and then its state leaves out the rows that it holds back.
         self._is_ours = isinstance(source, str)
         if self._is_ours:
             source, wished = load_rows(source)
@@ -79,7 +79,7 @@ class Texts:
                 yield row
 
     def place(self) -> dict[str, Any] | None:
-        """Where reading stands, after the newest text, as JSON holds it; None where reading cannot go on there."""
+        """The place after the newest text, as JSON holds it; None where reading cannot continue from there."""
         if not self._is_ours or not hasattr(self._rows, "state_dict"):
             return None
         return {"rows": self.rows, "texts": self.count, "state": self._rows.state_dict()}

@@ -2,7 +2,7 @@
 
 The files, one behind another, are cut into parts of PART_BYTES. Each part becomes a folder of shards, written whole or
 not at all; ``index.json`` comes last and describes the shards of all parts. What a part holds depends on nothing but
-the files and the tokenizer, so that a second run goes on where the first one ended, to the same bytes.
+the files and the tokenizer, so that a second run continues where the first one ended, to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer, patterns
 
 PLAN = "files.json"  # what the shards are made from
-PART_BYTES = (
-    2**26
-)  # one shard each: no text has more tokens than a shard holds; so much work may be done again
+# The text of one shard, so that no shard overflows; after an interruption, so much work may be repeated.
+PART_BYTES = 2**26
 WINDOW_BYTES = 2**25  # text that is encoded at once: memory stays bounded, cores stay busy
 MAPPED_BYTES = 2**20  # smaller files are read: few of them could be mapped at the same time
 
@@ -40,7 +39,7 @@ def encode_files(
     """Writes the tokens of ``files`` to shards under ``folder``, which `TokenShards` opens.
 
     Each file is a document, and ends with the end-of-text token. Special tokens that a file spells out are ordinary
-    text, and bytes that are not UTF-8 are kept as they are. A file that goes on in another shard is cut there into
+    text, and bytes that are not UTF-8 are kept as they are. A file that continues in another shard is cut there into
     two documents, for a document has all of its tokens in one shard.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a preparation has completed so far, so that a killed one goes on."""
+"""What a preparation has completed so far, so that a killed one can be resumed."""
 
 from __future__ import annotations
 

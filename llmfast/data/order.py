@@ -1,4 +1,4 @@
-"""A shuffle that needs no memory: the item at any position is computed, so that a run can go on from anywhere."""
+"""A stateless permutation, computed on demand: a run can resume from any position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shuffled(positions: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndar
     """The items at ``positions`` of a permutation of ``range(count)`` chosen by ``key``, int64.
 
     A Feistel network (Luby & Rackoff 1988) on the pairs (left, right) of a rectangle of a little more than ``count``
-    cells; results outside are sent through again (generalised Feistel cipher with cycle walking, Black & Rogaway 2002).
+    cells; results outside are sent through again (generalized Feistel cipher with cycle walking, Black & Rogaway 2002).
     Unlike a generator's ``permutation``, it costs as much for 10⁹ items as for ten, and is the same in every version of
     NumPy.
     """

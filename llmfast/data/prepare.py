@@ -43,7 +43,7 @@ class Prepared:
 def prepare(config: SourceConfig, folder: Path, *, report: Report = lambda line: None) -> Prepared:
     """Train (or load) the tokenizer, encode the corpus, and write both under ``folder``, whole or not at all.
 
-    ``report`` is told, in a line each, what was read and made.
+    ``report`` is called with a line for each thing that was read and made.
 
     Raises:
         ValueError: no readable text, too little of it, or a vocabulary size that cannot be had.
@@ -66,7 +66,7 @@ def prepare_resumably(
     processes: int = 1,
     report: Report = lambda line: None,
 ) -> int:
-    """As ``prepare``, into ``folder`` itself: what a killed process had completed there is kept and gone on from.
+    """As ``prepare``, into ``folder`` itself: what a killed process had completed there is kept and continued.
 
     Returns the number of files skipped because they are not UTF-8 text.
 
@@ -203,7 +203,7 @@ def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
 
 
 def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
-    """Write this part's shards of both splits, going on from what its journal says is complete; files skipped."""
+    """Write this part's shards of both splits, after those that its journal lists; returns the files skipped."""
     tokenizer = Tokenizer.load(folder)
     corpus = Corpus(config.sources, column=config.column, share=share)
     # A part cannot see whether the others have documents of both sides: there the hash alone decides.

@@ -88,9 +88,8 @@ def _json_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[i
                     continue
                 row = _json_row(line, where := f"{path}:{number}")
                 if isinstance(row, dict):
-                    column = text_column(
-                        row, column, where
-                    )  # of all rows: a null is no reason to take another
+                    # Chosen once for all rows: a null in one is no reason to take another column.
+                    column = text_column(row, column, where)
                     row = row[column]
                 if row is not None:
                     yield number, row

@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al. 2019, arXiv:1905.07830): with which of four endings does an everyday scene go on?
+"""HellaSwag (Zellers et al. 2019, arXiv:1905.07830): which of four endings continues an everyday scene?
 
 For an evaluation at intervals of a run, in its configuration:
 

@@ -24,10 +24,10 @@ from llmfast.finetuning.config import ClassificationConfig
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
-from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.objective import Loss, Objective
+from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
 from llmfast.training.task import Policy, Report
 

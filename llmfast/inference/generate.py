@@ -25,7 +25,7 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Yield up to ``count`` tokens that continue ``prompt``, ending early after the token ``stop``.
 
-    When the context is full, generation goes on from its last half, read anew.
+    When the context is full, generation continues from its last half, which is read again.
 
     Raises:
         ValueError: an empty prompt, or one longer than the model's context.

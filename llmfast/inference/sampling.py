@@ -25,7 +25,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
 
 
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (B, V) that ``sample`` draws from: temperature, then top-k, then top-p, renormalised."""
+    """Probabilities (B, V) that ``sample`` draws from: temperature, then top-k, then top-p, renormalized."""
     logits = logits.float() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k).values[..., -1:]

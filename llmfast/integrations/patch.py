@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.integrations.huggingface.names import FAMILIES
 from llmfast.integrations.transformers_attention import NAME, attention_forward, register
 from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_norm, rope, swiglu
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "GPT2")
+PREFIXES = [family.prefix for family in FAMILIES.values() if family.patched]
 _RECORD = "_llmfast_patch"
 _INIT = "_llmfast_init"  # of a class that is patched: its own __init__, or None if it had none
 
@@ -154,7 +155,7 @@ def _defined_beside(cls: type) -> Iterator[type]:
 
 def _nothing_to_patch(cls: type) -> ValueError:
     return ValueError(
-        f"{cls.__name__} holds nothing that llmfast can patch; supported are {', '.join(FAMILIES)}"
+        f"{cls.__name__} holds nothing that llmfast can patch; supported are {', '.join(PREFIXES)}"
     )
 
 
@@ -166,7 +167,7 @@ def _replacement(kind: type) -> tuple[str, Callable] | None:
     if kind is nn.LayerNorm:
         return "norm", lambda _: _layer_norm_forward
     name = kind.__name__
-    family = next((each for each in sorted(FAMILIES, key=len, reverse=True) if name.startswith(each)), None)
+    family = next((each for each in sorted(PREFIXES, key=len, reverse=True) if name.startswith(each)), None)
     return _REPLACEMENTS.get((family, name.removeprefix(family or "")))
 
 
@@ -340,7 +341,7 @@ def _output(loss: Tensor, outputs: Any) -> Any:
 def _table() -> dict[tuple[str, str], tuple[str, Callable]]:
     """What is patched, by family and by the rest of a class's name."""
     parts = {("GPT2", "MLP"): ("activation", _gelu_mlp), ("GPT2", "LMHeadModel"): ("loss", _loss_forward)}
-    for family in FAMILIES:
+    for family in PREFIXES:
         if family != "GPT2":
             norm = _gemma_norm_forward if family.startswith("Gemma") else _rms_norm_forward
             parts[family, "RMSNorm"] = "norm", lambda _, norm=norm: norm

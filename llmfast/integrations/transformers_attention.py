@@ -5,7 +5,7 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="llmfast")
 
 Prefill, training and cached decoding take flash_attention; padding masks become sequence lengths. A mask of
-another pattern (prefix-bidirectional, chunked, several sequences in a row told by positions) is formed in
+another pattern (prefix-bidirectional, chunked, several sequences in a row distinguished by positions) is formed in
 full and attended
 to in plain PyTorch: the same result, at eager speed.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmfast.models.activations import ACTIVATIONS, ActivationName
 from llmfast.models.size import flops_by_part, parameters_by_part
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -103,7 +104,7 @@ class DecoderConfig:
     """Added to the mean square (or the variance) inside the norms."""
     qk_norm: bool = False
     """Normalise each query and key head before attention."""
-    activation: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"] = "swiglu"
+    activation: ActivationName = "swiglu"
     """Activation of the feed-forward; swiglu and geglu are gated. tanh: GPT-2's approximation of gelu."""
     biases: Literal["none", "qkv", "all"] = "none"
     """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2)."""
@@ -190,7 +191,7 @@ class DecoderConfig:
     @property
     def gated(self) -> bool:
         """Whether the feed-forward multiplies by a gate."""
-        return self.activation.startswith(("swiglu", "geglu"))
+        return ACTIVATIONS[self.activation].gated
 
     @property
     def table_rows(self) -> int:

@@ -127,9 +127,8 @@ class Block(nn.Module):
         self, x: Tensor, places: Places, cache: LayerCache | None = None
     ) -> tuple[Tensor, Routed | None]:
         attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
-        normed, x = self.feed_forward_norm(
-            attended, residual=x
-        )  # the sum and its norm in one pass over memory
+        # The sum and its norm in one pass over memory.
+        normed, x = self.feed_forward_norm(attended, residual=x)
         added, routed = self.feed_forward(normed), None
         if self.has_experts:
             added, routed = added
@@ -318,7 +317,7 @@ class Decoder(nn.Module):
     def balance_experts(self) -> None:
         """To be called after each optimizer step: moves the routers' biases against the imbalance of the step, by
         ``experts.bias_rate`` (Wang et al. 2024, algorithm 1; over all ranks where there are several), and starts
-        counting anew."""
+        counting from zero."""
         counts = self.expert_counts
         if not len(counts):
             return
@@ -335,9 +334,8 @@ def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
     first = config.original_context if config.rope_scaling.kind == "dynamic" else config.context
     cos, sin = rotary_table(config, first) if config.positions == "rope" else (torch.empty(0), torch.empty(0))
     head_bias = torch.zeros(config.table_rows if config.table_rows > config.vocab_size else 0)
-    head_bias[
-        config.vocab_size :
-    ] = -1e4  # exp of it is 0 in every dtype, and nothing computed with it is NaN
+    # exp of it is 0 in every dtype, and nothing computed with it is NaN.
+    head_bias[config.vocab_size :] = -1e4
     with_experts = sum(map(config.has_experts, range(config.layers)))
     counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
     return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts}

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.models.activations import ACTIVATIONS
 from llmfast.models.config import DecoderConfig
-from llmfast.models.feed_forward import GatedFeedForward, gated_activation
+from llmfast.models.feed_forward import GatedFeedForward
 from llmfast.models.grouped import grouped_linear
 
 
@@ -53,9 +54,8 @@ class Router(nn.Module):
             if self.config.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
             counts = (chosen.flatten()[:, None] == torch.arange(scores.shape[1], device=x.device)).sum(0)
-            shares = scores / scores.sum(
-                -1, keepdim=True
-            )  # as they are for softmax; sigmoid scores made to sum to 1
+            # Softmax scores stay as they are; sigmoid scores are made to sum to 1.
+            shares = scores / scores.sum(-1, keepdim=True)
             return chosen, weights, Routed(counts, shares.mean(0), logits.logsumexp(-1).square().mean())
 
 
@@ -65,7 +65,7 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         X, E, W = config.experts.count, config.width, config.expert_width
-        self.activation = gated_activation(config.activation)
+        self.activation = ACTIVATIONS[config.activation].function()
         self.gate_up = nn.Parameter(torch.empty(X, 2 * W, E))
         self.down = nn.Parameter(torch.empty(X, E, W))
 

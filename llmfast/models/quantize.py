@@ -23,14 +23,14 @@ def quantize_model(
 ) -> nn.Module:
     """Replaces the linear layers of ``module``, in place, by ``NF4Linear`` (QLoRA, arXiv:2305.14314).
 
-    Layers are taken one after another, and the weight of each is let go as soon as it is quantised: besides what was
+    Layers are taken one after another, and the weight of each is let go as soon as it is quantized: besides what was
     there, never more than one layer is held.
 
     Args:
         module: any module, also one of transformers.
         skip: names of layers to leave alone: a full name, or its last parts, as ``lm_head`` or ``mlp.gate``.
         block_size, double_quant: see ``llmfast.kernels.quantize_nf4``.
-        device: where to quantise, and to leave the quantised layers; None is where each layer is. With ``"cuda"`` a
+        device: where to quantize, and to leave the quantized layers; None is where each layer is. With ``"cuda"`` a
             model on the CPU arrives on the GPU without ever being there in 16 bits; the rest of it is for the
             caller to move.
         progress: show a bar, on a terminal.
@@ -39,7 +39,7 @@ def quantize_model(
         ``module``.
 
     Raises:
-        ValueError: for a name in ``skip`` that fits nothing, or a module without a layer to quantise.
+        ValueError: for a name in ``skip`` that fits nothing, or a module without a layer to quantize.
 
     Example::
 
@@ -54,7 +54,7 @@ def quantize_model(
             raise ValueError(f"skip names {wanted!r}, but no linear layer is called so")
     names = [name for name in linears if name and not any(_matches(name, wanted) for wanted in skip)]
     if not names:
-        raise ValueError(f"{type(module).__name__} has no linear layer to quantise besides {tuple(skip)}")
+        raise ValueError(f"{type(module).__name__} has no linear layer to quantize besides {tuple(skip)}")
     places: dict[int, list[str]] = {}  # a layer that is used twice stays one layer
     for name in names:
         places.setdefault(id(module.get_submodule(name)), []).append(name)
@@ -73,7 +73,7 @@ def _matches(name: str, wanted: str) -> bool:
 def _shown(layers: list[list[str]], progress: bool) -> Iterator[list[str]]:
     """The layers, while a bar on standard error shows how far it is."""
     console = Console(stderr=True)
-    columns = (TextColumn("quantising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not (progress and console.is_terminal)
     ) as bar:

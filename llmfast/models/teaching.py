@@ -108,11 +108,9 @@ def rotate(x: Tensor, head_width: int, base: float = 10_000.0) -> Tensor:
     B, S, width = x.shape
     heads = x.view(B, S, width // head_width, 2, head_width // 2)  # (B, S, heads, real | imaginary, D/2)
     number = torch.complex(heads[..., 0, :], heads[..., 1, :])  # (B, S, heads, D/2)
-    frequency = base ** -(
-        torch.arange(0, head_width, 2, device=x.device, dtype=x.dtype) / head_width
-    )  # (D/2,)
+    # (D/2,)
+    frequency = base ** -(torch.arange(0, head_width, 2, device=x.device, dtype=x.dtype) / head_width)
     angle = torch.outer(torch.arange(S, device=x.device, dtype=x.dtype), frequency)  # (S, D/2)
-    turned = (
-        number * torch.polar(torch.ones_like(angle), angle)[:, None]
-    )  # (S, 1, D/2) broadcasts over B and heads
+    # (S, 1, D/2) broadcasts over B and heads.
+    turned = number * torch.polar(torch.ones_like(angle), angle)[:, None]
     return torch.stack([turned.real, turned.imag], dim=-2).reshape(B, S, width)

@@ -339,9 +339,13 @@ class RulesEngine:
 
     def _byte_spans(self, part: str) -> list[tuple[int, int]]:
         if self.rules.model:
-            return library.piece_spans_of(self.rules.model)(part)
+            return self._piece_spans(part)
         ends = list(accumulate((len(self.token_bytes(token)) for token in self._ids_of(part)), initial=0))
         return list(pairwise(ends))
+
+    @functools.cached_property
+    def _piece_spans(self) -> Callable[[str], list[tuple[int, int]]]:
+        return library.piece_spans_of(self.rules.model)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as above
     def _aligner(self, wanted: frozenset[str]) -> Callable[[str], list[tuple[bool, tuple[int, int]]]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmfast.data.config import DataConfig
 from llmfast.models.config import Checkpointing, DecoderConfig
+from llmfast.training.optimizers.registry import OptimizerName
 
 
 @dataclass
@@ -19,7 +20,7 @@ class TrainingConfig:
     """Sequences per optimizer step."""
     accumulate: int = 1
     """Split each batch into this many parts to save memory; the result is that of the whole batch."""
-    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adamw8bit: AdamW with moments of 8 bits, a quarter of the memory. muon: Muon for the matrices inside the blocks,
     AdamW for the rest."""
     learning_rate: float = 6e-3

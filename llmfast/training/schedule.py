@@ -6,11 +6,8 @@ import math
 
 from llmfast.training.config import TrainingConfig
 
-DIVISORS = (
-    8,
-    4,
-    2,
-)  # of the batch or the context in their warm-ups: few shapes, so that little is compiled anew
+# Of the batch or the context in their warm-ups: few shapes, so that little is recompiled.
+DIVISORS = (8, 4, 2)
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:

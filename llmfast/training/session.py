@@ -99,7 +99,7 @@ def resumed_session(
         task: what is trained.
         learning_rate: a new peak learning rate, from here on; that of Muon changes by the same factor.
         skip_damaged: resume from an earlier checkpoint where the newest is damaged, and report it, instead of failing.
-        report: is told what was skipped.
+        report: is called with a line for each checkpoint skipped.
         world: the processes of the run.
 
     Raises:

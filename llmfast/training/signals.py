@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM fills, so that a step is never torn; a second signal acts at once."""
+    """A list that SIGINT or SIGTERM fills, so that steps always complete; a second signal acts at once."""
     received: list[int] = []
     previous = {}
 

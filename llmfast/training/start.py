@@ -14,7 +14,7 @@ from llmfast.models.folder import CONFIG_FILE, load_decoder, model_folder, read_
 from llmfast.models.tensors import model_tensors
 from llmfast.tokenizer import Tokenizer
 
-# How a model is trained, and not what it computes: a run that starts from weights may choose these anew.
+# How a model is trained, and not what it computes: a run that starts from weights may choose these again.
 FREE_SETTINGS = {"dropout"}
 # They follow from others where they are left out.
 DERIVED_SETTINGS = ("kv_heads", "head_width", "ff_width")

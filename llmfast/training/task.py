@@ -69,7 +69,7 @@ class Task(Protocol):
             begins: whether the run is at its first step, so that its weights are drawn or come from ``start``; if not,
                 they come from a checkpoint.
             verify: check the files, which one process of each machine does.
-            report: is told what there is.
+            report: is called with a line for each thing to report.
         """
         ...
 

@@ -322,7 +322,7 @@ class Emulator:
         stand_ins = {"gl": self.gl, "hopper": self.hopper, "gluon": SimpleNamespace(jit=jit)}
         spec = importlib.util.spec_from_file_location(f"{package}.emulated", path)
         self.module = importlib.util.module_from_spec(spec)
-        with mock.patch.multiple(sys.modules[f"{package.rpartition('.')[0]}._triton"], **stand_ins):
+        with mock.patch.multiple(sys.modules["llmfast.kernels.frame._triton"], **stand_ins):
             exec(compile(change(path.read_text()), str(path), "exec"), self.module.__dict__)
         vars(self.module).update(plain(vars(self.module)))
 

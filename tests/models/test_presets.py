@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llmfast import cli
-from llmfast.models import memory, presets
+from llmfast.models import presets
 from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.size import active_parameters, cache_bytes_per_token, parameters_by_part
+from llmfast.training.preflight import memory
 
 PUBLISHED = {  # parameters in the published safetensors; GPT-2's with the 47 rows that fill up its table
     "gpt2": 124_439_808 + 47 * 768,

@@ -36,9 +36,9 @@ def test_layers_are_replaced_in_place_and_compute_nearly_the_same():
     }
     before = model(tokens)
     assert quantize_model(model) is model
-    quantised = {name: layer for name, layer in model.named_modules() if isinstance(layer, NF4Linear)}
-    assert set(quantised) == set(weights) - {"lm_head"}
-    for name, layer in quantised.items():
+    quantized = {name: layer for name, layer in model.named_modules() if isinstance(layer, NF4Linear)}
+    assert set(quantized) == set(weights) - {"lm_head"}
+    for name, layer in quantized.items():
         assert (dequantize_nf4(layer.quantized) - weights[name]).abs().max() < 0.16 * weights[
             name
         ].abs().max()
@@ -50,7 +50,7 @@ def test_layers_are_replaced_in_place_and_compute_nearly_the_same():
     assert model.embedding.weight.grad is not None
 
 
-def test_each_weight_is_gone_before_the_next_is_quantised(monkeypatch):
+def test_each_weight_is_gone_before_the_next_is_quantized(monkeypatch):
     """The trap: a list of the layers to come keeps all of the old weights until the end."""
     model = Model()
     alive = [weakref.ref(layer.weight) for layer in model.layers[:3].modules() if type(layer) is nn.Linear]
@@ -73,7 +73,7 @@ def test_skipping_by_full_name_or_by_its_end():
     assert names == ["layers.0.0", "layers.0.2", "layers.1.2", "layers.2.0"]
     with pytest.raises(ValueError, match="skip names 'q_proj', but no linear layer is called so"):
         quantize_model(Model(), skip=("q_proj",))
-    with pytest.raises(ValueError, match="no linear layer to quantise"):
+    with pytest.raises(ValueError, match="no linear layer to quantize"):
         quantize_model(nn.Sequential(nn.ReLU()))
 
 

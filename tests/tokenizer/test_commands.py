@@ -81,8 +81,9 @@ def test_files_become_shards(folder, tmp_path, capsys):
 def test_compare_counts_by_file_and_by_script(folder, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the dog\nсобака\n", encoding="utf-8")
     assert run("compare", tmp_path / "text.txt", "--with", f"{folder},{folder / 'tokenizer.json'}") == 0
-    header, file, _, cyrillic, latin = capsys.readouterr().out.splitlines()
-    assert header.split() == ["bytes", *["out", "tokens", "out", "bytes/token"] * 2]
+    header, file, _, title, cyrillic, latin = capsys.readouterr().out.splitlines()
+    assert header.split() == ["file", "bytes", *["out", "tokens", "out", "bytes/token"] * 2]
+    assert title == "script of the lines"
     assert file.startswith(str(tmp_path / "text.txt"))
     assert (cyrillic.split()[:2], latin.split()[:2]) == (["Cyrillic", "13"], ["Latin", "8"])
 

@@ -119,7 +119,7 @@ def test_the_state_of_another_optimizer_is_refused():
     for ours, other in ((AdamW, AdamW8bit), (AdamW8bit, AdamW), (AdamW, torch.optim.RMSprop)):
         trained = other(parameters())
         train(trained, range(1))
-        with pytest.raises(ValueError, match=r"the state has .*step.* and is no AdamW"):
+        with pytest.raises(ValueError, match=r"the state has .*step.* and is not an AdamW"):
             ours(parameters()).load_state_dict(trained.state_dict())
 
 

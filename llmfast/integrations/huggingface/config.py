@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from llmfast.config import to_dict
-from llmfast.integrations.huggingface.names import FAMILIES, Family
+from llmfast.integrations.huggingface.names import DECODERS, Family
+from llmfast.models.activations import transformers_names
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 
 _SIZES = {
@@ -34,8 +35,8 @@ _GPT2_SIZES = {
     "norm_eps": "layer_norm_epsilon",
     "dropout": "resid_pdrop",
 }
-_ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
-_GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = transformers_names(gated=True)
+_GPT2_ACTIVATIONS = transformers_names(gated=False)
 _SCALING = {  # theirs: ours
     "factor": "factor",
     "original_max_position_embeddings": "original_context",
@@ -71,9 +72,9 @@ def from_config(file: dict[str, Any]) -> tuple[Family, DecoderConfig]:
         ValueError: a family that is not supported, or a setting that the decoder does not have.
     """
     kind = file.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"its model_type is {kind!r}; supported are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    if kind not in DECODERS:
+        raise ValueError(f"its model_type is {kind!r}; supported are {', '.join(DECODERS)}")
+    family = DECODERS[kind]
     return family, _gpt2_from(file) if kind == "gpt2" else _llama_from(kind, file)
 
 
@@ -84,9 +85,9 @@ def to_config(config: DecoderConfig, kind: str | None = None) -> tuple[Family, d
         ValueError: no such family, or it cannot say all of ``config``.
     """
     kind = kind or family_of(config)
-    if kind not in FAMILIES:
-        raise ValueError(f"{kind!r} is not a supported family; there are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    if kind not in DECODERS:
+        raise ValueError(f"{kind!r} is not a supported family; there are {', '.join(DECODERS)}")
+    family = DECODERS[kind]
     file = _gpt2_to(config) if kind == "gpt2" else _llama_to(kind, config)
     file |= {"model_type": kind, "architectures": [family.architecture]}
     lost = _differences(config, from_config(file)[1])
@@ -110,9 +111,9 @@ def family_of(config: DecoderConfig) -> str:
     return "mistral" if config.window else "llama"
 
 
-def _differences(wanted: DecoderConfig, said: DecoderConfig) -> list[str]:
+def _differences(wanted: DecoderConfig, written: DecoderConfig) -> list[str]:
     """Settings that would change what the model computes."""
-    ours, theirs = (_comparable(each) for each in (wanted, said))
+    ours, theirs = (_comparable(each) for each in (wanted, written))
     return [f"model.{name} {ours[name]!r}" for name in ours if ours[name] != theirs[name]]
 
 
@@ -222,11 +223,11 @@ def _rope_to(config: DecoderConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling.kind == "none":
         return {"rope_type": "default", "rope_theta": config.rope_base}
-    said = {key: getattr(scaling, _SCALING[key]) for key in _SCALING_KEYS[scaling.kind]}
-    if "original_max_position_embeddings" in said:
-        said["original_max_position_embeddings"] = config.original_context
+    written = {key: getattr(scaling, _SCALING[key]) for key in _SCALING_KEYS[scaling.kind]}
+    if "original_max_position_embeddings" in written:
+        written["original_max_position_embeddings"] = config.original_context
     return {"rope_type": scaling.kind, "rope_theta": config.rope_base} | {
-        key: value for key, value in said.items() if value is not None
+        key: value for key, value in written.items() if value is not None
     }
 
 
@@ -250,13 +251,13 @@ def _window_to(kind: str, config: DecoderConfig) -> dict[str, Any]:
     windows = [config.window_of(layer) for layer in range(config.layers)]
     if not any(windows):
         return {"sliding_window": None} if kind in ("mistral", "mixtral") else {}
-    said: dict[str, Any] = {"sliding_window": config.window}
+    written: dict[str, Any] = {"sliding_window": config.window}
     if kind.startswith("qwen"):
-        said |= {
+        written |= {
             "use_sliding_window": True,
             "layer_types": ["sliding_attention" if each else "full_attention" for each in windows],
         }
-    return said
+    return written
 
 
 def _experts_from(kind: str, file: dict[str, Any], layers: int) -> ExpertsConfig:
@@ -289,7 +290,7 @@ def _experts_to(kind: str, config: DecoderConfig) -> dict[str, Any]:
         }
     if not kind.endswith("_moe"):
         return {}
-    said = {
+    written = {
         "num_experts": experts.count,
         "num_experts_per_tok": experts.active,
         "moe_intermediate_size": config.expert_width,
@@ -298,7 +299,9 @@ def _experts_to(kind: str, config: DecoderConfig) -> dict[str, Any]:
         "norm_topk_prob": experts.normalize,
         "router_aux_loss_coef": experts.auxiliary_weight,
     }
-    return said | ({"shared_expert_intermediate_size": experts.shared_width} if kind == "qwen2_moe" else {})
+    return written | (
+        {"shared_expert_intermediate_size": experts.shared_width} if kind == "qwen2_moe" else {}
+    )
 
 
 def _activation(theirs: str, table: dict[str, str]) -> str:

@@ -54,8 +54,8 @@ def load_huggingface(
     try:
         family, config = from_config(json.loads(config_file.read_text("utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        said = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{config_file} cannot be used: {said}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{config_file} cannot be used: {reason}") from None
     config = DecoderConfig(**vars(config) | {"vocab_multiple": vocab_multiple})
     with torch.device("meta"):
         wanted = _own_tensors(Decoder(config), config)
@@ -210,9 +210,8 @@ def _parts(tensor: Tensor, config: DecoderConfig, count: int) -> list[Tensor]:
         2: [len(tensor) // 2] * 2,
         3: [heads * config.head_width for heads in (config.heads, config.kv_heads, config.kv_heads)],
     }[count]
-    return [
-        part.clone() for part in tensor.split(sizes)
-    ]  # views of one storage would be taken for tied tensors
+    # Views of one storage would be taken for tied tensors.
+    return [part.clone() for part in tensor.split(sizes)]
 
 
 def _is_transposed(family: Family, name: str, tensor: Tensor) -> bool:

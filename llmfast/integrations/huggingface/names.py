@@ -1,4 +1,4 @@
-"""What each family calls the decoder's tensors, as tables.
+"""The families of transformers that llmfast reads, writes or patches, and what each calls the decoder's tensors.
 
 A name of ours stands for one or more of theirs: several are laid end to end along the first dimension, and names with
 ``{x}``, one an expert, are stacked. ``{i}`` is the layer. Modules are named without ``.weight`` and ``.bias``.
@@ -18,11 +18,19 @@ class Family:
 
     model_type: str
     architecture: str
-    names: Table
+    names: Table | None = None
+    """The tensors of the decoder; None for a family whose models can be patched, but are no decoder of ours."""
+    patched: bool = False
+    """Whether ``llmfast.patch`` knows its modules."""
     conv1d: bool = False
     """Whether linear layers of blocks are stored transposed (GPT-2's Conv1D)."""
     ignored: str = r".*rotary_emb\.inv_freq"
     """Tensors in published folders that are no parameters."""
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its classes begin with."""
+        return re.sub("(ForCausalLM|LMHeadModel)$", "", self.architecture)
 
     def their_names(self, name: str) -> tuple[str, ...]:
         """The tensors that make up our tensor ``name``; those with ``{x}`` are for each expert."""
@@ -85,13 +93,18 @@ _QWEN_MOE = _llama(
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("gpt2", "GPT2LMHeadModel", _GPT2, conv1d=True, ignored=r".*\.attn\.(masked_)?bias"),
-        Family("llama", "LlamaForCausalLM", _llama()),
-        Family("mistral", "MistralForCausalLM", _llama()),
-        Family("qwen2", "Qwen2ForCausalLM", _llama()),
-        Family("qwen3", "Qwen3ForCausalLM", _llama()),
+        Family(
+            "gpt2", "GPT2LMHeadModel", _GPT2, patched=True, conv1d=True, ignored=r".*\.attn\.(masked_)?bias"
+        ),
+        Family("llama", "LlamaForCausalLM", _llama(), patched=True),
+        Family("mistral", "MistralForCausalLM", _llama(), patched=True),
+        Family("qwen2", "Qwen2ForCausalLM", _llama(), patched=True),
+        Family("qwen3", "Qwen3ForCausalLM", _llama(), patched=True),
+        Family("gemma", "GemmaForCausalLM", patched=True),
+        Family("gemma2", "Gemma2ForCausalLM", patched=True),
         Family("mixtral", "MixtralForCausalLM", _MIXTRAL),
         Family("qwen2_moe", "Qwen2MoeForCausalLM", _QWEN_MOE),
         Family("qwen3_moe", "Qwen3MoeForCausalLM", _QWEN_MOE),
     )
 }
+DECODERS = {name: family for name, family in FAMILIES.items() if family.names is not None}

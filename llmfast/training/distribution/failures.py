@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other when they fail, so that a person reads each reason once.
+"""How the processes of a run report failures to each other, so that a person reads each reason once.
 
-They fail together, of one bad setting, or one alone, and the others of its closed connection. The store that torchrun
-keeps for them to find each other outlives any of them.
+They fail together because of one bad setting, or one fails and the rest lose its connection. The store that torchrun
+keeps for their rendezvous outlives any of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them: who this one is, and what they tell each other."""
+"""The processes of a run, as torchrun starts them: who this one is, and how they communicate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=10)  # the others wait this long for rank 0 while it
 
 @dataclass(frozen=True)
 class World:
-    """This process among all; one alone is rank 0 of 1 and talks to nobody."""
+    """This process among all; a single process is rank 0 of 1 and communicates with nobody."""
 
     rank: int = 0
     size: int = 1

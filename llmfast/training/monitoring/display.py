@@ -31,7 +31,7 @@ class Status:
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the objective reports besides its loss, smoothed."""
     utilization: float | None = None
-    """Share of the device's datasheet peak, where that is known (model-FLOP utilisation)."""
+    """Share of the device's datasheet peak, where that is known (model-FLOP utilization)."""
 
     def speed(self) -> dict[str, float]:
         """What is known of the speed, for trackers."""

@@ -26,11 +26,11 @@ class StepProfiler:
             self._profile.start()
 
     def after_step(self) -> str | None:
-        """What to tell the user, when the trace is written."""
+        """A message for the user once the trace is written."""
         return self.finish() if self._seen == FIRST + STEPS - 1 else None
 
     def finish(self) -> str | None:
-        """Write the trace of what was seen so far, if any; what to tell the user."""
+        """Write the trace of what was seen so far, if any; returns a message for the user."""
         if self._seen < FIRST or self.file.exists():
             return None
         self._profile.stop()

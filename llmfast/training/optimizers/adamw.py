@@ -107,7 +107,7 @@ class AdamW(torch.optim.AdamW):
         """
         for saved in state_dict["state"].values():
             if "exp_avg_sq" not in saved:
-                raise ValueError(f"the state has {', '.join(saved)} and is no AdamW's")
+                raise ValueError(f"the state has {', '.join(saved)} and is not an AdamW state")
         super().load_state_dict(state_dict)  # makes the state as narrow as the parameters
         for parameter, saved in saved_states(self, state_dict):
             state = self.state[parameter]
@@ -177,7 +177,7 @@ def add_master(state: dict[str, Tensor], parameter: Tensor, rounding: Rounding) 
 
 
 def saved_states(optimizer, state_dict: dict) -> Iterator[tuple[Tensor, dict]]:
-    """Each parameter with what was saved of it; the order of the parameters tells which is which."""
+    """Each parameter with what was saved of it; matched by the order of the parameters."""
     numbers = (number for group in state_dict["param_groups"] for number in group["params"])
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -38,7 +38,7 @@ class AdamW8bit(torch.optim.Optimizer):
     Of parameters that FSDP2 divides (DTensors), each process codes the moments of its own part, in blocks of that part;
     where parts are multiples of 256 elements, as most are, these are the blocks of the whole. Other numbers of
     processes have other blocks: ``state_dict`` gives such moments as numbers, in float32, divided as the parameter is,
-    and ``load_state_dict`` codes them anew, which on the same parts gives the same codes.
+    and ``load_state_dict`` codes them again, which on the same parts gives the same codes.
 
     Args:
         params: tensors, or groups of them as for any ``torch.optim.Optimizer``.
@@ -167,7 +167,7 @@ class AdamW8bit(torch.optim.Optimizer):
             saved = {**saved, **saved.get(WRAPPED, {})}
             if CODES[0] not in saved:
                 raise ValueError(
-                    f"the state has {', '.join(saved)} and is no AdamW8bit's: load it into AdamW"
+                    f"the state has {', '.join(saved)} and is not an AdamW8bit state: load it into AdamW"
                 )
             state = {"step": as_step(saved["step"], parameter)}
             if "master" in saved:

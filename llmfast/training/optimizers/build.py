@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torch.optim import Optimizer
 
 from llmfast.training.config import TrainingConfig
 from llmfast.training.distribution.sharding import Sharding
-from llmfast.training.optimizers.adamw import AdamW
 from llmfast.training.optimizers.adamw_8bit import AdamW8bit, with_numbers
-from llmfast.training.optimizers.muon import Muon
+from llmfast.training.optimizers.registry import OPTIMIZERS
 
 
 def build_optimizers(
@@ -46,36 +44,6 @@ def build_optimizers(
     if groups := _groups(matrices + stacks, rest, config.weight_decay):
         optimizers.append(choice.rest(groups, config))
     return optimizers
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a value of ``training.optimizer`` stands for."""
-
-    rest: Callable[[list[dict], TrainingConfig], Optimizer]
-    """Makes the optimizer of groups of parameters."""
-    matrices: Callable[[list[Tensor], TrainingConfig, dict[Tensor, Sharding]], Optimizer] | None = None
-    """Makes one for the matrices inside blocks alone, where they have an optimizer of their own."""
-
-
-def _adamw(kind: type[Optimizer]) -> Callable[[list[dict], TrainingConfig], Optimizer]:
-    def make(groups: list[dict], config: TrainingConfig) -> Optimizer:
-        return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), seed=config.seed)
-
-    return make
-
-
-def _muon(matrices: list[Tensor], config: TrainingConfig, shardings: dict[Tensor, Sharding]) -> Optimizer:
-    rate, decay = config.matrix_learning_rate, config.weight_decay
-    return Muon(matrices, lr=rate, weight_decay=decay, shardings=shardings)
-
-
-OPTIMIZERS = {
-    "adamw": Choice(_adamw(AdamW)),
-    "adamw8bit": Choice(_adamw(AdamW8bit)),
-    "muon": Choice(_adamw(AdamW), matrices=_muon),
-}
-"""The registry: a new optimizer is one entry here, and its name in ``llmfast.models.memory.OPTIMIZER_BYTES``."""
 
 
 def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:

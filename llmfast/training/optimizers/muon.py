@@ -1,7 +1,7 @@
-"""Muon: the momentum of each matrix, orthogonalised, is its update; equally shaped matrices are worked on together.
+"""Muon: the momentum of each matrix, orthogonalized, is its update; equally shaped matrices are worked on together.
 
-A part of a matrix cannot be orthogonalised by itself. Where processes divide matrices, momentum and parameters stay in
-parts; each process gets every n-th matrix whole, orthogonalises it, and sends the others their parts of the update.
+A part of a matrix cannot be orthogonalized by itself. Where processes divide matrices, momentum and parameters stay in
+parts; each process gets every n-th matrix whole, orthogonalizes it, and sends the others their parts of the update.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Muon(torch.optim.Muon):
     """``torch.optim.Muon`` (Jordan et al. 2024), of many matrices at a time.
 
     Arguments, defaults, state and ``state_dict`` are those of ``torch.optim.Muon``, and so is what a learning rate
-    means: either loads what the other saved and goes on. A learning rate may be a tensor, and nothing waits for the
+    means: either loads what the other saved and continues. A learning rate may be a tensor, and nothing waits for the
     device. Parameters that FSDP2 divides (DTensors) get the updates of whole matrices; all
     processes must call ``step``.
 
@@ -94,7 +94,7 @@ class Muon(torch.optim.Muon):
         torch._foreach_add_(parts, updates)
 
     def _updates(self, matrices: list[Tensor], group: dict) -> list[Tensor]:
-        """What whole matrices of one shape have added."""
+        """Updates for equally shaped matrices."""
         if not matrices:
             return []
         update = newton_schulz(

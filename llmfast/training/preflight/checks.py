@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from llmfast.models.memory import TrainingSetup, training_memory
 from llmfast.training.config import RunConfig
 from llmfast.training.monitoring.display import clock, size
 from llmfast.training.preflight.hardware import memory_in_use
+from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.session import Session, new_session
 
 MEMORIZED = 0.05  # of the first loss

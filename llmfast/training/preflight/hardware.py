@@ -1,4 +1,4 @@
-"""What the machine at hand can do: its device, the precision it computes in hardware, its peak rate where known."""
+"""What this machine can do: its device, the precision it computes in hardware, its peak rate where known."""
 
 from __future__ import annotations
 

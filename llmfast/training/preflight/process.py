@@ -21,9 +21,9 @@ def prepare_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes the allocator keep what is freed, where it is glibc's; nothing elsewhere.
+    """Make glibc's allocator keep what is freed; does nothing with another allocator.
 
-    As it comes, it returns large blocks to the system, and every step gets its activations and gradients as new pages,
+    By default glibc returns large blocks to the system, and every step gets its activations and gradients as new pages,
     zeroed at the first touch of each: at GPT-2's size a fifth to a third of a step. The process then stays as large as
     it once was.
     """

@@ -11,14 +11,12 @@ from typing import Literal, get_args
 
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.size import cache_bytes_per_token, parameters_by_part
+from llmfast.training.optimizers.registry import OPTIMIZERS, OptimizerName
 
 Precision = Literal["float32", "bfloat16"]
-Optimizer = Literal["adamw", "adamw8bit", "muon"]
 GIB = 2**30
 OVERHEAD = 1 * GIB
 LOSS_WORKSPACE = 256 * 2**20  # at least; see linear_cross_entropy
-STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256, "muon": 4.0}
-"""Optimizer state per parameter: two float32 moments, two bytes with a float32 scale for 256 of them, one momentum."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class TrainingSetup:
     """Tokens a sequence; the model's context if left out."""
     precision: Precision = "bfloat16"
     """bfloat16: matrix products in bfloat16, parameters and the residual stream in float32 (autocast)."""
-    optimizer: Optimizer = "adamw"
-    """Whose state is kept; muon has AdamW for what is no matrix of a block."""
+    optimizer: OptimizerName = "adamw"
+    """Whose state is kept."""
     checkpointing: Checkpointing = "none"
     """Activation checkpointing."""
 
@@ -134,10 +132,9 @@ def _loss_workspace(config: DecoderConfig, tokens: int, setup: TrainingSetup) ->
 
 def _optimizer_state(config: DecoderConfig, setup: TrainingSetup) -> float:
     count = config.parameters
-    if setup.optimizer != "muon":
-        return STATE_BYTES[setup.optimizer] * count
-    matrices = _matrix_parameters(config, blocks_only=True)
-    return STATE_BYTES["muon"] * matrices + STATE_BYTES["adamw"] * (count - matrices)
+    choice = OPTIMIZERS[setup.optimizer]
+    own = 0 if choice.matrix_state_bytes is None else _matrix_parameters(config, blocks_only=True)
+    return (choice.matrix_state_bytes or 0.0) * own + choice.state_bytes * (count - own)
 
 
 def _matrix_parameters(config: DecoderConfig, *, blocks_only: bool = False) -> int:
