@@ -22,13 +22,13 @@ namespace {
 // the greedy [upper]* may have to give some back.
 inline const Byte* lower_word(const Byte* at, const Byte* end) {
     const Byte* last_lower_end = nullptr;
-    const Byte* behind = at;
-    at = run_end(at, end, [&](const Character& character) {
-        if (!(character.classes & kUpper)) return false;
-        behind += character.size;
-        if (character.classes & kLower) last_lower_end = behind;
-        return true;
-    });
+    for (size_t window = kWindow; at < end; --window) {
+        if (window == 0) window = next_window();
+        const Character character = character_at(at, end);
+        if (!(character.classes & kUpper)) break;
+        at += character.size;
+        if (character.classes & kLower) last_lower_end = at;
+    }
     const Byte* stop = skip(at, end, kLower);
     return stop > at ? stop : last_lower_end;
 }

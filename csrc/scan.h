@@ -9,22 +9,29 @@
 
 namespace llmfast {
 
-constexpr size_t kWindow = 1 << 18;  // bytes to scan between two looks at whether the caller still wants the result
+constexpr size_t kWindow = 1 << 18;  // characters to scan between two looks at whether the caller still wants the result
 
 inline bool is_ascii_letter(Byte byte) { return static_cast<Byte>((byte | 0x20) - 'a') < 26; }
+
+// For every kWindow characters, looks whether the caller still wants the result; returns how many may follow. Not
+// inlined, since the loops are for runs of a few characters.
+#if defined(__GNUC__)
+__attribute__((noinline, cold))
+#endif
+inline size_t next_window() {
+    check_interrupt();
+    return kWindow;
+}
 
 // The end of the run of characters from `at` for which `belongs` is true. It ends because every character has at least
 // one byte, and none reaches beyond `end`.
 template <typename Belongs>
 inline const Byte* run_end(const Byte* at, const Byte* end, Belongs belongs) {
-    while (at < end) {
-        const Byte* const window_end = static_cast<size_t>(end - at) > kWindow ? at + kWindow : end;
-        while (at < window_end) {
-            const Character character = character_at(at, end);
-            if (!belongs(character)) return at;
-            at += character.size;
-        }
-        if (at < end) check_interrupt();
+    for (size_t window = kWindow; at < end; --window) {
+        if (window == 0) window = next_window();
+        const Character character = character_at(at, end);
+        if (!belongs(character)) break;
+        at += character.size;
     }
     return at;
 }
