@@ -127,11 +127,14 @@ def pieces(pat_str: str, text: str) -> Iterator[str]:
 def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
     """The same in lists of many pieces. The time that a caller takes between them does not count."""
     pattern = compiled_forward(pat_str)
+    keeps_all = without_gaps(pat_str) is not None
     limit = SECONDS_PER_PIECE * (1 + len(text) / 1_000_000)
     start, stop = -1, 0
     while start < stop:  # each search starts behind a piece of the one before
         start = stop
         group, stop = _some_pieces(pattern, text, start, limit)
+        if keeps_all and sum(map(len, group)) < (stop if stop > start else len(text)) - start:
+            raise ValueError(_matches_nothing(without_gaps(pat_str)))
         yield group
 
 
@@ -165,6 +168,10 @@ _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\\g<|\(\?P=)")
 def with_gaps(expression: str) -> str:
     """What `expression` matches, and the text between its matches, which would be lost otherwise.
 
+    Raises:
+        ValueError: an expression that refers back to a group, or that matches the empty text: where it does, neither
+            a match nor the text between matches has the next character.
+
     >>> compiled(with_gaps("[a-z]+")).findall("ab, cd")
     ['ab', ', ', 'cd']
     """
@@ -172,7 +179,25 @@ def with_gaps(expression: str) -> str:
         raise ValueError(
             f"the splitting pattern {expression!r} refers back to a group, which is not supported"
         )
+    if matches_empty_text(expression):
+        raise ValueError(_matches_nothing(expression))
     return _GAPS.format(expression)
+
+
+def matches_empty_text(expression: str) -> bool:
+    r"""Whether an expression matches a text of no characters.
+
+    >>> matches_empty_text(r"\w*"), matches_empty_text(r"\w+")
+    (True, False)
+    """
+    return compiled(expression).fullmatch("") is not None
+
+
+def _matches_nothing(expression: str | None) -> str:
+    return (
+        f"the splitting pattern {expression!r} matches the empty text, so that characters would be lost; write + "
+        "in the place of *, and no alternative that is empty or only looks ahead or behind"
+    )
 
 
 def without_gaps(pat_str: str) -> str | None:

@@ -355,6 +355,17 @@ def test_what_the_two_libraries_read_otherwise_goes_to_theirs(expression, tmp_pa
         step = pre_tokenizers.Split(tokenizers.Regex(expression), "isolated")
     except Exception:  # not an expression to Oniguruma either
         return
+    check_split(step, tmp_path)
+
+
+@pytest.mark.parametrize("expression", ["", "x|", "(a|)", "a(|b)", r"\w*", "(?=b)", "b?|a", "(?:)+"])
+@pytest.mark.parametrize("behavior", ["isolated", "removed", "merged_with_next"])
+def test_expressions_that_match_the_empty_text(expression, behavior, tmp_path):
+    """Trap: where an expression matches the empty text, the character behind belongs to no piece and is lost."""
+    check_split(pre_tokenizers.Split(tokenizers.Regex(expression), behavior), tmp_path)
+
+
+def check_split(step, tmp_path):
     theirs = tokenizers.Tokenizer.from_str(published_like("gpt2"))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.pre_tokenizer = pre_tokenizers.Sequence([step, byte_level])

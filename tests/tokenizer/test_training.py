@@ -333,6 +333,11 @@ def test_an_exception_in_progress_stops_training():
         ({"pattern": r"(.)\1"}, "refers back to a group"),
         ({"pattern": "("}, r"the splitting pattern '\(' is no regular expression"),
         ({"pattern": ""}, "the splitting pattern is empty"),
+        # Trap: where a pattern matches the empty text, the character behind belongs to no piece and is lost.
+        *(
+            ({"pattern": pattern}, "matches the empty text, so that characters would be lost")
+            for pattern in (r"\w*", "x|", "o?", "(?=o)", r"\b", r"a*?|b", "(?<=e)")
+        ),
         ({"tie_break": "random"}, "tie_break must be one of 'bytes', 'huggingface', 'smallest_ids'"),
         ({"min_frequency": 0}, "min_frequency must be at least 1, got 0"),
         ({"num_threads": 0}, "num_threads must be at least 1, got 0"),

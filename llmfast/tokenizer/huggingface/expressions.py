@@ -359,7 +359,9 @@ def _words(sequence: tuple, ignore_case: bool) -> Words | None:
 
 def may_be_empty(alternatives: tuple) -> bool:
     """Whether an expression of this meaning may match between two characters."""
-    return any(not isinstance(one, Words) and all(map(_is_empty, one)) for one in alternatives)
+    return any(
+        "" in one.words if isinstance(one, Words) else all(map(_is_empty, one)) for one in alternatives
+    )
 
 
 def _is_empty(item: Repeated) -> bool:
