@@ -17,7 +17,7 @@ from .reference import GROUP, code_values
 from .tensor import NF4Tensor, assemble
 
 if TYPE_CHECKING:
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
 STATE = "quant_state.bitsandbytes__"
 
@@ -44,7 +44,7 @@ def from_bitsandbytes(parameter: "Params4bit") -> NF4Tensor:
 
 def to_bitsandbytes(w: NF4Tensor) -> "Params4bit":
     """A parameter for ``bitsandbytes.nn.Linear4bit``, bit by bit."""
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     entries = to_bitsandbytes_state(w, "w")
     packed = entries.pop("w")
