@@ -36,9 +36,7 @@ else:
 
 macros = [("NB_COMPACT_ASSERTIONS", "1")]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    macros.append(
-        ("NB_FREE_THREADED", "1")
-    )  # the engine does without the GIL: importing it must not bring it back
+    macros.append(("NB_FREE_THREADED", "1"))  # the engine does without the GIL: importing it must not bring it back
 
 engine = Extension(
     "llmfast._bpe",

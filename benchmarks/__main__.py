@@ -38,11 +38,7 @@ def names(part: str = "kernels") -> list[str]:
         from .tune_questions import QUESTIONS
 
         return list(QUESTIONS)
-    return [
-        name
-        for name, suite in SUITES.items()
-        if "cuda" in suite.devices and (name in JOBS) == (part == "jobs")
-    ]
+    return [name for name, suite in SUITES.items() if "cuda" in suite.devices and (name in JOBS) == (part == "jobs")]
 
 
 def without_gpu() -> str | None:
@@ -61,9 +57,7 @@ def report(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of result files")
-    parser.add_argument(
-        "--short", action="store_true", help="one table: llmfast beside the best other contender"
-    )
+    parser.add_argument("--short", action="store_true", help="one table: llmfast beside the best other contender")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
     parser.add_argument(
         "--readme", action="store_true", help="update the tables, figures and charts of README.md and docs/"
@@ -96,15 +90,11 @@ def run(arguments: list[str]) -> int:
         choices=("cuda", "cpu"),
         help="cuda by default, except for CPU suites; a kernel suite on a CPU runs as with --tiny",
     )
-    parser.add_argument(
-        "--tiny", action="store_true", help="a rehearsal on the CPU, whose figures mean nothing"
-    )
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal on the CPU, whose figures mean nothing")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for each suite")
     parser.add_argument("--resume", action="store_true", help="measure only what the result file lacks")
-    parser.add_argument(
-        "--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8 text to measure on"
-    )
+    parser.add_argument("--text", type=Path, nargs="+", default=(), metavar="FILE", help="UTF-8 text to measure on")
     options = parser.parse_args(arguments)
     failed = False
     for name in options.suites:

@@ -115,9 +115,7 @@ class Judge:
         wide = {name: x.double() if x.is_floating_point() else x for name, x in part.items()}
         self.exact, _ = evaluate(case, case.exact, wide, part_grads)
         epsilon = torch.finfo(case.dtype).eps
-        self.allowed = {
-            name: 2 * relative_error(plain[name], exact) + epsilon for name, exact in self.exact.items()
-        }
+        self.allowed = {name: 2 * relative_error(plain[name], exact) + epsilon for name, exact in self.exact.items()}
         # An infinite allowed error would accept everything.
         assert max(self.allowed.values()) < float("inf"), f"{case}: PyTorch's own op is not finite"
         self.part_grads = part_grads
@@ -251,9 +249,7 @@ def _time_pass(
     return results + [_timed(case, pass_, each, timings[each.name], ceilings) for each in timed]
 
 
-def _timed(
-    case: Case, pass_: str, entrant: Entrant, timing: measure.Timing, ceilings: dict[str, float]
-) -> Result:
+def _timed(case: Case, pass_: str, entrant: Entrant, timing: measure.Timing, ceilings: dict[str, float]) -> Result:
     return _result(
         case,
         pass_,

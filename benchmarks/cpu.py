@@ -24,9 +24,7 @@ def main(arguments: list[str]) -> int:
         prog="python -m benchmarks cpu", description="Runs every CPU benchmark and prints a report."
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all if left out: {', '.join(PARTS)}")
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke test of about a minute, without torch.compile"
-    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test of about a minute, without torch.compile")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):

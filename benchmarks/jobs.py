@@ -161,6 +161,4 @@ class Judge:
         peak = measure.peak_bytes(program.call, device)
         seconds = time.perf_counter() - start
         peak = peak if peak is None else peak + program.held()
-        return Entrant(
-            contender.name, program, "ok" if right else "wrong", note, error, allowed, peak, seconds
-        )
+        return Entrant(contender.name, program, "ok" if right else "wrong", note, error, allowed, peak, seconds)

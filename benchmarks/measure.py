@@ -229,9 +229,7 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def fractions(
-    ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float
-) -> dict[str, float]:
+def fractions(ceilings: dict[str, float], dtype: str, work: tuple[int, int], seconds: float) -> dict[str, float]:
     """Fractions of the copy's and the matrix product's rate. Dtypes that were not measured are compared with
     bfloat16."""
     moved, operations = work

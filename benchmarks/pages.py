@@ -78,9 +78,7 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
         return f"<!-- figure: {found['how']} -->{figure_of(found['how'], folder)}<!-- end of figure -->"
 
     text = FIGURE.sub(render_figure, RESULTS.sub(render_table, text))
-    return COMMANDS.sub(
-        lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text
-    )
+    return COMMANDS.sub(lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text)
 
 
 def lines_of(how: str, folder: Path) -> list[str]:

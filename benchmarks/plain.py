@@ -113,9 +113,7 @@ class PlainDecoder(nn.Module):
         exponents = torch.arange(0, config.head_width, 2).double() / config.head_width
         self.angles = torch.outer(torch.arange(config.context).double(), config.rope_base**-exponents)
 
-    def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, caches: list[Cache] | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, *, caches: list[Cache] | None = None) -> Tensor:
         start = caches[0].length if caches else 0
         here = slice(start, start + tokens.shape[1])
         x, rotary = self.embedding(tokens), None

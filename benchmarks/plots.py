@@ -66,9 +66,7 @@ def new_figure(width: float, height: float, report: Report, title: str) -> Figur
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     where = report.machine["gpu"] or report.machine["processor"]
     rehearsal = " (a rehearsal, whose figures mean nothing)" if report.size == "tiny" else ""
-    figure.suptitle(
-        f"{report.suite}: {title}, {where}, {report.machine['time'][:10]}{rehearsal}", fontsize=11
-    )
+    figure.suptitle(f"{report.suite}: {title}, {where}, {report.machine['time'][:10]}{rehearsal}", fontsize=11)
     return figure
 
 
@@ -232,9 +230,7 @@ def ceiling(report: Report) -> Figure | None:
             fraction = max(result.fraction_of_copy, result.fraction_of_gemm)
             color = OURS_COLOR if result.contender.startswith(OURS) else PYTORCH_COLOR
             axes.barh(place + offset, fraction, 0.34, color=color)
-            axes.annotate(
-                f" {fraction:.0%}  {result.contender}", (fraction, place + offset), va="center", fontsize=7
-            )
+            axes.annotate(f" {fraction:.0%}  {result.contender}", (fraction, place + offset), va="center", fontsize=7)
     axes.set_yticks(range(len(pairs)), [label for label, _ in pairs], fontsize=7.5)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=0.8)
@@ -273,9 +269,7 @@ def roofline(report: Report) -> Figure | None:
         mine = [result for result in results if result.contender == name]
         xs, ys = [r.flops / r.bytes for r in mine], [r.flops / r.median_s / size for r in mine]
         front = 3 if name.startswith(OURS) else 2
-        axes.scatter(
-            xs, ys, s=30, color=style["color"], marker=style["marker"], label=name, zorder=front, alpha=0.85
-        )
+        axes.scatter(xs, ys, s=30, color=style["color"], marker=style["marker"], label=name, zorder=front, alpha=0.85)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("floating-point operations per byte", fontsize=9)

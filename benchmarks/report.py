@@ -97,9 +97,7 @@ def legend(results: list[Result]) -> str:
     """Explains the cells of a table of these results."""
     said = ["Medians"]
     if any(result.fraction_of_copy for result in results):
-        said.append(
-            "in brackets the fraction of the measured ceiling (copy or matrix product, whichever is nearer)"
-        )
+        said.append("in brackets the fraction of the measured ceiling (copy or matrix product, whichever is nearer)")
     elif any(result.contender == PYTORCH for result in results):
         said.append("in brackets the ratio to PyTorch")
     if any(shows_memory(result) for result in results):
@@ -117,11 +115,7 @@ def tables(results: list[Result]) -> dict[str, list[Result]]:
     together = len(shapes) > 1 and all(len(each) == 1 for each in shapes.values())
     by_title: dict[str, list[Result]] = {}
     for result in results:
-        words = (
-            ([] if together else [result.op])
-            + [result.pass_]
-            + ([result.dtype] if result.dtype != TEXT else [])
-        )
+        words = ([] if together else [result.op]) + [result.pass_] + ([result.dtype] if result.dtype != TEXT else [])
         by_title.setdefault(", ".join(words), []).append(result)
     return by_title
 
@@ -145,9 +139,7 @@ def ceiling_line(report: Report) -> str:
 
 def ceilings_line(ceilings: dict[str, float]) -> str:
     products = {
-        name.removesuffix("_flops_per_s"): rate
-        for name, rate in ceilings.items()
-        if name.endswith("_flops_per_s")
+        name.removesuffix("_flops_per_s"): rate for name, rate in ceilings.items() if name.endswith("_flops_per_s")
     }
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in products.items())
     return f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix product {rates}"
@@ -203,9 +195,7 @@ def notes(report: Report) -> Iterator[str]:
         if r.status != "ok"
     )
     yield from said
-    yield from (
-        f"- not measured: {'; '.join(cases)}: {reason}" for reason, cases in by_reason(report).items()
-    )
+    yield from (f"- not measured: {'; '.join(cases)}: {reason}" for reason, cases in by_reason(report).items())
 
 
 def by_reason(report: Report) -> dict[str, list[str]]:

@@ -63,9 +63,7 @@ class Result:
     tokens: int | None = None  # per call, if a job is measured
     fraction_of_copy: float | None = None  # fraction of the copy bandwidth measured in this run
     fraction_of_gemm: float | None = None  # fraction of the matrix product's rate measured in this run
-    peak_bytes: int | None = (
-        None  # of forward and backward together, or of the job, above what was allocated before
-    )
+    peak_bytes: int | None = None  # of forward and backward together, or of the job, above what was allocated before
     host_s: float | None = None  # host time per call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None

@@ -48,9 +48,7 @@ class TextJob:
                 calls[name] = call
             except Exception as error:  # whatever a peer raises is its result
                 results.append(self.result(name, "failed", one_line(error)))
-        samplers = {
-            name: measure.Sampler([self.repeated(call)], "cpu", long=True) for name, call in calls.items()
-        }
+        samplers = {name: measure.Sampler([self.repeated(call)], "cpu", long=True) for name, call in calls.items()}
         longest = max(1e-9, self.repeats * sum(once[name] for name in calls))
         timings = measure.in_turn(samplers, min(rounds, max(FEWEST_ROUNDS, int(self.seconds / longest))))
         for name, timing in timings.items():

@@ -61,9 +61,7 @@ def made_up(characters: int) -> str:
     parts, length = [], 0
     while length < characters:
         for first, last in SCRIPTS.values():
-            words = [
-                "".join(chr(draw.randint(first, last)) for _ in range(draw.randint(2, 9))) for _ in range(400)
-            ]
+            words = ["".join(chr(draw.randint(first, last)) for _ in range(draw.randint(2, 9))) for _ in range(400)]
             parts.append(" ".join(words) + ".\n")
             length += len(parts[-1])
     return "".join(parts)

@@ -50,8 +50,7 @@ class Vocabulary:
 def vocabularies() -> list[Vocabulary]:
     cache = DATA / "tiktoken"
     files = {
-        name: cache / hashlib.sha1(RANK_FILES.format(file).encode()).hexdigest()
-        for name, file in PUBLISHED.items()
+        name: cache / hashlib.sha1(RANK_FILES.format(file).encode()).hexdigest() for name, file in PUBLISHED.items()
     }
     found = [Vocabulary(name, path) for name, path in files.items() if path.is_file()]
     return found or [trained()]
@@ -172,9 +171,7 @@ def fastokens(vocabulary: Vocabulary) -> Library:
 
     from llmfast.tokenizer import patterns
 
-    if (
-        vocabulary.name == "gpt2"
-    ):  # as published: given GPT-2's expression, it takes a path that is not its best
+    if vocabulary.name == "gpt2":  # as published: given GPT-2's expression, it takes a path that is not its best
         fast = fastokens.Tokenizer.from_file(str(hugging_face_file(vocabulary)))
     else:
         settings = {"encoding": vocabulary.name} if vocabulary.published else {"pattern": patterns.CL100K}
@@ -228,9 +225,7 @@ def rs_bpe(vocabulary: Vocabulary) -> Library | None:
     if not built_in(vocabulary):
         return None
     theirs = getattr(openai, vocabulary.name)()
-    return Library(
-        theirs.encode, lists=lambda texts: [theirs.encode(text) for text in texts], decode=theirs.decode
-    )
+    return Library(theirs.encode, lists=lambda texts: [theirs.encode(text) for text in texts], decode=theirs.decode)
 
 
 def built_in(vocabulary: Vocabulary) -> bool:
@@ -249,8 +244,7 @@ FORMS_OF_VOCABULARIES = {
 }
 
 LIBRARIES = {
-    make.__name__: make
-    for make in (llmfast, tiktoken, tokenizers, fastokens, gigatoken, toktok, quicktok, rs_bpe)
+    make.__name__: make for make in (llmfast, tiktoken, tokenizers, fastokens, gigatoken, toktok, quicktok, rs_bpe)
 }
 
 

@@ -33,14 +33,10 @@ ROUNDS = {"cuda": 15, "cpu": 1}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks tune", description="Times launch choices on this GPU."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tune", description="Times launch choices on this GPU.")
     parser.add_argument("op", choices=list(QUESTIONS), help="op to tune")
     parser.add_argument("--out", type=Path, default=TABLES, help="folder of the tables")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a rehearsal in Triton's interpreter; requires --out"
-    )
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal in Triton's interpreter; requires --out")
     options = parser.parse_args(arguments)
     device = "cpu" if options.tiny else "cuda"
     if options.tiny and options.out == TABLES:

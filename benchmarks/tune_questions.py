@@ -104,10 +104,7 @@ def linear_cross_entropy(tiny: bool) -> Iterator[Question]:
         case = suite.case(16, 64, 101)
     else:
         case = suite.case(*suite.sizes("quick")[0])
-        if (
-            torch.cuda.is_available()
-            and launch.strategy(*sizes_of(case), case.dtype, capability()) != "tiles"
-        ):
+        if torch.cuda.is_available() and launch.strategy(*sizes_of(case), case.dtype, capability()) != "tiles":
             return
     yield Question(launch.logits_launch, (), case, BOTH)
     yield Question(launch.hidden_launch, (), case, BOTH)

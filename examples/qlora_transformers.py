@@ -51,9 +51,7 @@ class LoRALinear(nn.Module):
 
 
 def build_model(shape: str, device: str) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        **SHAPES[shape], vocab_size=VOCABULARIES[shape], num_key_value_heads=KEY_HEADS[shape]
-    )
+    config = LlamaConfig(**SHAPES[shape], vocab_size=VOCABULARIES[shape], num_key_value_heads=KEY_HEADS[shape])
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
@@ -77,9 +75,7 @@ def with_peft(model: nn.Module, rank: int, alpha: float) -> nn.Module:
 
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and name != "lm_head":
-            packed = Linear4bit(
-                layer.in_features, layer.out_features, False, layer.weight.dtype, quant_type="nf4"
-            )
+            packed = Linear4bit(layer.in_features, layer.out_features, False, layer.weight.dtype, quant_type="nf4")
             packed.weight = Params4bit(layer.weight.data, quant_type="nf4", module=packed)
             model.set_submodule(name, packed.to(layer.weight.device))
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -128,9 +124,7 @@ def train(model: nn.Module, options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="shape of the model")
     parser.add_argument("--with", dest="how", choices=("llmfast", "peft"), default="llmfast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -38,34 +38,24 @@ COMMANDS = {
     "quickstart": Command(
         "llmfast.commands.quickstart:quickstart", "Train a small model on real text, now, and sample it."
     ),
-    "tokenizer train": Command(
-        "llmfast.commands.tokenizer:train", "Learn a byte-level BPE vocabulary from text."
-    ),
-    "tokenizer encode": Command(
-        "llmfast.commands.tokenizer:encode", "Turn text into ids, or files into shards."
-    ),
+    "tokenizer train": Command("llmfast.commands.tokenizer:train", "Learn a byte-level BPE vocabulary from text."),
+    "tokenizer encode": Command("llmfast.commands.tokenizer:encode", "Turn text into ids, or files into shards."),
     "tokenizer decode": Command("llmfast.commands.tokenizer:decode", "Turn token ids into text."),
     "tokenizer info": Command("llmfast.commands.tokenizer:info", "Show what a tokenizer is made of."),
-    "tokenizer compare": Command(
-        "llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."
-    ),
+    "tokenizer compare": Command("llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
     "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(
         "llmfast.commands.huggingface:import_model", "Turn a Hugging Face folder into one of llmfast."
     ),
-    "model export": Command(
-        "llmfast.commands.huggingface:export_model", "Write a model as a Hugging Face folder."
-    ),
+    "model export": Command("llmfast.commands.huggingface:export_model", "Write a model as a Hugging Face folder."),
     "train": Command("llmfast.commands.train:train", "Train a model by a configuration."),
     "sweep": Command("llmfast.commands.train:sweep", "Train over a grid of settings and compare the runs."),
     "classify": Command(
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
-    "predict": Command(
-        "llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."
-    ),
+    "predict": Command("llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt with a trained model."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
@@ -162,9 +152,7 @@ def _list_commands(group: str) -> None:
         console.print("[bold]llmfast[/bold] trains, studies and runs language models: one command a step.\n")
     console.print(f"usage: llmfast {group or 'COMMAND'} {'COMMAND ' if group else ''}[dim]...[/dim]\n")
     console.print(table)
-    console.print(
-        "\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback."
-    )
+    console.print("\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback.")
 
 
 def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
@@ -200,9 +188,7 @@ def _printed_once() -> Iterator[None]:
         raise
 
 
-def _command_line_face(
-    function: Callable[..., None], arguments: list[str]
-) -> Callable[..., tuple[tuple, dict]]:
+def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., tuple[tuple, dict]]:
     """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up. It returns what the
     function is to be called with."""
     from tyro.conf import FlagCreatePairsOff, arg

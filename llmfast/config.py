@@ -210,9 +210,7 @@ def _unknown(key: Any, cls: type, where: tuple[str, ...]) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
     sentence = f"{_path((*where, str(key)))} is not a setting"
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    return (
-        f"{sentence}; did you mean {nearest[0]}?" if nearest else f"{sentence}; there are {', '.join(names)}"
-    )
+    return f"{sentence}; did you mean {nearest[0]}?" if nearest else f"{sentence}; there are {', '.join(names)}"
 
 
 # --- YAML ---------------------------------------------------------------------------------------------------
@@ -225,9 +223,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -278,8 +274,6 @@ def field_help(cls: type) -> dict[str, str]:
         except (OSError, TypeError):  # the class has no source file, as one typed at a prompt
             documentation = docstring_parser.parse(base.__doc__ or "")
         found |= {
-            each.arg_name: " ".join(each.description.split())
-            for each in documentation.params
-            if each.description
+            each.arg_name: " ".join(each.description.split()) for each in documentation.params if each.description
         }
     return found

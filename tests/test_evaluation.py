@@ -44,9 +44,7 @@ def test_every_token_is_predicted_once_with_all_the_context_there_is(tmp_path, m
     result = evaluate(model, shards, stride=stride)
     assert result.tokens == count
     assert result.loss == pytest.approx(nats / count, rel=1e-5)
-    assert result.bits_per_byte == pytest.approx(
-        result.loss / math.log(2) * (count + 1) / (3 * count), rel=1e-6
-    )
+    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) * (count + 1) / (3 * count), rel=1e-6)
 
 
 def test_a_part_is_spread_over_the_whole(tmp_path, model):

@@ -38,9 +38,7 @@ TOP = "commands"
 ABOVE = {"cli", "__init__", "__main__"}
 
 # To go: a circle that is being mended.
-MENDING = {
-    f"llmfast.tokenizer.{name}" for name in ("encoding", "registry", "tokenizer", "transformers_backend")
-}
+MENDING = {f"llmfast.tokenizer.{name}" for name in ("encoding", "registry", "tokenizer", "transformers_backend")}
 
 
 def sources() -> list[tuple[str, Path]]:
@@ -66,9 +64,7 @@ def imported_modules(node: ast.AST, package: str) -> list[str]:
 def parts_imported(path: Path, part: str) -> set[str]:
     inner = path.relative_to(ROOT / ("kernels" if part == "kernels" else "llmfast")).parent.parts
     package = ".".join(["llmfast", *(["kernels"] if part == "kernels" else []), *inner])
-    names = {
-        name for node in ast.walk(ast.parse(path.read_text())) for name in imported_modules(node, package)
-    }
+    names = {name for node in ast.walk(ast.parse(path.read_text())) for name in imported_modules(node, package)}
     return {name.split(".")[1] for name in names if name.startswith("llmfast.")}
 
 
@@ -92,9 +88,7 @@ def test_every_part_has_its_place_and_commands_are_on_the_top_floor(part, path):
 
 
 def module_name(path: Path) -> str:
-    inner = (
-        path.relative_to(ROOT / "llmfast") if (ROOT / "llmfast") in path.parents else path.relative_to(ROOT)
-    )
+    inner = path.relative_to(ROOT / "llmfast") if (ROOT / "llmfast") in path.parents else path.relative_to(ROOT)
     parts = ["llmfast", *inner.with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

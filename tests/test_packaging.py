@@ -128,7 +128,6 @@ def test_running_a_module_at_the_root_does_not_shadow_hugging_faces_kernels(star
     else:
         # What `python -m benchmarks` does first: the root goes on the path, then the package is imported.
         program = (
-            "import sys; sys.path.insert(0, ''); import benchmarks, kernels, transformers; "
-            "assert kernels.hugging_face"
+            "import sys; sys.path.insert(0, ''); import benchmarks, kernels, transformers; assert kernels.hugging_face"
         )
         run(sys.executable, "-c", program, cwd=ROOT, PYTHONPATH=str(tmp_path))

@@ -54,9 +54,7 @@ def test_it_leaves_a_run_folder_and_says_what_to_do_next(finished, folder):
     assert (run / "config.yaml").exists()
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     (checkpoint, *_) = sorted((run / "checkpoints").iterdir(), reverse=True)
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
-        path.name for path in checkpoint.iterdir()
-    }
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in checkpoint.iterdir()}
     for part in (
         "gzip -9",
         "xz -9",
@@ -113,9 +111,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
     assert named in said
     assert said.count("\n") == 0
     assert "Traceback" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == before, (
-        "something half-written was left behind"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "something half-written was left behind"
 
 
 def test_a_prompt_longer_than_the_context_is_refused(finished, folder, monkeypatch, capsys):

@@ -34,7 +34,5 @@ def test_the_root_is_hidden_from_this_process():
 def test_without_the_guard_the_root_would_shadow():
     """Keeps the tests above honest: the trap is there."""
     program = "import sys; sys.path.insert(0, ''); import kernels; print(kernels.__file__)"
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert Path(answer.stdout.strip()) == ROOT / "kernels" / "__init__.py"

@@ -17,12 +17,8 @@ JOBS = ("train_step", "qlora", "generate")  # whole models
 
 # in order of importance
 SUITES = {
-    "attention": Suite(
-        "dense, causal, windowed and packed attention, forward and backward; decoding from a cache"
-    ),
-    "linear_cross_entropy": Suite(
-        "the output layer fused with cross entropy, forward and with both gradients"
-    ),
+    "attention": Suite("dense, causal, windowed and packed attention, forward and backward; decoding from a cache"),
+    "linear_cross_entropy": Suite("the output layer fused with cross entropy, forward and with both gradients"),
     "cross_entropy": Suite("cross entropy of logits, forward and with its gradient"),
     "norm": Suite("rms_norm, layer_norm and a fused residual, forward and backward"),
     "nf4": Suite(

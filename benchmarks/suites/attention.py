@@ -191,17 +191,13 @@ def exact(q, k, v, *, causal: bool, window: int | None) -> Tensor:
 
     def block(rows, keys, values):
         right = 0 if causal else None
-        return definition.attention(rows, keys, values, scale=q.shape[-1] ** -0.5, left=window, right=right)[
-            0
-        ]
+        return definition.attention(rows, keys, values, scale=q.shape[-1] ** -0.5, left=window, right=right)[0]
 
     found = []
     for start in range(0, S, ROWS):
         end = min(start + ROWS, S)
         seen = end if causal else S
-        found.append(
-            checkpoint(block, q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], use_reentrant=False)
-        )
+        found.append(checkpoint(block, q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], use_reentrant=False))
     return torch.cat(found, dim=2)
 
 
@@ -237,9 +233,7 @@ def dao_contenders(function: str, call: Callable) -> list[Contender]:
 
     return [
         Contender("flash-attn 2", partial(build, "flash_attn"), "flash_attn", gpu_only=True),
-        Contender(
-            "flash-attn 3", partial(build, "flash_attn_interface"), "flash_attn_interface", gpu_only=True
-        ),
+        Contender("flash-attn 3", partial(build, "flash_attn_interface"), "flash_attn_interface", gpu_only=True),
     ]
 
 

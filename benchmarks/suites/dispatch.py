@@ -98,9 +98,7 @@ def nothing_launched() -> Iterator[None]:
     def nothing(self: object, *args: object, **options: object) -> None:
         pass
 
-    dispatcher = sys.modules[
-        "llmfast.kernels.frame.backend"
-    ]  # the name in the package is that of the public class
+    dispatcher = sys.modules["llmfast.kernels.frame.backend"]  # the name in the package is that of the public class
     with (
         mock.patch.object(dispatcher, "INTERPRETING", True),
         mock.patch.object(JITFunction, "run", nothing),
@@ -160,9 +158,7 @@ def cases(size: str) -> Iterator[Dispatch]:
         lambda q, k: (rotated(q, *wide), rotated(k, *wide)),
         (q.transpose(1, 2), k.transpose(1, 2)),
     )
-    yield Dispatch(
-        "cross_entropy", {"N": S, "V": V}, kernels.cross_entropy, F.cross_entropy, (logits, target)
-    )
+    yield Dispatch("cross_entropy", {"N": S, "V": V}, kernels.cross_entropy, F.cross_entropy, (logits, target))
     yield Dispatch(
         "linear_cross_entropy",
         {"N": S, "E": E, "V": V},

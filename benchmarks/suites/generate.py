@@ -53,9 +53,7 @@ def decodings(size: str) -> tuple[str, list[Decoding]]:
         return "cpu", [Decoding("quickstart", 1, 16, 16, dtype) for dtype in both]
     if size == "cpu":
         small = [Decoding("quickstart", 1, 16, 112, dtype) for dtype in both]
-        return "cpu", small + [
-            Decoding("GPT-2 124M", batch, 32, 32, dtype) for batch in (1, 16) for dtype in both
-        ]
+        return "cpu", small + [Decoding("GPT-2 124M", batch, 32, 32, dtype) for batch in (1, 16) for dtype in both]
     llama = [Decoding("Llama 1B", batch, 128, 128, nf4=nf4) for batch in (1, 16) for nf4 in (False, True)]
     return "cuda", llama if size == "quick" else [*llama, Decoding("GPT-2 124M", 1, 128, 128)]
 
@@ -134,9 +132,7 @@ def work(config: DecoderConfig, wanted: Decoding) -> tuple[int, int]:
     return moved, read * int(config.flops_per_token(wanted.prompt + wanted.new)) // 3
 
 
-def program(
-    wanted: Decoding, tokens: Tensor, model: nn.Module, reads: Callable[[nn.Module, int], Read]
-) -> Program:
+def program(wanted: Decoding, tokens: Tensor, model: nn.Module, reads: Callable[[nn.Module, int], Read]) -> Program:
     """The greedy loop around a model. ``reads(model, batch)`` starts new sequences."""
     prompt, following = tokens.split([wanted.prompt, CHECKED], dim=1)
 

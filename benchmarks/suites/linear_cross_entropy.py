@@ -54,9 +54,7 @@ def liger(**options) -> Callable[[], Callable]:
     def build() -> Callable:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        return lambda hidden, weight, target: liger_fused_linear_cross_entropy(
-            hidden, weight, target, **options
-        )
+        return lambda hidden, weight, target: liger_fused_linear_cross_entropy(hidden, weight, target, **options)
 
     return build
 

@@ -94,9 +94,7 @@ def dequantize_case(rows: int, width: int) -> Case:
     def theirs():
         from bitsandbytes.functional import dequantize_4bit
 
-        return lambda record: dequantize_4bit(
-            weight(record).packed.view(-1, 1), bitsandbytes_state(weight(record))
-        )
+        return lambda record: dequantize_4bit(weight(record).packed.view(-1, 1), bitsandbytes_state(weight(record)))
 
     moved = layout.nbytes + rows * width * DTYPE.itemsize
     return Case(
@@ -134,9 +132,7 @@ def linear_case(tokens: int, rows: int, width: int) -> Case:
     def theirs():
         from bitsandbytes import matmul_4bit
 
-        return lambda x, record: matmul_4bit(
-            x, weight(record).packed.view(-1, 1), bitsandbytes_state(weight(record))
-        )
+        return lambda x, record: matmul_4bit(x, weight(record).packed.view(-1, 1), bitsandbytes_state(weight(record)))
 
     work = layout.nbytes + tokens * (rows + width) * DTYPE.itemsize, 2 * tokens * rows * width
     return Case(
@@ -217,9 +213,7 @@ def int8_case(tokens: int, rows: int, width: int) -> Case:
         return {"x": normal(g, tokens, width), "codes": codes, "scale": scale}
 
     def decode_and_multiply(x, codes, scale):
-        return F.linear(
-            x, (codes * scale.to(torch.promote_types(x.dtype, torch.float32))[:, None]).to(x.dtype)
-        )
+        return F.linear(x, (codes * scale.to(torch.promote_types(x.dtype, torch.float32))[:, None]).to(x.dtype))
 
     def bf16():
         made = {}

@@ -144,9 +144,7 @@ def adamw_8bit_case(tensors: int, elements: int) -> Case:
         tables = (definition.dynamic_code(signed).to(param.device) for signed in (True, False))
         moments = [
             definition.decode(code.flatten(), largest.flatten(), table).view(param.shape)
-            for code, largest, table in zip(
-                (mean, square), (largest_mean, largest_square), tables, strict=True
-            )
+            for code, largest, table in zip((mean, square), (largest_mean, largest_square), tables, strict=True)
         ]
         written_out(param, rest["grad"], *moments, rest["step"])
         for signed, code, largest, moment in (

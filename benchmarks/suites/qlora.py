@@ -137,10 +137,7 @@ def plain_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Mo
     model = PlainDecoder(config).to(device)
     model.load_state_dict(dequantized(random_weights(config, device), DTYPE))
     model = model.to(dtype).requires_grad_(False)
-    return (
-        replaced(model.blocks, lambda layer: PlainAdapted(layer, layer.in_features, layer.out_features))
-        and model
-    )
+    return replaced(model.blocks, lambda layer: PlainAdapted(layer, layer.in_features, layer.out_features)) and model
 
 
 def their_model(config: DecoderConfig, device: str) -> nn.Module:

@@ -90,13 +90,10 @@ def cases(size: str, files: Sequence[Path] = ()) -> Iterator[Streaming | TextJob
             yield worst_case(vocabulary, name, text)
 
 
-def calls_of(
-    vocabulary: Vocabulary, what: str, call: Callable[[Library], Callable[[], Any]]
-) -> dict[str, Any]:
+def calls_of(vocabulary: Vocabulary, what: str, call: Callable[[Library], Callable[[], Any]]) -> dict[str, Any]:
     """Of each library what ``call`` makes of it, or why there is none."""
     return {
-        name: library if isinstance(library, Absent) else call(library)
-        for name, library in libraries(vocabulary, what)
+        name: library if isinstance(library, Absent) else call(library) for name, library in libraries(vocabulary, what)
     }
 
 
@@ -157,9 +154,7 @@ def worst_cases(n: int = 1_000_000) -> dict[str, str]:
         "tabs and spaces": "".join(draw.choices(" \t", k=n)),
         "random letters": "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=n)),
         "emoji": "".join(chr(draw.randrange(0x1F600, 0x1F640)) for _ in range(n // 4)),
-        "base64": "".join(
-            draw.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", k=n)
-        ),
+        "base64": "".join(draw.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", k=n)),
         "kanji without spaces": "".join(chr(draw.randrange(0x4E00, 0x9FA0)) for _ in range(n // 3)),
         "a word of 10 MB": "".join(draw.choices("etaoinshrdlu", k=10 * n)),
     }
@@ -171,9 +166,7 @@ def worst_case(vocabulary: Vocabulary, name: str, text: str) -> TextJob:
     return TextJob(
         op=f"{vocabulary}: {name}",
         pass_="worst cases to NumPy",
-        entrants=lambda: {
-            "llmfast": lambda: ours.encode_documents([text], append_eot=False, num_threads=1)[0]
-        },
+        entrants=lambda: {"llmfast": lambda: ours.encode_documents([text], append_eot=False, num_threads=1)[0]},
         expected=lambda: text,
         read=ours.decode,
         bytes=len(text.encode()),
@@ -196,9 +189,7 @@ class Loading:
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
         absent = {
-            name: library
-            for name, library in libraries(self.vocabulary, "encode")
-            if isinstance(library, Absent)
+            name: library for name, library in libraries(self.vocabulary, "encode") if isinstance(library, Absent)
         }
         taken: dict[str, list[float]] = {name: [] for name in LIBRARIES if name not in absent}
         failed: dict[str, str] = {}
@@ -211,9 +202,7 @@ class Loading:
                     failed[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
         results = [self.result(name, each.status, each.reason) for name, each in absent.items()]
         results += [self.result(name, "failed", reason) for name, reason in failed.items()]
-        return results + [
-            self.result(name, "ok", "", times) for name, times in taken.items() if name not in failed
-        ]
+        return results + [self.result(name, "ok", "", times) for name, times in taken.items() if name not in failed]
 
     def result(self, name: str, status: str, note: str, times: Sequence[float] = ()) -> Result:
         if not times:

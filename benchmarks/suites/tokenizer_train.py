@@ -50,9 +50,7 @@ SECONDS = 30.0  # of timing, for all of them together
 
 def inputs(size: str, files: Sequence[Path] = ()) -> dict[str, str]:
     """What it is measured on, for the result file."""
-    return {
-        name: f"{origin}, {len(text.encode()) / 1e6:.1f} MB" for name, origin, text in corpora(size, files)
-    }
+    return {name: f"{origin}, {len(text.encode()) / 1e6:.1f} MB" for name, origin, text in corpora(size, files)}
 
 
 def corpora(size: str, files: Sequence[Path]) -> Iterator[tuple[str, str, str]]:

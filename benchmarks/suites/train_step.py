@@ -44,9 +44,7 @@ SHAPES = {
     "quickstart": quickstart_config("mini", data=(), vocab_size=4096, seed=0).model,
     "quickstart base": quickstart_config("base", data=(), vocab_size=4096, seed=0).model,
     "toy": DecoderConfig(vocab_size=96, width=32, layers=2, heads=2, kv_heads=1, context=32),
-    "toy quickstart": DecoderConfig(
-        96, width=32, layers=2, heads=2, context=32, scale_embedding=True, smear=True
-    ),
+    "toy quickstart": DecoderConfig(96, width=32, layers=2, heads=2, context=32, scale_embedding=True, smear=True),
     "toy GPT-2": preset("gpt2", vocab_size=128, width=32, layers=2, heads=2, context=32, dropout=0.0),
 }
 
@@ -72,9 +70,7 @@ def steps(size: str) -> tuple[str, list[Step]]:
         return "cpu", [Step("quickstart", 4, 128, dtype, compiles=False) for dtype in both]
     if size == "cpu":
         small = [Step("quickstart", 16, 128, dtype) for dtype in both]
-        large = [
-            Step("GPT-2 124M", 1, 256, dtype, compiles=False) for dtype in both
-        ]  # compiling takes minutes
+        large = [Step("GPT-2 124M", 1, 256, dtype, compiles=False) for dtype in both]  # compiling takes minutes
         return "cpu", small + large
     quick = [Step("GPT-2 124M", 16, 1024)]
     return "cuda", quick if size == "quick" else [

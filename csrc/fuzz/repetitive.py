@@ -43,9 +43,7 @@ def repetitive(draw: random.Random, characters: str) -> str:
         width = draw.randint(1, 12)
         text = "".join("+" + "-" * (width + draw.randint(0, 1)) for _ in range(draw.randint(3, 60)))
     elif kind == 2:  # runs, with something between them
-        text = "".join(
-            draw.choice(motifs) * int(draw.expovariate(0.03) + 1) for _ in range(draw.randint(1, 8))
-        )
+        text = "".join(draw.choice(motifs) * int(draw.expovariate(0.03) + 1) for _ in range(draw.randint(1, 8)))
     else:  # a picture
         text = "".join(draw.choice(motifs) for _ in range(draw.randint(20, 400)))
     at = draw.randrange(len(text) + 1)

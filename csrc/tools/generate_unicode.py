@@ -28,9 +28,7 @@ BLOCK = 128
 def members(pattern: str) -> set[int]:
     """The code points that match `pattern`, as tiktoken sees it."""
     one_token_a_byte = {bytes([byte]): byte for byte in range(256)}
-    encoding = tiktoken.Encoding(
-        "classes", pat_str=pattern, mergeable_ranks=one_token_a_byte, special_tokens={}
-    )
+    encoding = tiktoken.Encoding("classes", pat_str=pattern, mergeable_ranks=one_token_a_byte, special_tokens={})
     everything = "".join(chr(point) for point in range(0x110000) if point not in SURROGATES)
     return {ord(character) for character in encoding.decode(encoding.encode_ordinary(everything))}
 
@@ -48,8 +46,7 @@ def main() -> None:
 
     blocks: dict[tuple[int, ...], int] = {}
     index = [
-        blocks.setdefault(tuple(flags[start : start + BLOCK]), len(blocks))
-        for start in range(0, len(flags), BLOCK)
+        blocks.setdefault(tuple(flags[start : start + BLOCK]), len(blocks)) for start in range(0, len(flags), BLOCK)
     ]
     assert len(blocks) <= 256, "the first stage holds one byte a block"
     stage_two = [value for block in blocks for value in block]

@@ -33,9 +33,7 @@ def as_markdown(text: str) -> str:
     <BLANKLINE>
     More.
     """
-    text = EXAMPLE.sub(
-        lambda found: f"**Example**\n\n{fenced(found[1], language(found[1]))}\n\n", text + "\n"
-    )
+    text = EXAMPLE.sub(lambda found: f"**Example**\n\n{fenced(found[1], language(found[1]))}\n\n", text + "\n")
     return FORMULA.sub(lambda found: f"{fenced(found[1], 'latex')}\n\n", text).strip()
 
 

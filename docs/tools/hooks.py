@@ -52,8 +52,7 @@ def top_level_page() -> str:
     import llmfast
 
     rows = [
-        f"| `llmfast.{name}` | [`{home}`]({home.split('.')[1]}.md) |"
-        for name, home in sorted(llmfast._HOMES.items())
+        f"| `llmfast.{name}` | [`{home}`]({home.split('.')[1]}.md) |" for name, home in sorted(llmfast._HOMES.items())
     ]
     return "\n".join(
         [

@@ -55,9 +55,7 @@ def svg_of(picture: Callable[[Axes, Colors], None], width: float, height: float,
         return as_svg(figure)
 
 
-def box(
-    axes: Axes, x: float, y: float, width: float, height: float, fill: str, edge: str | None = None
-) -> None:
+def box(axes: Axes, x: float, y: float, width: float, height: float, fill: str, edge: str | None = None) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     style = "round,pad=0,rounding_size=4"

@@ -132,9 +132,7 @@ def _check_gated(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor | None
     check_floating("gate", gate)
     if up is None:
         if gate.dim() == 0 or gate.shape[-1] % 2:
-            raise ValueError(
-                f"packed gate must have an even last dimension [gate | up], got {tuple(gate.shape)}"
-            )
+            raise ValueError(f"packed gate must have an even last dimension [gate | up], got {tuple(gate.shape)}")
         return gate, None
     check_same_shape("up", up, "gate", gate)
     check_same_device("up", up, gate)

@@ -24,9 +24,7 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
     """Every launch choice of swiglu; the other activations at the widest, with an odd width for each."""
     seen = set()
     for columns in (2**exponent for exponent in range(6, 14)):
-        chosen = {
-            launch(chip, f"gated_{pass_}", min(max(columns, 128), LONG)) for pass_ in ("forward", "backward")
-        }
+        chosen = {launch(chip, f"gated_{pass_}", min(max(columns, 128), LONG)) for pass_ in ("forward", "backward")}
         if not chosen <= seen:
             seen |= chosen
             yield _gated_case("swiglu", "silu", columns, torch.bfloat16)

@@ -12,9 +12,7 @@ def window_bounds(causal, window):
     left, right = (None, None)
     if window is not None:
         if len(window) != 2 or any(not isinstance(bound, int) or bound < -1 for bound in window):
-            raise ValueError(
-                f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}"
-            )
+            raise ValueError(f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}")
         left, right = (None if bound == -1 else bound for bound in window)
     return left, 0 if causal else right
 
@@ -32,9 +30,7 @@ def check_qkv(q, k, v, packed=False):
     if k.shape != v.shape:
         raise ValueError(f"k and v have the same shape; got {tuple(k.shape)} and {tuple(v.shape)}")
     if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
-        raise ValueError(
-            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}"
-        )
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}")
     if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
         raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {q.shape[-1]}")
     heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
@@ -116,18 +112,11 @@ def check_new(q, k_cache, k_new, v_new):
         return 0
     expected = (q.shape[0], k_cache.shape[1], q.shape[-1])
     for name, x in (("k_new", k_new), ("v_new", v_new)):
-        if (
-            x is None
-            or x.dim() != 4
-            or (x.shape[0], x.shape[1], x.shape[3]) != expected
-            or x.dtype != q.dtype
-        ):
+        if x is None or x.dim() != 4 or (x.shape[0], x.shape[1], x.shape[3]) != expected or x.dtype != q.dtype:
             raise ValueError(
                 f"{name} is (B, K, new rows, D) = {(*expected[:2], 'new rows', expected[2])} of {q.dtype};"
                 f" got {None if x is None else (tuple(x.shape), x.dtype)}"
             )
     if k_new.shape != v_new.shape:
-        raise ValueError(
-            f"k_new and v_new have the same shape; got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
-        )
+        raise ValueError(f"k_new and v_new have the same shape; got {tuple(k_new.shape)} and {tuple(v_new.shape)}")
     return k_new.shape[2]

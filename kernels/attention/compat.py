@@ -58,9 +58,7 @@ def flash_attn_qkvpacked_func(qkv: Tensor, *args: Any, **kwargs: Any) -> Tensor 
     return flash_attn_func(q, k, v, *args, **kwargs)
 
 
-def flash_attn_kvpacked_func(
-    q: Tensor, kv: Tensor, *args: Any, **kwargs: Any
-) -> Tensor | tuple[Tensor, Tensor, None]:
+def flash_attn_kvpacked_func(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_kvpacked_func``: kv (B, T, 2, K, D); the rest as ``flash_attn_func``."""
     k, v = kv.unbind(2)
     return flash_attn_func(q, k, v, *args, **kwargs)

@@ -41,9 +41,7 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
             expected = None if name == "fp32" or width < 64 else products(chip)
             yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
     for width in (64, 128):
-        yield training_case(
-            f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), batch=MANY
-        )
+        yield training_case(f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), batch=MANY)
     if chip.capability == 90:
         for width in (64, 128):
             for name, form in (("causal", WARP_GROUPS), ("causal", ALTERNATING), ("full", WARP_GROUPS)):

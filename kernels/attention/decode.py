@@ -76,9 +76,7 @@ def flash_decode(
     new = check_new(q, k_cache, k_new, v_new)
     tensors = (q, k_cache, v_cache, k_new, v_new, sinks)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise ValueError(
-            "flash_decode has no gradient: call it under torch.no_grad(), or use flash_attention"
-        )
+        raise ValueError("flash_decode has no gradient: call it under torch.no_grad(), or use flash_attention")
     left, right = window_bounds(causal, window)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if scale < 0:

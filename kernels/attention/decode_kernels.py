@@ -55,19 +55,13 @@ def append_kernel(
     mask = inside[:, None] & (column < D)
     if page_table is not None:
         page_table += entry * pages_per_entry.to(tl.int64)
-    k_to = cache_rows(
-        k + head * k_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, k_batch, k_row
-    )
-    v_to = cache_rows(
-        v + head * v_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, v_batch, v_row
-    )
+    k_to = cache_rows(k + head * k_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, k_batch, k_row)
+    v_to = cache_rows(v + head * v_head.to(tl.int64) * 8, page_table, entry, row, inside, PAGE, v_batch, v_row)
     k_from = (
-        k_new
-        + (entry * k_new_batch.to(tl.int64) + head * k_new_head.to(tl.int64) + i * k_new_row.to(tl.int64)) * 8
+        k_new + (entry * k_new_batch.to(tl.int64) + head * k_new_head.to(tl.int64) + i * k_new_row.to(tl.int64)) * 8
     )
     v_from = (
-        v_new
-        + (entry * v_new_batch.to(tl.int64) + head * v_new_head.to(tl.int64) + i * v_new_row.to(tl.int64)) * 8
+        v_new + (entry * v_new_batch.to(tl.int64) + head * v_new_head.to(tl.int64) + i * v_new_row.to(tl.int64)) * 8
     )
     tl.store(k_to[:, None] + column, tl.load(k_from[:, None] + column, mask=mask), mask=mask)
     tl.store(v_to[:, None] + column, tl.load(v_from[:, None] + column, mask=mask), mask=mask)
@@ -128,9 +122,7 @@ def decode_kernel(
         key = block * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = key < T
         kv_mask = inside[:, None] & (column < D)
-        k_rows = cache_rows(
-            k + kv_head * k_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, k_batch, k_row
-        )
+        k_rows = cache_rows(k + kv_head * k_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, k_batch, k_row)
         k_tile = tl.load(k_rows[:, None] + column, mask=kv_mask, other=0.0)
         x = logits(tl.dot(q_tile, k_tile.T, input_precision=PRECISION), scale, softcap)
         seen = inside[None, :]
@@ -144,9 +136,7 @@ def decode_kernel(
         p = tl.exp2(x - base[:, None])
         rescale = tl.exp2(maximum - base)
         denominator = denominator * rescale + tl.sum(p, 1)
-        v_rows = cache_rows(
-            v + kv_head * v_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, v_batch, v_row
-        )
+        v_rows = cache_rows(v + kv_head * v_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, v_batch, v_row)
         v_tile = tl.load(v_rows[:, None] + column, mask=kv_mask, other=0.0)
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * rescale[:, None], input_precision=PRECISION)
         maximum = new_maximum
@@ -159,8 +149,7 @@ def decode_kernel(
     tl.store(part_lse + lse_offset, lse, mask=query < S)
     part_offset = (
         split * rows_in_all.to(tl.int64) * D
-        + (entry * part_batch.to(tl.int64) + head * part_head.to(tl.int64) + query * part_row.to(tl.int64))
-        * 8
+        + (entry * part_batch.to(tl.int64) + head * part_head.to(tl.int64) + query * part_row.to(tl.int64)) * 8
     )
     tl.store(part + part_offset[:, None] + column, acc.to(part.dtype.element_ty), mask=q_mask)
 
@@ -199,8 +188,5 @@ def combine_kernel(
     query = row % S
     head = row // S % heads
     entry = row // S // heads
-    to = (
-        out
-        + (entry * out_batch.to(tl.int64) + head * out_head.to(tl.int64) + query * out_row.to(tl.int64)) * 8
-    )
+    to = out + (entry * out_batch.to(tl.int64) + head * out_head.to(tl.int64) + query * out_row.to(tl.int64)) * 8
     tl.store(to + column, acc.to(out.dtype.element_ty), mask=column < D)

@@ -238,9 +238,7 @@ def barriers_of(count: gl.constexpr, arrivals: gl.constexpr):
 
 @gluon.jit
 def tiles_of(count: gl.constexpr, descriptor):
-    return gl.allocate_shared_memory(
-        descriptor.dtype, [count] + descriptor.block_type.shape, descriptor.layout
-    )
+    return gl.allocate_shared_memory(descriptor.dtype, [count] + descriptor.block_type.shape, descriptor.layout)
 
 
 @gluon.jit(do_not_specialize=["heads", "batch", "tiles", "S", "T", "right"])
@@ -270,9 +268,7 @@ def forward_hopper_kernel(
 
 def computes(chip, q, k, v):
     """Whether ``launch_warp_groups`` takes these tensors on this chip. An expanded dimension has no descriptor."""
-    apart = all(
-        stride for x in (q, k, v) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1
-    )
+    apart = all(stride for x in (q, k, v) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
     fits = q.shape[3] in STAGES_OF_WIDTH and q.element_size() == 2 and q.numel() > 0 and k.shape[2] > 0
     return chip.capability == 90 and fits and apart
 

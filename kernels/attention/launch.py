@@ -91,9 +91,7 @@ def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
 START = 0.4
 
 
-def forward_form(
-    chip: Chip, head_dim: int, tile: Tile, tiles: int, heads: int, steps: float, pairs_up: bool
-) -> str:
+def forward_form(chip: Chip, head_dim: int, tile: Tile, tiles: int, heads: int, steps: float, pairs_up: bool) -> str:
     """TILES or PERSISTENT; ``pairs_up`` says whether tiles i and n - 1 - i of a head are equal work.
 
     WARP_GROUPS and ALTERNATING are never chosen here: they compile, and an emulation of them is exact, but no chip has

@@ -83,9 +83,7 @@ def row_ranges(first_key, S, T, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.
         full_high = min(full_high, max(first_key + left - shift + 1, 0) // BLOCK_M * BLOCK_M)
     if right is not None:
         low = max(first_key - right - shift, 0) // BLOCK_M * BLOCK_M
-        full_low = min(
-            tl.cdiv(max(last_key - right - shift, 0), BLOCK_M) * BLOCK_M, tl.cdiv(high, BLOCK_M) * BLOCK_M
-        )
+        full_low = min(tl.cdiv(max(last_key - right - shift, 0), BLOCK_M) * BLOCK_M, tl.cdiv(high, BLOCK_M) * BLOCK_M)
     return low, full_low, max(full_low, full_high), high
 
 
@@ -128,9 +126,7 @@ def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
 
 
 @triton.jit
-def make_source(
-    base, stride, length, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr
-):
+def make_source(base, stride, length, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr):
     """What ``load_rows`` reads from: a tensor descriptor (by TMA; zeros outside) or the pointer itself."""
     if TMA:
         # An empty side is never read, but a descriptor of no rows is invalid.
@@ -243,7 +239,5 @@ def logits(product, scale, softcap):
 def keep_mask(seed, threshold, sequence, head, rows, columns):
     """Which probabilities dropout keeps; as ``reference.attention.dropout_keep``."""
     zero = rows * 0 + columns * 0
-    random, _, _, _ = tl.philox(
-        tl.load(seed), columns + zero, rows + zero, head + zero, sequence + zero, ROUNDS
-    )
+    random, _, _, _ = tl.philox(tl.load(seed), columns + zero, rows + zero, head + zero, sequence + zero, ROUNDS)
     return (random >> 1).to(tl.int32) >= threshold

@@ -56,14 +56,10 @@ def attention_weights(
     chosen = q[:, heads][:, :, rows]
     keys = k[:, heads // (H // k.shape[1])]
     position = rows[:, None] + k.shape[2] - S
-    mask = reference.within(
-        position, torch.arange(k.shape[2], device=q.device), *window_bounds(causal, window)
-    )
+    mask = reference.within(position, torch.arange(k.shape[2], device=q.device), *window_bounds(causal, window))
     if lse is None:
         sinks = None if sinks is None else sinks[heads]
-        return reference.attention_probabilities(
-            chosen, keys, mask, scale=scale, softcap=softcap, sinks=sinks
-        )[0]
+        return reference.attention_probabilities(chosen, keys, mask, scale=scale, softcap=softcap, sinks=sinks)[0]
     scores = reference.attention_scores(chosen, keys, scale=scale, softcap=softcap)
     chosen_lse = lse[:, heads][:, :, rows].to(scores.dtype)
     # Rows that see nothing have lse -inf; where the mask hides a key, s - lse may overflow before it is
@@ -76,13 +72,9 @@ def indices(name: str, chosen: Sequence[int] | Tensor | None, count: int, device
     """Non-negative indices on the device."""
     if chosen is None:
         return torch.arange(count, device=device)
-    if (
-        isinstance(chosen, Tensor) and chosen.device.type != "cpu"
-    ):  # Not read: that would wait for the device.
+    if isinstance(chosen, Tensor) and chosen.device.type != "cpu":  # Not read: that would wait for the device.
         return chosen.long() % count
     chosen = torch.as_tensor(chosen, dtype=torch.long)
     if chosen.dim() != 1 or not ((chosen >= -count) & (chosen < count)).all():
-        raise ValueError(
-            f"{name} is a sequence of indices from {-count} to {count - 1}; got {chosen.tolist()}"
-        )
+        raise ValueError(f"{name} is a sequence of indices from {-count} to {count - 1}; got {chosen.tolist()}")
     return (chosen % count).to(device)

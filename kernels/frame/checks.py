@@ -23,9 +23,7 @@ def on_one_device(a: Any, b: Tensor) -> bool:
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
-        raise ValueError(
-            f"{name} must have the shape of {other_name} {tuple(other.shape)}, got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name} must have the shape of {other_name} {tuple(other.shape)}, got {tuple(tensor.shape)}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -50,9 +50,7 @@ def define(
         return output
 
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
-    torch.library.register_fake(
-        f"llmfast::{name}", lambda *args: described.build(args).allocate(), lib=_LIBRARY
-    )
+    torch.library.register_fake(f"llmfast::{name}", lambda *args: described.build(args).allocate(), lib=_LIBRARY)
     op = getattr(torch.ops.llmfast, name).default
     function = _function(name, described, Description(keeps or call), keeps, backward, auxiliary)
 
@@ -81,9 +79,7 @@ def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) ->
     """
     gradients = len(Description(call).returns.split(",")) - 1
 
-    class Kept(
-        NamedTuple("Kept", [*((f"gradient{i}", Tensor) for i in range(gradients)), ("dtype", torch.dtype)])
-    ):
+    class Kept(NamedTuple("Kept", [*((f"gradient{i}", Tensor) for i in range(gradients)), ("dtype", torch.dtype)])):
         @staticmethod
         def fields(call, number, *found):
             return *found, call[1][0].dtype
@@ -95,9 +91,7 @@ def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) ->
             (gradient * grad).to(dtype) if want else None
             for gradient, want in zip(saved, wanted[1 : 1 + gradients], strict=True)
         ]
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph=True: autograd knows nothing of where the saved ones come from.
+        if torch.is_grad_enabled():  # create_graph=True: autograd knows nothing of where the saved ones come from.
             scaled = [None if g is None else Last.apply(g, g.new_empty(0).requires_grad_()) for g in scaled]
         return None, *scaled
 

@@ -55,9 +55,7 @@ def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = N
         )
     for name, tensor in (("scale", scale), ("bias", bias)):
         if tensor is not None and tensor.shape != codes.shape[:1]:
-            raise ValueError(
-                f"{name} must have one element a row, ({len(codes)},), got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must have one element a row, ({len(codes)},), got {tuple(tensor.shape)}")
         check_same_device(name, tensor, x)
     check_same_device("codes", codes, x)
     x, bias = autocast(x, bias)

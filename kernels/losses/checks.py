@@ -36,8 +36,7 @@ def check_options(
         check_same_device(class_weight_name, class_weight, x)
         if class_weight.shape != (vocabulary,):
             raise ValueError(
-                f"{class_weight_name} must have one element a class, ({vocabulary},), "
-                f"got {tuple(class_weight.shape)}"
+                f"{class_weight_name} must have one element a class, ({vocabulary},), got {tuple(class_weight.shape)}"
             )
         if class_weight.requires_grad:
             raise ValueError(f"{class_weight_name} gets no gradient: detach it")

@@ -37,9 +37,7 @@ def _is_inside(at, shift, vocabulary, UNIT: tl.constexpr):
 @triton.jit
 def _load_units(row_of_units, at, shift, valid, vocabulary, UNIT: tl.constexpr):
     """The elements ``at``, in whole units, of those units that hold any of the row."""
-    return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=0.0).to(
-        tl.float32
-    )
+    return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])

@@ -30,9 +30,7 @@ def chunk_rows(vocabulary: int, width: int, itemsize: int, on_cpu: bool) -> int:
     E = 4096.
     """
     if on_cpu:
-        return min(
-            max(1024, 16 * MIB // (vocabulary * itemsize)), max(128, 256 * MIB // (vocabulary * itemsize))
-        )
+        return min(max(1024, 16 * MIB // (vocabulary * itemsize)), max(128, 256 * MIB // (vocabulary * itemsize)))
     workspace = max(256 * MIB, vocabulary * width * itemsize // 2)
     return max(128, workspace // (vocabulary * itemsize) // 128 * 128)
 

@@ -101,9 +101,7 @@ def linear_cross_entropy(
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
-    call = LinearCrossEntropyCall(
-        rows, weight, bias, flat_target, class_weight, gradient_filter, how, options
-    )
+    call = LinearCrossEntropyCall(rows, weight, bias, flat_target, class_weight, gradient_filter, how, options)
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
         loss = sum_op(wanted, call)[0]

@@ -106,8 +106,7 @@ def forward_with_gradients(call: LinearCrossEntropySumCall) -> tuple[Tensor, ...
     ones = hidden.new_ones((), dtype=widen(hidden[:0]).dtype).expand(tokens.target.shape)
     loss, _, gradients = linear_chunks.sweep(tokens, grad_loss=ones, wanted=wanted)
     return loss.sum(), *(
-        hidden.new_empty(0, dtype=dtype) if g is None else g
-        for g, dtype in zip(gradients, call.dtypes, strict=True)
+        hidden.new_empty(0, dtype=dtype) if g is None else g for g, dtype in zip(gradients, call.dtypes, strict=True)
     )
 
 

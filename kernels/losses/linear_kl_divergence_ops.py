@@ -95,9 +95,7 @@ def row_losses(
     """The loss of each row of logits, and what the kernels compute its gradient from."""
     if not call.kernels:
         blocks = blocks_in_cache(student)
-        loss = torch.cat(
-            [reference.kl_divergence(student[some], teacher[some], *call.measure) for some in blocks]
-        )
+        loss = torch.cat([reference.kl_divergence(student[some], teacher[some], *call.measure) for some in blocks])
         return loss if target is None else torch.where(target == call.ignore_index, 0, loss), None
     loss = student.new_empty(student.shape[0], dtype=torch.float32)
     statistics = student.new_empty((5, student.shape[0]), dtype=torch.float32)

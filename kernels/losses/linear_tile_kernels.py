@@ -132,9 +132,7 @@ def tile_gradients(
 ):  # fmt: skip
     """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the ends. Where gradients are
     filtered, ``live`` says of each tile whether any is left."""
-    block, tile = _tile_of(
-        tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(columns, COLUMNS), GROUP
-    )
+    block, tile = _tile_of(tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(columns, COLUMNS), GROUP)
     if block * ROWS >= tl.load(count):
         return
     row = block * ROWS + tl.arange(0, ROWS)
@@ -180,9 +178,7 @@ def hidden_gradient(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """``sums (N, E) + gradients (N, C) @ weight[start : start + C]``, which the last chunk writes home."""
-    block, tile = _tile_of(
-        tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(width, COLUMNS), GROUP
-    )
+    block, tile = _tile_of(tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), tl.cdiv(width, COLUMNS), GROUP)
     if block * ROWS >= tl.load(count):
         return
     row = block * ROWS + tl.arange(0, ROWS)
@@ -236,9 +232,7 @@ def weight_gradient(
 
 
 @triton.jit(do_not_specialize=["start"])
-def bias_gradient(
-    gradients, count, grad_bias, vocabulary, start, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def bias_gradient(gradients, count, grad_bias, vocabulary, start, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The sum of ``gradients`` (N, C) over the tokens that count."""
     v = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     tokens = tl.load(count)

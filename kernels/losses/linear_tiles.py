@@ -101,9 +101,7 @@ def backward(
     tile, for_hidden, for_weight = logits_launch(chip), hidden_launch(chip), weight_launch(chip)
     chosen = objective(*call.objective)
     few = compact(call.hidden, call.target, call.ignore_index)
-    lse, grad_loss, grad_lse = (
-        None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse)
-    )
+    lse, grad_loss, grad_lse = (None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse))
     columns = chunk_columns(tokens, vocabulary, width, like.itemsize, tile)
     blocks = cdiv(tokens, tile.rows)
     hidden_tiles = cdiv(tokens, for_hidden.rows) * cdiv(width, for_hidden.columns)

@@ -66,9 +66,7 @@ def token_loss(
 
 
 @triton.jit
-def gradient_factors(
-    grad_loss, grad_lse, lse, target, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss
-):
+def gradient_factors(grad_loss, grad_lse, lse, target, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss):
     """(a, b, c) of d loss / d z[v] = a·p[v] − b·[v = t] − c·w[v]; all 0 where the token is ignored."""
     w = target_weight(weight, target, valid & (target >= 0) & (target < vocabulary))
     along, at_target, everywhere = w, w, 0.0
@@ -83,9 +81,7 @@ def gradient_factors(
 
 
 @triton.jit
-def logit_gradient(
-    z, lse, a, b, c, column, target, vocabulary, weight, label_smoothing, softcap, gradient_filter
-):
+def logit_gradient(z, lse, a, b, c, column, target, vocabulary, weight, label_smoothing, softcap, gradient_filter):
     """d loss / d logit, float32 throughout: a·p − b cancels where the model is sure of its target."""
     p = tl.exp(z - lse)
     at_target = column == target

@@ -49,9 +49,7 @@ def decode_assembly(quant_type: str, dtype: torch.dtype) -> str:
 
 
 # The interpreter knows no assembly, and looks the codes up in memory; so do AMD's chips.
-ASSEMBLY = {
-    dtype: "" if INTERPRETING else decode_assembly("nf4", dtype) for dtype in (torch.bfloat16, torch.float16)
-}
+ASSEMBLY = {dtype: "" if INTERPRETING else decode_assembly("nf4", dtype) for dtype in (torch.bfloat16, torch.float16)}
 
 
 @triton.jit

@@ -31,9 +31,7 @@ def from_bitsandbytes(parameter: "Params4bit") -> NF4Tensor:
     """
     state = getattr(parameter, "quant_state", None)
     if state is None:
-        raise ValueError(
-            "the parameter is not quantized yet: bitsandbytes quantizes when it is moved to a device"
-        )
+        raise ValueError("the parameter is not quantized yet: bitsandbytes quantizes when it is moved to a device")
     if getattr(state, "packing_format_for_cpu", False):
         raise ValueError(
             "bitsandbytes has rearranged this parameter for its CPU kernels: convert it before the first forward pass "
@@ -75,9 +73,7 @@ def from_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> NF4Tens
     """
     kinds = [kind for kind in ("nf4", "fp4") if f"{name}.{STATE}{kind}" in entries]
     if not kinds:
-        raise ValueError(
-            f"there is no entry {name}.{STATE}nf4 (or fp4): {name} is not quantized by bitsandbytes"
-        )
+        raise ValueError(f"there is no entry {name}.{STATE}nf4 (or fp4): {name} is not quantized by bitsandbytes")
     described = json.loads(bytes(entries[f"{name}.{STATE}{kinds[0]}"].tolist()))
     packed = entries[name]
     double_quant = "nested_blocksize" in described
@@ -89,9 +85,7 @@ def from_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> NF4Tens
             raise ValueError(f"{name} nests its scales by {described['nested_blocksize']}, known is {GROUP}")
         offset = torch.tensor(described["nested_offset"], dtype=torch.float32, device=packed.device)
         nested = ("nested_absmax", "nested_quant_map")
-        parts |= dict(
-            zip(("nested_absmax", "nested_code"), (entries[f"{name}.{n}"] for n in nested), strict=True)
-        )
+        parts |= dict(zip(("nested_absmax", "nested_code"), (entries[f"{name}.{n}"] for n in nested), strict=True))
         parts["offset"] = offset
     elif parts["absmax"].dtype != torch.float32:
         raise ValueError(f"{name}.absmax must be torch.float32, got {parts['absmax'].dtype}")
@@ -114,9 +108,7 @@ def to_bitsandbytes_state(w: NF4Tensor, name: str) -> dict[str, Tensor]:
         entries |= {".nested_absmax": w.nested_absmax, ".nested_quant_map": w.nested_code}
         nested = {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": w.offset.item()}
         described |= nested
-    entries[f".{STATE}{layout.quant_type}"] = torch.tensor(
-        list(json.dumps(described).encode()), dtype=torch.uint8
-    )
+    entries[f".{STATE}{layout.quant_type}"] = torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
     return {name + suffix: tensor.clone() for suffix, tensor in entries.items()}
 
 

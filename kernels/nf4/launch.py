@@ -23,9 +23,7 @@ def strategy(tokens: int, layout: Layout, dtype: torch.dtype) -> str:
     breaks even at 2.5 · 230 / 2 / (1 / 0.6 − 1) = 430 tokens, one that does 170 at 320; 256 is on the safe side.
     The kernels multiply in 16 bits, and want whole blocks in a row.
     """
-    fits = (
-        dtype in ASSEMBLY and layout.quant_type == "nf4" and layout.shape[1] % max(layout.block_size, 64) == 0
-    )
+    fits = dtype in ASSEMBLY and layout.quant_type == "nf4" and layout.shape[1] % max(layout.block_size, 64) == 0
     if not fits or tokens > MOST_TOKENS:
         return "workspace"
     return "few tokens" if tokens <= FEW_TOKENS else "tiles"

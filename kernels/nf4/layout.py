@@ -45,9 +45,7 @@ class Layout:
 
     def __post_init__(self):
         if self.block_size not in BLOCK_SIZES:
-            raise ValueError(
-                f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}"
-            )
+            raise ValueError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
         if self.quant_type not in CODES:
             raise ValueError(f"quant_type must be one of {', '.join(CODES)}, got {self.quant_type!r}")
 

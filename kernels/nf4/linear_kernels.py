@@ -19,12 +19,8 @@ def _low_rank(hidden, lora_b, n, m, rows, tokens, rank, STEP: tl.constexpr):
     total = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
     for start in range(0, rank, STEP):
         r = start + tl.arange(0, STEP)
-        b = tl.load(
-            lora_b + n[:, None] * rank + r[None, :], (n < rows)[:, None] & (r < rank)[None, :], other=0.0
-        )
-        h = tl.load(
-            hidden + m[:, None] * rank + r[None, :], (m < tokens)[:, None] & (r < rank)[None, :], other=0.0
-        )
+        b = tl.load(lora_b + n[:, None] * rank + r[None, :], (n < rows)[:, None] & (r < rank)[None, :], other=0.0)
+        h = tl.load(hidden + m[:, None] * rank + r[None, :], (m < tokens)[:, None] & (r < rank)[None, :], other=0.0)
         total = tl.dot(b, h.T, total)
     return total
 
@@ -127,9 +123,7 @@ def linear_tiles(
             next_scale = scales_of_codes(record, nested_code_at, offset_at, codes, group)
             at += BYTES
             block = first_block + at * 2 // BLOCK
-            codes, group = coded_scales(
-                record, absmax_at, nested_absmax_at, block, inside & (at < half), GROUP
-            )
+            codes, group = coded_scales(record, absmax_at, nested_absmax_at, block, inside & (at < half), GROUP)
         else:
             scale = plain_scales(record, absmax_at, first_block + k * 2 // BLOCK, inside)
         even, odd = decode(tl.load(w + k), code, dtype, ASSEMBLY)

@@ -108,9 +108,7 @@ class NF4Linear(nn.Module):
         if has_bitsandbytes_state(state_dict, name):
             w = from_bitsandbytes_state(state_dict, name)
             if w.shape != self.layout.shape:
-                error_msgs.append(
-                    f"{name} must be {self.layout.shape}, got {tuple(w.shape)} from bitsandbytes"
-                )
+                error_msgs.append(f"{name} must be {self.layout.shape}, got {tuple(w.shape)} from bitsandbytes")
                 return
             device = w.device if self.weight.is_meta else self.weight.device
             self._hold(w.to(device))

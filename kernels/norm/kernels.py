@@ -40,9 +40,7 @@ def norm_forward(
 
     value = tl.load(x + row_offset(row, n1, n2, s0, s1, s2, width, STRIDED) + column, mask, other=0.0)
     if residual is not None:
-        added = value.to(tl.float32) + tl.load(residual + row * width + column, mask, other=0.0).to(
-            tl.float32
-        )
+        added = value.to(tl.float32) + tl.load(residual + row * width + column, mask, other=0.0).to(tl.float32)
         value = added.to(h.dtype.element_ty)
         tl.store(h + row * width + column, value, mask)
     value = value.to(tl.float32)

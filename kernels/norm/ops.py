@@ -118,8 +118,7 @@ def backward(call: NormBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
     programs = backward_programs(chosen, per_group, groups * column_blocks, chip)
     wanted = call.wanted
     partials = [
-        None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32)
-        for p in wanted
+        None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32) for p in wanted
     ]
     grad_y = call.grad_y.contiguous()
     inputs = (grad_y, contiguous(call.grad_h), h, contiguous(kept.weight), kept.stats, grad_x)

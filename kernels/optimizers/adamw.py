@@ -109,9 +109,7 @@ def adamw_(
         options = {"fused": True, "amsgrad": False, "maximize": maximize, **hyperparameters}
         adamw(list(params), list(grads), *state, **options)
         return
-    settings = settings_of(
-        *(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream)
-    )
+    settings = settings_of(*(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream))
     flat = flat_parameters(params)
     flat_grads = flat_gradients(grads, params)
     means, squares, flat_masters = (
@@ -123,15 +121,11 @@ def adamw_(
     else:
         for i, param in enumerate(flat):
             master = flat_masters[i] if masters else None
-            reference.adamw_(
-                param, flat_grads[i], Moments(means[i], squares[i]), master, steps[i], i, settings
-            )
+            reference.adamw_(param, flat_grads[i], Moments(means[i], squares[i]), master, steps[i], i, settings)
     write_back(params, flat)
 
 
 def _is_plain(params: Sequence[Tensor], grads: Sequence[Tensor], *options: Any) -> bool:
     """Whether PyTorch's own fused update computes what is asked for, in the same precision: all of one wide dtype."""
     dtypes = {params[0].dtype, grads[0].dtype}
-    return all(option is None for option in options) and (
-        dtypes == {torch.float32} or dtypes == {torch.float64}
-    )
+    return all(option is None for option in options) and (dtypes == {torch.float32} or dtypes == {torch.float64})

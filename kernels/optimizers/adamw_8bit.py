@@ -83,9 +83,7 @@ def adamw_8bit_(
         check_dtype(name, tensors, torch.uint8)
     for name, tensors in maxima.items():
         _check_maxima(name, tensors, params)
-    settings = settings_of(
-        *(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream)
-    )
+    settings = settings_of(*(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream))
     flat = flat_parameters(params)
     flat_grads = flat_gradients(grads, params)
     means, squares = (flat_state(name, tensors, params) for name, tensors in codes.items())

@@ -29,9 +29,7 @@ def settings_of(
         if masters:
             raise ValueError("seed asks for stochastic rounding, which parameters with masters do not need")
         if params[0].dtype != torch.bfloat16:
-            raise ValueError(
-                f"seed asks for stochastic rounding, which is to bfloat16, got {params[0].dtype}"
-            )
+            raise ValueError(f"seed asks for stochastic rounding, which is to bfloat16, got {params[0].dtype}")
     if not isinstance(lr, Tensor):
         dtype = torch.promote_types(params[0].dtype, torch.float32)
         lr = torch.full((), lr, dtype=dtype, device=params[0].device)
@@ -44,9 +42,7 @@ def check_lists(params: Sequence[Tensor], lists: dict[str, Sequence[Tensor] | No
         if tensors is None:
             continue
         if len(tensors) != len(params):
-            raise ValueError(
-                f"{name} must hold a tensor for each of {len(params)} parameters, got {len(tensors)}"
-            )
+            raise ValueError(f"{name} must hold a tensor for each of {len(params)} parameters, got {len(tensors)}")
         for i, tensor in enumerate(tensors):
             if tensor.device != params[0].device:
                 raise ValueError(f"{name}[{i}] is on {tensor.device}, params[0] on {params[0].device}")

@@ -98,9 +98,7 @@ def _store_parameter(param, master, at, mask, value, random, STOCHASTIC: tl.cons
         tl.store(param + at, value.to(param.dtype.element_ty), mask)
 
 
-@triton.jit(
-    do_not_specialize=["seed", "stream", "log_beta1", "log_beta2", "rest1", "rest2", "eps", "weight_decay"]
-)
+@triton.jit(do_not_specialize=["seed", "stream", "log_beta1", "log_beta2", "rest1", "rest2", "eps", "weight_decay"])
 def adamw_kernel(
     parameters, grads, means, squares, masters, steps, indices, first_programs, sizes, lr, scale, found_inf,
     seed: tl.int64, stream: tl.int32, log_beta1: tl.float32, log_beta2: tl.float32,
@@ -178,9 +176,7 @@ def _encoded(x, SIGNED: tl.constexpr):
     return code.to(tl.int32).to(tl.uint8), largest
 
 
-@triton.jit(
-    do_not_specialize=["seed", "stream", "log_beta1", "log_beta2", "rest1", "rest2", "eps", "weight_decay"]
-)
+@triton.jit(do_not_specialize=["seed", "stream", "log_beta1", "log_beta2", "rest1", "rest2", "eps", "weight_decay"])
 def adamw_8bit_kernel(
     parameters, grads, means, squares, largest_means, largest_squares, masters, steps, indices, first_programs, sizes,
     signed_table, unsigned_table, lr, scale, found_inf,

@@ -97,9 +97,7 @@ def one_minus_power(beta: float, step: Tensor) -> Tensor:
 
 
 def keep_or_copy(tensor: Tensor, value: Tensor, s: Settings) -> None:
-    tensor.copy_(
-        value if s.found_inf is None else torch.where(s.found_inf != 0, tensor, value.to(tensor.dtype))
-    )
+    tensor.copy_(value if s.found_inf is None else torch.where(s.found_inf != 0, tensor, value.to(tensor.dtype)))
 
 
 # ------------------------------------------------------------------------------------------ stochastic rounding

@@ -95,9 +95,7 @@ def _check(
         if k.dtype != q.dtype:
             raise ValueError(f"k must have the dtype of q, {q.dtype}, got {k.dtype}")
         if k.dim() != q.dim() or k.shape[:-2] != q.shape[:-2] or k.shape[-1] != q.shape[-1]:
-            raise ValueError(
-                f"k must agree with q {tuple(q.shape)} in all but its heads, got {tuple(k.shape)}"
-            )
+            raise ValueError(f"k must agree with q {tuple(q.shape)} in all but its heads, got {tuple(k.shape)}")
     if base < 1:
         raise ValueError(f"base must be at least 1, got {base}")
     if (cos is None) != (sin is None):

@@ -36,9 +36,7 @@ def prepare(
     share = Share.parse(shard)
     prepare_resumably(config or SourceConfig(), out, share=share, processes=processes, report=console.print)
     if share.count > 1:
-        console.print(
-            f"part        {share.index}/{share.count} is in {out}; it can be trained from when all are"
-        )
+        console.print(f"part        {share.index}/{share.count} is in {out}; it can be trained from when all are")
         return
     describe(open_prepared(out), console.print)
     console.print(f"saved in    {out}; look at it with: llmfast data report {out}")

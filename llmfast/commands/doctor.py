@@ -71,9 +71,7 @@ def optional_libraries() -> list[OptionalLibrary]:
 def _python() -> list[Finding]:
     return [
         Finding("system", "Python", platform.python_version(), True),
-        Finding(
-            "system", "machine", f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores", True
-        ),
+        Finding("system", "machine", f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores", True),
         _compiler(),
     ]
 
@@ -126,9 +124,7 @@ def _gpu(index: int) -> Finding:
         f"{gpu.shared_memory_per_block_optin / 1024:.0f} KiB shared memory a block"
     )
     if gpu.major < 8:
-        return Finding(
-            "GPU", f"GPU {index}", found, None, "the kernels are proven on capability 8.0 and newer"
-        )
+        return Finding("GPU", f"GPU {index}", found, None, "the kernels are proven on capability 8.0 and newer")
     return Finding("GPU", f"GPU {index}", found, True)
 
 
@@ -137,9 +133,7 @@ def _optional() -> list[Finding]:
     for library in optional_libraries():
         version = _version(library.module)
         note = "" if version else f"for {EXTRAS[library.extra]}, pip install 'llmfast[{library.extra}]'"
-        findings.append(
-            Finding("optional", library.module, version or "none", True if version else None, note)
-        )
+        findings.append(Finding("optional", library.module, version or "none", True if version else None, note))
     return findings
 
 

@@ -50,9 +50,7 @@ def generate(
     model, tokenizer = load_model(run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     stop = tokenizer.eot_token
-    ids = generate_tokens(
-        model, encode_prompt(tokenizer, prompt), tokens, sampling=sampling, seed=seed, stop=stop
-    )
+    ids = generate_tokens(model, encode_prompt(tokenizer, prompt), tokens, sampling=sampling, seed=seed, stop=stop)
     output = output or sys.stdout
     output.write(prompt)
     parts = []

@@ -126,9 +126,7 @@ def _parts(config: DecoderConfig, sequence: int) -> Table:
 
 def _memory(config: DecoderConfig, setup: TrainingSetup) -> Table:
     """Components by row, choices of activation checkpointing by column."""
-    choices = [
-        training_memory(config, dataclasses.replace(setup, checkpointing=each)) for each in CHECKPOINTING
-    ]
+    choices = [training_memory(config, dataclasses.replace(setup, checkpointing=each)) for each in CHECKPOINTING]
     names = choices[-1]
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=18)
@@ -155,9 +153,7 @@ def _say_what_fits(config: DecoderConfig, setup: TrainingSetup, gpu_memory: floa
 def _size(count: float) -> str:
     for unit, bytes_ in {"GiB": GIB, "MiB": 2**20}.items():
         if count >= bytes_:
-            return (
-                f"{count / bytes_:,.2f} {unit}" if count < 100 * bytes_ else f"{count / bytes_:,.0f} {unit}"
-            )
+            return f"{count / bytes_:,.2f} {unit}" if count < 100 * bytes_ else f"{count / bytes_:,.0f} {unit}"
     return f"{count / 1024:,.1f} KiB"
 
 

@@ -136,8 +136,7 @@ def _plan(trainer: Trainer, minutes: float, steps: int | None, console: Console)
         known = "as measured here before" if speed else "measured"
         if not speed:
             console.print(
-                "measuring   the speed of a training step"
-                + (" (compiling first)" if trainer.compiled else "")
+                "measuring   the speed of a training step" + (" (compiling first)" if trainer.compiled else "")
             )
             speed = 1 / trainer.seconds_per_step()
             remember_speed(trainer, speed)
@@ -185,9 +184,7 @@ def _speed_key(trainer: Trainer) -> str:
     model, training = trainer.task.config.model, trainer.training
     device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"{os.cpu_count()} cores"
     shape = f"{model.width}x{model.layers}x{model.context}x{model.vocab_size}x{training.batch_size}"
-    return (
-        f"{platform.node()} {device} torch {torch.__version__} {trainer.precision} {trainer.compiled} {shape}"
-    )
+    return f"{platform.node()} {device} torch {torch.__version__} {trainer.precision} {trainer.compiled} {shape}"
 
 
 # --- messages -------------------------------------------------------------------------------------------------------

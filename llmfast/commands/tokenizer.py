@@ -93,9 +93,7 @@ def encode(
         if not files:
             raise ValueError("shards are made from files: name some")
         if special:
-            raise ValueError(
-                "special tokens that files spell out are ordinary text in shards; leave out --special"
-            )
+            raise ValueError("special tokens that files spell out are ordinary text in shards; leave out --special")
         _encode_to_shards(opened, files, out)
         return
     texts = [text] if text is not None else [_decoded(_read(file), file) for file in files or [None]]
@@ -215,9 +213,7 @@ def _decoded(data: bytes, file: Path | None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong"
-        ) from None
+        raise ValueError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong") from None
 
 
 def _parse_ids(text: str) -> tuple[int, ...]:

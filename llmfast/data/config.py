@@ -26,9 +26,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}"
-            )
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
 
 
 @dataclass
@@ -65,8 +63,6 @@ class LabeledDataConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}"
-            )
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
         if self.max_tokens < 2:
             raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")

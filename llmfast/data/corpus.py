@@ -75,9 +75,7 @@ class Corpus:
         self._reading: tuple[int, datasets_hub.Texts] | None = None  # which dataset, and how far
         self._row_is_done = True
         named = [source for source in self.sources if isinstance(source, str)]
-        self._files = [
-            file for source in named if not datasets_hub.is_dataset(source) for file in _files(source)
-        ]
+        self._files = [file for source in named if not datasets_hub.is_dataset(source) for file in _files(source)]
         if not self.sources:
             self._files = _standard_library()
         self._datasets = [s for s in self.sources if not isinstance(s, str) or datasets_hub.is_dataset(s)]
@@ -146,9 +144,7 @@ class Corpus:
             if text.strip():
                 yield Document(f"{path}:{place}", text)
 
-    def _from_dataset(
-        self, number: int, source: Any, place: dict[str, Any] | None = None
-    ) -> Iterator[Document]:
+    def _from_dataset(self, number: int, source: Any, place: dict[str, Any] | None = None) -> Iterator[Document]:
         texts = datasets_hub.Texts(source, self.column, self.share, place)
         self._reading, self._row_is_done = (number, texts), True
         for text in texts:
@@ -168,18 +164,14 @@ def _standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     third_party = {"site-packages", "dist-packages", "__pycache__"}
     # Sorted by the path's parts below the root, so that the order does not depend on where Python is installed.
-    files = {
-        path.relative_to(root).parts: path for suffix in ("py", "txt") for path in root.rglob(f"*.{suffix}")
-    }
+    files = {path.relative_to(root).parts: path for suffix in ("py", "txt") for path in root.rglob(f"*.{suffix}")}
     return [path for parts, path in sorted(files.items()) if not third_party & set(parts)]
 
 
 def _files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(
-            each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))
-        )
+        found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
     elif path.exists():
         found = [path]
     else:

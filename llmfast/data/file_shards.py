@@ -101,9 +101,7 @@ def parts(sizes: Sequence[int]) -> list[list[tuple[int, int, int]]]:
 
 def _check_plan(folder: Path, paths: list[Path], sizes: list[int], fingerprint: str) -> None:
     """Leaves a note of what the shards in the folder are made from, or compares with the one that is there."""
-    files = [
-        [str(path.absolute()), size, path.stat().st_mtime_ns] for path, size in zip(paths, sizes, strict=True)
-    ]
+    files = [[str(path.absolute()), size, path.stat().st_mtime_ns] for path, size in zip(paths, sizes, strict=True)]
     plan = json.dumps({"tokenizer": fingerprint, "part_bytes": PART_BYTES, "files": files}, indent=1)
     note = folder / PLAN
     if note.exists():
@@ -138,9 +136,7 @@ def _write_part(
     writer.finish()
 
 
-def _windows(
-    paths: list[Path], part: list[tuple[int, int, int]], tokenizer: Tokenizer
-) -> Iterator[tuple[Texts, bool]]:
+def _windows(paths: list[Path], part: list[tuple[int, int, int]], tokenizer: Tokenizer) -> Iterator[tuple[Texts, bool]]:
     """What is encoded at once: texts that each end a document, or one that does not."""
     ending: Texts = []
     size = 0
@@ -158,9 +154,7 @@ def _windows(
         yield ending, True
 
 
-def _stretches(
-    text: memoryview, start: int, stop: int, tokenizer: Tokenizer
-) -> Iterator[tuple[memoryview, bool]]:
+def _stretches(text: memoryview, start: int, stop: int, tokenizer: Tokenizer) -> Iterator[tuple[memoryview, bool]]:
     """The text about [start, stop) in windows, cut where pieces certainly end, and whether each is the last."""
 
     def cut(at: int) -> int:

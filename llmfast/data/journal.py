@@ -54,9 +54,7 @@ class Journal:
             record = json.loads(self.path.read_text())
             self.documents, self.complete = record["documents"], record["complete"]
             self.place = record.get("place")
-            self.shards = {
-                split: [Shard(**each) for each in shards] for split, shards in record["shards"].items()
-            }
+            self.shards = {split: [Shard(**each) for each in shards] for split, shards in record["shards"].items()}
             before = record["settings"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None

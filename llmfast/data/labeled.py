@@ -108,16 +108,13 @@ class LabeledLoader:
     def next(self, batch_size: int, context: int | None = None) -> Batch:
         """This process's rows of the next batch; texts are not cut shorter by ``context``, which must be full."""
         if context not in (None, self.split.max_tokens):
-            raise ValueError(
-                "training.context_warmup is for pretraining: labeled texts are not cut into rows"
-            )
+            raise ValueError("training.context_warmup is for pretraining: labeled texts are not cut into rows")
         own = batch_size // self.share.count
         positions = self.position + self.share.index * own + np.arange(own)
         self.position += batch_size
         epochs, places = np.divmod(positions, len(self.split))
         rows = [
-            shuffled(places[epochs == epoch], len(self.split), (self.seed, int(epoch)))
-            for epoch in np.unique(epochs)
+            shuffled(places[epochs == epoch], len(self.split), (self.seed, int(epoch))) for epoch in np.unique(epochs)
         ]
         batch = self.split.batch(np.concatenate(rows))
         return batch.pinned() if torch.cuda.is_available() else batch

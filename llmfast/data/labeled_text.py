@@ -21,9 +21,7 @@ class LabeledText(NamedTuple):
     label: str
 
 
-def read_labeled(
-    sources: Sequence[str], *, text: str = "text", label: str = "label"
-) -> Iterator[LabeledText]:
+def read_labeled(sources: Sequence[str], *, text: str = "text", label: str = "label") -> Iterator[LabeledText]:
     """The examples in ``sources``, in order.
 
     A source is a ``.tsv``, ``.csv`` or ``.jsonl`` file with a column of texts and one of labels, or ``LABEL=FILE``, a
@@ -111,9 +109,7 @@ def _json_lines(path: Path, text: str, label: str) -> Iterator[LabeledText]:
         except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict) or text not in row or label not in row:
-            raise ValueError(
-                f"{where} has no {text!r} and {label!r}; data.text and data.label name the fields"
-            )
+            raise ValueError(f"{where} has no {text!r} and {label!r}; data.text and data.label name the fields")
         yield _example(row[text], row[label], where)
 
 

@@ -75,9 +75,7 @@ class Loader:
         """
         context = context or self.windows.context
         if batch_size % self.share.count:
-            raise ValueError(
-                f"a batch of {batch_size} rows cannot be shared equally by {self.share.count} ranks"
-            )
+            raise ValueError(f"a batch of {batch_size} rows cannot be shared equally by {self.share.count} ranks")
         if self.windows.context % context:
             raise ValueError(f"a context of {context} does not divide the full one, {self.windows.context}")
         wanted = (self.position, batch_size, context)
@@ -93,9 +91,7 @@ class Loader:
         batches = future.result() if wanted == expected else self._make(*wanted)
         position, batch_size, context = wanted
         ends = range(position, position + len(batches) * batch_size, batch_size)
-        self._ready = deque(
-            ((at, batch_size, context), batch) for at, batch in zip(ends, batches, strict=True)
-        )
+        self._ready = deque(((at, batch_size, context), batch) for at, batch in zip(ends, batches, strict=True))
         following = (position + len(batches) * batch_size, batch_size, context)
         self._ahead = following, self._thread.submit(self._make, *following)
 
@@ -115,14 +111,9 @@ class Loader:
         epochs, places = np.divmod(positions, self.windows.count)
         if epochs[0] == epochs[-1]:
             return self.windows.read(places, self.seed, int(epochs[0]))
-        parts = [
-            self.windows.read(places[epochs == epoch], self.seed, int(epoch)) for epoch in np.unique(epochs)
-        ]
+        parts = [self.windows.read(places[epochs == epoch], self.seed, int(epoch)) for epoch in np.unique(epochs)]
         return Rows(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("tokens", "targets", "begins")
-            )
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "targets", "begins"))
         )
 
     def _batch(self, tokens: np.ndarray, targets: np.ndarray, begins: np.ndarray) -> Batch:

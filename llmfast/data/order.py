@@ -43,9 +43,7 @@ def _round_keys(key: tuple[int, ...]) -> tuple[np.uint64, ...]:
     return tuple(np.uint64(random_integer((*key, number))) for number in range(ROUNDS))
 
 
-def _feistel(
-    items: np.ndarray, height: np.uint64, width: np.uint64, keys: tuple[np.uint64, ...]
-) -> np.ndarray:
+def _feistel(items: np.ndarray, height: np.uint64, width: np.uint64, keys: tuple[np.uint64, ...]) -> np.ndarray:
     left, right = np.divmod(items, width)
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
         left = (left + _mix(right ^ even) % height) % height

@@ -23,9 +23,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     order = np.argsort(-lengths, kind="stable")
     sizes, counts = np.unique(lengths, return_counts=True)
     bins = _Bins(capacity)
-    placed = [
-        bins.place(int(size), int(count)) for size, count in zip(sizes[::-1], counts[::-1], strict=True)
-    ]
+    placed = [bins.place(int(size), int(count)) for size, count in zip(sizes[::-1], counts[::-1], strict=True)]
     result = np.empty(len(lengths), np.int64)
     result[order] = np.concatenate([np.empty(0, np.int64), *placed])
     return result

@@ -83,9 +83,7 @@ def prepare_resumably(
     if share.count > 1 and not config.tokenizer:
         raise ValueError("a part of the corpus needs a tokenizer that all parts share: give data.tokenizer")
     if processes > 1 and share.count > 1:
-        raise ValueError(
-            f"give either a part ({share.index}/{share.count}) or {processes} processes, not both"
-        )
+        raise ValueError(f"give either a part ({share.index}/{share.count}) or {processes} processes, not both")
     if config.tokenizer or not (folder / "tokenizer.json").exists():
         tokenizer = _tokenizer(config, report)
         _check_same_tokenizer(folder, tokenizer)
@@ -108,9 +106,7 @@ def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
     splits = [TokenShards(folder / split, verify=verify) for split in SPLITS]
     for shards in splits:
         if shards.fingerprint != tokenizer.fingerprint:
-            raise ValueError(
-                f"the token shards in {shards.folder} were made with another tokenizer than {folder}'s"
-            )
+            raise ValueError(f"the token shards in {shards.folder} were made with another tokenizer than {folder}'s")
         if not shards.documents:
             raise ValueError(f"{shards.folder} holds no documents; data.validation_fraction decides how many")
     return Prepared(tokenizer, *splits)
@@ -208,9 +204,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
     corpus = Corpus(config.sources, column=config.column, share=share)
     # A part cannot see whether the others have documents of both sides: there the hash alone decides.
     alone = share.count == 1
-    held_out = (
-        _split_rule(corpus, config.validation_fraction) if alone else _by_hash(config.validation_fraction)
-    )
+    held_out = _split_rule(corpus, config.validation_fraction) if alone else _by_hash(config.validation_fraction)
     journal = Journal(folder / JOURNAL.replace(".", f"{share.suffix}."), _settings(config, tokenizer))
     if journal.complete:
         return 0
@@ -297,8 +291,6 @@ def _split_rule(corpus: Corpus, fraction: float) -> HeldOut:
             return _by_hash(fraction)
     # A small corpus: its hashes all fell on one side. The first document then goes to the other side.
     if not any(document.text != first.text for document in corpus):
-        raise ValueError(
-            f"{corpus.describe()}: one short document only, so nothing can be held out for validation"
-        )
+        raise ValueError(f"{corpus.describe()}: one short document only, so nothing can be held out for validation")
     (held_out,) = sides
     return lambda document: (document.text == first.text) != held_out

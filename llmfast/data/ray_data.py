@@ -36,9 +36,7 @@ class EncodeBatch:
             if text and text.strip():
                 data = text.encode("utf-8", "surrogatepass")
                 sides[SPLITS[is_held_out(data, self.validation_fraction)]].append(data)
-        records = [
-            {"split": split} | asdict(self._write(split, texts)) for split, texts in sides.items() if texts
-        ]
+        records = [{"split": split} | asdict(self._write(split, texts)) for split, texts in sides.items() if texts]
         names = ("split", *Shard.__dataclass_fields__)
         return {name: [record[name] for record in records] for name in names}
 

@@ -71,9 +71,7 @@ def _split_report(shards: TokenShards, tokenizer: Tokenizer, digests: np.ndarray
         duplicate_documents=len(digests) - len(np.unique(digests)),
         median_document=int(np.median(lengths)),
         longest_document=int(lengths.max()),
-        common_tokens=[
-            (_shown(tokenizer, [int(token)]), float(counts[token] / len(shards))) for token in common
-        ],
+        common_tokens=[(_shown(tokenizer, [int(token)]), float(counts[token] / len(shards))) for token in common],
     )
 
 

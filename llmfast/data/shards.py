@@ -276,9 +276,7 @@ class TokenShards:
         except FileNotFoundError:
             raise ValueError(f"document boundaries {path} are missing") from None
         if hashlib.sha256(data).hexdigest() != shard.ends_sha256:
-            raise ValueError(
-                f"document boundaries {path} are altered: their SHA-256 is not the one in the index"
-            )
+            raise ValueError(f"document boundaries {path} are altered: their SHA-256 is not the one in the index")
         return np.frombuffer(data, ENDS)
 
     def _map(self, shard: Shard) -> np.ndarray:
@@ -289,9 +287,7 @@ class TokenShards:
         except FileNotFoundError:
             raise ValueError(f"token shard {path} is missing") from None
         if actual != expected:
-            raise ValueError(
-                f"token shard {path} is truncated or altered: {actual} bytes, expected {expected}"
-            )
+            raise ValueError(f"token shard {path} is truncated or altered: {actual} bytes, expected {expected}")
         tokens = np.memmap(path, dtype=self.dtype, mode="r")
         if self._verify and hashlib.sha256(tokens.data).hexdigest() != shard.sha256:
             raise ValueError(f"token shard {path} is altered: its SHA-256 is not the one in the index")

@@ -99,7 +99,5 @@ def _nats(model: Decoder, tokenizer: Tokenizer, example: Example) -> torch.Tenso
         tokens[number, :size], targets[number, :size] = torch.tensor(row[:-1]), torch.tensor(row[1:])
         counted[number, max(0, size - length) : size] = True
     logits = model(tokens.to(device)).float()
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.to(device).flatten(), reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
     return (losses.view(targets.shape).cpu().double() * counted).sum(1)

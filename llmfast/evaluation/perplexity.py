@@ -81,9 +81,7 @@ def _spread(values: Sequence[int], wanted: int) -> Sequence[int]:
     return [values[index * len(values) // wanted] for index in range(wanted)]
 
 
-def _window(
-    shards: TokenShards, start: int, context: int, stride: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _window(shards: TokenShards, start: int, context: int, stride: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and targets of one window; what is past the end or was scored before is padded or ignored."""
     tokens = np.zeros(context, np.int64)
     targets = np.full(context, IGNORED, np.int64)

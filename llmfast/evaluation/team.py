@@ -22,9 +22,7 @@ class Team:
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     """Adds what the processes give, of each share once."""
 
-    def figures(
-        self, measure: Callable[[T], Sequence[float]], items: Sequence[T], width: int
-    ) -> list[list[float]]:
+    def figures(self, measure: Callable[[T], Sequence[float]], items: Sequence[T], width: int) -> list[list[float]]:
         """The ``width`` numbers that ``measure`` gives of every item, each measured by one process.
 
         In the order of ``items`` and the same in every process, so that what is added up is what one process adds up.

@@ -67,9 +67,7 @@ class Classification:
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.context = config.data.max_tokens
         if self.context > config.model.context:
-            raise ValueError(
-                f"data.max_tokens {self.context} is more than the model's context {config.model.context}"
-            )
+            raise ValueError(f"data.max_tokens {self.context} is more than the model's context {config.model.context}")
         decoder = dataclasses.replace(config.model, tie_embeddings=True)
         self.classifier = ClassifierConfig(decoder, tuple(prepared.names), self.context)
 
@@ -139,8 +137,7 @@ class Classification:
         count = min(len(split), PART_TEXTS) if part else len(split)
         chosen = np.arange(count) * len(split) // count
         batches = [
-            split.batch(chosen[first : first + EVALUATED_AT_ONCE])
-            for first in range(0, count, EVALUATED_AT_ONCE)
+            split.batch(chosen[first : first + EVALUATED_AT_ONCE]) for first in range(0, count, EVALUATED_AT_ONCE)
         ]
 
         def measure(batch: Batch) -> tuple[float, float]:

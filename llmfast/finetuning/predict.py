@@ -54,15 +54,9 @@ def load_classifier(path: Path, *, base: Path | None = None) -> tuple[SequenceCl
             raise ValueError(f"{folder} holds a whole model: it has no base to be found at {base}")
         with torch.device("meta"):
             model = SequenceClassifier(Decoder(config.decoder), config)
-        decoder = {
-            name.removeprefix("decoder."): each
-            for name, each in tensors.items()
-            if name.startswith("decoder.")
-        }
+        decoder = {name.removeprefix("decoder."): each for name, each in tensors.items() if name.startswith("decoder.")}
         model.decoder = Decoder.from_tensors(config.decoder, decoder)
-        model.head.load_state_dict(
-            {name: tensors[f"head.{name}"] for name in ("weight", "bias")}, assign=True
-        )
+        model.head.load_state_dict({name: tensors[f"head.{name}"] for name in ("weight", "bias")}, assign=True)
     else:
         at = Path(recorded["path"] if base is None else base)
         if not at.exists():

@@ -18,9 +18,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         return logits.argmax(dim=-1)
     probabilities = filtered_probabilities(logits, sampling)
     if not probabilities.sum().isfinite():  # asked here, since on a GPU the draw would end the process
-        raise ValueError(
-            "the model's logits hold NaN or infinity: it has diverged, or its weights are damaged"
-        )
+        raise ValueError("the model's logits hold NaN or infinity: it has diverged, or its weights are damaged")
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 

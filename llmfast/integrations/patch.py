@@ -75,9 +75,7 @@ def patch(
     if hasattr(model, _RECORD):
         raise ValueError("this model is patched already; llmfast.unpatch(model) takes it back")
     wanted = {"norm": norms, "activation": activations, "attention": attention, "loss": loss}
-    found = [
-        (module, *replacement) for module in model.modules() if (replacement := _replacement(type(module)))
-    ]
+    found = [(module, *replacement) for module in model.modules() if (replacement := _replacement(type(module)))]
     if not found:
         raise _nothing_to_patch(type(model))
     forwards = [(module, make(module)) for module, part, make in found if wanted[part]]
@@ -154,9 +152,7 @@ def _defined_beside(cls: type) -> Iterator[type]:
 
 
 def _nothing_to_patch(cls: type) -> ValueError:
-    return ValueError(
-        f"{cls.__name__} holds nothing that llmfast can patch; supported are {', '.join(PREFIXES)}"
-    )
+    return ValueError(f"{cls.__name__} holds nothing that llmfast can patch; supported are {', '.join(PREFIXES)}")
 
 
 def _replacement(kind: type) -> tuple[str, Callable] | None:
@@ -253,9 +249,7 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     """The attention of Llama and its kin, from projection to projection."""
     B, S, _ = hidden_states.shape
-    q, k, v = (
-        each(hidden_states).view(B, S, -1, self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj)
-    )
+    q, k, v = (each(hidden_states).view(B, S, -1, self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"):
         q, k = self.q_norm(q), self.k_norm(k)
     q, k = _rotate(q, k, *position_embeddings)

@@ -90,9 +90,7 @@ def attention_forward(
     options = {
         "causal": causal,
         "scale": scale,
-        "window": None
-        if sliding_window is None
-        else (sliding_window - 1, 0 if causal else sliding_window - 1),
+        "window": None if sliding_window is None else (sliding_window - 1, 0 if causal else sliding_window - 1),
         "softcap": softcap,
         "sinks": s_aux,
         "dropout_p": dropout,

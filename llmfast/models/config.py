@@ -176,17 +176,13 @@ class DecoderConfig:
         if not experts.count:
             return
         if not self.gated:
-            raise ValueError(
-                f"model.experts need a gated model.activation (swiglu, geglu), not {self.activation}"
-            )
+            raise ValueError(f"model.experts need a gated model.activation (swiglu, geglu), not {self.activation}")
         if not 1 <= experts.active <= experts.count:
             raise ValueError(
                 f"model.experts.active must be from 1 to model.experts.count {experts.count}, got {experts.active}"
             )
         if experts.shared_gate and not experts.shared_width:
-            raise ValueError(
-                "model.experts.shared_gate weighs a shared expert: set model.experts.shared_width"
-            )
+            raise ValueError("model.experts.shared_gate weighs a shared expert: set model.experts.shared_width")
 
     @property
     def gated(self) -> bool:

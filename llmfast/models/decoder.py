@@ -118,14 +118,10 @@ class Block(nn.Module):
         if self.has_experts:
             self.feed_forward = MixtureOfExperts(config)
         else:
-            self.feed_forward = (
-                GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
-            )
+            self.feed_forward = GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
         self.dropout = dropout(config)
 
-    def forward(
-        self, x: Tensor, places: Places, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routed | None]:
+    def forward(self, x: Tensor, places: Places, cache: LayerCache | None = None) -> tuple[Tensor, Routed | None]:
         attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
         # The sum and its norm in one pass over memory.
         normed, x = self.feed_forward_norm(attended, residual=x)
@@ -230,9 +226,7 @@ class Decoder(nn.Module):
         loss = linear_cross_entropy(states, self.head.weight, targets, self._head_bias(states))
         return loss if balancing is None else loss + balancing
 
-    def hidden(
-        self, tokens: Tensor, *, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
-    ) -> Hidden:
+    def hidden(self, tokens: Tensor, *, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Hidden:
         """What the head reads: the last hidden states of ``tokens`` (B, S), for other heads and losses.
 
         Arguments and errors are those of ``forward``.
@@ -241,9 +235,7 @@ class Decoder(nn.Module):
         if past + S > self.config.context:
             raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
-            raise ValueError(
-                "cu_seqlens and cache exclude each other: a cache continues one sequence per row"
-            )
+            raise ValueError("cu_seqlens and cache exclude each other: a cache continues one sequence per row")
         x, places = self._embed(tokens, past, cu_seqlens, cache)
         routed = []
         for index, block in enumerate(self.blocks):
@@ -271,9 +263,7 @@ class Decoder(nn.Module):
         if self.smear is not None:
             x = self.smear(x, positions, cache)
         if self.positions is not None:
-            x = x + (
-                self.positions.weight[past : past + S] if positions is None else self.positions(positions)
-            )
+            x = x + (self.positions.weight[past : past + S] if positions is None else self.positions(positions))
             return self.dropout(x), Places(None, None, cu_seqlens)
         cos, sin = self.cos, self.sin
         if self.config.rope_scaling.kind == "dynamic" and past + S > self.config.original_context:

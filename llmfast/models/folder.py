@@ -50,9 +50,7 @@ def load_decoder(folder: Path) -> Decoder:
     if "decoder" in config:
         raise ValueError(f"{folder} holds a classifier, not a language model: use llmfast predict")
     if state.get("base"):
-        raise ValueError(
-            f"{folder} holds only the trained part of a model, whose base is {state['base']['path']}"
-        )
+        raise ValueError(f"{folder} holds only the trained part of a model, whose base is {state['base']['path']}")
     return Decoder.from_tensors(from_dict(DecoderConfig, config), tensors).eval()
 
 

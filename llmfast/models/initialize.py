@@ -57,9 +57,7 @@ def initialize(model: Decoder, generator: torch.Generator | None = None) -> None
 
 
 def _table_std(choice: str, vocab_size: int, width: int) -> float:
-    return {"linear": (2 / (vocab_size + width)) ** 0.5, "normal": 0.02, "fan_in": width**-0.5, "unit": 1.0}[
-        choice
-    ]
+    return {"linear": (2 / (vocab_size + width)) ** 0.5, "normal": 0.02, "fan_in": width**-0.5, "unit": 1.0}[choice]
 
 
 def _matrix_std(choice: str, fan_out: int, fan_in: int) -> float:

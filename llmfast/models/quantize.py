@@ -46,9 +46,7 @@ def quantize_model(
         model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
         quantize_model(model, skip=())
     """
-    linears = [
-        name for name, layer in module.named_modules(remove_duplicate=False) if type(layer) is nn.Linear
-    ]
+    linears = [name for name, layer in module.named_modules(remove_duplicate=False) if type(layer) is nn.Linear]
     for wanted in skip:
         if wanted != "lm_head" and not any(_matches(name, wanted) for name in linears):
             raise ValueError(f"skip names {wanted!r}, but no linear layer is called so")
@@ -74,7 +72,5 @@ def _shown(layers: list[list[str]], progress: bool) -> Iterator[list[str]]:
     """The layers, while a bar on standard error shows how far it is."""
     console = Console(stderr=True)
     columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not (progress and console.is_terminal)
-    ) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         yield from bar.track(layers)

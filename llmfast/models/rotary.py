@@ -10,9 +10,7 @@ from torch import Tensor
 from llmfast.models.config import DecoderConfig
 
 
-def rotary_table(
-    config: DecoderConfig, length: int, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
+def rotary_table(config: DecoderConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines (length, D/2) of the rotary angles position · frequency (Su et al. 2021, eq. 15).
 
     Under dynamic scaling the frequencies depend on ``length``. Angles are formed in float64: in float32 a late
@@ -63,9 +61,7 @@ def _yarn_stretched(config: DecoderConfig, plain: Tensor) -> Tensor:
     D, scaling = config.head_width, config.rope_scaling
 
     def pair_that_turns(times: float) -> float:
-        return (
-            D * math.log(config.original_context / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
-        )
+        return D * math.log(config.original_context / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
 
     first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
     if scaling.truncate:

@@ -22,9 +22,7 @@ def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
         "attention": layers * _attention(config),
         "feed-forward": (layers - moe_layers) * _feed_forward(config, config.ff_width),
         "experts": moe_layers * experts.count * 3 * E * config.expert_width,
-        "shared experts": moe_layers * _feed_forward(config, experts.shared_width)
-        if experts.shared_width
-        else 0,
+        "shared experts": moe_layers * _feed_forward(config, experts.shared_width) if experts.shared_width else 0,
         "routers": moe_layers * E * (experts.count + experts.shared_gate),
         "norms": per_norm * norms,
         "head": 0 if config.tie_embeddings else config.table_rows * E,

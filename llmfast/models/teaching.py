@@ -49,9 +49,7 @@ def causal_mask(S: int) -> Tensor:
     return torch.ones(S, S, dtype=torch.bool).tril()
 
 
-def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, visible: Tensor | None = None
-) -> Tensor:
+def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, visible: Tensor | None = None) -> Tensor:
     """H attentions side by side, each on its own slice of the columns (Vaswani et al. 2017, section 3.2.2).
 
     Args:

@@ -71,9 +71,7 @@ def raise_for_ids(tokens: Iterable[Any], name: str = "tokens") -> NoReturn:
     """The ``TypeError`` for the first of `tokens` that is no integer; else the error that is being handled."""
     for i, token in enumerate(tokens):
         if not _is_integer(token):
-            raise TypeError(
-                f"{name} must be token ids, which are integers; {name}[{i}] is {_shown(token)}"
-            ) from None
+            raise TypeError(f"{name} must be token ids, which are integers; {name}[{i}] is {_shown(token)}") from None
     raise
 
 
@@ -103,9 +101,7 @@ def check_errors(errors: object) -> None:
     try:
         codecs.lookup_error(errors)
     except LookupError:
-        raise ValueError(
-            f'errors must name an error handler, such as "replace" or "strict"; got {errors!r}'
-        ) from None
+        raise ValueError(f'errors must name an error handler, such as "replace" or "strict"; got {errors!r}') from None
 
 
 def check_count(value: object, name: str, least: int) -> None:

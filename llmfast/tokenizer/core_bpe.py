@@ -29,9 +29,7 @@ class CoreBPE:
         return self._encoding.encode_to_numpy(text, allowed_special=allowed_special, disallowed_special=())
 
     def encode_with_unstable(self, text: str, allowed_special: Set[str]) -> tuple[list[int], list[list[int]]]:
-        return self._encoding.encode_with_unstable(
-            text, allowed_special=allowed_special, disallowed_special=()
-        )
+        return self._encoding.encode_with_unstable(text, allowed_special=allowed_special, disallowed_special=())
 
     def encode_single_token(self, piece: bytes) -> int:
         return self._encoding.encode_single_token(piece)

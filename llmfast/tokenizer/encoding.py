@@ -355,9 +355,7 @@ class Encoding:
     def _sorted_token_bytes(self) -> list[bytes]:
         return sorted(self._mergeable_ranks)
 
-    def with_added_tokens(
-        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
-    ) -> Encoding:
+    def with_added_tokens(self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True) -> Encoding:
         """A new encoding that has these tokens, too; this one stays as it is.
 
         Args:

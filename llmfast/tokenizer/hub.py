@@ -72,11 +72,7 @@ def folder_of(
             f"the Hugging Face hub has no model {str(name)!r}{at} that you may read; check the name, or pass token="
         ) from error
     except Exception as error:  # what it raises of the network is its own, and that of the library below it
-        why = (
-            "local_files_only is set"
-            if local_files_only
-            else f"the hub was not reached ({type(error).__name__})"
-        )
+        why = "local_files_only is set" if local_files_only else f"the hub was not reached ({type(error).__name__})"
         raise OSError(
             f"the tokenizer {str(name)!r} is not in the cache of the Hugging Face hub, and {why}; fetch it once with a "
             f"network (hf download {name}), or let HF_HOME or cache_dir= name a cache that has it"

@@ -20,9 +20,7 @@ def open_tokenizer(name: str | os.PathLike) -> Tokenizer:
         return Tokenizer.load(name)
     published = list_encoding_names()
     if name not in published:
-        raise FileNotFoundError(
-            f"{os.fspath(name)!r} is neither a tokenizer's file nor one of {', '.join(published)}"
-        )
+        raise FileNotFoundError(f"{os.fspath(name)!r} is neither a tokenizer's file nor one of {', '.join(published)}")
     try:
         return Tokenizer.of(get_encoding(name))
     except OSError as error:

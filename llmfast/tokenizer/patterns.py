@@ -22,9 +22,7 @@ CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-LLAMA3 = (
-    CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = "|".join(
     [
@@ -176,9 +174,7 @@ def with_gaps(expression: str) -> str:
     ['ab', ', ', 'cd']
     """
     if _REFERENCE.search(expression):
-        raise ValueError(
-            f"the splitting pattern {expression!r} refers back to a group, which is not supported"
-        )
+        raise ValueError(f"the splitting pattern {expression!r} refers back to a group, which is not supported")
     if matches_empty_text(expression):
         raise ValueError(_matches_nothing(expression))
     return _GAPS.format(expression)

@@ -45,9 +45,7 @@ def _telling_how_to_fill_the_cache(*addresses: str) -> Iterator[None]:
         ) from error
 
 
-def load_tiktoken_bpe(
-    tiktoken_bpe_file: str, expected_hash: str | None = None
-) -> RankFile | dict[bytes, int]:
+def load_tiktoken_bpe(tiktoken_bpe_file: str, expected_hash: str | None = None) -> RankFile | dict[bytes, int]:
     """tiktoken's function of that name: the ranks in a file, which is downloaded once and whose hash is checked."""
     with _telling_how_to_fill_the_cache(tiktoken_bpe_file):
         contents = load.read_file_cached(tiktoken_bpe_file, expected_hash)
@@ -93,7 +91,5 @@ def with_fast_loaders(constructor: Callable[[], dict]) -> Callable[[], dict]:
     replaced = dict(names) | {name: ours[name] for name in ours if names.get(name) is getattr(load, name)}
     for name, value in names.items():  # one constructor may call another
         if isinstance(value, types.FunctionType) and value.__globals__ is names:
-            replaced[name] = types.FunctionType(
-                value.__code__, replaced, name, value.__defaults__, value.__closure__
-            )
+            replaced[name] = types.FunctionType(value.__code__, replaced, name, value.__defaults__, value.__closure__)
     return replaced[constructor.__name__]

@@ -44,9 +44,7 @@ def get_encoding(encoding_name: str) -> Encoding:
         if encoding_name not in ENCODINGS:
             constructors = _find_constructors()
             if encoding_name not in constructors:
-                raise ValueError(
-                    f"Unknown encoding {encoding_name}. Known: {', '.join(sorted(constructors))}"
-                )
+                raise ValueError(f"Unknown encoding {encoding_name}. Known: {', '.join(sorted(constructors))}")
             ENCODINGS[encoding_name] = Encoding(**constructors[encoding_name]())
         return ENCODINGS[encoding_name]
 

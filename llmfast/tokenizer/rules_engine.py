@@ -131,9 +131,7 @@ class RulesEngine:
         normal.pop("", None)
         return Search(first), Search(normal)
 
-    def _wanted(
-        self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]
-    ) -> frozenset[str]:
+    def _wanted(self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]) -> frozenset[str]:
         """The added tokens that count; ValueError where the text holds a disallowed one."""
         every = self._specials.keys()
         named = every if allowed == "all" else every & frozenset(allowed)
@@ -291,9 +289,7 @@ class RulesEngine:
     ) -> list[tuple[int, int]]:
         """The characters of `text` that each of its `ids` covers."""
         wanted = self._wanted(text, allowed, disallowed)
-        is_changed = self._normalize is not None and (
-            self.rules.normalizer != NFC or self._normalize(text) != text
-        )
+        is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
         found = self._aligned(text, wanted) if self._cut or is_changed else self._in_place(text, wanted)
         texts = [
             text[slice(*place)] if is_added else self._token_text(token)
@@ -315,9 +311,7 @@ class RulesEngine:
                 found.append((True, (span.start, span.stop)))
                 continue
             lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
-            prefix = len(span.text) - (
-                span.stop - span.start
-            )  # a space, in the place of the character behind it
+            prefix = len(span.text) - (span.stop - span.start)  # a space, in the place of the character behind it
             for start, stop in character_offsets(span.text, lengths):
                 place = span.start + max(start - prefix, 0), span.start + max(stop - prefix, 1)
                 found.append((False, place))
@@ -377,9 +371,7 @@ class RulesEngine:
         return None if inside is None else self._inner.token_bytes(inside)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        if self._numbers.is_identity and (
-            not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))
-        ):
+        if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
             return self._inner.decode_bytes(tokens)
         return b"".join(map(self._known_bytes, _listed(tokens)))
 
@@ -392,9 +384,7 @@ class RulesEngine:
     def decode(self, tokens: Sequence[int], errors: str) -> str:
         if self._join is not None:
             return self._join([self._token_text(token) for token in _listed(tokens)])
-        if self._numbers.is_identity and (
-            not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))
-        ):
+        if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
             return self._inner.decode(tokens, errors)
         return self.decode_bytes(tokens).decode("utf-8", errors)
 

@@ -87,11 +87,7 @@ def separable_parts(
                     break
                 end = match.end()
         cut = end if touching else 0
-        if (
-            boundary
-            and (last := boundary(kept, max(end, settled - 2), certain))
-            and (touching or end < last < certain)
-        ):
+        if boundary and (last := boundary(kept, max(end, settled - 2), certain)) and (touching or end < last < certain):
             cut = last
         if disallowed and cut > certain:  # a disallowed text may start before the cut and end behind it
             cut = 0
@@ -126,8 +122,6 @@ def _by_prefix(texts: list[str]) -> str:
     for _, group in itertools.groupby(texts, key=lambda text: text[:1]):
         members = list(group)
         shared = os.path.commonprefix(members)  # noqa: RUF071 - of characters, as is meant
-        branches.append(
-            re.escape(shared) + (_by_prefix([text[len(shared) :] for text in members]) if shared else "")
-        )
+        branches.append(re.escape(shared) + (_by_prefix([text[len(shared) :] for text in members]) if shared else ""))
     # The end of a text comes behind what would make it longer.
     return f"(?:{'|'.join(sorted(branches, key=lambda branch: branch == ''))})"

@@ -20,11 +20,7 @@ _SPECIALS = (
 
 def is_tekken(file: Any) -> bool:
     """Whether the content of a JSON file is of this format."""
-    return (
-        isinstance(file, dict)
-        and isinstance(file.get("config"), dict)
-        and isinstance(file.get("vocab"), list)
-    )
+    return isinstance(file, dict) and isinstance(file.get("config"), dict) and isinstance(file.get("vocab"), list)
 
 
 def from_tekken(file: dict[str, Any]) -> Contents:

@@ -61,9 +61,7 @@ class TextRules:
     @property
     def are_needed(self) -> bool:
         """Whether anything would be otherwise without them."""
-        return (
-            bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
-        )
+        return bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
 
     @property
     def _decode_as_written(self) -> bool:
@@ -95,9 +93,7 @@ class TextRules:
         if any(token.single_word or token.lstrip or token.rstrip for token in self.added):
             return True
         late = [token.content for token in self.added if token.normalized]
-        if self.normalizer and (
-            late or not all(_survives_normalizing(token.content) for token in self.added)
-        ):
+        if self.normalizer and (late or not all(_survives_normalizing(token.content) for token in self.added)):
             return True
         first = {token.content for token in self.added}.difference(late)
         if len(late) * len(first) > _MOST_COMPARED:
@@ -116,9 +112,7 @@ class TextRules:
         if not self.change_ids:
             return []
         flags = {
-            token.content: ",".join(
-                sorted(name for name in FLAGS if name != "special" and getattr(token, name))
-            )
+            token.content: ",".join(sorted(name for name in FLAGS if name != "special" and getattr(token, name)))
             for token in sorted(self.added)
         }
         lines = [f"{text}:{names}" for text, names in flags.items() if names and self.need_search]
@@ -156,9 +150,7 @@ _MOST_COMPARED = 10_000  # pairs of tokens
 
 def _may_overlap(one: str, other: str) -> bool:
     ends = range(1, min(len(one), len(other)) + 1)
-    return (
-        one in other or other in one or any(one.endswith(other[:n]) or other.endswith(one[:n]) for n in ends)
-    )
+    return one in other or other in one or any(one.endswith(other[:n]) or other.endswith(one[:n]) for n in ends)
 
 
 # ---- Finding added tokens
@@ -186,9 +178,7 @@ class Search:
         for match in self.pattern.finditer(text) if self.pattern else ():
             start, stop = match.span()
             token = self.tokens[match.group()]
-            if token.single_word and (
-                (start > 0 and _WORD.match(text, start - 1)) or _WORD.match(text, stop)
-            ):
+            if token.single_word and ((start > 0 and _WORD.match(text, start - 1)) or _WORD.match(text, stop)):
                 continue
             if token.lstrip:
                 start = max(at, _SPACE_BEFORE.match(text, endpos=start).start())

@@ -305,9 +305,7 @@ class Tokenizer(Encoding):
         """
         from llmfast.tokenizer.hub import folder_of
 
-        folder = folder_of(
-            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+        folder = folder_of(name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.load(folder, pattern=pattern, special_tokens=special_tokens)
 
     @classmethod
@@ -332,9 +330,7 @@ class Tokenizer(Encoding):
         tokenizer.__dict__.update(encoding.__dict__)
         return tokenizer
 
-    def with_added_tokens(
-        self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True
-    ) -> Tokenizer:
+    def with_added_tokens(self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True) -> Tokenizer:
         """As `Encoding.with_added_tokens`; what is saved has the tokens, too."""
         contents = tokenizer_files.with_added(self._contents, ids_of_added(self, tokens), special)
         tokenizer = type(self).of_contents(self.name, contents)

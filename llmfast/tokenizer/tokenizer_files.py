@@ -35,18 +35,14 @@ def find(path: Path) -> Path:
     for candidate in (*(path / name for name in names), *ranks, *sorted(path.glob("*.model"))):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(
-        f"folder {str(path)!r} has no tokenizer.json, vocab.json, tekken.json or .tiktoken file"
-    )
+    raise FileNotFoundError(f"folder {str(path)!r} has no tokenizer.json, vocab.json, tekken.json or .tiktoken file")
 
 
 def read(path: Path, pattern: str | None) -> Contents:
     """What the file of a tokenizer says. `pattern` is for formats that do not tell how text is split."""
     for vocabulary, merges in vocab_and_merges.NAMES:
         if path.name in (vocabulary, merges):
-            return vocab_and_merges.read_vocab_and_merges(
-                path.parent / vocabulary, path.parent / merges, pattern
-            )
+            return vocab_and_merges.read_vocab_and_merges(path.parent / vocabulary, path.parent / merges, pattern)
     if path.suffix == ".json":
         return reading(path, lambda: _from_json(path.read_bytes()))
     return _read_ranks(path, pattern)
@@ -61,9 +57,7 @@ def _from_json(source: bytes) -> Contents:
 
 def _read_ranks(path: Path, pattern: str | None) -> Contents:
     if _is_sentencepiece(path):
-        raise ValueError(
-            f"{path} is a sentencepiece model, which is not byte-level BPE: llmfast does not read it"
-        )
+        raise ValueError(f"{path} is a sentencepiece model, which is not byte-level BPE: llmfast does not read it")
     ranks = rank_files.read_ranks(path)
     known_pattern, specials = rank_files.PUBLISHED.get(path.stem, (None, {}))
     if pattern is None and known_pattern is None:
@@ -92,12 +86,8 @@ def with_pattern(contents: Contents, pattern: str) -> Contents:
     """A tokenizer with another pattern than its file says."""
     rules = contents.rules or TextRules()
     if rules.model:
-        raise ValueError(
-            "pattern= is for what the engine merges; this vocabulary needs Hugging Face's library"
-        )
-    return _changed(
-        contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False, digits=None)
-    )
+        raise ValueError("pattern= is for what the engine merges; this vocabulary needs Hugging Face's library")
+    return _changed(contents._replace(pat_str=pattern), rules.replace(steps=None, prefix_space=False, digits=None))
 
 
 def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Contents:
@@ -114,9 +104,7 @@ def with_added(contents: Contents, ids: dict[str, int], special: bool) -> Conten
     """A tokenizer with more added tokens than its file says."""
     rules = contents.rules or TextRules()
     known = {token.content for token in rules.added}
-    added = [
-        AddedToken(text, number) for text, number in contents.special_tokens.items() if text not in known
-    ]
+    added = [AddedToken(text, number) for text, number in contents.special_tokens.items() if text not in known]
     added += [AddedToken(text, number, special=special) for text, number in ids.items()]
     specials = contents.special_tokens | (ids if special else {})
     return _changed(contents._replace(special_tokens=specials), rules.replace(added=(*rules.added, *added)))

@@ -116,9 +116,7 @@ def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
 def _existing_file(path: str | os.PathLike) -> Path:
     if not os.path.exists(path):
         shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
-        raise FileNotFoundError(
-            f"no file {shown!r} to train on; to train on text itself, pass a list: [text]"
-        )
+        raise FileNotFoundError(f"no file {shown!r} to train on; to train on text itself, pass a list: [text]")
     if not os.path.isfile(path):
         raise ValueError(f"{os.fspath(path)!r} is not a file; pass the files to train on")
     return Path(path)

@@ -233,9 +233,7 @@ def _padded_length(lengths: Iterable[int], padding: dict[str, Any] | None) -> in
 class _Batch:
     """What was asked for, and how: what is asked of the results later depends on it."""
 
-    def __init__(
-        self, backend: Backend, built: _Built, texts: Sequence[str], add_special_tokens: bool, cut: _Cut
-    ):
+    def __init__(self, backend: Backend, built: _Built, texts: Sequence[str], add_special_tokens: bool, cut: _Cut):
         theirs = backend.theirs
         self.backend, self.built, self.texts = backend, built, texts
         self.add_special_tokens, self.cut = add_special_tokens, cut

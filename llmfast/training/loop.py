@@ -58,9 +58,7 @@ class _Fit:
         self.saver = Saver(session.run.folder, session.trainer)
         self.pace = Pace(session.trainer)
         self.trackers: list[Tracker] = []
-        self.profiler = (
-            StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
-        )
+        self.profiler = StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
         self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
         # The newest validation: its step and loss.
         self.validation: tuple[int, float] | None = None
@@ -70,9 +68,7 @@ class _Fit:
         trainer, stopped = self.trainer, False
         if self.world.is_main:
             self.folder.rewind_log(trainer.steps_done)
-            self.trackers = open_trackers(
-                self.training.track, self.folder, self.task.config, trainer.steps_done
-            )
+            self.trackers = open_trackers(self.training.track, self.folder, self.task.config, trainer.steps_done)
         with stop_requests() as stop, self.display, contextlib.ExitStack() as at_end:
             for tracker in self.trackers:
                 at_end.callback(tracker.close)

@@ -130,7 +130,5 @@ class Figures:
             for name, count in zip(self._counts, sums[len(found) :], strict=True):
                 found[name] = found[name] / count if count else float("nan")
         if self._maxima:
-            found |= zip(
-                self._maxima, world.maximum(torch.stack([*self._maxima.values()])).tolist(), strict=True
-            )
+            found |= zip(self._maxima, world.maximum(torch.stack([*self._maxima.values()])).tolist(), strict=True)
         return found

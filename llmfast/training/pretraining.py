@@ -66,9 +66,7 @@ class Pretraining:
             prepare(config.data, folder, report=report)
 
     @classmethod
-    def open(
-        cls, config: RunConfig, folder: Path, *, begins: bool, verify: bool, report: Report
-    ) -> Pretraining:
+    def open(cls, config: RunConfig, folder: Path, *, begins: bool, verify: bool, report: Report) -> Pretraining:
         cls._use_tokenizer_of_start(config)
         elsewhere = config.data.prepared
         prepared = open_prepared(Path(elsewhere) if elsewhere else folder, verify=verify)

@@ -149,15 +149,11 @@ def set_learning_rate(config: RunConfig, learning_rate: float) -> None:
     )
 
 
-def _open(
-    task: type[Task], config: Any, run: RunFolder, world: World, *, begins: bool, report: Report
-) -> Task:
+def _open(task: type[Task], config: Any, run: RunFolder, world: World, *, begins: bool, report: Report) -> Task:
     return task.open(config, run.data, begins=begins, verify=world.local_rank == 0, report=report)
 
 
 def _trainer(task: Task, world: World) -> Trainer:
     settings = json.dumps(to_dict(task.config), sort_keys=True)
-    world.check_agreement(
-        configuration=hashlib.sha256(settings.encode()).hexdigest()[:12], **task.fingerprints()
-    )
+    world.check_agreement(configuration=hashlib.sha256(settings.encode()).hexdigest()[:12], **task.fingerprints())
     return Trainer(task, task.config.training, task.config.parallel, world)

@@ -99,6 +99,4 @@ def check_same_tokenizer(start: Start, tokenizer: Tokenizer) -> None:
     except (ValueError, OSError) as error:
         raise ValueError(f"start: {start.folder} has no tokenizer that llmfast can use: {error}") from None
     if theirs.fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"start: the model of {start.folder} has another tokenizer than the data were prepared with"
-        )
+        raise ValueError(f"start: the model of {start.folder} has another tokenizer than the data were prepared with")

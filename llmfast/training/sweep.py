@@ -167,9 +167,7 @@ def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Con
         Console(file=file, width=200).print(table)
     atomic_write(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
     logs = {_words(result.settings): RunFolder(Path(result.folder)).records() for result in results}
-    plots = plot_sweep(
-        logs, [(result.settings, result.loss) for result in results if result.loss is not None], out
-    )
+    plots = plot_sweep(logs, [(result.settings, result.loss) for result in results if result.loss is not None], out)
     console.print(f"\nsaved in    {out}: table.txt, results.json, {', '.join(plot.name for plot in plots)}")
 
 
@@ -178,6 +176,4 @@ def _words(settings: dict[str, Any]) -> str:
 
 
 def _folder_name(settings: dict[str, Any]) -> str:
-    return "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items()).replace(
-        "/", "_"
-    )
+    return "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items()).replace("/", "_")

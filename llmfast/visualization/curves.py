@@ -135,9 +135,7 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
     """Final loss by one setting, with a line for each combination of the others."""
     lines: dict[str, list[tuple[Any, float]]] = {}
     for settings, loss in results:
-        others = ", ".join(
-            f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key != name
-        )
+        others = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key != name)
         lines.setdefault(others, []).append((settings[name], loss))
     numeric = all(isinstance(settings[name], int | float) for settings, _ in results)
     for others, points in lines.items():

@@ -8,9 +8,7 @@ from llmfast import cli
 
 def test_bench_lists_what_can_be_measured(tmp_path):
     program = "import sys; from llmfast.cli import main; code = main(['bench']); sys.exit(code)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "\n  attention " in done.stdout
     assert "python -m benchmarks report" in done.stdout
 

@@ -35,9 +35,7 @@ def other_gradient(program):
     found = program.evidence
     return replace(
         program,
-        evidence=lambda: (
-            lambda e: e | {"gradient of the embedding": 1.001 * e["gradient of the embedding"]}
-        )(found()),
+        evidence=lambda: (lambda e: e | {"gradient of the embedding": 1.001 * e["gradient of the embedding"]})(found()),
     )
 
 
@@ -84,9 +82,7 @@ def test_every_dispatch_reaches_the_launch_and_launches_nothing(bench, tmp_path,
 
     dispatch = importlib.import_module("benchmarks.suites.dispatch")
     launches = []
-    monkeypatch.setattr(
-        "triton.runtime.interpreter.GridExecutor.__call__", lambda *a, **k: launches.append(a)
-    )
+    monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", lambda *a, **k: launches.append(a))
     with dispatch.nothing_launched():
         for case in dispatch.cases("tiny"):
             exact = case.ours(*case.inputs)

@@ -23,9 +23,7 @@ def results(bench, tmp_path):
     norm = importlib.import_module("benchmarks.suites.norm")
     case = norm.rms_norm_case(8, 16)
     options = bench.Options("cpu", out=tmp_path)
-    report = bench.run_cases(
-        "norm", [replace(case, contenders=case.contenders[:2])], options, say=lambda _: None
-    )
+    report = bench.run_cases("norm", [replace(case, contenders=case.contenders[:2])], options, say=lambda _: None)
     return tmp_path / report.file_name
 
 
@@ -67,9 +65,7 @@ def words(svg):
 def test_figures_are_taken_from_rows_that_have_a_peer(pages, results):
     text = f"<!-- figure: {results.name} pass=forward ratio=least --><!-- end of figure -->"
     rows = [row for row in json.loads(results.read_text())["results"] if row["pass"] == "forward"]
-    ours, other = (
-        [r["median_s"] for r in rows if (r["contender"] == "llmfast") is own] for own in (True, False)
-    )
+    ours, other = ([r["median_s"] for r in rows if (r["contender"] == "llmfast") is own] for own in (True, False))
     expected = f"-->{min(other) / min(ours):.2g}<!--"
     assert expected in pages.refreshed(text, results.parent)
     with pytest.raises(ValueError, match="ask for ratio="):
@@ -125,8 +121,6 @@ def test_claims_in_prose_are_found(pages, claim):
     assert pages.unbacked(f"llmfast {claim}.\n")
 
 
-@pytest.mark.parametrize(
-    "said", ["for about two minutes", "a 4,096-token vocabulary", "2-core", "5 minutes", "64x64"]
-)
+@pytest.mark.parametrize("said", ["for about two minutes", "a 4,096-token vocabulary", "2-core", "5 minutes", "64x64"])
 def test_what_is_no_speed_is_not_taken_for_one(pages, said):
     assert pages.unbacked(f"llmfast {said}.\n") == []

@@ -46,9 +46,7 @@ def test_reports_need_nothing_but_the_files(measured, tmp_path):
     copied = tmp_path / "elsewhere"
     shutil.copytree(measured, copied)
     command = [sys.executable, "-m", "benchmarks", "report", copied]
-    program = (
-        "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('benchmarks', run_name='__main__')"
-    )
+    program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('benchmarks', run_name='__main__')"
     here = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     without_torch = subprocess.run(
         [sys.executable, "-c", program, "report", copied],

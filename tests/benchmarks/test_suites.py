@@ -42,9 +42,7 @@ def run(bench, name, cases, folder):
     ],
 )
 def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
-    report = bench.run_suite(
-        suite, bench.Options(device="cpu", tiny=True, out=tmp_path), say=lambda line: None
-    )
+    report = bench.run_suite(suite, bench.Options(device="cpu", tiny=True, out=tmp_path), say=lambda line: None)
     assert not report.not_run
     (file,) = tmp_path.iterdir()
     content = json.loads(file.read_text())
@@ -53,11 +51,7 @@ def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     assert content["ceilings"]["copy_bytes_per_s"] > 0
     assert content["ceilings"]["bfloat16_flops_per_s"] > 0
     # Some forms of a kernel run on one chip only; what is not skipped must be right.
-    ours = [
-        row
-        for row in content["results"]
-        if row["contender"].startswith("llmfast") and row["status"] != "skipped"
-    ]
+    ours = [row for row in content["results"] if row["contender"].startswith("llmfast") and row["status"] != "skipped"]
     plain = [row for row in content["results"] if row["status"] == "ok" and row not in ours]
     assert {row["pass"] for row in ours} == {row["pass"] for row in content["results"] if row not in ours}
     for row in ours + plain:

@@ -49,9 +49,7 @@ def test_without_any_data_texts_and_a_vocabulary_of_this_python_are_taken(measur
     assert report.inputs["multilingual, decoded"].startswith("words of random letters")
     assert report.inputs["multilingual, encoded"].endswith("words of random letters")
     assert "ByteLevel" in report.inputs["vocabularies of fastokens"]
-    statuses = Counter(
-        (result.contender, result.status) for result in report.results if result.pass_ != "load"
-    )
+    statuses = Counter((result.contender, result.status) for result in report.results if result.pass_ != "load")
     assert statuses["llmfast", "ok"] == statuses["tiktoken", "ok"] > 10
     assert not [result for result in report.results if result.status == "failed"]
     passes = {result.pass_ for result in report.results if result.contender == "llmfast"}
@@ -106,9 +104,7 @@ def stream(bench):
 
 def test_a_stream_gives_a_cold_and_a_steady_result(stream, monkeypatch):
     streams = importlib.import_module("benchmarks.streams")
-    monkeypatch.setattr(
-        streams, "LIBRARIES", {"llmfast": None, "tiktoken": None, "gigatoken": None, "rs_bpe": None}
-    )
+    monkeypatch.setattr(streams, "LIBRARIES", {"llmfast": None, "tiktoken": None, "gigatoken": None, "rs_bpe": None})
     results = stream.run("cpu", 3, {})
     for name in ("llmfast", "tiktoken"):
         of_name = {result.pass_: result for result in results if result.contender == name}
@@ -158,9 +154,7 @@ def test_a_stream_has_nothing_twice(bench, tmp_path, monkeypatch):
     catalog = tmp_path / "de.mo"
     texts = [b"header", "Das ist eine Übersetzung, die lang genug ist.".encode(), b"kurz"]
     offset = 28 + 16 * len(texts)
-    table = b"".join(
-        struct.pack("<2I", len(text), offset + sum(map(len, texts[:i]))) for i, text in enumerate(texts)
-    )
+    table = b"".join(struct.pack("<2I", len(text), offset + sum(map(len, texts[:i]))) for i, text in enumerate(texts))
     head = struct.pack("<7I", fresh.MAGIC, 0, len(texts), 28, 28 + 8 * len(texts), 0, 0)
     catalog.write_bytes(head + table + table + b"".join(texts))
     monkeypatch.setattr(fresh, "CATALOGS", tmp_path)

@@ -169,9 +169,7 @@ def test_every_tuned_function_is_asked_about(tune, questions):
         for value in vars(importlib.import_module(info.name)).values():
             if isinstance(value, tuned.Tuned):
                 found.add((value.op, value.rule.__module__, value.rule.__name__))
-    asked = {
-        (op, q.function.rule.__module__, q.function.rule.__name__) for op in OPS for q in tune_all(tune, op)
-    }
+    asked = {(op, q.function.rule.__module__, q.function.rule.__name__) for op in OPS for q in tune_all(tune, op)}
     assert found == asked
 
 

@@ -39,9 +39,7 @@ def test_forms(tmp_path, name, content, expected):
 def test_a_file_of_one_label_and_columns_by_name(tmp_path):
     (tmp_path / "a.neg.txt").write_text("one \n\n two\r\n")
     (tmp_path / "b.jsonl").write_text('{"review": "three", "stars": 5}\n')
-    found = read_labeled(
-        [f"bad={tmp_path / 'a.neg.txt'}", str(tmp_path / "b.jsonl")], text="review", label="stars"
-    )
+    found = read_labeled([f"bad={tmp_path / 'a.neg.txt'}", str(tmp_path / "b.jsonl")], text="review", label="stars")
     assert list(found) == [("one", "bad"), ("two", "bad"), ("three", "5")]
 
 

@@ -30,9 +30,7 @@ def corpus(tmp_path):
 
 
 def config(corpus, **changes):
-    return DataConfig(
-        **({"sources": (str(corpus),), "vocab_size": 300, "validation_fraction": 0.2} | changes)
-    )
+    return DataConfig(**({"sources": (str(corpus),), "vocab_size": 300, "validation_fraction": 0.2} | changes))
 
 
 def test_every_document_is_on_exactly_one_side(corpus, tmp_path):

@@ -29,9 +29,7 @@ REFERENCE = {"commands", "kernels", "llmfast", *PACKAGES}  # the pages that docs
 
 def command_lines(text: str) -> list[list[str]]:
     """The words behind ``llmfast`` of every command line in the shell blocks and the inline code of a page."""
-    lines = [
-        line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))
-    ]
+    lines = [line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))]
     lines += [code for code in inline_code(text) if code.startswith("llmfast ")]
     found = []
     for line in lines:

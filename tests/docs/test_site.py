@@ -23,17 +23,13 @@ NOT_LOADED = {"canonical", "edit", "next", "prev"}  # links of a page's head
 def site(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs", reason="needs the extra docs: pip install 'llmfast[docs]'")
     out = tmp_path_factory.mktemp("site")
-    no_network = dict.fromkeys(
-        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
-    )
+    no_network = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     environment = os.environ | no_network | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out]
     before = files_of_sources()
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert files_of_sources() == before, (
-        "the build, and the tutorial that it runs, write nothing into the source tree"
-    )
+    assert files_of_sources() == before, "the build, and the tutorial that it runs, write nothing into the source tree"
     return out
 
 

@@ -48,9 +48,7 @@ def losses(trainer, steps):
 
 
 def test_the_commands_train_a_classifier_and_use_it(tmp_path, capsys, monkeypatch):
-    config = labels_config(
-        write_labels(tmp_path / "texts.tsv", 300), steps=120, evaluate_every=40, sample_every=60
-    )
+    config = labels_config(write_labels(tmp_path / "texts.tsv", 300), steps=120, evaluate_every=40, sample_every=60)
     config.model = dataclasses.replace(config.model, dropout=0.0)
     config_files.save(config, tmp_path / "config.yaml")
     run = tmp_path / "run"
@@ -110,9 +108,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, pretrained, frozen):
     rest = losses(session.trainer, 5)
     resumed = resumed_session(session.run.folder, task=Classification).trainer
     assert losses(resumed, 5) == rest
-    for (name, a), b in zip(
-        session.trainer.model.named_parameters(), resumed.model.parameters(), strict=True
-    ):
+    for (name, a), b in zip(session.trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -130,9 +126,7 @@ def test_compiled_and_plain_agree(tmp_path):
     session = new_labels_run(tmp_path)
     session.config.model = dataclasses.replace(session.config.model, dropout=0.0)
     plain = losses(classifier_of(session), 3)
-    assert losses(classifier_of(session, compile=True), 3) == [
-        pytest.approx(each, rel=1e-4) for each in plain
-    ]
+    assert losses(classifier_of(session, compile=True), 3) == [pytest.approx(each, rel=1e-4) for each in plain]
 
 
 @pytest.mark.xdist_group("distributed")
@@ -168,9 +162,7 @@ def test_padding_changes_nothing_and_evaluation_is_without_dropout(tmp_path):
     trainer = session.trainer
     losses(trainer, 4)
     assert trainer.evaluate() == trainer.evaluate()
-    rows = [
-        encode_text(session.task.tokenizer, text, 16) for text in ("a great phone", "it is awful and broken")
-    ]
+    rows = [encode_text(session.task.tokenizer, text, 16) for text in ("a great phone", "it is awful and broken")]
     with trainer.inference() as model:
         together = model(*pad_rows(rows, 0).columns.values()).logits
         for place, row in enumerate(rows):
@@ -242,9 +234,7 @@ def test_the_tokenizer_and_the_shape_are_those_of_the_start(tmp_path, pretrained
     file = write_labels(tmp_path / "texts.tsv")
     config = labels_config(file, start=str(pretrained))
     config.model = DecoderConfig(width=24, heads=3)
-    with pytest.raises(
-        ValueError, match=r"model\.width is 24, but the model in .* has 16: with start, leave"
-    ):
+    with pytest.raises(ValueError, match=r"model\.width is 24, but the model in .* has 16: with start, leave"):
         new_session(tmp_path / "run", config, task=Classification, report=lambda line: None)
     config = labels_config(file, start=str(pretrained))
     other = labels_config(file)
@@ -255,9 +245,7 @@ def test_the_tokenizer_and_the_shape_are_those_of_the_start(tmp_path, pretrained
 
 
 def test_an_output_head_of_its_own_is_left_behind():
-    decoder = Decoder(
-        DecoderConfig(vocab_size=50, width=16, layers=1, heads=2, context=16, tie_embeddings=False)
-    )
+    decoder = Decoder(DecoderConfig(vocab_size=50, width=16, layers=1, heads=2, context=16, tie_embeddings=False))
     bare = without_head(decoder)
     assert torch.equal(bare.embedding.weight, decoder.embedding.weight)
     assert sum(p.numel() for p in bare.parameters()) == bare.config.parameters

@@ -22,9 +22,7 @@ LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     ],
 )
 def test_probabilities(sampling, expected):
-    torch.testing.assert_close(
-        filtered_probabilities(LOGITS, sampling), torch.tensor([expected], dtype=torch.float32)
-    )
+    torch.testing.assert_close(filtered_probabilities(LOGITS, sampling), torch.tensor([expected], dtype=torch.float32))
 
 
 def test_cuts_follow_each_row_whatever_its_order():

@@ -65,9 +65,7 @@ def their_model(name: str):
     prefix, settings = THEIRS[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{prefix}Config")(**settings)
-    model = getattr(transformers, "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix}ForCausalLM")(
-        config
-    ).eval()
+    model = getattr(transformers, "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix}ForCausalLM")(config).eval()
     for parameter in model.parameters():  # biases and norms too, which start the same everywhere
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
     return model
@@ -202,10 +200,7 @@ def test_the_commands_carry_model_and_tokenizer_there_and_back(tmp_path, capsys)
     (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
     assert cli.main(["model", "import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     assert cli.main(["model", "info", str(tmp_path / "ours")]) == 0
-    assert (
-        cli.main(["model", "export", str(tmp_path / "ours"), str(tmp_path / "back"), "--dtype", "float32"])
-        == 0
-    )
+    assert cli.main(["model", "export", str(tmp_path / "ours"), str(tmp_path / "back"), "--dtype", "float32"]) == 0
     capsys.readouterr()
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     with torch.no_grad():

@@ -158,9 +158,7 @@ def test_a_copy_of_a_patched_model_stands_on_its_own():
 
 def losses(model, folder) -> list[float]:
     tokens = torch.randint(10, (24, 16), generator=torch.Generator().manual_seed(2)).tolist()
-    rows = [
-        {"input_ids": row, "labels": row, "note": "a column that the model does not take"} for row in tokens
-    ]
+    rows = [{"input_ids": row, "labels": row, "note": "a column that the model does not take"} for row in tokens]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=1e-2, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
@@ -212,9 +210,7 @@ def test_a_class_is_patched_if_asked_and_taken_back(name, tmp_path):
 
 
 def test_what_cannot_be_patched_is_refused():
-    with pytest.raises(
-        ValueError, match="Linear holds nothing that llmfast can patch; supported are GPT2, Llama"
-    ):
+    with pytest.raises(ValueError, match="Linear holds nothing that llmfast can patch; supported are GPT2, Llama"):
         llmfast.patch(torch.nn.Linear(2, 2))
     model = build("Llama")
     with pytest.raises(ValueError, match="this model is not patched"):

@@ -52,9 +52,7 @@ def torch_adamw(params, number, **settings):
 def assert_close_to_exact(found, theirs, algorithm):
     """``algorithm`` gives the tensors in float64."""
     exact = algorithm()
-    errors = cache(
-        lambda: rounding_error(lambda: dict(enumerate(algorithm())), dict(enumerate(exact)), torch.float32)
-    )
+    errors = cache(lambda: rounding_error(lambda: dict(enumerate(algorithm())), dict(enumerate(exact)), torch.float32))
     for i, (a, b, best) in enumerate(zip(found, theirs, exact, strict=True)):
         assert_as_exact_as(f"tensor {i}", a, b, best, lambda i=i: errors()[i])
 

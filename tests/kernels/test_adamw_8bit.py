@@ -17,9 +17,7 @@ def make(dtype=torch.float32, device="cpu", shapes=SHAPES):
 
 
 def gradients(params, step):
-    return [
-        random_tensor(p.shape, p.dtype, p.device.type, seed=1000 * step + i) for i, p in enumerate(params)
-    ]
+    return [random_tensor(p.shape, p.dtype, p.device.type, seed=1000 * step + i) for i, p in enumerate(params)]
 
 
 def update(state, number=1, **settings):
@@ -51,9 +49,7 @@ def test_the_code_is_that_of_bitsandbytes(signed):
     theirs, their_largest = quantize(x, table, 256)
     assert torch.equal(largest, their_largest)
     decoded = definition.decode(theirs, largest, table)
-    assert torch.equal(
-        decoded, torch.ops.bitsandbytes.dequantize_blockwise(theirs, largest, table, 256, torch.float32)
-    )
+    assert torch.equal(decoded, torch.ops.bitsandbytes.dequantize_blockwise(theirs, largest, table, 256, torch.float32))
     # Theirs looks codes up in a coarser table, and misses the nearest where two are about as near, or tiny.
     ours = definition.decode(codes, largest, table)
     assert ((ours - x).abs() <= (decoded - x).abs() + 1e-6).all()
@@ -133,9 +129,7 @@ def test_it_finds_the_minimum_as_with_float32_moments():
 
     moments = [[torch.zeros_like(target)] for _ in range(2)]
     count = [torch.zeros(())]
-    wide = distance(
-        lambda w, g: adamw_([w], [g], *moments, count, lr=0.02, betas=(0.9, 0.99), weight_decay=0.0)
-    )
+    wide = distance(lambda w, g: adamw_([w], [g], *moments, count, lr=0.02, betas=(0.9, 0.99), weight_decay=0.0))
     _, *rest = make(shapes=[target.shape])
     narrow = distance(lambda w, g: adamw_8bit_([w], [g], *rest, lr=0.02, betas=(0.9, 0.99), weight_decay=0.0))
     assert wide < 0.05 * target.norm()

@@ -29,9 +29,7 @@ def test_every_pair_of_options(device, case):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize(
-    ("S", "T"), [*zip(LENGTHS, LENGTHS[3:] + LENGTHS[:3], strict=True), (1000, 1000)], ids=str
-)
+@pytest.mark.parametrize(("S", "T"), [*zip(LENGTHS, LENGTHS[3:] + LENGTHS[:3], strict=True), (1000, 1000)], ids=str)
 def test_every_length(device, S, T):
     causal = T >= S or S == 127
     assert_exact(Case(16, S, T, 1, causal, None, None, False, 0.0, torch.float16, False), device)
@@ -211,9 +209,7 @@ def test_dropout_draws_from_the_generator(device):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize(
-    "layout", ["sliced", "columns apart", "one element off", "expanded heads", "sequence first"]
-)
+@pytest.mark.parametrize("layout", ["sliced", "columns apart", "one element off", "expanded heads", "sequence first"])
 def test_any_strides(device, layout):
     values = torch.randn(3, 2, 2, 33, 16, generator=torch.Generator().manual_seed(2)).to(device)
     if layout == "sliced":

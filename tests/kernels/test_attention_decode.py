@@ -66,9 +66,7 @@ def test_shuffled_pages_give_the_bits_of_a_contiguous_cache(device, page):
     pad = table.shape[1] * page - 520
     k, v = (torch.nn.functional.pad(x, (0, 0, 0, pad)) for x in (k, v))
     contiguous = flash_decode(q, k, v, lengths, window=(290, -1))
-    assert torch.equal(
-        flash_decode(q, k_pages, v_pages, lengths, page_table=table, window=(290, -1)), contiguous
-    )
+    assert torch.equal(flash_decode(q, k_pages, v_pages, lengths, page_table=table, window=(290, -1)), contiguous)
     assert torch.equal(flash_decode(q, k, v, lengths, window=(290, -1)), contiguous)
 
 
@@ -147,9 +145,7 @@ def test_weights_of_chosen_heads_and_rows(options, from_lse):
     options = with_sinks(options, 6, "cpu")
     q, k = rows((2, 6, 9, 16), "cpu").double(), rows((2, 2, 7, 16), "cpu", seed=1).double()
     identity = torch.eye(7, dtype=torch.float64).expand(2, 2, 7, 7)
-    wide = torch.nn.functional.pad(
-        identity, (0, 9)
-    )  # Values that are unit vectors give back the probabilities.
+    wide = torch.nn.functional.pad(identity, (0, 9))  # Values that are unit vectors give back the probabilities.
     out, lse = flash_attention(q, k, wide, **options, return_lse=True)
     chosen = attention_weights(q, k, heads=[5, 0], rows=[-1, 2, 0], lse=lse if from_lse else None, **options)
     torch.testing.assert_close(chosen, out[:, [5, 0]][:, :, [8, 2, 0], :7])

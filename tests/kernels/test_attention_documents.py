@@ -45,9 +45,7 @@ def test_equals_the_definition(dtype, options, bounds):
         return definition.attention(q, k, v, **whole, **bounds)[0]
 
     if dtype == torch.float64:
-        for found, expected in zip(
-            results(ours, tensors).values(), results(peer, tensors).values(), strict=True
-        ):
+        for found, expected in zip(results(ours, tensors).values(), results(peer, tensors).values(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     else:
         assert_matches(ours, peer, tensors)
@@ -60,9 +58,7 @@ def test_compiles_whole_and_under_autocast():
 
     def attend(q, k, v):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return flash_attention(
-                q.bfloat16(), k.bfloat16(), v.bfloat16(), cu_seqlens_q=cu_seqlens, causal=True
-            )
+            return flash_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), cu_seqlens_q=cu_seqlens, causal=True)
 
     compiled = torch.compile(attend, fullgraph=True)(**tensors)
     plain = attend(**tensors)
@@ -74,6 +70,4 @@ def test_compiles_whole_and_under_autocast():
 
 def test_checked_as_an_operator():
     tensors, cu_seqlens = documents(torch.float32, 2, 1, 8)
-    torch.library.opcheck(
-        torch.ops.llmfast.documents_attention.default, (*tensors.values(), cu_seqlens, 0.3, 2, 0)
-    )
+    torch.library.opcheck(torch.ops.llmfast.documents_attention.default, (*tensors.values(), cu_seqlens, 0.3, 2, 0))

@@ -95,9 +95,7 @@ def test_sdpa_is_pytorchs(lengths, kind):
     bias = {"upper left": causal_upper_left, "lower right": causal_lower_right}.get(kind)
     options = {"scale": 0.2} if kind == "scale" else {}
     dense = (
-        None
-        if bias is None
-        else torch.tril(torch.ones(S, T, dtype=torch.bool), T - S if kind == "lower right" else 0)
+        None if bias is None else torch.tril(torch.ones(S, T, dtype=torch.bool), T - S if kind == "lower right" else 0)
     )
 
     def peer(q, k, v):

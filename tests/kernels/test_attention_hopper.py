@@ -157,9 +157,7 @@ def test_on_a_chip_it_is_as_exact_as_pytorch_and_repeats_its_bits(hopper, form, 
 @pytest.mark.gpu
 @pytest.mark.parametrize("causal", [False, True])
 def test_on_a_chip_all_forms_agree(hopper, causal):
-    q, k, v = (
-        random_tensor((2, heads, 3000, 128), torch.bfloat16, "cuda", seed=heads) for heads in (8, 2, 2)
-    )
+    q, k, v = (random_tensor((2, heads, 3000, 128), torch.bfloat16, "cuda", seed=heads) for heads in (8, 2, 2))
     outs = {}
     for form in (TILES, PERSISTENT, WARP_GROUPS, ALTERNATING):
         with choosing(forward=form):

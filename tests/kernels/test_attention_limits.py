@@ -73,15 +73,11 @@ def test_large_sinks(device, sink):
 @pytest.mark.parametrize("options", [x for x in MASKS if "dropout_p" not in x], ids=str)
 def test_large_logits_while_decoding(device, options):
     """600 keys are split in two parts, whose maxima lie 10,000 apart."""
-    options = options | (
-        {"sinks": random_tensor((4,), device=device, seed=9)} if options.get("sinks") else {}
-    )
+    options = options | ({"sinks": random_tensor((4,), device=device, seed=9)} if options.get("sinks") else {})
     q = random_tensor((1, 4, 2, 16), device=device) * 1e4
     k, v = (random_tensor((1, 2, 600, 16), device=device, seed=i) for i in (1, 2))
     options = {"causal": False} | options
-    found = flash_decode(
-        q, k, v, torch.tensor([600], dtype=torch.int32, device=device), **options, return_lse=True
-    )
+    found = flash_decode(q, k, v, torch.tensor([600], dtype=torch.int32, device=device), **options, return_lse=True)
     assert_rows_exact(found, (q, k, v), **options)
 
 
@@ -100,10 +96,7 @@ def tensors(place, device):
         "d_out": (2, 2, length, 16),
     }
     shapes = {name: shape if place == "batch" else (1, *shape[1:]) for name, shape in shapes.items()}
-    return {
-        name: random_tensor(shape, torch.float16, device, seed=i)
-        for i, (name, shape) in enumerate(shapes.items())
-    }
+    return {name: random_tensor(shape, torch.float16, device, seed=i) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def attend(q, k, v, d_out, **options):
@@ -138,9 +131,7 @@ def test_inputs_and_outputs_past_2_to_the_31(device, place, options, monkeypatch
 
 def test_packed_tokens_past_2_to_the_31(device, monkeypatch):
     given = {name: x[0].transpose(0, 1) for name, x in tensors("row", device).items()}
-    cu = torch.tensor(
-        [0, 290, 290, 330], dtype=torch.int32, device=device
-    )  # the last one begins and ends far away
+    cu = torch.tensor([0, 290, 290, 330], dtype=torch.int32, device=device)  # the last one begins and ends far away
     expected = attend(**given, cu_seqlens_q=cu, causal=True)
     far = FarStorage("row", torch.float16, device)
 
@@ -186,15 +177,12 @@ def launches_far(run, stride, names):
     return launch
 
 
-@pytest.mark.parametrize(
-    "options", [{"causal": True}, {"window": (9, 9), "dropout_p": 0.3, "seed": 1}], ids=str
-)
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (9, 9), "dropout_p": 0.3, "seed": 1}], ids=str)
 def test_log_sum_exps_past_2_to_the_31(options, monkeypatch):
     """Two heads of 2³¹ rows would not fit: the kernels are told that they are, and visit the first 64 rows of each."""
     require_interpreter()
     given = {
-        name: random_tensor((1, 2, 64, 16), torch.float32, seed=i)
-        for i, name in enumerate(("q", "k", "v", "d_out"))
+        name: random_tensor((1, 2, 64, 16), torch.float32, seed=i) for i, name in enumerate(("q", "k", "v", "d_out"))
     }
     with backend("triton"):
         expected = attend(**given, **options)
@@ -223,9 +211,7 @@ def test_caches_past_2_to_the_31(device, place, monkeypatch):
 
 def test_pages_past_2_to_the_31(device):
     """A page table whose pages lie far apart, in another order than the keys."""
-    pages = {
-        name: random_tensor((3, 2, 16, 16), torch.float16, device, seed=i) for i, name in enumerate("kv")
-    }
+    pages = {name: random_tensor((3, 2, 16, 16), torch.float16, device, seed=i) for i, name in enumerate("kv")}
     q, new = (random_tensor((1, 2, 1, 16), torch.float16, device, seed=i) for i in (2, 3))
     table = torch.tensor([[2, 0, 1]], dtype=torch.int32, device=device)
     lengths = torch.tensor([40], dtype=torch.int32, device=device)
@@ -258,9 +244,7 @@ def test_parts_and_page_tables_past_2_to_the_31(monkeypatch):
             strides = {"part": FAR, "part_lse": FAR // D}
             sizes = {"part": given["rows_in_all"] * D, "part_lse": given["rows_in_all"]}
             starts = {name: [split * stride for split in range(splits)] for name, stride in strides.items()}
-            compact = {
-                name: given[name].as_strided((splits, size), (size, 1)) for name, size in sizes.items()
-            }
+            compact = {name: given[name].as_strided((splits, size), (size, 1)) for name, size in sizes.items()}
             for name, places in starts.items():
                 arguments[name] = spread(compact[name], places)
             if arguments.get("page_table") is not None:

@@ -67,9 +67,7 @@ def formula(logits, target, class_weight, label_smoothing, z_loss, softcap):
     label_smoothing=st.sampled_from([0.0, 0.1]),
     weighted=st.booleans(),
 )
-def check_any_shape(
-    device, length, classes, dtype, layout, grad_layout, reduction, label_smoothing, weighted
-):
+def check_any_shape(device, length, classes, dtype, layout, grad_layout, reduction, label_smoothing, weighted):
     assume(classes > 1 or not label_smoothing)  # a gradient of 0 out of terms that are not: a test of its own
     logits = random_tensor((length, 2, classes), dtype, device, layout)
     target = targets((length, 2), classes, device)
@@ -205,9 +203,7 @@ def test_ignored_rows_may_hold_anything(device):
 
 
 def test_target_outside_the_vocabulary_is_not_silent(device):
-    loss = cross_entropy(
-        torch.zeros(2, 30, device=device), torch.tensor([30, 1], device=device), reduction="none"
-    )
+    loss = cross_entropy(torch.zeros(2, 30, device=device), torch.tensor([30, 1], device=device), reduction="none")
     assert loss[0].isnan()
     assert loss[1].isfinite()
 
@@ -234,9 +230,7 @@ def test_more_than_two_to_the_31_logits():
 
 def test_logits_are_never_overwritten(device):
     target = targets((5,), 40, device)
-    assert_keeps_inputs(
-        lambda logits: cross_entropy(logits, target), {"logits": random_tensor((5, 40), device=device)}
-    )
+    assert_keeps_inputs(lambda logits: cross_entropy(logits, target), {"logits": random_tensor((5, 40), device=device)})
 
 
 def test_second_backward_gives_the_same_gradient(device):

@@ -49,22 +49,19 @@ def test_broken_kernels_are_found(probe, broken, fault):
 @pytest.mark.xdist_group("gate_probe")
 def test_nothing_recompiles_as_length_and_batch_change(probe):
     """Nor does host code synchronise: it ran on meta tensors, which hold no value to wait for."""
-    assert (
-        probe["variants"]
-        == {
-            "norm_forward": 3,  # rms_norm; layer_norm of heads in a slice, and of one token's, which are contiguous
-            "norm_backward": 1,
-            "_sum_partials": 1,
-            "gated_forward": 1,
-            "gated_backward": 1,
-            "gelu_forward": 1,
-            "gelu_backward": 1,
-            "rope_kernel": 1,
-            "linear_few_tokens": 2,  # up to 8 tokens, up to 16
-            "linear_tiles": 1,
-            "dequantize_kernel": 1,
-        }
-    )
+    assert probe["variants"] == {
+        "norm_forward": 3,  # rms_norm; layer_norm of heads in a slice, and of one token's, which are contiguous
+        "norm_backward": 1,
+        "_sum_partials": 1,
+        "gated_forward": 1,
+        "gated_backward": 1,
+        "gelu_forward": 1,
+        "gelu_backward": 1,
+        "rope_kernel": 1,
+        "linear_few_tokens": 2,  # up to 8 tokens, up to 16
+        "linear_tiles": 1,
+        "dequantize_kernel": 1,
+    }
 
 
 def test_ops_pass_the_gate_against_the_committed_table():

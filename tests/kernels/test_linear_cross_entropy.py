@@ -115,9 +115,7 @@ def test_every_option(way, return_lse):
         t = torch.where(valid, target, 0)
         nll = w[t] * (lse - z.gather(-1, t[:, None])[:, 0])
         smooth = ((lse[:, None] - z) * w).sum(-1) / 300
-        loss = (
-            torch.where(valid, 0.9 * nll + 0.1 * smooth + 1e-2 * w[t] * lse**2, 0).sum() / w[t][valid].sum()
-        )
+        loss = torch.where(valid, 0.9 * nll + 0.1 * smooth + 1e-2 * w[t] * lse**2, 0).sum() / w[t][valid].sum()
         return (wide(loss), wide(torch.where(valid, lse, 0))) if return_lse else wide(loss)
 
     assert_matches(ours, peer, inputs)
@@ -168,9 +166,7 @@ def test_matrix_products_have_no_rows_for_ignored_tokens(way, reduction):
     inputs = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
 
     def multiplications(target):
-        return products(
-            lambda: linear_cross_entropy(target=target, reduction=reduction, **inputs).sum().backward()
-        )
+        return products(lambda: linear_cross_entropy(target=target, reduction=reduction, **inputs).sum().backward())
 
     every = multiplications(target.clamp(min=0))
     one_product = 150 * 300 * 64
@@ -185,9 +181,7 @@ def test_second_backward_gives_the_same_gradients(way):
         tensor.requires_grad_()
     for reduction in ("mean", "none"):
         loss = linear_cross_entropy(target=target, reduction=reduction, **inputs).sum()
-        first, second = (
-            torch.autograd.grad(loss * 3, list(inputs.values()), retain_graph=True) for _ in range(2)
-        )
+        first, second = (torch.autograd.grad(loss * 3, list(inputs.values()), retain_graph=True) for _ in range(2))
         for one, other in zip(first, second, strict=True):
             assert torch.equal(one, other)
 
@@ -237,9 +231,7 @@ def test_gradient_filter_drops_improbable_classes_and_nothing_unless_asked(way):
     threshold = 1e-3
 
     def run(**options):
-        found = results(
-            lambda **x: linear_cross_entropy(target=target, reduction="sum", **options, **x), inputs
-        )
+        found = results(lambda **x: linear_cross_entropy(target=target, reduction="sum", **options, **x), inputs)
         return found["gradient of weight"]
 
     hidden, weight, bias = (tensor.double() for tensor in inputs.values())
@@ -320,9 +312,7 @@ def test_captures_into_a_cuda_graph(monkeypatch, dtype):
     monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
     inputs, target = problem(("cuda", dtype))
     hidden, weight = (tensor.requires_grad_() for tensor in inputs.values())
-    by_tiles = (
-        MODULE.strategy(70, 300, 64, dtype, MODULE.capability_of("cuda", hidden.device.index)) == "tiles"
-    )
+    by_tiles = MODULE.strategy(70, 300, 64, dtype, MODULE.capability_of("cuda", hidden.device.index)) == "tiles"
 
     def gradients():
         return torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))

@@ -142,9 +142,7 @@ def test_matrix_products_have_no_rows_for_ignored_tokens(path, reduction):
         inputs[name].requires_grad_()
 
     def multiplications(target):
-        return products(
-            lambda: linear_kl_divergence(**inputs, target=target, reduction=reduction).sum().backward()
-        )
+        return products(lambda: linear_kl_divergence(**inputs, target=target, reduction=reduction).sum().backward())
 
     student, teacher = 16 * 300 * 16, 16 * 300 * 24
     every = multiplications(target.clamp(min=0))

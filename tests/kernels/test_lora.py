@@ -53,8 +53,7 @@ def mlp_inputs(dtype, device, tokens=5, width=64, hidden=128):
 def mlp_of(weights):
     def ours(x, **adapters):
         parts = (
-            Adapted(w, adapters[f"{name}_a"], adapters[f"{name}_b"], lora_scale=SCALE)
-            for name, w in weights.items()
+            Adapted(w, adapters[f"{name}_a"], adapters[f"{name}_b"], lora_scale=SCALE) for name, w in weights.items()
         )
         return lora_mlp(x, *parts)
 
@@ -88,9 +87,7 @@ def test_lora_mlp_is_as_exact_as_pytorch(device, dtype, packed):
 def test_lora_mlp_keeps_x_gate_and_up_only():
     weights = {name: frozen(*size, torch.float32) for name, size in (("gate", (512, 64)), ("up", (512, 64)))}
     weights["down"] = frozen(64, 512, torch.float32)
-    inputs = {
-        name: tensor.requires_grad_() for name, tensor in mlp_inputs(torch.float32, "cpu", hidden=512).items()
-    }
+    inputs = {name: tensor.requires_grad_() for name, tensor in mlp_inputs(torch.float32, "cpu", hidden=512).items()}
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
         mlp_of(weights)(**inputs)

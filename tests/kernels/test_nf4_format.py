@@ -50,11 +50,7 @@ WEIGHTS = {
     "nan": with_value(float("nan")),
     "infinite": with_value(-float("inf")),
     "all nan": torch.full((64, 64), float("nan")),
-    "ties": torch.tensor(NF4_CODE)
-    .repeat(256)
-    .view(64, 64)
-    .roll(1, 1)
-    .lerp(torch.tensor(NF4_CODE).repeat(4), 0.5),
+    "ties": torch.tensor(NF4_CODE).repeat(256).view(64, 64).roll(1, 1).lerp(torch.tensor(NF4_CODE).repeat(4), 0.5),
 }
 
 

@@ -242,9 +242,7 @@ def test_assembly_decodes_every_index_at_every_place(quant_type, dtype):
     code = code_values(quant_type, torch.device("cpu")).to(dtype).view(torch.int16).tolist()
     for index in range(16):
         for place in range(8):
-            indices = [
-                (index + step * (at != place)) % 16 for at, step in enumerate((3, 5, 7, 9, 11, 13, 15, 1))
-            ]
+            indices = [(index + step * (at != place)) % 16 for at, step in enumerate((3, 5, 7, 9, 11, 13, 15, 1))]
             packed = sum(nibble << 4 * at for at, nibble in enumerate(indices))
             odd, even = indices[::2], indices[1::2]  # low halves of the bytes, then high halves
             halves = [odd[:2], odd[2:], even[:2], even[2:]]

@@ -91,9 +91,7 @@ def test_loads_what_bitsandbytes_saved_inside_a_model():
     for found in (ours(x), theirs(x)):
         assert_as_exact_as("output", found, None, algorithm(), algorithm)
     assert not ours[0][0].layout.double_quant
-    with pytest.raises(
-        RuntimeError, match=r"0\.0\.weight must be \(48, 64\), got \(48, 128\) from bitsandbytes"
-    ):
+    with pytest.raises(RuntimeError, match=r"0\.0\.weight must be \(48, 64\), got \(48, 128\) from bitsandbytes"):
         nn.Sequential(nn.Sequential(NF4Linear(64, 48)), nn.Linear(48, 4)).load_state_dict(theirs.state_dict())
 
 
@@ -115,9 +113,7 @@ def test_layer_around_a_tensor_shares_its_memory():
     assert layer.bias is None
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.12", reason="FSDP2 of torch 2.11 takes floating-point parameters only"
-)
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="FSDP2 of torch 2.11 takes floating-point parameters only")
 def test_two_processes_shard_gather_train_and_send_bit_for_bit(tmp_path):
     """The trap: 4-bit weights held as bfloat16 shards, whose NaNs came back as other bits."""
     out = tmp_path / "facts.json"

@@ -45,9 +45,7 @@ def norm_inputs(shape, dtype, device, layout="contiguous", **present):
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(
-    length=lengths, width=widths, dtype=dtypes, layout=layouts, grad_layout=layouts, residual=st.booleans()
-)
+@given(length=lengths, width=widths, dtype=dtypes, layout=layouts, grad_layout=layouts, residual=st.booleans())
 def check_any_shape(device, length, width, dtype, layout, grad_layout, residual):
     rms = norm_inputs((length, 2, width), dtype, device, layout, weight=True, residual=residual)
     assert_matches(rms_norm, torch_rms_norm, rms, grad_layout)

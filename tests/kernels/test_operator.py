@@ -55,9 +55,7 @@ def test_meta_tensors_have_shapes_only(inputs):
 def test_whole_numbers_serve_as_floats(inputs):
     """An int compiled into a kernel as one would be another kernel, of whole numbers."""
     x, weight = inputs
-    assert torch.equal(
-        rms_norm(x, weight, eps=1, weight_offset=1), rms_norm(x, weight, eps=1.0, weight_offset=1.0)
-    )
+    assert torch.equal(rms_norm(x, weight, eps=1, weight_offset=1), rms_norm(x, weight, eps=1.0, weight_offset=1.0))
 
 
 def test_the_dispatcher_gives_the_same_bits(inputs):

@@ -58,9 +58,7 @@ def table(length, half, device="cpu"):
     interleaved=st.booleans(),
     given_positions=st.sampled_from(["none", "shared", "each"]),
 )
-def check_any_shape(
-    device, length, heads, half, passed, dtype, layout, grad_layout, interleaved, given_positions
-):
+def check_any_shape(device, length, heads, half, passed, dtype, layout, grad_layout, interleaved, given_positions):
     width = 2 * half + passed
     options = {"rotary_dim": 2 * half, "interleaved": interleaved}
     if given_positions != "none":

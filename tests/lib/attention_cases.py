@@ -48,9 +48,7 @@ class Case:
     heads_last: bool
 
     def __str__(self):
-        flags = [
-            name for name in ("causal", "window", "softcap", "sinks", "dropout_p") if getattr(self, name)
-        ]
+        flags = [name for name in ("causal", "window", "softcap", "sinks", "dropout_p") if getattr(self, name)]
         return f"D{self.D} S{self.S} T{self.T} H/K{self.ratio} {str(self.dtype)[6:]} {'+'.join(flags) or 'plain'}"
 
     def inputs(self, device, batch=1, kv_heads=1, logits=1):
@@ -77,9 +75,7 @@ def pairwise(options, seed=0):
     """Cases among which every pair of values of two options occurs: greedily, the best of random candidates."""
     draw = random.Random(seed)
     names = list(options)
-    missing = {
-        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]
-    }
+    missing = {(a, x, b, y) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]}
     cases = []
     while missing:
         candidates = []
@@ -170,9 +166,7 @@ def assert_exact(case, device, logits=1, **sizes):
     keep = None
     if case.dropout_p:
         B, H = inputs["q"].shape[:2]
-        axes = torch.meshgrid(
-            *(torch.arange(n, device=device) for n in (B, H, case.S, case.T)), indexing="ij"
-        )
+        axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (B, H, case.S, case.T)), indexing="ij")
         keep = dropout_keep(torch.tensor(7, device=device), case.dropout_p, *axes)
 
     def ours(**tensors):
@@ -182,9 +176,7 @@ def assert_exact(case, device, logits=1, **sizes):
         return eager_attention(**tensors, **case.options(), keep=keep)
 
     steps = steps_of(case.dtype, **case.options(), keep=keep)
-    assert_matches(
-        *(seen_keys_only(function) for function in (ours, peer)), inputs, algorithm=seen_keys_only(steps)
-    )
+    assert_matches(*(seen_keys_only(function) for function in (ours, peer)), inputs, algorithm=seen_keys_only(steps))
 
 
 def assert_rows_exact(found, inputs, **options):

@@ -66,9 +66,7 @@ class FlashAttention(torch.autograd.Function):
         return dq, dk, dv, d_sinks, None, None, None, None, None
 
 
-def flash_attention_steps(
-    q, k, v, sinks=None, *, hidden, dtype, softcap=None, scale=None, dropout_p=0.0, keep=None
-):
+def flash_attention_steps(q, k, v, sinks=None, *, hidden, dtype, softcap=None, scale=None, dropout_p=0.0, keep=None):
     """(out, lse) in float64 of inputs that were rounded to ``dtype``; ``hidden`` (S, T) marks the keys not seen."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -53,14 +53,10 @@ def broken_cases() -> list[CompileCase]:
     half = torch.empty(1, device="meta", dtype=torch.float16)
     return [
         CompileCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
-        CompileCase(
-            "spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)
-        ),
+        CompileCase("spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)),
         CompileCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
         CompileCase("refused", "", lambda: launch.run(not_of_this_triton, (1,), x, x)),
-        CompileCase(
-            "lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}
-        ),
+        CompileCase("lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}),
     ]
 
 

@@ -95,14 +95,9 @@ class Descriptor:
 
     def region(self, place):
         starts = [int(x) for x in place]
-        ends = [
-            min(x + n, size)
-            for x, n, size in zip(starts, self.block_type.shape, self.data.shape, strict=True)
-        ]
+        ends = [min(x + n, size) for x, n, size in zip(starts, self.block_type.shape, self.data.shape, strict=True)]
         inside = tuple(slice(x, max(x, end)) for x, end in zip(starts, ends, strict=True))
-        return self.data[inside], tuple(
-            slice(0, max(end - x, 0)) for x, end in zip(starts, ends, strict=True)
-        )
+        return self.data[inside], tuple(slice(0, max(end - x, 0)) for x, end in zip(starts, ends, strict=True))
 
 
 class Product:
@@ -232,9 +227,7 @@ def hopper_of(program):
             products.pop(0).finish()
         found = []
         for x in deps:
-            assert not isinstance(x, Product) or x.value is not None, (
-                "a product is used before it is waited for"
-            )
+            assert not isinstance(x, Product) or x.value is not None, "a product is used before it is waited for"
             found.append(x.value if isinstance(x, Product) else x)
         return found[0] if len(found) == 1 else tuple(found)
 

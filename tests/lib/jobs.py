@@ -101,9 +101,7 @@ def divided(tensors):
         return [torch.nn.Parameter(tensor) for tensor in tensors]
     size = dist.get_world_size()
     mesh = init_device_mesh("cpu", (2, 2) if size == 4 else (1, size))
-    return [
-        torch.nn.Parameter(distribute_tensor(tensor, mesh, [Replicate(), Shard(0)])) for tensor in tensors
-    ]
+    return [torch.nn.Parameter(distribute_tensor(tensor, mesh, [Replicate(), Shard(0)])) for tensor in tensors]
 
 
 def set_gradients(parameters, step):

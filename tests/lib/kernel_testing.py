@@ -77,9 +77,7 @@ def assert_as_exact_as(
     of the result itself.
     """
     assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, not {tuple(exact.shape)}"
-    assert peer is None or ours.dtype == peer.dtype, (
-        f"{name}: {ours.dtype}, PyTorch's own op gives {peer.dtype}"
-    )
+    assert peer is None or ours.dtype == peer.dtype, f"{name}: {ours.dtype}, PyTorch's own op gives {peer.dtype}"
     if exact.numel() == 0:
         return
     error = largest_difference(ours, exact)
@@ -133,9 +131,7 @@ def assert_matches(
     """
     found, expected = results(ours, inputs, grad_layout), results(peer, inputs, grad_layout)
     dtypes = [value.dtype for name, value in found.items() if name.startswith("output ")]
-    exact_inputs = {
-        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
-    }
+    exact_inputs = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
     exact = results(peer, exact_inputs, grad_layout, dtypes)
     largest = cache(
         lambda: rounding_error(
@@ -178,9 +174,7 @@ def assert_compiles(function: Callable, inputs: dict[str, Tensor]) -> None:
 
 def products(function: Callable[[], object]) -> int:
     """The multiplications in the matrix products that PyTorch computes in ``function()``, inside operators too."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         function()
     shapes = [event.input_shapes for event in profile.events() if event.name in MATRIX_PRODUCTS]
     pairs = [[shape for shape in shapes if len(shape) == 2][-2:] for shapes in shapes]

@@ -53,9 +53,7 @@ def facts() -> dict[str, bool]:
     y = fsdp(x)
     y.float().sum().backward()
     shard = fsdp.base.weight.to_local()
-    full = get_model_state_dict(
-        fsdp, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
-    )
+    full = get_model_state_dict(fsdp, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False))
     other = sharded(model(1))
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(other, {k: v.full_tensor() for k, v in fsdp.state_dict().items()}, options=options)

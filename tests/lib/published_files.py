@@ -22,9 +22,7 @@ def byte_level(prefix: bool = False, regex: bool = True, trim: bool = True) -> d
     return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": regex}
 
 
-def split(
-    pattern: str, behavior: str = "Isolated", invert: bool = False, kind: str = "Regex"
-) -> dict[str, Any]:
+def split(pattern: str, behavior: str = "Isolated", invert: bool = False, kind: str = "Regex") -> dict[str, Any]:
     return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
 
 

@@ -65,9 +65,7 @@ def classifier_of(session: Session, world: World = World(), **training: object) 
     return Trainer(task, config.training, config.parallel, world)
 
 
-def train_classifier(
-    world: World, config: ClassificationConfig, data: Path, steps: int, start=None, run=None
-):
+def train_classifier(world: World, config: ClassificationConfig, data: Path, steps: int, start=None, run=None):
     """(loss, accuracy) of so many steps and of an evaluation, for ``run_ranks``; saved in ``run`` at the end."""
     from llmfast.training.checkpoints.saver import restore
     from llmfast.training.loop import save

@@ -37,9 +37,7 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
         lines = [
-            SENTENCES[(index + line) % 3].format(
-                NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12]
-            )
+            SENTENCES[(index + line) % 3].format(NOUNS[(index * 5 + line) % 12], NOUNS[(index + line * 7) % 12])
             for line in range(12)
         ]
         (folder / f"{index:03d}.txt").write_text(f"Page {index}\n" + "\n".join(lines), encoding="utf-8")

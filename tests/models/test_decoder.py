@@ -204,9 +204,7 @@ def test_a_tied_table_has_the_variance_that_was_chosen(choice, std):
     config = DecoderConfig(vocab_size=2000, width=128, layers=1, embedding_init=choice)
     table = Decoder(config, generator=torch.Generator().manual_seed(0)).embedding.weight
     assert table.abs().max() <= 3 * std
-    assert table.std().item() == pytest.approx(
-        std * 0.9866, rel=0.01
-    )  # a normal cut at 3 sigma is that narrow
+    assert table.std().item() == pytest.approx(std * 0.9866, rel=0.01)  # a normal cut at 3 sigma is that narrow
 
 
 def test_matrices_start_with_the_variance_that_was_chosen():

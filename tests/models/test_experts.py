@@ -79,9 +79,7 @@ def test_grouped_products_are_those_of_the_groups(sizes):
     expected = torch.cat([rows @ matrix.T for rows, matrix in zip(x.split(sizes), weight, strict=True)])
     found = grouped_linear(x, weight, ends)
     torch.testing.assert_close(found, expected)
-    for ours, theirs in zip(
-        *(torch.autograd.grad(out, (x, weight), grad) for out in (found, expected)), strict=True
-    ):
+    for ours, theirs in zip(*(torch.autograd.grad(out, (x, weight), grad) for out in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -89,9 +87,7 @@ def test_pytorch_s_grouped_product_means_the_same():
     """What runs on a GPU in bfloat16; here on the CPU, where PyTorch has it too."""
     x, weight = torch.randn(12, 8), torch.randn(3, 16, 8)
     ends = torch.tensor([4, 4, 12], dtype=torch.int32)
-    torch.testing.assert_close(
-        F.grouped_mm(x, weight.transpose(1, 2), offs=ends), grouped_linear(x, weight, ends)
-    )
+    torch.testing.assert_close(F.grouped_mm(x, weight.transpose(1, 2), offs=ends), grouped_linear(x, weight, ends))
 
 
 def test_the_router_decides_in_float32_under_autocast():
@@ -141,9 +137,7 @@ def test_the_bias_moves_no_gradient_and_no_weight_of_an_expert():
     assert router.bias.abs().sum() > 0
     x = torch.randn(8, 16)
     _, weights, _ = router(x)
-    torch.testing.assert_close(
-        weights, torch.ones_like(weights)
-    )  # one expert, normalised: the bias is not in it
+    torch.testing.assert_close(weights, torch.ones_like(weights))  # one expert, normalised: the bias is not in it
 
 
 def test_statistics_count_each_choice_once_whatever_is_recomputed():

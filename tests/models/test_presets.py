@@ -41,9 +41,7 @@ VARIANTS = {
 
 
 def variant(name: str, **changes) -> DecoderConfig:
-    return DecoderConfig(
-        **{"vocab_size": 100, "width": 64, "layers": 2, "context": 32} | VARIANTS[name] | changes
-    )
+    return DecoderConfig(**{"vocab_size": 100, "width": 64, "layers": 2, "context": 32} | VARIANTS[name] | changes)
 
 
 def test_the_examples_are_true():
@@ -142,9 +140,7 @@ def test_activation_memory_is_what_a_forward_pass_keeps(name, precision, checkpo
     def of_a_block(measure) -> float:
         """What a second layer adds for a second row of tokens: no weights, no embedding, no head."""
         one, two = (dataclasses.replace(setup, batch_size=size) for size in (1, 2))
-        added = [
-            measure(variant(name, layers=n), two) - measure(variant(name, layers=n), one) for n in (1, 2)
-        ]
+        added = [measure(variant(name, layers=n), two) - measure(variant(name, layers=n), one) for n in (1, 2)]
         return added[1] - added[0]
 
     def computed(config, setup):
@@ -157,9 +153,7 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     config = presets.preset("gpt2")
     gpu = 24 * memory.GIB
     batch = memory.largest_batch(config, memory.TrainingSetup(), gpu)
-    needed = [
-        sum(memory.training_memory(config, memory.TrainingSetup(n)).values()) for n in (batch, batch + 1)
-    ]
+    needed = [sum(memory.training_memory(config, memory.TrainingSetup(n)).values()) for n in (batch, batch + 1)]
     assert needed[0] + memory.OVERHEAD <= gpu < needed[1] + memory.OVERHEAD
     assert memory.largest_batch(config, memory.TrainingSetup(), 2 * memory.GIB) == 0
 

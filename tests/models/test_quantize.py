@@ -16,9 +16,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(11, 64)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(64, 96), nn.SiLU(), nn.Linear(96, 64)) for _ in range(3)
-        )
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 96), nn.SiLU(), nn.Linear(96, 64)) for _ in range(3))
         self.layers.append(self.layers[0])  # used twice
         self.lm_head = nn.Linear(64, 11, bias=False)
 
@@ -31,17 +29,13 @@ class Model(nn.Module):
 
 def test_layers_are_replaced_in_place_and_compute_nearly_the_same():
     model, tokens = Model(), torch.arange(11)[None]
-    weights = {
-        name: layer.weight.detach() for name, layer in model.named_modules() if type(layer) is nn.Linear
-    }
+    weights = {name: layer.weight.detach() for name, layer in model.named_modules() if type(layer) is nn.Linear}
     before = model(tokens)
     assert quantize_model(model) is model
     quantized = {name: layer for name, layer in model.named_modules() if isinstance(layer, NF4Linear)}
     assert set(quantized) == set(weights) - {"lm_head"}
     for name, layer in quantized.items():
-        assert (dequantize_nf4(layer.quantized) - weights[name]).abs().max() < 0.16 * weights[
-            name
-        ].abs().max()
+        assert (dequantize_nf4(layer.quantized) - weights[name]).abs().max() < 0.16 * weights[name].abs().max()
     assert model.layers[3] is model.layers[0]
     assert type(model.lm_head) is nn.Linear
     after = model(tokens)

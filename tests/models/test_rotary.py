@@ -15,9 +15,7 @@ SCALINGS = {
     "dynamic": RopeScaling("dynamic", 4.0, original_context=1024),
     "llama3": RopeScaling("llama3", 8.0, 1024, low_frequency_factor=1.0, high_frequency_factor=4.0),
     "yarn": RopeScaling("yarn", 4.0, 1024),
-    "yarn by hand": RopeScaling(
-        "yarn", 4.0, 1024, beta_fast=24.0, beta_slow=2.0, attention_factor=1.2, truncate=False
-    ),
+    "yarn by hand": RopeScaling("yarn", 4.0, 1024, beta_fast=24.0, beta_slow=2.0, attention_factor=1.2, truncate=False),
 }
 
 
@@ -37,9 +35,7 @@ def transformers_frequencies(scaling: RopeScaling, length: int) -> tuple[torch.T
         "attention_factor": scaling.attention_factor,
         "truncate": scaling.truncate,
     }
-    config = LlamaConfig(
-        hidden_size=128, num_attention_heads=2, max_position_embeddings=1024, rope_parameters=settings
-    )
+    config = LlamaConfig(hidden_size=128, num_attention_heads=2, max_position_embeddings=1024, rope_parameters=settings)
     return ROPE_INIT_FUNCTIONS[scaling.kind](config, seq_len=length)
 
 

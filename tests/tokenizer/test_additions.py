@@ -13,9 +13,7 @@ TEXTS = ["<|start|>hello<|end|>", "a<think>b</think> c", "<think", "x<|endoftext
 
 
 def encoding():
-    return Encoding(
-        "small", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens={"<|endoftext|>": 300}
-    )
+    return Encoding("small", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens={"<|endoftext|>": 300})
 
 
 def tokenizer():
@@ -64,9 +62,7 @@ def test_tokens_that_are_not_special(make):
 
 
 def test_hugging_face_gives_the_same_ids(tmp_path):
-    after = (
-        tokenizer().with_added_tokens(["<|start|>", "<|end|>"]).with_added_tokens(["<think>"], special=False)
-    )
+    after = tokenizer().with_added_tokens(["<|start|>", "<|end|>"]).with_added_tokens(["<think>"], special=False)
     after.save(tmp_path)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     loaded = Tokenizer.load(tmp_path)

@@ -18,9 +18,7 @@ def encodings():
     yield Tokenizer.train(["low low low lower"], 260)
     end = AddedToken("<|endoftext|>", 300, lstrip=True)
     rules = TextRules(added=(end, AddedToken("<think>", 301, special=False)), normalizer={"type": "NFC"})
-    yield Tokenizer(
-        "rules", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens=specials, rules=rules
-    )
+    yield Tokenizer("rules", pat_str=patterns.GPT2, mergeable_ranks=RANKS, special_tokens=specials, rules=rules)
 
 
 @pytest.fixture(params=list(encodings()), ids=["engine", "regex", "trained", "rules"])
@@ -94,9 +92,7 @@ def test_ids(encoding, method):
     """Trap: the bytes of a text are integers, too."""
     decode = getattr(encoding, method)
     for wrong in NO_IDS:
-        with pytest.raises(
-            TypeError, match=f"^tokens must be a sequence of token ids, got {type(wrong).__name__}$"
-        ):
+        with pytest.raises(TypeError, match=f"^tokens must be a sequence of token ids, got {type(wrong).__name__}$"):
             decode(wrong)
     for wrong in HOLD_NO_IDS:
         with pytest.raises(

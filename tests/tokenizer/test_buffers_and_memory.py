@@ -16,9 +16,7 @@ RANKS = {bytes([byte]): byte for byte in range(256)}
 
 
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="a copy is made with the GIL")
-@pytest.mark.parametrize(
-    "view", [memoryview, lambda text: memoryview(text).toreadonly(), np.asarray, bytearray]
-)
+@pytest.mark.parametrize("view", [memoryview, lambda text: memoryview(text).toreadonly(), np.asarray, bytearray])
 def test_a_buffer_is_copied_before_others_can_change_it(view):
     """Also one that cannot be written through its view. What is encoded is the text of one moment."""
     states = [b"hello world " * 50_000, "中文字".encode() * 66_666 + b"  "]

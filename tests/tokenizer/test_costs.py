@@ -143,9 +143,7 @@ def test_a_piece_that_is_too_long_is_refused_at_every_entry():
         lambda: corpus.add_words({text: 1}),
         lambda: corpus.add_documents([text]),
     ):
-        with pytest.raises(
-            ValueError, match=r"a piece of 1073741825 bytes is too long.* at most 1073741824 bytes"
-        ):
+        with pytest.raises(ValueError, match=r"a piece of 1073741825 bytes is too long.* at most 1073741824 bytes"):
             refuse()
 
 

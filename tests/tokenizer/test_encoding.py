@@ -62,11 +62,7 @@ REPEATED = [(2, 3, 4, 8), (3, 2, 5), (4, 2, 8, 3), (7, 2, 3), (2, 5, 9, 4, 3), (
 def encode_by_definition(encoding: Encoding, text: str) -> list[int]:
     ranks = encoding._mergeable_ranks
     pieces = [match.group().encode() for match in regex.finditer(encoding._pat_str, text)]
-    return [
-        i
-        for piece in pieces
-        for i in ([ranks[piece]] if piece in ranks else merge_by_definition(ranks, piece))
-    ]
+    return [i for piece in pieces for i in ([ranks[piece]] if piece in ranks else merge_by_definition(ranks, piece))]
 
 
 @pytest.mark.parametrize("pat_str", sorted(patterns.NATIVE), ids=lambda pat_str: patterns.NATIVE[pat_str])
@@ -199,9 +195,7 @@ def test_damaged_vocabularies(ranks, message):
         Encoding("damaged", pat_str=patterns.GPT2, mergeable_ranks=ranks, special_tokens={})
 
 
-@pytest.mark.parametrize(
-    ("pat_str", "message"), [("(", "'\\(' is no regular expression"), ("", "pattern is empty")]
-)
+@pytest.mark.parametrize(("pat_str", "message"), [("(", "'\\(' is no regular expression"), ("", "pattern is empty")])
 def test_patterns_that_are_none(pat_str, message):
     with pytest.raises(ValueError, match=message):
         Encoding("x", pat_str=pat_str, mergeable_ranks=BYTES, special_tokens={})
@@ -213,9 +207,7 @@ def test_an_empty_special_token():
 
 
 def test_a_missing_byte_is_named_when_it_is_needed():
-    encoding = Encoding(
-        "letters", pat_str=patterns.GPT2, mergeable_ranks={b"a": 0, b"b": 1}, special_tokens={}
-    )
+    encoding = Encoding("letters", pat_str=patterns.GPT2, mergeable_ranks={b"a": 0, b"b": 1}, special_tokens={})
     assert encoding.encode("abba") == [0, 1, 1, 0]
     with pytest.raises(ValueError, match="b'c'"):
         encoding.encode("abc")
@@ -256,9 +248,7 @@ def test_documents(texts, threads):
 
 def test_a_long_document_is_cut_only_between_pieces():
     random.seed(5)
-    text = "".join(
-        random.choice(["hello", " world", "\n\n", "12345", "  ", "'s", "中"]) for _ in range(300_000)
-    )
+    text = "".join(random.choice(["hello", " world", "\n\n", "12345", "  ", "'s", "中"]) for _ in range(300_000))
     for pat_str in (patterns.GPT2, patterns.CL100K, patterns.O200K):
         encoding = make_encoding(pat_str)
         ids, offsets = encoding.encode_documents([text, "hello"], append_eot=False, num_threads=3)
@@ -298,9 +288,7 @@ def test_text_is_cut_where_every_pattern_cuts(text, data):
         assert [piece for part in joined for piece in _bpe.split(part, name)] == _bpe.split(text, name)
 
 
-@pytest.mark.parametrize(
-    "unit", ["the cat ", "кошка сидит, ", "猫がいる。", "고양이가 있다. ", "قطة جالسة ", "line\n"]
-)
+@pytest.mark.parametrize("unit", ["the cat ", "кошка сидит, ", "猫がいる。", "고양이가 있다. ", "قطة جالسة ", "line\n"])
 def test_streaming_keeps_little_text(unit):
     """Whatever the language; text with no letters of English was once kept to its end, and searched each time."""
     chunk = unit * (20_000 // len(unit))

@@ -89,9 +89,7 @@ def test_every_code_point(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(
-    pieces=st.lists(st.sampled_from(PIECES), max_size=120), repeats=st.integers(1, 80), at=st.integers(0, 119)
-)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=120), repeats=st.integers(1, 80), at=st.integers(0, 119))
 @settings(max_examples=120, deadline=None)
 def test_strings(name, pieces, repeats, at):
     ours, theirs = both(name)
@@ -105,9 +103,7 @@ def test_strings(name, pieces, repeats, at):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "o200k_base"])
-@given(
-    raw=st.binary(max_size=60), text=st.text(st.sampled_from(CHARACTERS), max_size=20), cut=st.integers(0, 3)
-)
+@given(raw=st.binary(max_size=60), text=st.text(st.sampled_from(CHARACTERS), max_size=20), cut=st.integers(0, 3))
 @settings(max_examples=120, deadline=None)
 def test_bytes_that_are_not_utf8(name, raw, text, cut):
     ours, theirs = both(name)
@@ -121,9 +117,7 @@ def test_bytes_that_are_not_utf8(name, raw, text, cut):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
-@pytest.mark.parametrize(
-    "text", ["hello fanta", "", "x \n ", "a  ", "\n\n", "we'", "中", "<|endoftext|>", " zzqj"]
-)
+@pytest.mark.parametrize("text", ["hello fanta", "", "x \n ", "a  ", "\n\n", "we'", "中", "<|endoftext|>", " zzqj"])
 def test_unstable(name, text):
     ours, theirs = both(name)
     stable, completions = ours.encode_with_unstable(text, allowed_special="all")
@@ -140,9 +134,7 @@ def test_unstable(name, text):
 @settings(max_examples=300, deadline=None)
 def test_special_tokens_that_overlap(specials, text, data):
     """Each other and ordinary text; of two where one begins like the other, tiktoken takes either."""
-    specials = [
-        one for one in specials if not any(one != other and one.startswith(other) for other in specials)
-    ]
+    specials = [one for one in specials if not any(one != other and one.startswith(other) for other in specials)]
     arguments = {
         "pat_str": r"\s+|\S+",
         "mergeable_ranks": {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"<a": 257},
@@ -284,10 +276,7 @@ def test_registry():
     assert llmfast.tokenizer.get_encoding("gpt2") is llmfast.tokenizer.get_encoding("gpt2")
     assert llmfast.tokenizer.encoding_for_model("gpt-4o").name == "o200k_base"
     assert llmfast.tokenizer.encoding_name_for_model("gpt-4") == "cl100k_base"
-    assert (
-        importlib.import_module("llmfast.tokenizer.model").MODEL_TO_ENCODING
-        == tiktoken.model.MODEL_TO_ENCODING
-    )
+    assert importlib.import_module("llmfast.tokenizer.model").MODEL_TO_ENCODING == tiktoken.model.MODEL_TO_ENCODING
     with pytest.raises(KeyError):
         llmfast.tokenizer.encoding_for_model("no-such-model")
     with pytest.raises(ValueError, match="Unknown encoding no_such"):
@@ -369,8 +358,6 @@ def test_the_engine_that_others_reach_for():
     assert ours.encode(text, set()) == theirs.encode(text, set())
     ids = [np.frombuffer(core.encode_to_tiktoken_buffer(text, allowed), np.uint32) for core in (ours, theirs)]
     assert ids[0].tolist() == ids[1].tolist()
-    (our_ids, our_ends), (their_ids, their_ends) = (
-        core.encode_with_unstable(text, allowed) for core in (ours, theirs)
-    )
+    (our_ids, our_ends), (their_ids, their_ends) = (core.encode_with_unstable(text, allowed) for core in (ours, theirs))
     assert our_ids == their_ids
     assert sorted(our_ends) == sorted(their_ends)

@@ -62,10 +62,7 @@ def texts(family, seed=0, count=40) -> list[str]:
         *("", " ", "a", "\n\n", "x  ", TEXT, TEXT + "\n", TEXT.strip()),
         *(" ".join(draw.choices(words, k=draw.randint(1, 14))) for _ in range(count)),
         *("".join(draw.choices(words, k=draw.randint(1, 14))) for _ in range(count)),
-        *(
-            "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 30)))
-            for _ in range(count)
-        ),
+        *("".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 30))) for _ in range(count)),
     ]
 
 
@@ -124,9 +121,7 @@ def methods_of_text(ours):
         "encode_batch": lambda text: ours.encode_batch(["a", text], disallowed_special=())[1],
         "encode_ordinary_batch": lambda text: ours.encode_ordinary_batch([text, "a"])[0],
         "encode_documents": lambda text: documents(ours, text),
-        "encode_iterable": lambda text: list(
-            ours.encode_iterable(text[i : i + 3] for i in range(0, len(text), 3))
-        ),
+        "encode_iterable": lambda text: list(ours.encode_iterable(text[i : i + 3] for i in range(0, len(text), 3))),
         "encode_with_offsets": lambda text: ours.encode_with_offsets(text, disallowed_special=())[0],
         "_encode_only_native_bpe": ours._encode_only_native_bpe,
     }
@@ -154,9 +149,7 @@ def test_every_method_obeys_the_rules(family, ours_of):
     """A tokenizer with rules has them in its engine, so that no method that is added later can leave them out."""
     ours, theirs = ours_of(family), theirs_of(family)
     methods = methods_of_text(ours)
-    public = {
-        name for name in dir(Tokenizer) if not name.startswith("_") and callable(getattr(Tokenizer, name))
-    }
+    public = {name for name in dir(Tokenizer) if not name.startswith("_") and callable(getattr(Tokenizer, name))}
     assert public - OTHERS == {name for name in methods if not name.startswith("_")}
     theirs.encode_special_tokens = True
     try:

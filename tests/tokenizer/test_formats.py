@@ -152,9 +152,7 @@ def assert_reads(theirs, tmp_path):
     return loaded
 
 
-@pytest.mark.parametrize(
-    "pattern", [None, patterns.LLAMA3, patterns.QWEN2, patterns.O200K, r"\s+|\S+", r"[a-z]+"]
-)
+@pytest.mark.parametrize("pattern", [None, patterns.LLAMA3, patterns.QWEN2, patterns.O200K, r"\s+|\S+", r"[a-z]+"])
 def test_reads_tokenizers_trained_there(pattern, tmp_path):
     loaded = assert_reads(hugging_face_tokenizer(pattern), tmp_path)
     assert loaded.eot_token == 0  # its special tokens come first
@@ -269,9 +267,7 @@ def test_reads_vocab_and_merges(tmp_path):
 
 def test_writes_vocab_and_merges(tmp_path):
     for pattern in ("gpt2", "qwen2"):
-        tokenizer = Tokenizer.train(
-            [CODE], 800, pattern=pattern, special_tokens=("<|endoftext|>", "<s>", "</s>")
-        )
+        tokenizer = Tokenizer.train([CODE], 800, pattern=pattern, special_tokens=("<|endoftext|>", "<s>", "</s>"))
         tokenizer.save_vocab_and_merges(tmp_path / pattern)
         loaded = Tokenizer.load(tmp_path / pattern, pattern=pattern)
         assert loaded.fingerprint == tokenizer.fingerprint
@@ -329,9 +325,7 @@ def saved(tmp_path):
         (lambda file: file["model"]["vocab"].update({"in": 1 << 24}), "the largest id is 16777215"),
         (lambda file: file["model"].update(vocab=[["a", 0.0]], type=None), "its model is 'Unigram'"),
         (
-            lambda file: file.update(
-                model={"vocab": {"a": 0}, "max_input_chars_per_word": 9, "unk_token": "a"}
-            ),
+            lambda file: file.update(model={"vocab": {"a": 0}, "max_input_chars_per_word": 9, "unk_token": "a"}),
             "its model is 'WordPiece'",
         ),
         (lambda file: file.update(model={"vocab": {"a": 0}, "unk_token": "a"}), "its model is 'WordLevel'"),
@@ -358,9 +352,7 @@ def saved(tmp_path):
             "its pre-tokenizer is Metaspace, without",
         ),
         (
-            lambda file: file.update(
-                pre_tokenizer={"type": "Sequence", "pretokenizers": [file["pre_tokenizer"]] * 2}
-            ),
+            lambda file: file.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [file["pre_tokenizer"]] * 2}),
             "turns text into bytes 2 times",
         ),
         (lambda file: file["added_tokens"][0].update(lstrip=1), "'lstrip' is 1, not of type bool"),
@@ -381,9 +373,7 @@ def test_a_damaged_tokenizer_json_is_refused(saved, change, message):
     assert str(saved) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b"null", b'{"model": 3}', b"\xff\xfe", b'{"model": {}}']
-)
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"null", b'{"model": 3}', b"\xff\xfe", b'{"model": {}}'])
 def test_what_is_no_tokenizer_json_is_refused(saved, content):
     saved.write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json (is damaged|cannot be loaded): "):
@@ -448,7 +438,5 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 
 def test_byte_characters():
-    assert all(
-        byte_text.token_bytes(byte_text.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256)
-    )
+    assert all(byte_text.token_bytes(byte_text.token_text(bytes([byte]))) == bytes([byte]) for byte in range(256))
     assert byte_text.token_text(b" caf\xc3\xa9\n") == "ĠcafÃ©Ċ"

@@ -59,9 +59,7 @@ def test_a_folder_or_file_needs_no_hub(tmp_path, tokenizer, monkeypatch):
 
 
 def test_what_is_not_cached_is_said_in_a_sentence(cache):
-    with pytest.raises(
-        OSError, match=r"'someone/other' is not in the cache .* local_files_only is set; fetch it once"
-    ):
+    with pytest.raises(OSError, match=r"'someone/other' is not in the cache .* local_files_only is set; fetch it once"):
         Tokenizer.from_pretrained("someone/other", cache_dir=cache, local_files_only=True)
     with pytest.raises(OSError, match=r"'someone/other' is not in the cache .* the hub was not reached"):
         Tokenizer.from_pretrained("someone/other", cache_dir=cache, token=False)

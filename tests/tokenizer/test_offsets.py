@@ -10,9 +10,7 @@ from llmfast.tokenizer import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
-TEXT = (
-    "the cat sat on the mat, and the dog's naïve café 日本語 12345 🙂👩‍👩‍👧\n\n  def main():\n\treturn 'x' ½ "
-)
+TEXT = "the cat sat on the mat, and the dog's naïve café 日本語 12345 🙂👩‍👩‍👧\n\n  def main():\n\treturn 'x' ½ "
 PIECES = [
     "the",
     " cat",

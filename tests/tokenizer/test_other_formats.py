@@ -80,9 +80,7 @@ def test_a_config_tells_the_family(split_files):
     assert ours.encode("the") == ours.encode(" the")
 
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BlubTokenizer"}))
-    with pytest.raises(
-        ValueError, match=r"'BlubTokenizer', .* load it with Tokenizer\.load\(path, pattern=\.\.\.\)"
-    ):
+    with pytest.raises(ValueError, match=r"'BlubTokenizer', .* load it with Tokenizer\.load\(path, pattern=\.\.\.\)"):
         Tokenizer.load(folder)
     assert Tokenizer.load(folder, pattern="qwen2")._pat_str == patterns.QWEN2
 
@@ -262,9 +260,7 @@ def test_files_beside_it_are_written_as_they_were(tmp_path):
         (tmp_path / "first" / name).write_text(content, encoding="utf-8")
     (tmp_path / "first" / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     Tokenizer.load(tmp_path / "first" / "tokenizer.json").save(tmp_path / "second")
-    names = [
-        path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()
-    ]
+    names = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
     for name in names:
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "second")

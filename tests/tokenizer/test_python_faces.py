@@ -81,9 +81,7 @@ def test_threads_do_not_change_ids(largest):
     """An id for each byte is more than there is room for at first, and documents are longer and shorter than a task."""
     random.seed(8)
     encoding = make_encoding([b"  "], largest)
-    documents = [
-        "".join(random.choices("aé中 1\n", k=length)) for length in (0, 500_000, 3, 90_000, 200, 0, 40_000)
-    ]
+    documents = ["".join(random.choices("aé中 1\n", k=length)) for length in (0, 500_000, 3, 90_000, 200, 0, 40_000)]
     expected = [[*encoding.encode_ordinary(document), largest] for document in documents]
     for threads in (1, 2, 5):
         ids, offsets = encoding.encode_documents(documents, num_threads=threads)
@@ -106,9 +104,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="reads how much memory is in use from /proc"
-)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads how much memory is in use from /proc")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_call_that_fails_leaves_no_memory_behind(threads):
     encoding = Encoding("letters", pat_str=patterns.GPT2, mergeable_ranks=LETTERS, special_tokens={})
@@ -133,9 +129,7 @@ def test_a_call_that_fails_leaves_no_memory_behind(threads):
                 call()
         memory.append(resident())
     assert sys.getrefcount(good) == references
-    assert (
-        memory[-1] - memory[3] < 8 * 1_000_000
-    )  # one array of ids that is lost each time would be four times that
+    assert memory[-1] - memory[3] < 8 * 1_000_000  # one array of ids that is lost each time would be four times that
 
 
 def test_surrogates_in_the_middle_of_documents():

@@ -68,12 +68,8 @@ def test_every_text_under_every_pattern(pattern):
     """DeepSeek's looked for the end of a stretch without numbers again for every 256 pieces."""
     for name, (unit, end) in TEXTS.items():
         try:
-            check_growth(
-                lambda size, unit=unit, end=end: _bpe.count_pieces(repeated(unit, size) + end, pattern)
-            )
-            check_growth(
-                lambda size, unit=unit, end=end: _bpe.certain_boundary(repeated(unit, size) + end, pattern, 1)
-            )
+            check_growth(lambda size, unit=unit, end=end: _bpe.count_pieces(repeated(unit, size) + end, pattern))
+            check_growth(lambda size, unit=unit, end=end: _bpe.certain_boundary(repeated(unit, size) + end, pattern, 1))
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from None
 
@@ -97,9 +93,7 @@ def test_every_entry_point(pattern):
         check_growth(lambda size, unit=unit: encoder.encode_to_numpy(text(unit, size)))
         check_growth(lambda size, unit=unit: encoder.encode_batch([text(unit, size)] * 2, num_threads=1))
         check_growth(
-            lambda size, unit=unit: encoder.encode_documents(
-                [text(unit, size)], append_eot=False, num_threads=1
-            )
+            lambda size, unit=unit: encoder.encode_documents([text(unit, size)], append_eot=False, num_threads=1)
         )
         check_growth(lambda size, unit=unit: encoder.count(text(unit, size)))
         check_growth(lambda size, unit=unit: encoder.encode_with_unstable(text(unit, size // 4)))
@@ -142,9 +136,7 @@ def test_special_tokens(pat_str):
             {"disallowed_special": {"<|reserved_special_token_x"}},
         ):
             check_growth(
-                lambda size, unit=unit, options=options: encoder.encode(
-                    unit * (size // 8 // len(unit)), **options
-                )
+                lambda size, unit=unit, options=options: encoder.encode(unit * (size // 8 // len(unit)), **options)
             )
     check_growth(lambda size: check_disallowed("<|reserved_special_token_" * (size // 25), SPECIALS.keys()))
 

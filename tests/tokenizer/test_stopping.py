@@ -128,9 +128,7 @@ DAEMONS = """
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = textwrap.dedent(CALLS) + textwrap.dedent(program)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=250
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=250)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself a Ctrl-C there")

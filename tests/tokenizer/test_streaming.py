@@ -111,9 +111,7 @@ def test_disallowed_text_is_found_over_chunks(text, allowed, data):
     for disallowed in ("all", {"<|end|>", "no special token", "bab"}):
         options = {"allowed_special": allowed, "disallowed_special": disallowed}
         expected = outcome(lambda options=options: encoding.encode(text, **options))
-        assert (
-            outcome(lambda options=options: encoding.encode_iterable(cut(data, text), **options)) == expected
-        )
+        assert outcome(lambda options=options: encoding.encode_iterable(cut(data, text), **options)) == expected
 
 
 @pytest.mark.parametrize("pat_str", [patterns.O200K, patterns.WHOLE, r"\w+|\W+"])

@@ -19,8 +19,7 @@ TEXT = "she sells sea shells by the sea shore; the shells she sells are sea shel
 def test_examples_in_docstrings():
     modules = [module.name for module in pkgutil.iter_modules(llmfast.tokenizer.__path__)]
     results = {
-        name: doctest.testmod(importlib.import_module(f"llmfast.tokenizer.{name}"))
-        for name in [*modules, "patterns"]
+        name: doctest.testmod(importlib.import_module(f"llmfast.tokenizer.{name}")) for name in [*modules, "patterns"]
     }
     assert not any(result.failed for result in results.values())
     assert results["teaching"].attempted == 7

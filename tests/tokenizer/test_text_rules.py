@@ -59,9 +59,7 @@ def ours_of(theirs, folder) -> Tokenizer:
 
 
 @example(added={"é": {"special"}}, normalization=True, texts=["e\u0301", "é", "xe\u0301"])
-@example(
-    added={"<K>": {"special"}, "<a>": set()}, normalization=True, texts=["<\u212a>", "<K>", "<a>\u0338<a"]
-)
+@example(added={"<K>": {"special"}, "<a>": set()}, normalization=True, texts=["<\u212a>", "<K>", "<a>\u0338<a"])
 @given(
     added=st.dictionaries(st.sampled_from(CONTENTS), st.sets(st.sampled_from(FLAGS)), max_size=6),
     normalization=st.booleans(),
@@ -111,9 +109,7 @@ def test_rules_apply_to_allowed_tokens_only(tmp_path):
 
 def test_the_engine_finds_what_has_no_rules(tmp_path):
     """Tokens that are normalized or not special are found by the engine, where that cannot matter."""
-    ours = ours_of(
-        theirs_with({"<a>": {"normalized"}, "<think>": set(), "<b>": {"special"}}, False), tmp_path
-    )
+    ours = ours_of(theirs_with({"<a>": {"normalized"}, "<think>": set(), "<b>": {"special"}}, False), tmp_path)
     assert not ours.rules.need_search
     other = ours_of(theirs_with({"<a>": {"normalized"}, "<a><b>": {"special"}}, False), tmp_path)
     assert other.rules.need_search

@@ -174,10 +174,7 @@ def test_threads_share_the_merging_of_pairs_in_many_words(tie_break):
     text = " ".join(sorted(words))
     tokens = naive_tokens([text], 25, tie_break)
     for threads in (1, 2, 3):
-        assert (
-            trained_tokens([text], len(tokens), pattern="gpt2", tie_break=tie_break, num_threads=threads)
-            == tokens
-        )
+        assert trained_tokens([text], len(tokens), pattern="gpt2", tie_break=tie_break, num_threads=threads) == tokens
     more = [trained_tokens([text], 650, tie_break=tie_break, num_threads=threads) for threads in (1, 2, 3)]
     assert more[0] == more[1] == more[2]
 

@@ -18,9 +18,7 @@ from llmfast.tokenizer.transformers_backend import is_sped_up
 
 transformers = pytest.importorskip("transformers")
 
-TEXT = (
-    "the cat sat on the mat, and the dog's naïve café 日本語 12345 🙂👩‍👩‍👧\n\n  def main():\n\treturn 'x' ½ "
-)
+TEXT = "the cat sat on the mat, and the dog's naïve café 日本語 12345 🙂👩‍👩‍👧\n\n  def main():\n\treturn 'x' ½ "
 WORDS = [
     *TEXT.split(" "),
     " ",
@@ -97,9 +95,7 @@ def counted(monkeypatch, tokenizer):
     calls = []
     backend = tokenizer.backend_tokenizer.llmfast
     original = type(backend).original
-    monkeypatch.setattr(
-        type(backend), "original", lambda self, name: calls.append(name) or original(self, name)
-    )
+    monkeypatch.setattr(type(backend), "original", lambda self, name: calls.append(name) or original(self, name))
     return calls
 
 
@@ -196,9 +192,7 @@ def test_decoding(family):
         ids = draw.choices([*range(len(theirs)), 5000], k=draw.randint(0, 30))
         for options in ({}, {"skip_special_tokens": True}, {"clean_up_tokenization_spaces": True}):
             assert ours.decode(ids, **options) == theirs.decode(ids, **options)
-            assert ours.batch_decode([ids, ids[:3]], **options) == theirs.batch_decode(
-                [ids, ids[:3]], **options
-            )
+            assert ours.batch_decode([ids, ids[:3]], **options) == theirs.batch_decode([ids, ids[:3]], **options)
     encoded = theirs(texts(6), return_tensors="np", padding=True)["input_ids"]
     assert ours.batch_decode(encoded, skip_special_tokens=True) == theirs.batch_decode(
         encoded, skip_special_tokens=True

@@ -21,9 +21,7 @@ def calls(pat_str: str, text: str):
         "encode_to_numpy": lambda: encoding.encode_to_numpy(text),
         "encode_batch": lambda: encoding.encode_batch([text]),
         "encode_documents": lambda: encoding.encode_documents([text], append_eot=False),
-        "encode_documents of bytes": lambda: encoding.encode_documents(
-            [text.encode() + b"\xff"], append_eot=False
-        ),
+        "encode_documents of bytes": lambda: encoding.encode_documents([text.encode() + b"\xff"], append_eot=False),
         "encode_iterable": lambda: list(encoding.encode_iterable([text])),
         "encode_with_unstable": lambda: encoding.encode_with_unstable(text),
         "_encode_only_native_bpe": lambda: encoding._encode_only_native_bpe(text),

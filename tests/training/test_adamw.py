@@ -35,9 +35,7 @@ def train(optimizer, steps):
 
 def moved(optimizer, build):
     """Another optimizer, on parameters of the same values, that loaded this one's state."""
-    copies = [
-        torch.nn.Parameter(p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
-    ]
+    copies = [torch.nn.Parameter(p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
     other = build(copies)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return other

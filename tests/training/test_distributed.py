@@ -43,9 +43,7 @@ def data(tmp_path_factory):
 
 
 def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
-    config = small_config(
-        data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training)
-    )
+    config = small_config(data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training))
     config.data = dataclasses.replace(config.data, sources=(), prepared=str(data))
     config.model = dataclasses.replace(config.model, layers=2, kv_heads=2, qk_norm=True, biases="all")
     config.parallel = parallel
@@ -84,9 +82,7 @@ def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"))
     run_ranks(jobs.train, 2, tmp_path / "two", config, 4)
     (saved,) = checkpoints(tmp_path / "two" / "run")
-    four = run_ranks(
-        jobs.train, 4, tmp_path / "four", run_config(data, ParallelConfig("hsdp", group=2)), 4, saved
-    )
+    four = run_ranks(jobs.train, 4, tmp_path / "four", run_config(data, ParallelConfig("hsdp", group=2)), 4, saved)
     assert four[0] == close(alone[4:8])
     (saved,) = checkpoints(tmp_path / "four" / "run")
     both = ParallelConfig(tensor=2)  # two copies of a model that two processes divide
@@ -113,9 +109,7 @@ def test_evaluation_is_divided_and_has_the_result_of_one(data, tmp_path, paralle
     exactly = parallel.tensor == 1  # the sums inside a layer are those of its parts, otherwise
     for found, calls in both:
         assert calls == (batches + 1) // 2 if exactly else batches
-        assert (found if exactly else found["loss"]) == (
-            alone if exactly else pytest.approx(alone["loss"], rel=1e-5)
-        )
+        assert (found if exactly else found["loss"]) == (alone if exactly else pytest.approx(alone["loss"], rel=1e-5))
 
 
 @pytest.mark.parametrize("parallel", [ParallelConfig(), ParallelConfig("fsdp")], ids=["ddp", "fsdp"])
@@ -136,15 +130,11 @@ def test_a_failure_of_the_first_rank_ends_all():
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(data):
-    with pytest.raises(
-        AssertionError, match=r"batch_size 8 must be divisible by training.accumulate 8 times 2"
-    ):
+    with pytest.raises(AssertionError, match=r"batch_size 8 must be divisible by training.accumulate 8 times 2"):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
 
 
-@pytest.mark.parametrize(
-    "parallel", [ParallelConfig("fsdp"), ParallelConfig(tensor=2)], ids=["fsdp", "tensor"]
-)
+@pytest.mark.parametrize("parallel", [ParallelConfig("fsdp"), ParallelConfig(tensor=2)], ids=["fsdp", "tensor"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw8bit"])
 def test_optimizers_of_whole_matrices_and_blocks_divide_them(data, tmp_path, optimizer, parallel):
     """Traps: a part orthogonalised by itself is not a part of the orthogonal matrix; 256 moments that share a maximum

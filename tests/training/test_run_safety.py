@@ -96,13 +96,9 @@ def test_other_data_is_refused_on_resume(tmp_path):
     """Trap: a run that goes on with other text at a place that means nothing there."""
     session = new_run(tmp_path)
     save(session)
-    other = new_session(
-        tmp_path / "other", small_config(write_corpus(tmp_path / "c2", 70)), report=lambda line: None
-    )
+    other = new_session(tmp_path / "other", small_config(write_corpus(tmp_path / "c2", 70)), report=lambda line: None)
     with pytest.raises(ValueError, match=r"the data of this run are not those that .* was trained on"):
-        trainer_of(session.config, other.task.prepared).restore(
-            read_checkpoint(checkpoints(session.run.folder)[-1])
-        )
+        trainer_of(session.config, other.task.prepared).restore(read_checkpoint(checkpoints(session.run.folder)[-1]))
 
 
 @pytest.fixture

@@ -68,9 +68,7 @@ def test_a_tracker_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(
-        ValueError, match=r"track wandb cannot be used: No API key configured\.; WANDB_MODE=off"
-    ):
+    with pytest.raises(ValueError, match=r"track wandb cannot be used: No API key configured\.; WANDB_MODE=off"):
         fit(new_run(tmp_path, track=("wandb",), **QUIET))
 
 
@@ -202,9 +200,7 @@ def test_a_sweep_under_torchrun_is_refused(config_file, tmp_path, monkeypatch):
         ("training.learning_rate: 1.0", "is not a grid"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_before_anything_is_trained(
-    grid, message, config_file, tmp_path, capsys
-):
+def test_a_grid_that_cannot_be_is_refused_before_anything_is_trained(grid, message, config_file, tmp_path, capsys):
     (tmp_path / "grid.yaml").write_text(grid)
     out = tmp_path / "sweep"
     assert main(["sweep", str(tmp_path / "grid.yaml"), "--config", config_file, "--out", str(out)]) == 2

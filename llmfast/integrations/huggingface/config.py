@@ -299,9 +299,7 @@ def _experts_to(kind: str, config: DecoderConfig) -> dict[str, Any]:
         "norm_topk_prob": experts.normalize,
         "router_aux_loss_coef": experts.auxiliary_weight,
     }
-    return written | (
-        {"shared_expert_intermediate_size": experts.shared_width} if kind == "qwen2_moe" else {}
-    )
+    return written | ({"shared_expert_intermediate_size": experts.shared_width} if kind == "qwen2_moe" else {})
 
 
 def _activation(theirs: str, table: dict[str, str]) -> str:

@@ -34,9 +34,7 @@ TOKENIZER_FILES = (
 )
 
 
-def load_huggingface(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, vocab_multiple: int = 1
-) -> Decoder:
+def load_huggingface(folder: str | Path, *, dtype: torch.dtype = torch.float32, vocab_multiple: int = 1) -> Decoder:
     """The model of a folder with config.json and safetensors, sharded or not.
 
     Args:
@@ -63,9 +61,7 @@ def load_huggingface(
         reader = _Reader(family, config, names, read)
         tensors = {name: reader.tensor(name, like).to(dtype).contiguous() for name, like in wanted.items()}
         if left := reader.left():
-            raise ValueError(
-                f"{folder} holds tensors that this model has no place for: {', '.join(left[:3])}"
-            )
+            raise ValueError(f"{folder} holds tensors that this model has no place for: {', '.join(left[:3])}")
     return Decoder.from_tensors(config, tensors)
 
 
@@ -150,9 +146,7 @@ class _Reader:
         theirs = self.family.their_names(name)
         if "{x}" in theirs[0]:
             experts = range(self.config.experts.count)
-            tensor = torch.stack(
-                [self._joined([each.replace("{x}", str(x)) for each in theirs]) for x in experts]
-            )
+            tensor = torch.stack([self._joined([each.replace("{x}", str(x)) for each in theirs]) for x in experts])
         else:
             tensor = self._joined(theirs)
         if _is_transposed(self.family, name, tensor):

@@ -58,9 +58,7 @@ def _llama(**feed_forward: tuple[str, ...]) -> Table:
         "norm": ("model.norm",),
         "head": ("lm_head",),
     }
-    ours = {
-        f"blocks.{{i}}.feed_forward.{name.replace('__', '.')}": value for name, value in feed_forward.items()
-    }
+    ours = {f"blocks.{{i}}.feed_forward.{name.replace('__', '.')}": value for name, value in feed_forward.items()}
     return table | {name: tuple(layer + each for each in theirs) for name, theirs in ours.items()}
 
 
@@ -93,9 +91,7 @@ _QWEN_MOE = _llama(
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(
-            "gpt2", "GPT2LMHeadModel", _GPT2, patched=True, conv1d=True, ignored=r".*\.attn\.(masked_)?bias"
-        ),
+        Family("gpt2", "GPT2LMHeadModel", _GPT2, patched=True, conv1d=True, ignored=r".*\.attn\.(masked_)?bias"),
         Family("llama", "LlamaForCausalLM", _llama(), patched=True),
         Family("mistral", "MistralForCausalLM", _llama(), patched=True),
         Family("qwen2", "Qwen2ForCausalLM", _llama(), patched=True),

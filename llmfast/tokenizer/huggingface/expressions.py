@@ -295,9 +295,7 @@ def _merged(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 def _folds_simply(words: frozenset[str]) -> bool:
     """Whether no letters of the words are one letter in another case, as "ss" and "fi" are to Oniguruma."""
-    return all(
-        word.isascii() and not any(two in word for two in ("ss", "ff", "fi", "fl", "st")) for word in words
-    )
+    return all(word.isascii() and not any(two in word for two in ("ss", "ff", "fi", "fl", "st")) for word in words)
 
 
 def _with_words(alternatives: list[tuple], ignore_case: bool) -> tuple:
@@ -337,11 +335,7 @@ def _words(sequence: tuple, ignore_case: bool) -> Words | None:
             if sum(stop - start + 1 for start, stop in atom.ranges) > 8:
                 return None
             options = {chr(code) for start, stop in atom.ranges for code in range(start, stop + 1)}
-        elif (
-            isinstance(atom, Group)
-            and atom.kind in ("", "i")
-            and [type(one) for one in atom.alternatives] == [Words]
-        ):
+        elif isinstance(atom, Group) and atom.kind in ("", "i") and [type(one) for one in atom.alternatives] == [Words]:
             inner, options = atom.alternatives[0]
         else:
             return None
@@ -359,9 +353,7 @@ def _words(sequence: tuple, ignore_case: bool) -> Words | None:
 
 def may_be_empty(alternatives: tuple) -> bool:
     """Whether an expression of this meaning may match between two characters."""
-    return any(
-        "" in one.words if isinstance(one, Words) else all(map(_is_empty, one)) for one in alternatives
-    )
+    return any("" in one.words if isinstance(one, Words) else all(map(_is_empty, one)) for one in alternatives)
 
 
 def _is_empty(item: Repeated) -> bool:

@@ -36,9 +36,7 @@ def token_id(value: Any, what: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{what} is {shown(value)}")
     if value > LARGEST_ID:
-        raise ValueError(
-            f"{what} is {value if value < 1 << 64 else 'a huge number'}; the largest id is {LARGEST_ID}"
-        )
+        raise ValueError(f"{what} is {value if value < 1 << 64 else 'a huge number'}; the largest id is {LARGEST_ID}")
     return value
 
 

@@ -31,9 +31,7 @@ def tokenizer_of(**parts: Any) -> tokenizers.Tokenizer:
             "it has parts that Hugging Face's tokenizers library must apply, which is not installed: "
             "pip install tokenizers"
         ) from None
-    usual = dict.fromkeys(
-        ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
-    )
+    usual = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     file = {"version": "1.0", "added_tokens": [], "model": _CHARACTERS, **usual, **parts}
     try:
         return Tokenizer.from_str(json.dumps(file))
@@ -60,9 +58,7 @@ def piece_spans_of(model: dict[str, Any]) -> Callable[[str], list[tuple[int, int
     theirs = tokenizer_of(model=model).model
 
     def spans(piece: str) -> list[tuple[int, int]]:
-        place_of = [
-            place for place, character in enumerate(piece) for _ in character.encode()
-        ]  # they count bytes
+        place_of = [place for place, character in enumerate(piece) for _ in character.encode()]  # they count bytes
         offsets = [token.offsets for token in theirs.tokenize(piece)]
         return [(place_of[start], place_of[stop - 1] + 1) for start, stop in offsets]
 

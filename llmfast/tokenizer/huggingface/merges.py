@@ -71,9 +71,7 @@ def _ranked(tokens: dict[bytes, int], made: list[bytes], largest: int) -> Ranked
     by_id = sorted(tokens.keys() - set(made), key=tokens.__getitem__)
     by_rank = [token for token in by_id if len(token) == 1]
     by_rank += [*made, *(token for token in by_id if len(token) > 1)]
-    return Ranked(
-        {token: rank for rank, token in enumerate(by_rank)}, tuple(tokens[token] for token in by_rank)
-    )
+    return Ranked({token: rank for rank, token in enumerate(by_rank)}, tuple(tokens[token] for token in by_rank))
 
 
 def _places(ranks: dict[bytes, int], place_of: dict[tuple[bytes, bytes], int]) -> dict[bytes, int] | None:

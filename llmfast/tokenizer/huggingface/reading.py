@@ -48,8 +48,7 @@ def from_json(file: Any) -> Contents:
     model = field(file, "model", dict)
     _check_is_bpe(model)
     vocabulary = {
-        text: token_id(number, f"the id of token {text!r}")
-        for text, number in field(model, "vocab", dict).items()
+        text: token_id(number, f"the id of token {text!r}") for text, number in field(model, "vocab", dict).items()
     }
     normalizer = _normalizer(file.get("normalizer"))
     to_bytes = sum(kind_of(step) == "ByteLevel" for step in steps_of(normalizer, "normalizers"))
@@ -65,14 +64,8 @@ def from_json(file: Any) -> Contents:
     if not tokens:
         raise ValueError("its vocabulary has no token")
     if _merges_natively(model, tokens):
-        pairs = [
-            (bytes_of[left], bytes_of[right])
-            for left, right in merges
-            if left in bytes_of and right in bytes_of
-        ]
-        ranked = ranks_of(
-            tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest
-        )
+        pairs = [(bytes_of[left], bytes_of[right]) for left, right in merges if left in bytes_of and right in bytes_of]
+        ranked = ranks_of(tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest)
     rules = TextRules(
         added=added,
         normalizer=normalizer,
@@ -85,28 +78,18 @@ def from_json(file: Any) -> Contents:
     if ranked is None:
         # The engine has the tokens, and only Hugging Face's library merges them.
         by_id = sorted(tokens, key=tokens.__getitem__)
-        ranked = Ranked(
-            {token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id))
-        )
-        rules = rules.replace(
-            model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False, digits=None
-        )
+        ranked = Ranked({token: rank for rank, token in enumerate(by_id)}, tuple(map(tokens.__getitem__, by_id)))
+        rules = rules.replace(model=model, steps=file.get("pre_tokenizer") or {}, prefix_space=False, digits=None)
     decoded = {
-        number: decoded_bytes(text)
-        for text, number in vocabulary.items()
-        if bytes_of.get(text) not in ranked.ranks
+        number: decoded_bytes(text) for text, number in vocabulary.items() if bytes_of.get(text) not in ranked.ranks
     }
     text_of = {number: text for text, number in vocabulary.items()}
     for token in added:
         decoded.pop(token.id, None)
-        if (
-            text_of.get(token.id, token.content) != token.content
-        ):  # the next id may be one that the vocabulary has
+        if text_of.get(token.id, token.content) != token.content:  # the next id may be one that the vocabulary has
             decoded[token.id] = decoded_bytes(token.content)
     rules = rules.replace(ids=ranked.ids, decoded=decoded)
-    library.check_parts(
-        None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model
-    )
+    library.check_parts(None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model)
     specials = {token.content: token.id for token in added if token.special}
     return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None)
 

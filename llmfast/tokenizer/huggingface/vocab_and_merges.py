@@ -154,10 +154,7 @@ def to_vocab_and_merges(contents: Contents) -> dict[str, str]:
             raise ValueError(
                 f"no merge makes token {rank}, which merges.txt cannot say; save tokenizer.json instead, which can"
             )
-    added = {
-        str(token["id"]): {name: token[name] for name in ("content", *FLAGS)}
-        for token in file["added_tokens"]
-    }
+    added = {str(token["id"]): {name: token[name] for name in ("content", *FLAGS)} for token in file["added_tokens"]}
     config = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": added}
     return {
         "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),

@@ -57,9 +57,7 @@ def _model(contents: Contents, ids: tuple[int, ...] | None, added: list[AddedTok
     vocabulary = {text: ids[rank] if ids else rank for rank, text in text_of.items()}
     for token in added:
         if vocabulary.setdefault(token.content, token.id) != token.id:
-            raise ValueError(
-                f"special token {token.content!r} is written like token {vocabulary[token.content]}"
-            )
+            raise ValueError(f"special token {token.content!r} is written like token {vocabulary[token.content]}")
     parts_of = _bpe.derive_merges(ranks)
     return {
         "type": "BPE",
@@ -76,9 +74,7 @@ def _model(contents: Contents, ids: tuple[int, ...] | None, added: list[AddedTok
     }
 
 
-def _merges(
-    ranks: dict[bytes, int], text_of: dict[int, str], parts_of: list[tuple[int, list[int]]]
-) -> list[str]:
+def _merges(ranks: dict[bytes, int], text_of: dict[int, str], parts_of: list[tuple[int, list[int]]]) -> list[str]:
     """The pairs that make each token, in the order of the ranks.
 
     A token of lower rank than those that make it is not made of two when its own rank is reached. The engine merges any

@@ -38,9 +38,7 @@ def base_of(model: nn.Module, path: str | None, world: World) -> Base | None:
     if not frozen:
         return None
     if path is None:
-        raise ValueError(
-            "a frozen base must come from somewhere, or no checkpoint has its weights: give start"
-        )
+        raise ValueError("a frozen base must come from somewhere, or no checkpoint has its weights: give start")
     sha256 = checksum(frozen) if world.is_main else ""
     return Base(str(Path(path).absolute()), world.broadcast(sha256))
 
@@ -55,12 +53,8 @@ def check_base(own: Base | None, recorded: dict[str, Any] | None, checkpoint: Pa
     if theirs is None and own is None:
         return
     if own is None:
-        raise ValueError(
-            f"{checkpoint} holds only what was trained on the base {theirs}, but this model has no base"
-        )
+        raise ValueError(f"{checkpoint} holds only what was trained on the base {theirs}, but this model has no base")
     if theirs is None:
-        raise ValueError(
-            f"{checkpoint} holds a whole model, but only a part on the base {own} is trained here"
-        )
+        raise ValueError(f"{checkpoint} holds a whole model, but only a part on the base {own} is trained here")
     if own.sha256 != theirs.sha256:
         raise ValueError(f"{checkpoint} was trained on the base {theirs}, but here the base is {own}")

@@ -81,9 +81,7 @@ def split_scalars(tensors: Tensors) -> tuple[Tensors, dict[str, tuple[str, float
     """Tensors that have dimensions, and the others as (dtype, value), which JSON holds exactly."""
     scalars = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 0}
     rest = {name: tensor for name, tensor in tensors.items() if name not in scalars}
-    return rest, {
-        name: (str(each.dtype).removeprefix("torch."), each.item()) for name, each in scalars.items()
-    }
+    return rest, {name: (str(each.dtype).removeprefix("torch."), each.item()) for name, each in scalars.items()}
 
 
 def join_scalars(tensors: Tensors, scalars: dict[str, tuple[str, float]]) -> Tensors:

@@ -64,8 +64,7 @@ class Saver:
             return
         elif background:
             state["source"] = {
-                name: value.clone() if isinstance(value, Tensor) else value
-                for name, value in state["source"].items()
+                name: value.clone() if isinstance(value, Tensor) else value for name, value in state["source"].items()
             }
             copies = [_on_cpu(model), _on_cpu(optimizer)]
             self._pending = self._thread.submit(self._write, state, *copies), self._drop_old
@@ -94,9 +93,7 @@ class Saver:
             self.wait()
 
     def _write(self, state: dict[str, Any], model: Tensors, optimizer: Tensors) -> None:
-        save_checkpoint(
-            self.run, state, model=model, optimizer=optimizer, save_assets=self.trainer.task.save_assets
-        )
+        save_checkpoint(self.run, state, model=model, optimizer=optimizer, save_assets=self.trainer.task.save_assets)
 
     def _begin_divided(
         self, state: dict[str, Any], model: Tensors, optimizer: Tensors

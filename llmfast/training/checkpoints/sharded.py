@@ -58,9 +58,7 @@ def read_sharded(folder: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     reader = HuggingFaceStorageReader(str(folder))
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    odd = sorted(
-        name for name, tensor in model.items() if name not in stored or stored[name].size != tensor.shape
-    )
+    odd = sorted(name for name, tensor in model.items() if name not in stored or stored[name].size != tensor.shape)
     if odd:
         raise ValueError(f"the checkpoint does not fit the model's configuration: {', '.join(odd[:3])}")
     # PARAMETER/ENTRY names optimizer state; a source's tensors, which have no such names, are read elsewhere.

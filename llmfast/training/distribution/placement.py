@@ -22,9 +22,7 @@ from llmfast.training.objective import Objective
 
 # Each process counts what its own routers did: buffers must not be synchronized. The flag was renamed in newer torch.
 _SYNC = "forward_sync_buffers"
-_OWN_BUFFERS = {
-    _SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
-}
+_OWN_BUFFERS = {_SYNC if _SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False}
 
 
 class Placement:

@@ -86,19 +86,14 @@ def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tenso
     sent = [parts[to::count] for to in range(count)]
     wanted = [[shardings[i].part_shape(parts[i], sender) for i in mine] for sender in range(count)]
     received = _exchange(sent, wanted, shardings[0], parts[0].dtype)
-    return [
-        shardings[i].join(list(pieces)) for i, pieces in zip(mine, zip(*received, strict=True), strict=True)
-    ]
+    return [shardings[i].join(list(pieces)) for i, pieces in zip(mine, zip(*received, strict=True), strict=True)]
 
 
 def scatter_in_turn(wholes: list[Tensor], like: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
     """The way back: this process's part of each matrix, which has the shape of its tensor in ``like``."""
     rank, count = shardings[0].rank, shardings[0].count
     mine = shardings[rank::count]
-    sent = [
-        [sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)]
-        for to in range(count)
-    ]
+    sent = [[sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)] for to in range(count)]
     wanted = [[part.shape for part in like[sender::count]] for sender in range(count)]
     received = _exchange(sent, wanted, shardings[0], like[0].dtype)
     return [received[i % count][i // count].to(part.device) for i, part in enumerate(like)]
@@ -119,9 +114,6 @@ def _exchange(
         answer, message, sizes, [sum(t.numel() for t in tensors) for tensors in sent], group=sharding.group
     )
     return [
-        [
-            piece.view(shape)
-            for piece, shape in zip(block.split([s.numel() for s in shapes]), shapes, strict=True)
-        ]
+        [piece.view(shape) for piece, shape in zip(block.split([s.numel() for s in shapes]), shapes, strict=True)]
         for block, shapes in zip(answer.split(sizes), wanted, strict=True)
     ]

@@ -70,9 +70,7 @@ class TensorParallel:
             raise ValueError("parallel.tensor does not divide a mixture of experts; use fsdp")
         for name in ("kv_heads", "ff_width"):
             if getattr(config, name) % self.size:
-                raise ValueError(
-                    f"parallel.tensor {self.size} does not divide model.{name} {getattr(config, name)}"
-                )
+                raise ValueError(f"parallel.tensor {self.size} does not divide model.{name} {getattr(config, name)}")
 
     def _divide_attention(self, attention: Attention, name: str) -> None:
         H, K, D = attention.heads, attention.kv_heads, attention.head_width

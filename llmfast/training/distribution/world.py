@@ -121,9 +121,7 @@ def world(device: str = "auto") -> Iterator[World]:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         if this.local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"{this.local_size} processes on a machine with {torch.cuda.device_count()} GPUs"
-            )
+            raise ValueError(f"{this.local_size} processes on a machine with {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(this.local_rank)
     # Gloo serves CPU tensors also where NCCL serves those on GPUs: checkpoints are written from copies on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)

@@ -159,9 +159,7 @@ def gradient_scale(optimizer) -> tuple[Tensor | None, Tensor | None]:
     loss_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
     scale = None if loss_scale is None else loss_scale.double().reciprocal().float()
     if optimizer.clip_norm is not None:
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         norm = norm if scale is None else norm * scale

@@ -99,11 +99,7 @@ class AdamW8bit(torch.optim.Optimizer):
                 chosen = [parameter for parameter in parameters if states[parameter]["state1"].dtype == dtype]
                 if not chosen:
                     continue
-                masters = [
-                    local(states[parameter]["master"])
-                    for parameter in chosen
-                    if "master" in states[parameter]
-                ]
+                masters = [local(states[parameter]["master"]) for parameter in chosen if "master" in states[parameter]]
                 update(
                     [local(parameter) for parameter in chosen],
                     [local(parameter.grad) for parameter in chosen],
@@ -166,9 +162,7 @@ class AdamW8bit(torch.optim.Optimizer):
         for parameter, saved in saved_states(self, state_dict):
             saved = {**saved, **saved.get(WRAPPED, {})}
             if CODES[0] not in saved:
-                raise ValueError(
-                    f"the state has {', '.join(saved)} and is not an AdamW8bit state: load it into AdamW"
-                )
+                raise ValueError(f"the state has {', '.join(saved)} and is not an AdamW8bit state: load it into AdamW")
             state = {"step": as_step(saved["step"], parameter)}
             if "master" in saved:
                 state["master"] = wide_copy(saved["master"], parameter)
@@ -177,13 +171,9 @@ class AdamW8bit(torch.optim.Optimizer):
                 continue
             for name, table in zip(TABLES, code_tables(saved[TABLES[0]].device), strict=True):
                 if not torch.equal(saved[name].float(), table):
-                    raise ValueError(
-                        f"{name} is not bitsandbytes' dynamic map: these codes mean other numbers"
-                    )
+                    raise ValueError(f"{name} is not bitsandbytes' dynamic map: these codes mean other numbers")
             for name in CODES:
-                state[name] = torch.empty_like(parameter, dtype=torch.uint8, requires_grad=False).copy_(
-                    saved[name]
-                )
+                state[name] = torch.empty_like(parameter, dtype=torch.uint8, requires_grad=False).copy_(saved[name])
             for name in MAXIMA:
                 state[name] = saved[name].to(parameter.device, torch.float32, copy=True)
             self.state[parameter] = state

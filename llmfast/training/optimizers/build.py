@@ -58,9 +58,7 @@ def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
 
 
-def optimizer_tensors(
-    optimizers: list[Optimizer], model: nn.Module, *, divided: bool = False
-) -> dict[str, Tensor]:
+def optimizer_tensors(optimizers: list[Optimizer], model: nn.Module, *, divided: bool = False) -> dict[str, Tensor]:
     """The state of all optimizers as tensors named PARAMETER/ENTRY, as in ``blocks.0.attention.out.weight/exp_avg``.
 
     Of a model that is divided between processes, 8-bit moments are given as numbers: their codes hold for these parts.
@@ -86,9 +84,7 @@ def load_optimizer_tensors(optimizers: list[Optimizer], model: nn.Module, tensor
     for name, entries in _by_parameter(tensors).items():
         parameter = parameters.get(name)
         if parameter is None or id(parameter) not in owner:
-            raise ValueError(
-                f"the optimizer state holds {name!r}, which is no trained parameter of the model"
-            )
+            raise ValueError(f"the optimizer state holds {name!r}, which is no trained parameter of the model")
         state = {entry: value.to(parameter.device) for entry, value in entries.items()}
         optimizer = owner[id(parameter)]
         if isinstance(optimizer, AdamW8bit):

@@ -56,9 +56,7 @@ def describe_run(config: RunConfig, *, console: Console) -> None:
     with _trial(config, console) as session:
         trainer, training, model = session.trainer, config.training, config.model
         tokens = training.steps * trainer.tokens_per_step
-        console.print(
-            f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs per token"
-        )
+        console.print(f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs per token")
         console.print(
             f"training    {training.steps:,} steps of {trainer.tokens_per_step:,} tokens: {tokens:,} in all, "
             f"{tokens / len(session.task.prepared.train):.2f} times the data, "

@@ -33,9 +33,7 @@ def choose_device(wish: str) -> torch.device:
         ValueError: CUDA was asked for and there is none.
     """
     if wish == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "training.device is cuda, but torch finds no CUDA GPU; `llmfast doctor` says what it found"
-        )
+        raise ValueError("training.device is cuda, but torch finds no CUDA GPU; `llmfast doctor` says what it found")
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wish)

@@ -19,11 +19,7 @@ def check_batch_size(training: TrainingConfig, context: int, processes: int) -> 
     """
     smallest = training.batch_size // (8 if training.batch_warmup else 1)
     parts = training.accumulate * processes
-    if (
-        training.batch_size % parts
-        or (training.batch_warmup and training.batch_size % 8)
-        or smallest % processes
-    ):
+    if training.batch_size % parts or (training.batch_warmup and training.batch_size % 8) or smallest % processes:
         warm = ", and by 8 for training.batch_warmup" if training.batch_warmup else ""
         raise ValueError(
             f"training.batch_size {training.batch_size} must be divisible by training.accumulate "
@@ -33,9 +29,7 @@ def check_batch_size(training: TrainingConfig, context: int, processes: int) -> 
         raise ValueError(f"training.context_warmup needs a context divisible by 8, got {context}")
 
 
-def check_memory(
-    memory: dict[str, float], parallel: ParallelConfig, world: World, device: torch.device
-) -> None:
+def check_memory(memory: dict[str, float], parallel: ParallelConfig, world: World, device: torch.device) -> None:
     """Check that weights, gradients and optimizer state, which no batch size changes, fit the device.
 
     Args:
