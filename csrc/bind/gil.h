@@ -47,6 +47,20 @@ inline void check_signals() {
     if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
 }
 
+// Counts units of work with the GIL, such as items or bytes, and runs signal handlers once for many of them.
+class SignalCounter {
+  public:
+    void add(size_t units) {
+        if ((units_ += units) < kUnits) return;
+        units_ = 0;
+        check_signals();
+    }
+
+  private:
+    static constexpr size_t kUnits = 1 << 16;
+    size_t units_ = 0;
+};
+
 // The GIL is released while this exists. On the main thread, signals are still handled: work that calls
 // check_interrupt() is stopped with the exception that a handler raises.
 class WithoutGil {

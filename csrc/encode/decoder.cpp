@@ -18,7 +18,11 @@ Decoder::Decoder(const Vocabulary& vocabulary, const std::vector<Special>& speci
     near_ = static_cast<uint32_t>(std::min<size_t>(size_t{largest_id_} + 1, 4 * tokens + (1 << 16)));
     kinds_.resize(size_t{near_} + 1);
     slots_.resize(size_t{near_} + 1);
-    for (size_t at = 0; at < vocabulary.size(); ++at) add(vocabulary.id(at), vocabulary.token(at));
+    InterruptCounter counter;
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        counter.add(1);
+        add(vocabulary.id(at), vocabulary.token(at));
+    }
     for (const Special& special : specials) add(special.id, special.bytes);
 }
 

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "system/hash.h"
 #include "vocabulary/specials.h"
 #include "vocabulary/vocabulary.h"
 
@@ -39,9 +40,11 @@ class Decoder {
     void write(std::span<const uint32_t> ids, char* out, size_t size) const;
 
   private:
-    static constexpr size_t kShort = 16;         // the longest token that is moved by one load and one store
+    static constexpr size_t kShort = 16;  // the longest token that is moved by one load and one store
     static constexpr uint8_t kLong = kShort + 1, kNotAscii = 0x80;
-    struct Span { uint64_t offset, length; };
+    struct Span {
+        uint64_t offset, length;
+    };
     union Slot {
         char bytes[kShort];
         Span span;  // of a long token, in long_
@@ -53,10 +56,14 @@ class Decoder {
     Size measure_some(std::span<const uint32_t> ids) const;
     char* write_some(std::span<const uint32_t> ids, char* out, const char* end) const;
 
-    uint32_t near_ = 0;           // ids below are places themselves; place near_ is that of ids without a token
-    std::unordered_map<uint32_t, size_t> far_;  // the places of other ids
+    uint32_t near_ = 0;  // ids below are places themselves; place near_ is that of ids without a token
+    struct Hash {
+        size_t operator()(uint32_t id) const { return hash_words(id, 0); }  // nobody can choose ids that collide
+    };
+    std::unordered_map<uint32_t, size_t, Hash> far_;  // the places of other ids
     uint32_t largest_id_ = 0;
-    std::vector<uint8_t> kinds_;  // by place: the length of a short token or kLong, 0 for none; and whether it is ASCII
+    // By place: the length of a short token or kLong, 0 for none; and whether it is ASCII.
+    std::vector<uint8_t> kinds_;
     std::vector<Slot> slots_;
     std::string long_;
 };

@@ -21,6 +21,6 @@ size_t encode_with_specials(const Encoder& encoder, const Specials& specials, co
 // uint16_t if they fit, or as uint32_t. Document i is [offsets[i], offsets[i + 1]).
 template <typename Id>
 Buffer<Id> encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
-                             std::optional<uint32_t> separator, size_t threads, int64_t* offsets);
+                            std::optional<uint32_t> separator, size_t threads, int64_t* offsets);
 
 }  // namespace llmfast

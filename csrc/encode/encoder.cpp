@@ -6,8 +6,8 @@
 #include <thread>
 #include <utility>
 
-#include "system/interrupt.h"
 #include "system/cpu_features.h"
+#include "system/interrupt.h"
 #include "system/parallel.h"
 #include "system/prefetch.h"
 #include "system/termination.h"
@@ -48,8 +48,8 @@ struct Encoder::Unknowns {
         size_t at, parts;      // where among the ids, and how many
     };
     size_t count = 0;
-    size_t batches = 0;    // since they were last merged
-    size_t last = 0;       // how many tokens the last piece has
+    size_t batches = 0;  // since they were last merged
+    size_t last = 0;     // how many tokens the last piece has
     One all[kMostUnknowns];
     Piece pieces[kMostUnknowns];
     ByteBuffer copied;
@@ -59,8 +59,8 @@ struct Encoder::Unknowns {
     std::string_view add(std::string_view piece, const Key& key, size_t at) {
         One& one = all[count++] = {key, copied.size(), piece.size(), at, 0};
         if (key.high == kNoKey) {
-            std::memcpy(copied.room(piece.size()), piece.data(), piece.size());
-            copied.grow(piece.size());
+            copy_in_windows(piece.data(), piece.size(), copied.prepare(piece.size()));
+            copied.commit(piece.size());
         }
         return bytes(one);
     }
@@ -94,7 +94,9 @@ void Encoder::insert_tokens() {
         for (size_t i = 0; i < count; ++i) has_all_tokens_ &= short_pieces_.insert(keys[i], &ids[i], 1);
         count = 0;
     };
+    InterruptCounter counter;
     for (size_t at = 0; at < vocabulary_.size(); ++at) {
+        counter.add(1);
         const std::string_view token = vocabulary_.token(at);
         if (token.size() > kLongestShortKey) continue;
         keys[count] = short_key(token.data(), token.size(), false);
@@ -120,7 +122,7 @@ void Encoder::insert(std::string_view piece, const Key& key, const Piece& merged
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
     if (piece.empty()) return 0;
     if (piece.size() > kLongestPiece) throw_piece_too_long(piece.size());
-    uint32_t* const out = ids.room(piece.size());
+    uint32_t* const out = ids.prepare(piece.size());
     Piece merged = {out, 1};
     if (look_up) out[0] = vocabulary_.find(piece);
     if (!look_up || out[0] == kNoToken) {
@@ -128,7 +130,7 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
         merged.count = parts_of(*pairs_, piece, out);
         merge_parts(*pairs_, {&merged, 1}, scratch);
     }
-    ids.grow(merged.count);
+    ids.commit(merged.count);
     return merged.count;
 }
 
@@ -140,7 +142,8 @@ LLMFAST_NOINLINE size_t Encoder::look_up(std::string_view piece, const Key& key,
         out[0] = vocabulary_.find(bytes_of(key));
         return out[0] != kNoToken;
     }
-    if (const LongPieceCache::Entry* const entry = long_pieces_.find(piece, key.low)) return LongPieceCache::copy(*entry, out);
+    if (const LongPieceCache::Entry* const entry = long_pieces_.find(piece, key.low))
+        return LongPieceCache::copy(*entry, out);
     out[0] = vocabulary_.find(piece);
     if (out[0] == kNoToken) return 0;
     long_pieces_.insert(vocabulary_.bytes(out[0]), key.low, out, 1);
@@ -164,7 +167,7 @@ LLMFAST_NOINLINE size_t Encoder::add_unknown(std::string_view piece, const Key& 
 
 // Appends the ids of the batch, and the parts of its unknown pieces.
 inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
-    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + LongPieceCache::kCopied);
+    uint32_t* const begin = ids.prepare(batch.ends[batch.count - 1] + LongPieceCache::kCopied);
     uint32_t* out = begin;
     size_t count = 0;
     const ShortPieceCache::Slot* const slots = short_pieces_.slot(0);
@@ -184,11 +187,12 @@ inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer
     }
     unknowns.last = count;
     ++unknowns.batches;
-    ids.grow(static_cast<size_t>(out - begin));
+    ids.commit(static_cast<size_t>(out - begin));
 }
 
 // Merges the parts of the unknown pieces, which stand among the ids, closes the gaps, and caches the pieces.
 void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
+    check_interrupt();
     const size_t count = std::exchange(unknowns.count, 0);
     unknowns.batches = 0;
     if (count == 0) return;
@@ -204,10 +208,10 @@ void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
     for (size_t i = 0; i < count; ++i) {
         insert(unknowns.bytes(all[i]), all[i].key, merged[i]);
         const size_t behind = all[i].at + all[i].parts, next = i + 1 < count ? all[i + 1].at : ids.size();
-        out = std::copy_n(merged[i].ids, merged[i].count, out);
-        out = std::copy(begin + behind, begin + next, out);
+        out = copy_in_windows(merged[i].ids, merged[i].count, out);
+        out = copy_in_windows(begin + behind, next - behind, out);
     }
-    ids.cut(static_cast<size_t>(out - begin));
+    ids.truncate(static_cast<size_t>(out - begin));
     unknowns.copied.clear();
 }
 
@@ -250,23 +254,30 @@ inline void Encoder::encode_some(std::string_view& text, Batch& batch, IdBuffer&
 }
 
 LLMFAST_AVX2 void Encoder::encode_some_avx2(std::string_view& text, Batch& batch, IdBuffer& ids,
-                                              Unknowns& unknowns) const {
+                                            Unknowns& unknowns) const {
     encode_some(text, batch, ids, unknowns);
+}
+
+inline void Encoder::encode_next(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
+    has_avx2() ? encode_some_avx2(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
+}
+
+// Whether the next batch might have more unknown pieces than there is room for, or there were enough batches.
+bool Encoder::is_time_to_merge(const Unknowns& unknowns) {
+    return unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
 }
 
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Unknowns unknowns;
     Batch batch;
     // Room for what text usually has, and for all that one more batch could have.
-    if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
+    if (ids.size() == 0)
+        ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
     Decreasing left(text.size() + 1);
     while (!text.empty()) {
         left.require(text.size());
-        has_avx2() ? encode_some_avx2(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
-        const bool is_full = unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
-        if (!is_full && !text.empty()) continue;
-        check_interrupt();
-        merge_pending(unknowns, ids);
+        encode_next(text, batch, ids, unknowns);
+        if (is_time_to_merge(unknowns) || text.empty()) merge_pending(unknowns, ids);
     }
     return unknowns.last;
 }
@@ -279,8 +290,8 @@ size_t Encoder::count(std::string_view text) const {
     Decreasing left(text.size() + 1);
     while (!text.empty()) {
         left.require(text.size());
-        check_interrupt();
-        encode_some(text, batch, ids, unknowns);
+        encode_next(text, batch, ids, unknowns);
+        if (!is_time_to_merge(unknowns) && !text.empty()) continue;
         merge_pending(unknowns, ids);
         total += ids.size();
         ids.clear();

@@ -6,23 +6,24 @@
 #include <optional>
 #include <string_view>
 
-#include "system/buffer.h"
 #include "encode/long_piece_cache.h"
+#include "encode/short_piece_cache.h"
 #include "merge/merge.h"
 #include "merge/pair_table.h"
 #include "pretokenize/piece_limit.h"
 #include "pretokenize/pretokenize.h"
-#include "encode/short_piece_cache.h"
+#include "system/buffer.h"
 #include "vocabulary/vocabulary.h"
 
 namespace llmfast {
 
-// Memory is bounded, whatever is encoded: about 70 bytes per token of the vocabulary, the cache of short pieces (16 MB for
-// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the cache of long pieces (34 MB, of which
-// only what is used is touched), and the ids of the current text. A full cache takes no more pieces.
+// Memory is bounded, whatever is encoded: about 70 bytes per token of the vocabulary, the cache of short pieces (16 MB
+// for gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the cache of long pieces (34 MB, of
+// which only what is used is touched), and the ids of the current text. A full cache takes no more pieces.
 //
 // The bytes of a text may change while it is encoded, where a caller's other threads write to it. Its ids are then
-// unspecified, but later texts are encoded right: what enters a cache is computed from the encoder's own copy of a piece.
+// unspecified, but later texts are encoded right: what enters a cache is computed from the encoder's own copy of a
+// piece.
 class Encoder {
   public:
     Encoder(Vocabulary vocabulary, Pattern pattern);
@@ -51,6 +52,8 @@ class Encoder {
     void insert_tokens();
     void encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     void encode_some_avx2(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
+    void encode_next(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
+    static bool is_time_to_merge(const Unknowns& unknowns);
     void fill(Batch& batch, std::string_view text) const;
     void encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     size_t look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const;

@@ -1,7 +1,7 @@
 // Ids that do not fit beside a short key, one entry behind another; and a table that finds the long pieces among them.
 //
-// Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only ever
-// searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
+// Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only
+// ever searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
 #pragma once
 
 #include <atomic>
@@ -31,15 +31,15 @@ class LongPieceCache {
 
     // A table of `slots`, a power of two and at least kProbes, for long pieces.
     explicit LongPieceCache(size_t slots)
-        : entries_((kWords + kCopied) * sizeof(uint32_t)),
-          slots_(slots * sizeof(Slot)),
-          mask_(slots - 1) {}
+        : entries_((kWords + kCopied) * sizeof(uint32_t)), slots_(slots * sizeof(Slot)), mask_(slots - 1) {}
 
     static uint64_t hash(std::string_view piece) { return hash_bytes(piece.substr(0, kLongest)); }
 
     // Prefetches the slots that a piece is searched in, and once they are in the cache, the entry it is compared with.
     void prefetch_slot(uint64_t hash) const { prefetch_line(&slot(hash, 0)); }
-    void prefetch_entry(uint64_t hash) const { prefetch_line(&entry(slot(hash, 0).load(std::memory_order_relaxed) % kWords)); }
+    void prefetch_entry(uint64_t hash) const {
+        prefetch_line(&entry(slot(hash, 0).load(std::memory_order_relaxed) % kWords));
+    }
 
     const Entry& entry(uint32_t place) const {
         return *reinterpret_cast<const Entry*>(static_cast<const uint32_t*>(entries_.data()) + place);
@@ -52,7 +52,8 @@ class LongPieceCache {
             if (found == 0) return nullptr;
             if (found / kWords != tag(hash)) continue;
             const Entry& known = entry(found % kWords);
-            if (known.length == piece.size() && std::memcmp(known.bytes(), piece.data(), piece.size()) == 0) return &known;
+            if (known.length == piece.size() && std::memcmp(known.bytes(), piece.data(), piece.size()) == 0)
+                return &known;
         }
         return nullptr;
     }
@@ -88,7 +89,8 @@ class LongPieceCache {
         if (place == 0) return;
         for (; i < kProbes; ++i) {
             uint32_t empty = 0;
-            if (slot(hash, i).compare_exchange_strong(empty, tag(hash) * kWords + place, std::memory_order_release)) return;
+            if (slot(hash, i).compare_exchange_strong(empty, tag(hash) * kWords + place, std::memory_order_release))
+                return;
         }
     }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "system/buffer.h"
+#include "system/interrupt.h"
 
 namespace llmfast {
 
@@ -18,7 +19,8 @@ template <typename Id>
 class OrderedConcatenation {
   public:
     // `room` is for how many ids there are memory at once; more can be found.
-    OrderedConcatenation(size_t tasks, size_t members, size_t room) : places_(tasks + 1, kUnknown), found_(members), room_(room) {
+    OrderedConcatenation(size_t tasks, size_t members, size_t room)
+        : places_(tasks + 1, kUnknown), found_(members), room_(room) {
         places_[0] = 0;
         all_.reserve(room);
     }
@@ -36,18 +38,20 @@ class OrderedConcatenation {
     // The array, when all tasks are done.
     Buffer<Id> take() {
         const size_t total = places_.back();
-        all_.grow(std::min(room_, total));
+        all_.commit(std::min(room_, total));
         all_.reserve(total);
         room_ = std::max(room_, total);
         for (Found& found : found_) move(found, places_.size() - 1);
-        all_.cut(0);
-        all_.grow(total);
+        all_.truncate(0);
+        all_.commit(total);
         return std::move(all_);
     }
 
   private:
     static constexpr size_t kUnknown = SIZE_MAX;
-    struct Part { size_t task, begin, count; };
+    struct Part {
+        size_t task, begin, count;
+    };
     struct alignas(64) Found {  // by one thread, and not at its place yet
         IdBuffer ids;
         std::vector<Part> parts;
@@ -66,6 +70,7 @@ class OrderedConcatenation {
     void move(Found& found, size_t placed) {
         auto part = found.parts.begin();
         for (; part != found.parts.end() && part->task < placed && places_[part->task + 1] <= room_; ++part) {
+            check_interrupt();
             std::copy_n(found.ids.data() + part->begin, part->count, all_.data() + places_[part->task]);
         }
         found.parts.erase(found.parts.begin(), part);

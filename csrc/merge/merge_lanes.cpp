@@ -12,13 +12,13 @@
 namespace llmfast {
 namespace {
 
-// A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row. Where there is no
-// pair, kNoToken makes a number of kNoKey and more.
+// A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row. Where there is
+// no pair, kNoToken makes a number of kNoKey and more.
 uint32_t key_of(uint32_t merged, size_t row) { return merged << 5 | static_cast<uint32_t>(row - 1); }
 constexpr uint32_t kNoKey = (kLargestId + 1) << 5;
 
-// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the next;
-// one row more, the first, takes what is written where there is no part.
+// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the
+// next; one row more, the first, takes what is written where there is no part.
 class PortableLanes {
   public:
     void start(const PairPlaces& places, std::span<Piece* const> pieces) {
@@ -107,7 +107,8 @@ class PortableLanes {
         for (size_t lane = 0; lane < pieces_.size(); ++lane) {
             Piece& piece = *pieces_[lane];
             piece.count = 0;
-            for (uint32_t rest = left_[lane]; rest; rest &= rest - 1) piece.ids[piece.count++] = ids_[row_of(rest & (0 - rest))][lane];
+            for (uint32_t rest = left_[lane]; rest; rest &= rest - 1)
+                piece.ids[piece.count++] = ids_[row_of(rest & (0 - rest))][lane];
         }
     }
 

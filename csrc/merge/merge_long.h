@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "merge/pair_table.h"
+#include "system/buffer.h"
 
 namespace llmfast {
 
@@ -17,10 +18,10 @@ struct Run {
 
 // Arrays that merging reuses.
 struct MergeScratch {
-    std::vector<uint32_t> source, window, starts, done_starts;  // by windows
-    std::vector<uint32_t> next, previous, rank;                 // by a queue
-    std::vector<uint64_t> queue;
-    std::vector<Run> runs, merged_runs;  // by runs
+    IdBuffer source, window, starts, done_starts;  // of merge_by_windows()
+    IdBuffer next, previous, rank;                 // of merge_queued()
+    Buffer<uint64_t> queue;
+    std::vector<Run> runs, merged_runs;  // of merge_runs()
 };
 
 // Merges `count` parts, some of them perhaps with kCut, in place and returns how many are left. Can be stopped

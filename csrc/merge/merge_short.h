@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "system/cpu_features.h"
 #include "merge/pair_table.h"
+#include "system/cpu_features.h"
 
 namespace llmfast {
 
@@ -31,8 +31,8 @@ class ShortMerge {
         best_ = smallest();
     }
 
-    // Merges the next pair in place; false if there is none. The smallest of the keys that stay is found while the new ones
-    // are looked up.
+    // Merges the next pair in place; false if there is none. The smallest of the keys that stay is found while the new
+    // ones are looked up.
     bool step(const PairPlaces& places) {
         if (best_ >= kNone) return false;
         const size_t place = best_ & 63, gone = next(place);
@@ -98,7 +98,8 @@ LLMFAST_AVX2 inline size_t merge_short_avx2(PairPlaces places, uint32_t* ids, si
     return merge_short_portable(places, ids, count, starts);
 }
 
-// Merges `count` parts, 1 to 64, in place and returns how many are left; `starts`, unless null, receives where they start.
+// Merges `count` parts, 1 to 64, in place and returns how many are left; `starts`, unless null, receives where they
+// start.
 inline size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts = nullptr) {
     const PairPlaces& places = pairs.places();
     return has_avx2() ? merge_short_avx2(places, ids, count, starts) : merge_short_portable(places, ids, count, starts);

@@ -1,42 +1,55 @@
 #include "merge/pair_table.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <span>
 #include <stdexcept>
 #include <thread>
 #include <utility>
 
-#include "system/interrupt.h"
 #include "merge/merge.h"
+#include "pretokenize/unicode.h"
+#include "system/interrupt.h"
 #include "system/parallel.h"
 #include "system/prefetch.h"
-#include "pretokenize/unicode.h"
 
 namespace llmfast {
 namespace {
 
 uint8_t byte_at(std::string_view token, size_t at) { return static_cast<uint8_t>(token[at]); }
 
-// The positions of tokens of two bytes and more, short ones first.
+// The positions of tokens of two bytes and more, in ascending order of length.
 std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
-    std::vector<size_t> starts(vocabulary.longest() + 2);
-    for (size_t at = 0; at < vocabulary.size(); ++at) ++starts[vocabulary.token(at).size() + 1];
+    constexpr size_t kCounted = 256;  // tokens of at least this length are few, and sorted
+    InterruptCounter counter;
+    std::array<size_t, kCounted + 2> starts{};  // by length
+    const auto class_of = [&](size_t at) { return std::min(vocabulary.token(at).size(), kCounted); };
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        counter.add(1);
+        ++starts[class_of(at) + 1];
+    }
     const size_t skipped = starts[2];
     starts[2] = 0;
     for (size_t length = 3; length < starts.size(); ++length) starts[length] += starts[length - 1];
     std::vector<uint32_t> positions(vocabulary.size() - skipped);
+    const size_t long_ones = starts[kCounted];
     for (size_t at = 0; at < vocabulary.size(); ++at) {
-        const size_t length = vocabulary.token(at).size();
+        counter.add(1);
+        const size_t length = class_of(at);
         if (length > 1) positions[starts[length]++] = static_cast<uint32_t>(at);
     }
+    sort_with_checks(positions.begin() + static_cast<ptrdiff_t>(long_ones), positions.end(),
+                     [&](uint32_t a, uint32_t b) { return vocabulary.token(a).size() < vocabulary.token(b).size(); });
     return positions;
 }
 
 constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
 
 // The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
-struct Halves { uint32_t left, right; };
+struct Halves {
+    uint32_t left, right;
+};
 
 // Those of tokens of one length, when the table has all shorter ones: each by itself, so on all cores.
 void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> positions,
@@ -44,24 +57,25 @@ void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span
     constexpr size_t kChunk = 4096;
     const size_t length = vocabulary.token(positions[0]).size();
     halves.assign(positions.size(), Halves{kNoToken, kNoToken});
-    run_parallel((positions.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
-        const size_t begin = chunk * kChunk, count = std::min(kChunk, positions.size() - begin);
-        check_interrupt();
-        MergeScratch scratch;
-        std::vector<uint32_t> parts(count * length);
-        std::vector<Piece> pieces;
-        std::vector<size_t> places;
-        for (size_t i = begin; i < begin + count; ++i) {
-            uint32_t* const own = &parts[(i - begin) * length];
-            if (!byte_tokens(pairs, vocabulary.token(positions[i]), own)) continue;
-            pieces.push_back({own, length});
-            places.push_back(i);
-        }
-        merge_parts(pairs, pieces, scratch);
-        for (size_t i = 0; i < pieces.size(); ++i) {
-            if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
-        }
-    });
+    run_parallel((positions.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(),
+                 [&](size_t chunk, size_t) {
+                     const size_t begin = chunk * kChunk, count = std::min(kChunk, positions.size() - begin);
+                     check_interrupt();
+                     MergeScratch scratch;
+                     std::vector<uint32_t> parts(count * length);
+                     std::vector<Piece> pieces;
+                     std::vector<size_t> places;
+                     for (size_t i = begin; i < begin + count; ++i) {
+                         uint32_t* const own = &parts[(i - begin) * length];
+                         if (!byte_tokens(pairs, vocabulary.token(positions[i]), own)) continue;
+                         pieces.push_back({own, length});
+                         places.push_back(i);
+                     }
+                     merge_parts(pairs, pieces, scratch);
+                     for (size_t i = 0; i < pieces.size(); ++i) {
+                         if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
+                     }
+                 });
 }
 
 bool is_ascii(std::string_view token) {
@@ -88,7 +102,9 @@ PairTable::PairTable(const Vocabulary& vocabulary)
     const std::vector<uint32_t> positions = by_length(vocabulary);
     int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 2 - 1)));
     while (!fill(vocabulary, positions, bits)) {
-        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges do not fit into a table: too many of its ids are alike");
+        if (++bits > kMostBits)
+            throw std::invalid_argument(
+                "the vocabulary's merges do not fit into a table: too many of its ids are alike");
     }
 }
 
@@ -99,8 +115,10 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
     buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
     entries_ = std::make_unique<Pages>((places + PairPlaces::kWindow) * sizeof(uint64_t));
     low_pairs_.assign(1 << 16, kNoToken);
-    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), kMostBits - bits};
+    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(),
+               kMostBits - bits};
     bool ordered = true;
+    InterruptCounter counter;
     std::vector<Halves> halves;
     for (size_t from = 0, to; from < positions.size(); from = to) {
         const size_t length = vocabulary.token(positions[from]).size();
@@ -108,6 +126,7 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         find_halves(*this, vocabulary, {positions.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
             constexpr size_t kAhead = 8;
+            counter.add(1 + length / 16);
             if (i + kAhead < to) prefetch(halves[i - from + kAhead].left, halves[i - from + kAhead].right);
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;

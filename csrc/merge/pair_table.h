@@ -19,11 +19,11 @@
 
 namespace llmfast {
 
-// Where a pair is: its 48 bits, mixed so that nothing is lost, are `upper` (24 bits) and `right`. The first bits of `upper`
-// choose a bucket; the word of the bucket says by one bit of six whether the pair may be there at all, and by the ten bits
-// below, the seed, where each of the bucket's pairs lies among the 64 entries that begin at twice the bucket's number. An
-// entry is the lower 16 bits of `upper`, `right` and the 24 bits of the merged token: what is left out of `upper` says
-// where the entry lies. So a pair is found, or is not, by reading one word and one entry.
+// Where a pair is: its 48 bits, mixed so that nothing is lost, are `upper` (24 bits) and `right`. The first bits of
+// `upper` choose a bucket; the word of the bucket says by one bit of six whether the pair may be there at all, and by
+// the ten bits below, the seed, where each of the bucket's pairs lies among the 64 entries that begin at twice the
+// bucket's number. An entry is the lower 16 bits of `upper`, `right` and the 24 bits of the merged token: what is left
+// out of `upper` says where the entry lies. So a pair is found, or is not, by reading one word and one entry.
 struct PairPlaces {
     static constexpr uint32_t kLeft = 0x9E3779B1, kRight = 0x85EBCA77;  // odd
     static constexpr size_t kWindow = 64;
@@ -48,7 +48,8 @@ struct PairPlaces {
     // False for most pairs that do not merge.
     bool may_have(uint32_t upper) const { return (buckets[bucket(upper)] & likely_bit(upper)) != 0; }
 
-    // The token that a pair that may be there merges into, or kNoToken: without a branch, for it would be guessed wrong.
+    // The token that a pair that may be there merges into, or kNoToken: without a branch, for it would be guessed
+    // wrong.
     uint32_t find_likely(uint32_t upper, uint32_t right) const {
         const uint64_t pair = tag(upper, right);
         const uint64_t entry = entries[2 * bucket(upper) + offset(pair, buckets[bucket(upper)])];

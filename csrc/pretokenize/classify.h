@@ -14,8 +14,14 @@ struct Masks {
 
 // The same of one byte: bits of its classes.
 enum ClassBit : uint8_t {
-    kLetterBit = 1, kUpperBit = 2, kDigitBit = 4, kSpaceBit = 8,
-    kBlankBit = 16, kNewlineBit = 32, kQuoteBit = 64, kSlashBit = 128
+    kLetterBit = 1,
+    kUpperBit = 2,
+    kDigitBit = 4,
+    kSpaceBit = 8,
+    kBlankBit = 16,
+    kNewlineBit = 32,
+    kQuoteBit = 64,
+    kSlashBit = 128
 };
 
 constexpr std::array<uint8_t, 256> class_bits() {

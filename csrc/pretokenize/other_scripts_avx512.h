@@ -7,9 +7,9 @@
 #include <cstdint>
 
 #include "pretokenize/classify.h"
-#include "system/cpu_features.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/unicode.h"
+#include "system/cpu_features.h"
 
 #if defined(LLMFAST_X86)
 #include <immintrin.h>
@@ -20,7 +20,7 @@ namespace llmfast {
 // their first bytes, of their last ones, and of the first ones of three. Where the block ends inside a character, that
 // one means nothing.
 LLMFAST_AVX512_VBMI inline void code_points_avx512(__m512i bytes, uint64_t leads, uint64_t last, uint64_t leads_of_3,
-                                              uint16_t* out) {
+                                                   uint16_t* out) {
     const auto every = [&](uint64_t places) __attribute__((target(LLMFAST_AVX512_VBMI_TARGET), always_inline)) {
         const __m512i some = _mm512_maskz_compress_epi8(places, bytes);
         return _mm512_maskz_cvtepu8_epi16(~0u, _mm512_maskz_extracti64x4_epi64(0xFF, some, 0));

@@ -3,13 +3,14 @@
 
 #include <cstddef>
 
-#include "system/interrupt.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/unicode.h"
+#include "system/interrupt.h"
 
 namespace llmfast {
 
-constexpr size_t kWindow = 1 << 18;  // characters to scan between two looks at whether the caller still wants the result
+// Characters to scan between two looks at whether the caller still wants the result.
+constexpr size_t kWindow = 1 << 18;
 
 inline bool is_ascii_letter(Byte byte) { return static_cast<Byte>((byte | 0x20) - 'a') < 26; }
 
@@ -42,9 +43,8 @@ inline const Byte* skip(const Byte* at, const Byte* end, uint8_t classes) {
 
 // The end of a run of [^\s\p{L}\p{N}].
 inline const Byte* skip_other(const Byte* at, const Byte* end) {
-    return run_end(at, end, [](const Character& character) {
-        return (character.classes & (kLetter | kNumber | kSpace)) == 0;
-    });
+    return run_end(at, end,
+                   [](const Character& character) { return (character.classes & (kLetter | kNumber | kSpace)) == 0; });
 }
 
 // A run of \s.

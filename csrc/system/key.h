@@ -38,7 +38,9 @@ inline Key short_key(const char* at, size_t length, bool readable) {
 }
 
 // Use the high bits.
-inline uint64_t hash_key(const Key& key, const HashSecret& secret = kHashSecret) { return hash_words(key.low, key.high, secret); }
+inline uint64_t hash_key(const Key& key, const HashSecret& secret = kHashSecret) {
+    return hash_words(key.low, key.high, secret);
+}
 
 // The bytes of a key.
 inline std::string_view bytes_of(const Key& key) {

@@ -18,8 +18,8 @@ void pause() {
 #endif
 }
 
-// Returns true when the word is no longer `old`, false if that takes more than some microseconds. Other threads get the core if
-// they need it.
+// Returns true when the word is no longer `old`, false if that takes more than some microseconds. Other threads get the
+// core if they need it.
 bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
     for (int i = 0; i < 300; ++i) {
         if (word.load(std::memory_order_acquire) != old) return true;

@@ -44,8 +44,8 @@ inline bool decode_base64(std::string_view text, std::string& bytes) {
     return true;
 }
 
-// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
-// that does not parse.
+// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line,
+// for one that does not parse.
 template <typename Use>
 void for_each_rank(std::string_view contents, Use use) {
     std::string token;

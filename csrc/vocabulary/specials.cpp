@@ -32,6 +32,7 @@ Specials::Specials(std::vector<Special> specials) : specials_(std::move(specials
     shorter_.reserve(specials_.size());
     for (size_t i = 0; i < specials_.size(); ++i) {
         const std::string_view bytes = specials_[i].bytes;
+        longest_ = std::max(longest_, bytes.size());
         first_bytes_[static_cast<uint8_t>(bytes[0])] = true;
         uint32_t shorter = i == 0 ? kNone : static_cast<uint32_t>(i - 1);
         while (shorter != kNone && !bytes.starts_with(specials_[shorter].bytes)) shorter = shorter_[shorter];
@@ -81,6 +82,21 @@ const Special* Specials::longest_prefix(std::string_view text, const Enabled& en
         if (enabled[which] && specials_[which].bytes.size() <= shared) return &specials_[which];
     }
     return nullptr;
+}
+
+size_t Specials::find_unfinished(std::string_view text, size_t from) const {
+    InterruptCounter counter;
+    // A token that has all of the rest of the text and more has at least one byte more than that.
+    size_t at = text.size() < longest_ ? from : std::max(from, text.size() - longest_ + 1);
+    for (; at < text.size(); ++at) {
+        counter.add(1);
+        if (!first_bytes_[static_cast<uint8_t>(text[at])]) continue;
+        const std::string_view rest = text.substr(at);
+        const auto above = std::upper_bound(specials_.begin(), specials_.end(), rest,
+                                            [](std::string_view a, const Special& b) { return a < b.bytes; });
+        if (above != specials_.end() && above->bytes.starts_with(rest)) return at;
+    }
+    return text.size();
 }
 
 Specials::Match Specials::find(std::string_view text, size_t from, const Enabled& enabled) const {

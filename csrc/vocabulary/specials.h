@@ -40,6 +40,13 @@ class Specials {
     // The first special token at or after `from` that is enabled.
     Match find(std::string_view text, size_t from, const Enabled& enabled) const;
 
+    // The first position at or after `from` where a special token starts that the text goes on to end inside of, as far
+    // as it goes; the length of the text if there is none.
+    size_t find_unfinished(std::string_view text, size_t from) const;
+
+    // The length of the longest special token.
+    size_t longest() const { return longest_; }
+
   private:
     static constexpr uint32_t kNone = UINT32_MAX;
 
@@ -49,8 +56,9 @@ class Specials {
     std::vector<Special> specials_;
     std::vector<uint32_t> shorter_;  // the longest special token that is a proper prefix of this one, or kNone
     Enabled every_;
-    std::string prefix_;             // that all of them share
+    std::string prefix_;  // that all of them share
     bool first_bytes_[256] = {};
+    size_t longest_ = 0;
 };
 
 }  // namespace llmfast
