@@ -1,4 +1,4 @@
-// The Python face of Encoder, Specials and Decoder: `llmfast._bpe.Core`.
+// Python bindings of Encoder, Specials and Decoder: `llmfast._bpe.Core`.
 //
 // Arguments come as handles that may be None and are checked here, since nanobind's own errors speak of C++ signatures.
 #include <nanobind/nanobind.h>
@@ -29,7 +29,7 @@ using namespace llmfast;
 
 namespace {
 
-// Bytes or ids from which the GIL is released: below, that costs more than it gives.
+// Bytes or ids from which the GIL is released; for less work, releasing it takes longer than the work.
 constexpr size_t kWorthReleasing = 2048;
 
 template <typename T>
@@ -40,7 +40,7 @@ nb::object to_numpy(Buffer<T> items) {
     return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
 }
 
-// Releases the GIL for work on so much text, if that is worth it.
+// Releases the GIL if there is enough work.
 struct MayReleaseGil {
     explicit MayReleaseGil(size_t size) {
         if (size >= kWorthReleasing) released.emplace();
@@ -250,7 +250,7 @@ class Core {
         return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
     }
 
-    // Which special tokens a call takes as such, and what it refuses.
+    // Which special tokens a call recognizes, and which texts it refuses.
     struct SpecialRules {
         Specials::Enabled allowed, refused;
         nb::object refused_texts;  // a collection of texts to refuse, special tokens or not; empty if there is none
@@ -270,7 +270,7 @@ class Core {
         throw_type_error(std::string(name) + " must be 'all' or a set of str, got " + kind_of(which));
     }
 
-    // Those of `allowed` that are special tokens. What else it names can never be found.
+    // The special tokens in `allowed`. Other texts in it are ignored, since they are no special tokens.
     Specials::Enabled allowed_by(nb::handle allowed) const {
         if (is_all(allowed)) return specials_.every();
         check_is_collection(allowed, "allowed_special");

@@ -1,4 +1,4 @@
-// Ids to and from Python ints, without making a new int object each time.
+// Converts ids to and from Python ints, without making a new int object each time.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -110,7 +110,7 @@ class Finder {
   public:
     explicit Finder(nb::handle texts) : specials_(of(texts)) {}
 
-    // The one of the texts that starts first, and the longest of those that start there; None where there is none.
+    // The text that occurs first, and the longest of those that occur at the same place; None if none occurs.
     nb::object first_in(nb::handle text) const {
         nb::object owner;
         const std::string_view utf8 = utf8_of(text, owner);

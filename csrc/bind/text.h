@@ -100,7 +100,7 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
 inline std::vector<std::string_view> texts_of(nanobind::handle sequence, const char* what,
                                               std::vector<nanobind::object>& owners,
                                               std::string_view (*one)(nanobind::handle, nanobind::object&)) {
-    constexpr size_t kWindow = 1 << 20;  // bytes between two looks for signals
+    constexpr size_t kWindow = 1 << 20;  // bytes between two checks for signals
     if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
         throw_type_error(std::string(what) + " must be a sequence of texts, got one " + kind_of(sequence) +
                          ": put it in a list");

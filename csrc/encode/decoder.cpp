@@ -7,7 +7,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kWindow = 1 << 16;  // ids to decode between two looks at whether the caller still wants the text
+constexpr size_t kWindow = 1 << 16;  // ids to decode between two checks for an interrupt
 
 }  // namespace
 
@@ -98,7 +98,7 @@ char* Decoder::write_some(std::span<const uint32_t> ids, char* out, const char* 
     for (const uint32_t id : ids) {
         const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
         if (length <= kShort && static_cast<size_t>(end - out) >= kShort) {
-            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; what is too much is written over
+            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; the next token overwrites the excess
             out += length;
         } else {
             const std::string_view token = bytes(id);

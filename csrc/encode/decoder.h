@@ -1,4 +1,4 @@
-// Ids to bytes, special tokens among them.
+// From ids to bytes, special tokens included.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,8 @@ namespace llmfast {
 // proportional to the number of tokens, whatever their ids are.
 class Decoder {
   public:
-    // An ordinary token comes before a special one of the same id, and of several special ones the first.
+    // If an ordinary and a special token have the same id, the ordinary one is decoded; of several special ones the
+    // first.
     Decoder(const Vocabulary& vocabulary, const std::vector<Special>& specials);
 
     // The bytes of a token; empty for an id that has none.
@@ -33,10 +34,10 @@ class Decoder {
         const uint32_t* unknown;  // the first id that has no token, nullptr if all have
     };
 
-    // What the text of `ids` takes. This and write() can be stopped (interrupt.h).
+    // The size of the text of `ids`. This and write() can be stopped (interrupt.h).
     Size measure(std::span<const uint32_t> ids) const;
 
-    // Writes the text of `ids`, which takes `size` bytes and has no unknown ones.
+    // Writes the text of `ids`, for which measure() returned `size` bytes and no unknown id.
     void write(std::span<const uint32_t> ids, char* out, size_t size) const;
 
   private:

@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kTask = 1 << 16;  // bytes of text that a thread takes at once
 
-// A stretch of a document: long ones are cut where pieces certainly end.
+// A part of a document: long documents are cut at places where a piece certainly ends.
 struct Stretch {
     std::string_view text;
     bool ends_document;

@@ -15,7 +15,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kBatch = 256;  // pieces between asking for a slot's memory and reading it
+constexpr size_t kBatch = 256;  // pieces whose slots are prefetched before the first is read
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;  // unknown pieces are merged in batches, to overlap cache misses
 constexpr size_t kLongSlots = 1 << 19;  // 2 MB
@@ -39,8 +39,9 @@ struct Encoder::Batch {
     }
 };
 
-// Pieces that are not cached. Their parts stand among the ids until there are enough to be merged together. They are
-// copies, the short ones as their keys: the text may change before its pieces are inserted into a cache.
+// Pieces that are not cached. Their parts are kept among the ids until there are enough to be merged together. The
+// bytes are copies, those of short pieces as keys, since the text may change before its pieces are inserted into a
+// cache.
 struct Encoder::Unknowns {
     struct One {
         Key key;
@@ -84,7 +85,7 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     });
 }
 
-// Inserts the vocabulary into the cache of short pieces, some tokens at a time while their slots are fetched.
+// Inserts the vocabulary into the cache of short pieces, in groups whose slots are prefetched.
 void Encoder::insert_tokens() {
     constexpr size_t kAtOnce = 32;
     Key keys[kAtOnce];
@@ -134,7 +135,7 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
     return merged.count;
 }
 
-// Writes the ids of a piece that is not in the first slot it could be in, and returns how many; 0 if it is unknown.
+// Writes the ids of a piece that is not in the first slot of its bucket, and returns how many; 0 if it is not cached.
 LLMFAST_NOINLINE size_t Encoder::look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const {
     if (key.high != kNoKey) {
         if (const ShortPieceCache::Slot* const slot = short_pieces_.find(key, index)) return copy(*slot, out);
@@ -190,7 +191,7 @@ inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer
     ids.commit(static_cast<size_t>(out - begin));
 }
 
-// Merges the parts of the unknown pieces, which stand among the ids, closes the gaps, and caches the pieces.
+// Merges the parts of the unknown pieces in place among the ids, closes the gaps, and caches the pieces.
 void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
     check_interrupt();
     const size_t count = std::exchange(unknowns.count, 0);
@@ -215,11 +216,11 @@ void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
     unknowns.copied.clear();
 }
 
-// Splits off the next pieces of `text`, and asks for the memory that they will be looked up in.
+// Fills a batch with the next pieces of `text`, and prefetches the slots that they will be looked up in.
 inline void Encoder::fill(Batch& batch, std::string_view text) const {
     batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
     const ShortPieceCache::Slot* const slots = short_pieces_.slot(0);
-    const HashSecret secret = kHashSecret;  // a copy, which need not be read again for every piece
+    const HashSecret secret = kHashSecret;  // a copy, which the compiler can keep in registers
     uint64_t long_ones[kBatch];
     size_t long_count = 0;
     int64_t start = 0;
@@ -246,7 +247,7 @@ inline void Encoder::fill(Batch& batch, std::string_view text) const {
     for (size_t i = 0; i < long_count; ++i) long_pieces_.prefetch_entry(long_ones[i]);
 }
 
-// Takes the next pieces off `text`.
+// Encodes the next batch and removes it from `text`.
 inline void Encoder::encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
     fill(batch, text);
     encode_batch(text.data(), batch, ids, unknowns);
@@ -270,7 +271,7 @@ bool Encoder::is_time_to_merge(const Unknowns& unknowns) {
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Unknowns unknowns;
     Batch batch;
-    // Room for what text usually has, and for all that one more batch could have.
+    // For the ids that text usually has, and for those that one more batch could have.
     if (ids.size() == 0)
         ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
     Decreasing left(text.size() + 1);

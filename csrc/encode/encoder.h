@@ -1,4 +1,4 @@
-// Text to token ids: split, look each piece up, merge the pieces that are not known.
+// From text to token ids: splits the text into pieces, looks each up in a cache, and merges those that are not cached.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +42,8 @@ class Encoder {
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
 
-    // Room that the ids of this many bytes seldom exceed: memory that is not written costs nothing, but growing does.
+    // How many ids so many bytes usually have at most. Reserving memory that is not written costs nothing; growing
+    // does.
     static size_t usual_ids(size_t bytes) { return bytes / 4 * 3; }
 
   private:
@@ -66,7 +67,7 @@ class Encoder {
     std::optional<PairTable> pairs_;
     mutable ShortPieceCache short_pieces_;  // up to 15 bytes
     mutable LongPieceCache long_pieces_;    // pieces of more bytes, and the ids of short ones that have many
-    bool has_all_tokens_ = true;            // whether the cache of short pieces has every short token
+    bool has_all_tokens_ = true;            // whether the cache of short pieces has all short tokens
     Pattern pattern_;
 };
 

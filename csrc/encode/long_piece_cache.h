@@ -1,4 +1,5 @@
-// Ids that do not fit beside a short key, one entry behind another; and a table that finds the long pieces among them.
+// The cache of long pieces, which also holds the ids of short pieces that have too many for their slot. Entries are
+// stored one after another; a hash table finds those of long pieces.
 //
 // Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only
 // ever searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
@@ -22,7 +23,7 @@ class LongPieceCache {
     static constexpr size_t kCopied = 8;     // ids are copied in groups of this many
     static constexpr size_t kProbes = 16;    // slots: a cache line
 
-    // An entry: behind it its ids, and behind those the bytes of a long piece.
+    // An entry is followed by its ids, and these by the bytes of a long piece.
     struct Entry {
         uint32_t count, length;
         const uint32_t* ids() const { return reinterpret_cast<const uint32_t*>(this + 1); }
@@ -64,7 +65,7 @@ class LongPieceCache {
         return entry.count;
     }
 
-    // Stores the ids of a piece, and its bytes, and returns the place of the entry; 0 where there is no room.
+    // Stores the ids and bytes of a piece, and returns the place of the entry; 0 if there is no room.
     uint32_t append(const uint32_t* ids, size_t count, std::string_view piece) {
         const size_t size = sizeof(Entry) / sizeof *ids + count + (piece.size() + 3) / 4;
         if (used_.load(std::memory_order_relaxed) + size > kWords) return 0;
@@ -78,8 +79,8 @@ class LongPieceCache {
         return static_cast<uint32_t>(place);
     }
 
-    // Inserts a long piece that is not here yet, if there is room. If two threads insert the same one, the second entry
-    // is never found. `piece` must not change meanwhile.
+    // Inserts a long piece that is not cached yet, if there is room. If two threads insert the same piece, the second
+    // entry is never found. `piece` must not change during the call.
     void insert(std::string_view piece, uint64_t hash, const uint32_t* ids, size_t count) {
         if (piece.size() > kLongest) return;
         size_t i = 0;

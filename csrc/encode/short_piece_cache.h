@@ -1,4 +1,4 @@
-// Short pieces -> their ids: the vocabulary's tokens from the start, and the results of merging as they are found.
+// The cache of short pieces: the vocabulary's tokens from the start, and pieces that were merged.
 //
 // A slot holds everything, so that a lookup touches one cache line; only pieces of many ids have them elsewhere
 // (long_piece_cache.h). Slots are written once and never changed: any number of threads read and insert without a lock.
@@ -44,7 +44,7 @@ class ShortPieceCache {
     }
     const Slot* slot(size_t index) const { return slots_ + index; }
 
-    // The slot of a key, or nullptr, searched from `index(key)`: first in its cache line, then ever further away.
+    // The slot of a key, or nullptr. The search starts at `index(key)`, in the same cache line.
     const Slot* find(const Key& key, size_t index) const {
         for (size_t i = 0; i < kProbes; ++i) {
             const Slot& slot = slots_[index ^ i];

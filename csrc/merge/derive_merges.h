@@ -1,5 +1,4 @@
-// From the ranks of tokens back to the merges that make them.
-
+// Derives the merges that make each token from the ranks of the tokens.
 #pragma once
 
 #include <cstdint>

@@ -33,10 +33,10 @@ namespace {
     throw std::logic_error("every byte is a token");
 }
 
-// One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
-// either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece that is
-// not UTF-8, where characters could end anywhere. `mark_cuts`: with kCut between characters that no token has side by
-// side.
+// Writes one token per character if merging certainly makes it, else one token per byte. It is certain if no token
+// straddles either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece
+// that is not UTF-8, where characters could end anywhere. `mark_cuts` adds kCut between characters that are adjacent in
+// no token.
 size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out, bool mark_cuts) {
     const uint8_t* const begin = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = begin + piece.size();
@@ -103,12 +103,12 @@ size_t end_of_stretch(const uint32_t* ids, size_t from, size_t parts) {
     return last != 0 && parts - from > kMostLaneParts ? last : parts;
 }
 
-// Stretches of pieces between which nothing merges, to be merged together.
+// Collects stretches of pieces and merges them together; nothing merges across the ends of a stretch.
 class Stretches {
   public:
     Stretches(const PairTable& pairs, MergeScratch& scratch) : pairs_(pairs), scratch_(scratch) {}
 
-    // Adds a stretch, whose ids follow those of `piece` once they are merged.
+    // Adds a stretch, whose ids will be appended to `piece` when it has been merged.
     void add(uint32_t* ids, size_t count, Piece& piece) {
         if (count_ == kMost) merge();
         ids[0] &= ~kCut;

@@ -1,4 +1,4 @@
-// PortableLanes of merge_lanes.cpp with AVX-512: a vector is a row.
+// PortableLanes of merge_lanes.cpp with AVX-512: each row is a vector.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ LLMFAST_AVX512_INLINE inline Lanes no_key() { return _mm512_set1_epi32(-1); }
 // for memory and having it.
 class Finding {
   public:
-    // Reads the words of the buckets. The pairs' keys will be for these rows.
+    // Reads the words of the buckets. `row` is the row of each pair, for its key.
     LLMFAST_AVX512_INLINE inline void read_words(const PairPlaces& places, Lanes left, Lanes right, Lanes row,
                                                  __mmask16 wanted) {
         const Lanes left_hash = _mm512_mullo_epi32(left, _mm512_set1_epi32(static_cast<int>(PairPlaces::kLeft)));
@@ -46,7 +46,7 @@ class Finding {
         word_ = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), wanted, bucket_, places.buckets, 2);
     }
 
-    // Reads the entries of the likely ones, and makes keys of the tokens that the pairs merge into.
+    // Reads the entries of those pairs that may merge, and returns the keys of all pairs.
     LLMFAST_AVX512_INLINE inline Lanes keys(const PairPlaces& places) const {
         const Lanes low_byte = _mm512_and_si512(upper_, _mm512_set1_epi32(0xFF));
         const Lanes which = _mm512_srli_epi32(_mm512_add_epi32(low_byte, _mm512_add_epi32(low_byte, low_byte)), 7);
@@ -90,7 +90,7 @@ LLMFAST_AVX512_INLINE inline Lanes place_of_highest(Lanes bits) {
     return _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(bits));
 }
 
-// Sixteen rows to sixteen columns: what differs in one bit of both numbers changes places, bit by bit.
+// Transposes a matrix of 16 by 16: for each bit of the index, swaps the elements whose row and column differ in it.
 LLMFAST_AVX512_INLINE inline void transpose(Lanes* rows) {
     const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #pragma GCC unroll 4
@@ -112,7 +112,7 @@ LLMFAST_AVX512_INLINE inline void transpose(Lanes* rows) {
     }
 }
 
-// PortableLanes of merge_lanes.cpp by vectors.
+// The vector form of PortableLanes in merge_lanes.cpp.
 class Avx512Lanes {
   public:
     LLMFAST_AVX512 void start(const PairPlaces& places, std::span<Piece* const> pieces) {
@@ -153,7 +153,8 @@ class Avx512Lanes {
 
     LLMFAST_AVX512 bool is_done() const { return !_mm512_cmplt_epu32_mask(best_, _mm512_set1_epi32(1 << 29)); }
 
-    // Merging the next pair of each piece, in three steps: merges it, and reads the words of the new pairs.
+    // The first of three steps that merge the next pair of each piece: replaces it by its token, and reads the words of
+    // the new pairs' buckets.
     LLMFAST_AVX512 void merge_best(const PairPlaces& places) {
         const Lanes zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
         const Lanes lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -184,13 +185,13 @@ class Avx512Lanes {
         previous_row_ = previous_row;
     }
 
-    // Reads the entries of the new pairs.
+    // The second step: reads the entries of the new pairs.
     LLMFAST_AVX512 void find_keys(const PairPlaces& places) {
         key_ = behind_.keys(places);
         previous_key_ = before_.keys(places);
     }
 
-    // Puts their keys in and finds the smallest ones.
+    // The third step: stores their keys and finds the smallest key of each piece.
     LLMFAST_AVX512 void find_best() {
         const Lanes row = row_, gone_row = gone_row_, previous_row = previous_row_, key = key_,
                     previous_key = previous_key_;
@@ -206,7 +207,7 @@ class Avx512Lanes {
         }
     }
 
-    // Packs the ids that are left.
+    // Writes the remaining ids to the pieces.
     LLMFAST_AVX512 void finish() {
         alignas(64) uint32_t left_of[kLanes];
         _mm512_store_si512(left_of, left_);

@@ -1,4 +1,4 @@
-// Merging one piece of any number of parts.
+// Merges one piece of any number of parts.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ struct MergeScratch {
 // (interrupt.h). Takes O(n log n) time, and time proportional to n for ordinary text.
 size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch);
 
-// The same by merges below `limit` only. A rank is the id of the token that a merge makes.
+// The same, but only with merges of a rank below `limit`. A merge's rank is the id of the token that it makes.
 size_t merge_below(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t limit, MergeScratch& scratch);
 
 }  // namespace llmfast

@@ -46,12 +46,12 @@ std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
 
 constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
 
-// The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
+// The two tokens of the last merge that makes a token; kNoToken if merging does not make it.
 struct Halves {
     uint32_t left, right;
 };
 
-// Those of tokens of one length, when the table has all shorter ones: each by itself, so on all cores.
+// Finds them for all tokens of one length, on all cores. The table already has all shorter tokens.
 void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> positions,
                  std::vector<Halves>& halves) {
     constexpr size_t kChunk = 4096;
@@ -82,7 +82,7 @@ bool is_ascii(std::string_view token) {
     return std::none_of(token.begin(), token.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
-// Whether a token ends with all of the bytes of its last character.
+// Whether a token ends at the end of a character.
 bool ends_whole(std::string_view token) {
     size_t start = token.size() - 1;
     while (start > 0 && is_continuation(byte_at(token, start))) --start;
@@ -108,8 +108,8 @@ PairTable::PairTable(const Vocabulary& vocabulary)
     }
 }
 
-// From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
-// of two to the `bits` places, is too crowded.
+// Inserts tokens from short to long, since everything that a token's bytes merge into before the token is shorter.
+// Returns false if a table of 2^bits places is too small.
 bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& positions, int bits) {
     const size_t places = size_t{1} << bits;
     buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
@@ -149,8 +149,8 @@ void PairTable::prefetch(uint32_t left, uint32_t right) const {
     prefetch_line(places_.entries + 2 * bucket);
 }
 
-// Where the place of a pair is taken, its bucket gets another seed, by which all its pairs find empty places; false if
-// there is none.
+// If the place of a pair is taken, chooses another seed for its bucket with which all pairs of the bucket have places
+// of their own; returns false if there is no such seed.
 bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     if ((left | right) < 256) low_pairs_[size_t{left} << 8 | right] = merged;
     const uint32_t upper = PairPlaces::upper(left, right);
@@ -167,7 +167,7 @@ bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     size_t count = 1;
     for (size_t i = 0; i < PairPlaces::kWindow; ++i) {
         if (window[i] == 0) continue;
-        // Other buckets that agree in the bits that an entry keeps are too far away to reach here.
+        // An entry of another bucket that has the same bits of `upper` would be too far away to be in this window.
         if ((places_.bucket(static_cast<uint32_t>(window[i] >> 48)) ^ bucket) << places_.shift & 0xFFFF) {
             taken |= 1ull << i;
         } else {
@@ -190,7 +190,7 @@ bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     return false;
 }
 
-// Which characters stand side by side in a token.
+// Records which characters are next to each other in a token.
 void PairTable::add_adjoining(std::string_view token) {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(token.data());
     const uint8_t* const end = at + token.size();

@@ -16,7 +16,7 @@
 namespace llmfast {
 namespace {
 
-// ---- Any machine: the class bits of each byte, gathered bit by bit.
+// ---- Any CPU: the class bits of each byte, gathered bit by bit.
 
 void classify_portable(const uint8_t* text, Masks& masks) {
     masks = {};

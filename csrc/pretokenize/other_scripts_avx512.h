@@ -34,7 +34,7 @@ LLMFAST_AVX512_VBMI inline void code_points_avx512(__m512i bytes, uint64_t leads
     _mm512_storeu_si512(out, _mm512_or_si512(_mm512_mask_blend_epi16(three, of_2, of_3), end));
 }
 
-// As add_other_scripts() for 64 bytes; -1 where there are characters of four bytes or what is not UTF-8.
+// Like add_other_scripts() for 64 bytes. Returns -1 if there are characters of four bytes or invalid UTF-8.
 template <Rules kRules>
 LLMFAST_AVX512_VBMI inline int add_other_scripts_avx512(Masks& m, uint64_t& inside, const Byte* text) {
     const __m512i bytes = _mm512_loadu_si512(text);

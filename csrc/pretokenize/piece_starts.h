@@ -1,6 +1,6 @@
-// Where pieces start in 64 bytes, by arithmetic on bit masks: what pretokenize.cpp says one character at a time, said
-// for a block at once. Shifting left by one asks about the character before, right about the one behind; adding
-// carries through runs. All bytes of a character have its classes, so that runs are runs in any script.
+// Finds where pieces start in 64 bytes by arithmetic on bit masks, as pretokenize.cpp does one character at a time. A
+// shift to the left refers to the character before, a shift to the right to the one after; an addition carries through
+// runs. All bytes of a character have its classes, so that runs are runs in any script.
 #pragma once
 
 #include <algorithm>

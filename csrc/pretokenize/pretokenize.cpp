@@ -97,8 +97,9 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
     return space_piece<kRules>(at, end);
 }
 
-// What a block needs of the machine: its masks, what is not ASCII among them, and a list of places from a mask. The
-// list is written in steps, the last of which writes too much: guessing wrong when to stop costs more.
+// The operations on blocks that depend on the instruction set: making the masks, adding characters that are not ASCII,
+// and listing the bits of a mask. The list is written in steps of fixed size, since a misprediction of its end costs
+// more than the excess.
 struct PortableBlocks {
     Classifier classify_block = best_classifier();
     void classify(const Byte* text, int size, Masks& masks) const {
@@ -126,7 +127,7 @@ struct Avx512Blocks {
     static void classify(const Byte* text, int size, Masks& masks) { classify_avx512(text, size, masks); }
     template <Rules kRules>
     static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
-        constexpr int kFew = 8;  // bytes, of which it is faster to take one character after another
+        constexpr int kFew = 8;  // bytes, for which one character after another is faster
         if (count == 64 && std::popcount(masks.high) > kFew) {
             const int known = add_other_scripts_avx512<kRules>(masks, inside, text);
             if (known >= 0) return known;
@@ -149,7 +150,7 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
     Decreasing left(length + 1);
     while (at < end && count < capacity) {
         left.require(static_cast<size_t>(text_end - at));
-        // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
+        // Splits by blocks, each of at most 63 pieces, and one character at a time if a block has no end of a piece.
         if (capacity - count < 64 && capacity >= 64) break;
         if (capacity - count >= 64 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));

@@ -1,5 +1,5 @@
-// Hashing by one wide multiplication whose halves are folded together, with numbers that only this process knows:
-// nobody can choose words that collide.
+// Hashing by a 128-bit multiplication whose halves are combined, with a secret per process: nobody can construct inputs
+// that collide.
 #pragma once
 
 #include <cstdint>

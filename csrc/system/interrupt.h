@@ -18,8 +18,8 @@ struct Stopped {};
 // the thread that made it, its owner.
 class Interrupt {
   public:
-    // `poll` returns true to stop the call. It runs on the owner's thread, about once per kInterval.
-    explicit Interrupt(std::function<bool()> poll);
+    // `poll` returns true to stop the call. It runs on the owner's thread, about once per `interval`.
+    explicit Interrupt(std::function<bool()> poll, std::chrono::milliseconds interval = kInterval);
     ~Interrupt() { current_ = previous_; }
     Interrupt(const Interrupt&) = delete;
     Interrupt& operator=(const Interrupt&) = delete;
@@ -52,7 +52,8 @@ class Interrupt {
     Interrupt* const previous_;
     const std::thread::id owner_ = std::this_thread::get_id();
     const std::function<bool()> poll_;
-    Clock::time_point next_poll_ = Clock::now() + kInterval;  // used by the owner only
+    const std::chrono::milliseconds interval_;
+    Clock::time_point next_poll_ = Clock::now() + interval_;  // used by the owner only
     std::atomic<bool> stopped_{false};
 };
 

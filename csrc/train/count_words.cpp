@@ -83,7 +83,7 @@ void WordCounts::add(std::string_view word, uint64_t count) {
 }
 
 void WordCounts::flush() {
-    // Growing moves the slots that were worked out when the words were held back.
+    // Growing moves the slots that were computed when the words were held back.
     if (!short_.has_room(n_held_)) {
         short_.grow(n_held_);
         for (size_t i = 0; i < n_held_; ++i) held_[i].home = short_.home(held_[i].key);

@@ -88,8 +88,7 @@ class ShortWords {
     size_t n_words_ = 0;
 };
 
-// The counts of all words. Short ones are held back for a moment, so that the memory that they are counted in has
-// arrived by then.
+// The counts of all words. Short words are counted in groups whose slots are prefetched.
 class WordCounts {
   public:
     WordCounts();
@@ -105,10 +104,10 @@ class WordCounts {
 
     void add(std::string_view word, uint64_t count);
 
-    // Counts what was held back; call it before reading.
+    // Counts the words that are held back; call it before reading.
     void flush();
 
-    // Adds the counts of all others to the first, and empties them.
+    // Adds the counts of all others to the first, and empties the others.
     static void join(std::vector<WordCounts>& counts);
 
     // The words in an unspecified order. Their bytes belong to this object, until it changes.

@@ -61,7 +61,7 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
     }
 }
 
-// The token has the largest id so far.
+// Adds a token whose id is not below those of the tokens before it.
 void Vocabulary::append(std::string_view token, uint32_t id) {
     if (!ids_.empty() && ids_.back() == id) {
         throw std::invalid_argument("two tokens have the id " + std::to_string(id) + ": " +
@@ -80,7 +80,7 @@ void Vocabulary::append(std::string_view token, uint32_t id) {
     bytes_ += token;
 }
 
-// Of a token of 16 bytes and more, by its ends.
+// The hash of a token of 16 bytes and more, from its first and last 8 bytes.
 size_t Vocabulary::long_hash(std::string_view token) {
     uint64_t first, last;
     std::memcpy(&first, token.data(), 8);

@@ -1,5 +1,5 @@
-// Tokens both ways: bytes -> id by a hash table, id -> bytes by its position among all ids. An id is also the token's
-// merge rank. Memory is proportional to the tokens, however large their ids are.
+// The tokens of a vocabulary: from bytes to id by a hash table, from id to bytes by its position among all ids. An id
+// is also the token's merge rank. Memory is proportional to the number of tokens, however large their ids are.
 #pragma once
 
 #include <algorithm>
