@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,8 +19,8 @@ inline const char* kind_of(nanobind::handle value) { return Py_TYPE(value.ptr())
 
 [[noreturn]] inline void throw_type_error(const std::string& message) { throw nanobind::type_error(message.c_str()); }
 
-// The UTF-8 of a str, which caches it unless it is ASCII. A str with surrogates has none: pairs are joined and lone ones
-// replaced, as tiktoken does, and `owner` keeps the result.
+// The UTF-8 of a str, which caches it unless it is ASCII. A str with surrogates has none: pairs are joined and lone
+// ones replaced, as tiktoken does, and `owner` keeps the result.
 inline std::string_view utf8_of(nanobind::handle text, nanobind::object& owner) {
     if (!PyUnicode_Check(text.ptr())) throw_type_error(std::string("text must be a str, got ") + kind_of(text));
     Py_ssize_t length = 0;
@@ -83,7 +85,14 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
     if (PyUnicode_Check(value.ptr())) return utf8_of(value, owner);
     const std::string_view text = buffer_of(value, owner);
     if (PyBytes_Check(value.ptr()) || is_constant(owner)) return text;
-    owner = checked(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+    nanobind::object copy = checked(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(text.size())));
+    char* const out = PyBytes_AS_STRING(copy.ptr());
+    constexpr size_t kWindow = 1 << 20;
+    for (size_t at = 0; at < text.size(); at += kWindow) {
+        if (at > 0) check_signals();
+        std::memcpy(out + at, text.data() + at, std::min(kWindow, text.size() - at));
+    }
+    owner = std::move(copy);
     return bytes_of(owner, "text");
 }
 
@@ -91,7 +100,7 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
 inline std::vector<std::string_view> texts_of(nanobind::handle sequence, const char* what,
                                               std::vector<nanobind::object>& owners,
                                               std::string_view (*one)(nanobind::handle, nanobind::object&)) {
-    constexpr size_t kWindow = 1 << 20;  // bytes between two looks for signals
+    constexpr size_t kWindow = 1 << 20;  // bytes between two checks for signals
     if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
         throw_type_error(std::string(what) + " must be a sequence of texts, got one " + kind_of(sequence) +
                          ": put it in a list");

@@ -7,7 +7,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kWindow = 1 << 16;  // ids to decode between two looks at whether the caller still wants the text
+constexpr size_t kWindow = 1 << 16;  // ids to decode between two checks for an interrupt
 
 }  // namespace
 
@@ -18,7 +18,11 @@ Decoder::Decoder(const Vocabulary& vocabulary, const std::vector<Special>& speci
     near_ = static_cast<uint32_t>(std::min<size_t>(size_t{largest_id_} + 1, 4 * tokens + (1 << 16)));
     kinds_.resize(size_t{near_} + 1);
     slots_.resize(size_t{near_} + 1);
-    for (size_t at = 0; at < vocabulary.size(); ++at) add(vocabulary.id(at), vocabulary.token(at));
+    InterruptCounter counter;
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        counter.add(1);
+        add(vocabulary.id(at), vocabulary.token(at));
+    }
     for (const Special& special : specials) add(special.id, special.bytes);
 }
 
@@ -94,7 +98,7 @@ char* Decoder::write_some(std::span<const uint32_t> ids, char* out, const char* 
     for (const uint32_t id : ids) {
         const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
         if (length <= kShort && static_cast<size_t>(end - out) >= kShort) {
-            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; what is too much is written over
+            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; the next token overwrites the excess
             out += length;
         } else {
             const std::string_view token = bytes(id);
