@@ -31,10 +31,11 @@ class ShortMerge {
         best_ = smallest();
     }
 
-    // Merges the next pair in place; returns false if there is none. The minimum of the remaining keys is computed
-    // while the new pairs are fetched from memory.
-    bool step(const PairPlaces& places) {
-        if (best_ >= kNone) return false;
+    bool is_done() const { return best_ >= kNone; }
+
+    // Merges the next pair in place. The minimum of the remaining keys is computed while the new pairs are fetched from
+    // memory.
+    void merge_best(const PairPlaces& places) {
         const size_t place = best_ & 63, gone = next(place);
         const uint32_t merged = ids_[place] = best_ >> 6;
         left_ &= ~(1ull << gone);
@@ -45,7 +46,6 @@ class ShortMerge {
         best_ = smallest();
         if (behind < 64) renew(place, places.find(merged, ids_[behind]));
         if (before) renew(previous, places.find(ids_[previous], merged));
-        return true;
     }
 
     // Writes the remaining ids and, unless `starts` is null, where their parts start. Returns how many there are.
@@ -89,7 +89,8 @@ class ShortMerge {
 inline size_t merge_short_portable(PairPlaces places, uint32_t* ids, size_t count, uint32_t* starts) {
     ShortMerge merge;
     merge.start(places, ids, count);
-    while (merge.step(places)) {
+    while (!merge.is_done()) {
+        merge.merge_best(places);
     }
     return merge.finish(starts);
 }
