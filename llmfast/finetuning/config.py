@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmfast.data.config import LabeledDataConfig
+from llmfast.data.config import InstructionDataConfig, LabeledDataConfig
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import ParallelConfig, TrainingConfig
 
@@ -40,3 +40,20 @@ class ClassificationConfig:
             raise ValueError("freeze_base needs start: a frozen base with random weights learns nothing")
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: texts are not cut into rows")
+
+
+@dataclass
+class SupervisedConfig:
+    """One run that trains a model to answer instructions."""
+
+    start: str | None = None
+    """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
+    folder. The model's settings and its tokenizer come from there."""
+    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    training: TrainingConfig = field(default_factory=_training)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.context_warmup:
+            raise ValueError("training.context_warmup is for pretraining: examples are not cut into rows")
