@@ -79,7 +79,6 @@ def generate(
 
 def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> list[int]:
     """The tokens that an answer to ``message`` continues."""
-    from llmfast.data.chat.conversation import Conversation
     from llmfast.data.chat.opening import own_template, saved_chat
 
     if own_template(tokenizer) is None:
@@ -88,7 +87,7 @@ def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> list[int]:
         )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": message})
-    return saved_chat(tokenizer).prompt(Conversation(tuple(messages)))
+    return saved_chat(tokenizer).prompt_of(messages)
 
 
 def _sampling(tokenizer: Tokenizer, temperature: float | None, top_k: int | None, top_p: float | None) -> Sampling:

@@ -73,11 +73,14 @@ class ExampleSplit:
         at = self.starts[places][:, None] + columns
         # What is read behind the end of an example is the next one; padding replaces it.
         inside = columns < lengths[:, None]
-        tokens, targets = (self.shards.read_at(each.ravel()).reshape(-1, width) for each in (at, at + 1))
+        # Signed, because IGNORED is negative and shards are not.
+        tokens, targets = (
+            self.shards.read_at(each.ravel()).reshape(-1, width).astype(np.int64) for each in (at, at + 1)
+        )
         trained = self.shards.read_mask_at((at + 1).ravel()).reshape(-1, width) & inside
         return Batch(
-            tokens=torch.from_numpy(np.where(inside, tokens, self.shards.eot_token).astype(np.int64)),
-            targets=torch.from_numpy(np.where(trained, targets, IGNORED).astype(np.int64)),
+            tokens=torch.from_numpy(np.where(inside, tokens, self.shards.eot_token)),
+            targets=torch.from_numpy(np.where(trained, targets, IGNORED)),
         )
 
     def packed(self) -> PackedWindows:

@@ -71,7 +71,9 @@ class SupervisedFinetuning:
         cls._use_tokenizer_of_start(config)
         start = None if config.start is None or not begins else open_start(config.start)
         if start is not None:
-            config.model = started_config(config.model, start)
+            # The size of the vocabulary follows from the tokenizer, which may have got special tokens for the template.
+            plain = dataclasses.replace(config.model, vocab_size=start.config.vocab_size)
+            config.model = started_config(plain, start)
         if config.data.max_tokens is None:
             config.data.max_tokens = config.model.context
         prepared = open_instructions(folder, max_tokens=config.data.max_tokens, verify=verify)

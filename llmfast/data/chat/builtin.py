@@ -102,6 +102,7 @@ PLAIN = (
 {{- bos_token }}
 {%- for message in messages %}
 {{- message.content }}
+{%- if message.role == 'system' %}{{- '\\n\\n' }}{%- endif %}
 {%- if message.role == 'assistant' %}{{- eos_token }}{%- endif %}
 {%- endfor %}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llmfast.data.chat.conversation import Conversation, Message
@@ -71,18 +72,18 @@ class ChatEncoder:
         places = conversation.answers
         assert places, "a conversation without an answer"
         if trained == "everything":
-            found, mark = self._guard.guarded(conversation)
-            tokens = self._tokens(self.template.render(found.messages, found.tools), mark)
+            found, marks = self._guard.guarded(conversation)
+            tokens = self._tokens(self.template.render(found.messages, found.tools), marks)
             return Encoded(tokens, [True] * len(tokens))
         conversation = Conversation(conversation.messages[: places[-1] + 1], conversation.tools)
-        found, mark = self._guard.guarded(conversation)
-        spans = self._spans(found, mark)
+        found, marks = self._guard.guarded(conversation)
+        spans = self._spans(found, marks)
         wanted = places if trained == "answers" else places[-1:]
         if any(spans[place] is None for place in wanted):
             raise ValueError(
                 self._not_a_prefix("choose" if len(wanted) == 1 else "set data.trained to last, or choose")
             )
-        parts = self._parts(self.template.render(found.messages, found.tools), spans, mark)
+        parts = self._parts(self.template.render(found.messages, found.tools), spans, marks)
         tokens = [token for _, ids in parts for token in ids]
         flags = [place in wanted for place, ids in parts for _ in ids]
         stop = max((place for place, flag in enumerate(flags) if flag), default=-1) + 1
@@ -94,9 +95,13 @@ class ChatEncoder:
         Raises:
             ValueError: the template refuses the conversation.
         """
-        found, mark = self._guard.guarded(conversation)
+        found, marks = self._guard.guarded(conversation)
         text = self.template.render(found.messages, found.tools, generation_prompt=True)
-        return [token for _, ids in self._parts(text, self._spans(found, mark), mark) for token in ids]
+        return [token for _, ids in self._parts(text, self._spans(found, marks), marks) for token in ids]
+
+    def prompt_of(self, messages: Sequence[Message]) -> list[int]:
+        """As ``prompt``, of messages without tools."""
+        return self.prompt(Conversation(tuple(messages)))
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -105,7 +110,7 @@ class ChatEncoder:
 
     # --- where answers are -------------------------------------------------------------------------------------------
 
-    def _spans(self, conversation: Conversation, mark: str = "") -> dict[int, Span | None]:
+    def _spans(self, conversation: Conversation, marks: str = "") -> dict[int, Span | None]:
         """Where each answer is in the rendered text, up to the special token that ends it.
 
         None for one that the template renders, with what comes before it, otherwise than in the whole conversation.
@@ -117,7 +122,7 @@ class ChatEncoder:
             prompt = self.template.render(messages[:place], tools, generation_prompt=True)
             answered = self.template.render(messages[: place + 1], tools)
             start, stop = len(prompt), len(answered)
-            ends = [end for _, end in self._guard.tokens(whole[start:stop], mark)]
+            ends = [end for _, end in self._guard.tokens(whole[start:stop], marks)]
             is_prefix = answered.startswith(prompt) and whole.startswith(answered)
             spans[place] = (start, start + ends[-1] if ends else stop) if is_prefix else None
         return spans
@@ -143,23 +148,23 @@ class ChatEncoder:
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def _parts(self, text: str, spans: dict[int, Span | None], mark: str) -> list[tuple[int | None, list[int]]]:
+    def _parts(self, text: str, spans: dict[int, Span | None], marks: str) -> list[tuple[int | None, list[int]]]:
         """The rendered text cut at its answers, as (place of the answer, or None; tokens)."""
         parts: list[tuple[int | None, list[int]]] = []
         end = 0
         for place, span in spans.items():
             if span is not None:
                 start, stop = span
-                parts += [(None, self._tokens(text[end:start], mark)), (place, self._tokens(text[start:stop], mark))]
+                parts += [(None, self._tokens(text[end:start], marks)), (place, self._tokens(text[start:stop], marks))]
                 end = stop
-        return [*parts, (None, self._tokens(text[end:], mark))]
+        return [*parts, (None, self._tokens(text[end:], marks))]
 
-    def _tokens(self, text: str, mark: str) -> list[int]:
+    def _tokens(self, text: str, marks: str) -> list[int]:
         """A part of the rendered text."""
-        if not mark or mark not in text:
+        if not any(mark in text for mark in marks):
             return self.tokenizer.encode(text, allowed_special="all")
         tokens: list[int] = []
-        for piece, is_special in self._guard.pieces(text, mark):
+        for piece, is_special in self._guard.pieces(text, marks):
             if is_special:
                 tokens.append(self.tokenizer.encode_single_token(piece))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,9 @@ class Guarded(NamedTuple):
     """A conversation, and the mark in it that keeps text from being a special token."""
 
     conversation: Conversation
-    mark: str
-    """A character that the conversation does not have; empty where nothing had to be marked."""
+    marks: str
+    """Two characters that the conversation does not have, the first before what is not to be read as a special token,
+    the second at ends and beginnings; empty where nothing had to be marked."""
 
 
 class Guard:
@@ -45,27 +47,28 @@ class Guard:
         if not any(map(self._needs_mark, strings)):
             return Guarded(conversation, "")
         used = self._reserved.union(*strings)
-        mark = next(char for char in map(chr, PRIVATE_USE) if char not in used)
-        messages, tools = _mapped([conversation.messages, conversation.tools], lambda text: self._marked(text, mark))
-        return Guarded(replace(conversation, messages=messages, tools=tools), mark)
+        marks = "".join(itertools.islice((char for char in map(chr, PRIVATE_USE) if char not in used), 2))
+        messages, tools = _mapped([conversation.messages, conversation.tools], lambda text: self._marked(text, marks))
+        return Guarded(replace(conversation, messages=messages, tools=tools), marks)
 
-    def pieces(self, text: str, mark: str) -> Iterator[tuple[str, bool]]:
+    def pieces(self, text: str, marks: str) -> Iterator[tuple[str, bool]]:
         """A rendered text as (piece, whether it is a special token), without marks."""
+        without = dict.fromkeys(map(ord, marks))
         start = 0
-        for start_of_token, end_of_token in self.tokens(text, mark):
-            if start < start_of_token:
-                yield text[start:start_of_token].replace(mark, ""), False
+        for start_of_token, end_of_token in self.tokens(text, marks):
+            if ordinary := text[start:start_of_token].translate(without):
+                yield ordinary, False
             yield text[start_of_token:end_of_token], True
             start = end_of_token
-        if start < len(text):
-            yield text[start:].replace(mark, ""), False
+        if ordinary := text[start:].translate(without):
+            yield ordinary, False
 
-    def tokens(self, text: str, mark: str) -> Iterator[tuple[int, int]]:
+    def tokens(self, text: str, marks: str) -> Iterator[tuple[int, int]]:
         """Where the special tokens of a rendered text are, as (start, end)."""
         place = 0
         while found := self._any.search(text, place):
             start, end = found.span()
-            if mark and text[start - 1 : start] == mark:  # one of a single character, marked
+            if marks and text[start - 1 : start] == marks[0]:  # one of a single character, marked
                 place = start + 1
                 continue
             yield start, end
@@ -75,15 +78,18 @@ class Guard:
         body = text.strip()  # templates may trim
         return bool(self._any.search(text)) or body.endswith(self._beginnings) or body.startswith(self._endings)
 
-    def _marked(self, text: str, mark: str) -> str:
+    def _marked(self, text: str, marks: str) -> str:
         if not self._needs_mark(text):
             return text
-        text = self._any.sub(lambda found: "".join(mark + char for char in found[0]), text)
+        inside, edge = marks
         body = text.strip()
         start = text.index(body)
-        before = mark if body.startswith(self._endings) else ""
-        behind = mark if body.endswith(self._beginnings) else ""
-        return text[:start] + before + body + behind + text[start + len(body) :]
+        head, tail = text[:start], text[start + len(body) :]
+        head += edge if body.startswith(self._endings) else ""
+        tail = (edge if body.endswith(self._beginnings) else "") + tail
+        # Every character of a token is marked, so that no other token is found in it; the edge behind, so that none is
+        # that begins in it.
+        return head + self._any.sub(lambda found: "".join(inside + char for char in found[0]) + edge, body) + tail
 
 
 def _strings(value: Any) -> Iterator[str]:
