@@ -25,12 +25,13 @@ def generate(
     top_p: float | None = None,
     greedy: bool = False,
     seed: int = 0,
+    base: Path | None = None,
     output: TextIO | None = None,
 ) -> str:
     """Continue a text, or answer a message, with a trained model, shown as it is made; returns what it wrote.
 
     Args:
-        run: A run folder (its newest checkpoint is used) or a checkpoint folder.
+        run: A run folder (its newest checkpoint is used), a checkpoint folder or a Hugging Face folder.
         prompt: Text to continue; the start of a document if left out.
         chat: A message to answer instead, by the chat template beside the model's tokenizer.
         system: What the system says first (with --chat).
@@ -41,10 +42,12 @@ def generate(
         top_p: Choose among the likeliest tokens that together have this probability.
         greedy: Always take the likeliest token (temperature 0).
         seed: Same seed, same text.
+        base: Where the base of an adapter lies now, if it was moved since the training.
         output: Where the text is shown; standard output if left out.
 
     Raises:
-        ValueError: no model there, a damaged file, a prompt longer than the context, or a setting out of range.
+        ValueError: no model there, a damaged file, a base that is missing or another one, a prompt longer than the
+            context, or a setting out of range.
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
@@ -58,9 +61,9 @@ def generate(
 
     from llmfast.data.chat.opening import end_tokens
     from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-    from llmfast.models.folder import load_model
+    from llmfast.integrations.opening import open_model
 
-    model, tokenizer = load_model(run)
+    model, tokenizer = open_model(run, base=base)
     sampling = _sampling(tokenizer, 0.0 if greedy else temperature, top_k, top_p)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     start = _chat_prompt(tokenizer, chat, system) if chat else encode_prompt(tokenizer, prompt)

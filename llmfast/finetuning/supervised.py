@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from llmfast.data.batch import IGNORED, Source
 from llmfast.data.chat.opening import open_chat
@@ -22,16 +21,18 @@ from llmfast.data.labeled import LabeledLoader
 from llmfast.data.loader import Loader
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import SupervisedConfig
+from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import generate_tokens, stream_text
+from llmfast.integrations.opening import Start, open_start
+from llmfast.models.adapters.config import matches_any
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
-from llmfast.models.vocabulary import grow_vocabulary
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.objective import Objective
 from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.pretraining import NextToken
-from llmfast.training.start import Start, open_start, started_config
+from llmfast.training.start import started_config
 from llmfast.training.task import Policy, Report
 
 EVALUATED_AT_ONCE = 16
@@ -69,7 +70,8 @@ class SupervisedFinetuning:
         cls, config: SupervisedConfig, folder: Path, *, begins: bool, verify: bool, report: Report
     ) -> SupervisedFinetuning:
         cls._use_tokenizer_of_start(config)
-        start = None if config.start is None or not begins else open_start(config.start)
+        needs_start = config.start is not None and (begins or config.keeps_base)
+        start = open_start(config.start) if needs_start else None
         if start is not None:
             # The size of the vocabulary follows from the tokenizer, which may have got special tokens for the template.
             plain = dataclasses.replace(config.model, vocab_size=start.config.vocab_size)
@@ -81,6 +83,8 @@ class SupervisedFinetuning:
             describe_instructions(prepared, report)
         if start is not None:
             _check_tokenizer(start, config, prepared.tokenizer)
+            if config.adapter != "none" and (tokens := _growth(start, prepared.tokenizer)):
+                _train_embeddings(config, tokens[1] - tokens[0], report)
         size = prepared.tokenizer.n_vocab
         fitting = size if config.start is None else max(size, config.model.vocab_size)
         config.model = dataclasses.replace(config.model, vocab_size=fitting)
@@ -97,21 +101,24 @@ class SupervisedFinetuning:
     def memory(self) -> dict[str, float]:
         setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
         parts = training_memory(self.config.model, setup)
-        return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
+        trained = ("weights",) if self.config.keeps_base else ("weights", "gradients", "optimizer")
+        return {name: parts[name] for name in trained}
 
     def flops_per_token(self) -> float:
-        return self.config.model.flops_per_token(self.context)
+        """Without the gradients of the weights, a third, where they are frozen below adapters."""
+        flops = self.config.model.flops_per_token(self.context)
+        return flops if self.config.adapter == "none" else flops * 2 / 3
 
     def objective(self) -> Objective:
-        generator = torch.Generator().manual_seed(self.config.training.seed)
-        if self.start is None:
-            return NextToken(Decoder(self.config.model, generator=generator))
-        decoder = self.start.decoder(dataclasses.replace(self.config.model, vocab_size=self.start.config.vocab_size))
-        grow_vocabulary(decoder, Tokenizer.load(self.start.folder).n_vocab, self.tokenizer.n_vocab)
+        tokens = None if self.start is None else _growth(self.start, self.tokenizer)
+        decoder = finetuned_decoder(self.config, self.start, self.config.model, tokens=tokens)
+        freeze_parameters(decoder, self.config.freeze)
+        if tokens is not None:
+            _check_rows_are_trained(decoder)
         return NextToken(decoder)
 
     def base(self) -> str | None:
-        return None
+        return str(self.start.folder) if self.config.keeps_base else None
 
     def source(self, share: Share, policy: Policy) -> Source:
         seed = self.config.training.seed
@@ -157,6 +164,43 @@ class SupervisedFinetuning:
     def save_assets(self, folder: Path) -> None:
         write_config(folder, self.config.model)
         self.tokenizer.save(folder)
+
+
+def _growth(start: Start, tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """How many tokens the model was trained with, and how many it gets for the template; None if they are as many."""
+    known = Tokenizer.load(start.folder).n_vocab
+    return (known, tokenizer.n_vocab) if tokenizer.n_vocab > known else None
+
+
+def _train_embeddings(config: SupervisedConfig, added: int, report: Report) -> None:
+    """Train the embedding table and the head beside an adapter: equal rows of new tokens cannot be told apart."""
+    wanted = ("embedding",) if config.model.tie_embeddings else ("embedding", "head")
+    missing = [name for name in wanted if not matches_any(config.lora.modules_to_save, name)]
+    if missing:
+        saved = (*config.lora.modules_to_save, *missing)
+        config.lora = dataclasses.replace(config.lora, modules_to_save=saved)
+        report(
+            f"adapter     the template adds {added} special tokens, so that {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} trained in full beside it (lora.modules_to_save)"
+        )
+
+
+def _check_rows_are_trained(decoder: Decoder) -> None:
+    """Check that the rows of new tokens are trained, in the embedding table and in the output head.
+
+    Raises:
+        ValueError: they are frozen, all with the same values.
+    """
+    tables = [
+        name
+        for name, parameter in decoder.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and len(parameter) == decoder.config.table_rows
+    ]
+    if len(tables) < (1 if decoder.config.tie_embeddings else 2):
+        raise ValueError(
+            "the template adds special tokens, whose rows in the embedding table and the output head must be trained: "
+            "leave them out of freeze, or choose a data.template with tokens that the model knows, such as plain"
+        )
 
 
 def _check_tokenizer(start: Start, config: SupervisedConfig, tokenizer: Tokenizer) -> None:
