@@ -215,7 +215,8 @@ def test_packed_examples_seeing_each_other(tmp_path):
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_batch_of_8_equals_8_parts_equals_packed_rows(tmp_path, learned):
     """Trap: a mean of means under accumulation. 50 steps of 8 examples, however they lie in rows: equal weights."""
-    settings = {"positions": "learned", "norm": "layer", "activation": "gelu_tanh", "biases": "all"} if learned else {}
+    # Without biases: the gradient of a key's bias is zero but for roundings, which AdamW scales up to whole steps.
+    settings = {"positions": "learned", "norm": "layer", "activation": "gelu_tanh"} if learned else {}
     write_model(tmp_path / "start", **settings)
     records = 11  # of which 8 are in the training split
     options = {"steps": 50, "learning_rate": 1e-3, "batch_size": 8}
@@ -399,3 +400,43 @@ def test_a_damaged_loss_mask_is_found(tmp_path):
     mask.write_bytes(content)
     with pytest.raises(ValueError, match=r"00000\.mask is altered"):
         open_instructions(session.run.data, max_tokens=128)
+
+
+# --- adapters and frozen parts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_learns_the_template_and_generates(tmp_path, capsys, adapter, tied):
+    """Trap: new special tokens below a frozen table, whose equal rows no adapter can tell apart."""
+    write_model(tmp_path / "start", width=64, tie_embeddings=tied)
+    lines = []
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n} Hi", "completion": "HELLO"}) + "\n" for n in range(40)))
+    config = sft_config(file, tmp_path / "start", data={"template": "chatml"}, steps=40, batch_size=2)
+    config.adapter = adapter
+    session = new_session(tmp_path / "run", config, task=SupervisedFinetuning, report=lines.append)
+    assert any(line.startswith("adapter     the template adds 2 special tokens") for line in lines)
+    first = session.trainer.evaluate()["loss"]
+    fit(session)
+    assert session.trainer.evaluate()["loss"] < 0.2 * first
+    resumed = resumed_session(session.run.folder, task=SupervisedFinetuning)
+    assert resumed.trainer.evaluate() == session.trainer.evaluate()
+    capsys.readouterr()
+    assert main(["generate", str(session.run.folder), "--chat", "7 Hi", "--greedy", "--tokens", "30"]) == 0
+    assert capsys.readouterr().out == "HELLO\n"
+
+
+def test_an_adapter_without_new_tokens_trains_nothing_else(tmp_path):
+    session = new_sft_run(tmp_path, data={"template": "plain"}, adapter="lora")
+    trained = [name for name, each in session.trainer.model.named_parameters() if each.requires_grad]
+    assert trained
+    assert all(".adapters." in name for name in trained)
+    fit(session)
+
+
+def test_frozen_rows_of_new_tokens_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="adds special tokens, whose rows in the embedding table"):
+        new_sft_run(tmp_path, data={"template": "chatml"}, freeze=("embedding",))
+    session = new_sft_run(tmp_path, data={"template": "plain"}, freeze=("embedding",))
+    assert not session.trainer.model.embedding.weight.requires_grad

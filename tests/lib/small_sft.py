@@ -55,7 +55,8 @@ def write_model(folder: Path, **settings: object) -> Path:
 
 
 def sft_config(file: Path, start: Path | None, *, data: dict | None = None, **training: object) -> SupervisedConfig:
-    """A configuration for the instructions in ``file``."""
+    """A configuration for the instructions in ``file``; settings of TrainingConfig, and adapter and freeze."""
+    run = {name: training.pop(name) for name in ("adapter", "freeze") if name in training}
     settings = {
         "steps": 6,
         "batch_size": 4,
@@ -69,6 +70,7 @@ def sft_config(file: Path, start: Path | None, *, data: dict | None = None, **tr
         start=None if start is None else str(start),
         data=InstructionDataConfig(**({"sources": (str(file),), "validation_fraction": 0.2} | (data or {}))),
         training=TrainingConfig(**settings),
+        **run,
     )
 
 
