@@ -62,7 +62,7 @@ class Direct:
         describe, compiled = form
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
-        key = (driver, device, describe(values), *settings.items())
+        key = (driver, describe(values), *settings.items())
         found = compiled.get(key)
         if found is None:
             kernel = self.kernel.run(*args, grid=grid, warmup=False, **options)

@@ -1,4 +1,5 @@
-"""Launches past Triton's own search for the compiled kernel reach the chip as Triton's would: see tests/lib/launch_probe.py."""
+"""Launches past Triton's own search for the compiled kernel reach the chip as Triton's would: see
+tests/lib/launch_probe.py."""
 
 import json
 import os
@@ -12,6 +13,7 @@ pytest.importorskip("triton", reason="it launches Triton's kernels")
 
 PROBE = Path(__file__).parents[1] / "lib" / "launch_probe.py"
 CHECKS = (
+    "one_change_at_a_time",
     "random_launches",
     "every_launch_of_the_library",
     "whatever_watches_launches_sees_them",

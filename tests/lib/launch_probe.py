@@ -1,9 +1,10 @@
 """Launches on a stand-in driver, by ``frame.direct`` and by Triton itself, and compares what reaches the chip.
 
-Run by test_direct_launch.py in a process of its own, in which Triton does not interpret. Nothing is compiled: a compiled
-kernel is a number, given out for each set of types, constants and attributes that Triton asks its compiler for.
+Run by test_direct_launch.py in a process of its own, in which Triton does not interpret. Nothing is compiled: a
+compiled kernel is a number, given out for each set of types, constants and attributes that Triton asks its compiler for.
 """
 
+import importlib
 import itertools
 import json
 import random
@@ -14,6 +15,7 @@ import traceback
 import torch
 import triton
 import triton.language as tl
+from llmfast.kernels.compile_check.measure import chip_of, op_families
 from llmfast.kernels.frame import direct, launch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -123,31 +125,49 @@ def same(records):
     (head, values), *others = records
     for other_head, others_values in others:
         assert head == other_head, (head, other_head)
-        assert len(values) == len(others_values)
         assert all(
-            one is other or (one == other and type(one) is type(other)) for one, other in zip(values, others_values)
+            one is other or (one == other and type(one) is type(other))
+            for one, other in zip(values, others_values, strict=True)
         )
 
 
+def one_change_at_a_time():
+    """Trap: a description that leaves out something that a compiled kernel depends on. All values of an argument follow each
+    other while the others stay, so that two that are described alike meet the same compiled kernel."""
+    r = random.Random(1)
+    tensors = [MEMORY, MEMORY[4:], MEMORY[2:], MEMORY[1:], MEMORY.half(), MEMORY.bfloat16()[4:], None]
+    small = [each for each in WHOLE if -(2**63) <= each < 2**63]
+    constants = [0, 1, True, False, None, "a", 16, 1.0, 0.0, -0.0]
+    descriptors = [descriptor(r) for _ in range(8)]
+    free = [*tensors, *WHOLE, *descriptors, True, False, 0.5, 1.0, torch.nn.Parameter(MEMORY)]
+    tuples = [(one, other) for one in tensors for other in (1, 5, 16, None, MEMORY, MEMORY[1:])]
+    pools = [free, tensors, tuples, free, WHOLE, free, small, small, (0.5, 1.0, 2), (True, False), constants, constants]
+    base = (MEMORY, MEMORY, (MEMORY, 5), 5, 5, 5, 5, 5, 0.5, True, 3, 7)
+    for i, pool in enumerate(pools):
+        for value in pool:
+            args = (*base[:i], value, *base[i + 1 :])
+            same(both_ways(mixed, (1,), args, {"num_warps": 4}))
+    for options in ({"num_warps": 8}, {"num_warps": 4, "maxnreg": 64}, {"num_warps": 4, "maxnreg": None}):
+        same(both_ways(mixed, (1,), base, options))
+    for device in range(3):
+        driver.device = device
+        same(both_ways(mixed, (1,), base, {"num_warps": 4}))
+
+
 def random_launches():
-    """Trap: a description that leaves out something that a compiled kernel depends on."""
     r = random.Random(0)
     covered = 0
-    for _ in range(4000):
+    for _ in range(1500):
         driver.device, driver.stream = r.randrange(2), r.randrange(3)
         grid = r.choice(((3,), (3, 2), (3, 2, 5)))
         before = own_launches
         same(both_ways(mixed, grid, *draw(r)))
         covered += own_launches - before < 3
-    assert covered > 2000, f"only {covered} launches went the short way"
+    assert covered > 700, f"only {covered} launches went the short way"
 
 
 def every_launch_of_the_library():
     """Of every case of the compile check, on two kinds of chip."""
-    from llmfast.kernels.compile_check.measure import chip_of, op_families
-
-    import importlib
-
     own, seen = set(), 0
 
     def compare(kernel, grid, args, options):
@@ -309,6 +329,7 @@ def threads_launch_side_by_side():
 
 
 CHECKS = (
+    one_change_at_a_time,
     random_launches,
     every_launch_of_the_library,
     whatever_watches_launches_sees_them,
