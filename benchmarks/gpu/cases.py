@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.cases --limit S --out DIR [--compiled] [--tiny]
 
-``--compiled`` measures llmfast beside nothing but what PyTorch compiles, which takes minutes; those results are files of
-their own. What DIR holds already is not measured again.
+``--compiled`` measures llmfast beside what PyTorch compiles and nothing else, into files of their own: compiling takes
+minutes. What DIR holds already is not measured again.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Compiles every launch choice for this chip on all cores, into Triton's cache, from which tests and benchmarks take it:
-each in its own process, they would wait minutes for the compiler.
+"""Compiles every launch choice for this chip on all cores, into Triton's cache, from which tests and benchmarks take
+them; else each process would wait minutes for the compiler.
 
     python -m benchmarks.gpu.compile_all [CAPABILITY]     90 where there is no GPU
 """

@@ -1,16 +1,17 @@
 """Launches a kernel that Triton has compiled before, without Triton's search for it.
 
 In every launch Triton describes each argument, turns the description and the options into text, and looks the compiled
-kernel up by it: 8 to 39 µs of the host. Here a function that is generated for the kernel and for the types of its
-arguments makes a tuple of what a compiled kernel depends on, and of nothing else:
+kernel up by it: 8 to 39 µs of the host. Here a function that is generated for a kernel and the types of its arguments
+makes a tuple of what a compiled kernel depends on:
 
 - of a tensor the dtype, and whether its memory starts on 16 bytes,
-- of a whole number that Triton specializes, whether it is 1 or a multiple of 16, and of one without an annotation how many
-  bits it needs,
-- of a constant its value, and whether an argument is None.
+- of a whole number that Triton specializes, whether it is 1 or a multiple of 16; of one without an annotation, the bits
+  that it needs,
+- of a constant the value, and of every argument the type, so that None is one.
 
-The first launch of each tuple is Triton's own, which returns the compiled kernel. Launches that this description does not
-cover are always Triton's own: see ``Direct.covers`` and ``is_watched``.
+The first launch of each tuple is Triton's own and returns the compiled kernel. Launches for which this may not be all
+are always Triton's own: those of other kinds of kernels (``is_known``), with values of other types (``_describer``),
+and while something watches or changes launches (``is_watched``).
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Direct:
         describe, compiled = form
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
-        key = (driver, describe(values), *settings.items())
+        key = (driver, device, describe(values), *settings.items())
         found = compiled.get(key)
         if found is None:
             kernel = self.kernel.run(*args, grid=grid, warmup=False, **options)
@@ -113,7 +114,7 @@ def _binder(kernel: Any) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _describer(params: list[Any], types: tuple) -> Describe | None:
-    """What describes values of these types; None if there is a type of which it is not known what a kernel depends on."""
+    """What describes values of these types; None if of one it is not known what a compiled kernel depends on."""
     parts, pointers = [], []
     for i, (param, kind) in enumerate(zip(params, types, strict=True)):
         if param.is_constexpr:
@@ -180,6 +181,6 @@ def launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: d
 
 
 def is_known(kernel: Any) -> bool:
-    """Whether this is a compiled kernel of Triton's for NVIDIA: neither interpreted nor wrapped in an autotuner, and AMD's
-    depend on more."""
+    """Whether this is a kernel that Triton compiles for NVIDIA: neither interpreted nor wrapped in an autotuner, and
+    what it compiles for AMD depends on more."""
     return HAS_TRITON and isinstance(kernel, JITFunction) and not torch.version.hip

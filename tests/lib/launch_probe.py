@@ -1,7 +1,7 @@
 """Launches on a stand-in driver, by ``frame.direct`` and by Triton itself, and compares what reaches the chip.
 
 Run by test_direct_launch.py in a process of its own, in which Triton does not interpret. Nothing is compiled: a
-compiled kernel is a number, given out for each set of types, constants and attributes that Triton asks its compiler for.
+compiled kernel is a number, a new one for each set of types, constants and attributes that Triton compiles.
 """
 
 import importlib
@@ -132,8 +132,8 @@ def same(records):
 
 
 def one_change_at_a_time():
-    """Trap: a description that leaves out something that a compiled kernel depends on. All values of an argument follow each
-    other while the others stay, so that two that are described alike meet the same compiled kernel."""
+    """Trap: a description that leaves out something that a compiled kernel depends on. All values of an argument follow
+    each other while the others stay, so that two that are described alike meet the same compiled kernel."""
     r = random.Random(1)
     tensors = [MEMORY, MEMORY[4:], MEMORY[2:], MEMORY[1:], MEMORY.half(), MEMORY.bfloat16()[4:], None]
     small = [each for each in WHOLE if -(2**63) <= each < 2**63]
