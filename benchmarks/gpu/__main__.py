@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .call import Call
-from .place import WORK
+from .call import WORK, Call
 
 
 def has_gpu() -> bool:

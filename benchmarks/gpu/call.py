@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..results import ROOT, write_json
-from .place import SITE, WORK, fingerprint, place
+from .place import fingerprint, place
 from .recorder import PASSED, remember_earlier
-from .stages import AGAIN_LAST, RESULTS, STAGES, Stage
+from .stages import AGAIN_LAST, STAGES, Stage
 
 RESERVE = 12  # seconds for the table and the archive
 GRACE = 6  # seconds in which an interrupted stage may write what it has
-STATE = WORK / "state.json"
-PASSED_TESTS = WORK / "passed_tests"
+WORK = ROOT / "build" / "gpu_call"
 
 
 @dataclass
@@ -35,6 +34,7 @@ class Call:
     limit: float
     out: Path
     rehearsal: bool
+    work: Path = WORK  # kept from call to call
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)  # of each stage of this call
     failures: list[str] = field(default_factory=list)
@@ -42,7 +42,26 @@ class Call:
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         self.log = open(self.out / "gpu_call.log", "w", encoding="utf-8")  # noqa: SIM115 (as long as the call)
+        self.kept: dict[str, object] = {}  # what the state holds for
         self.state: dict[str, str] = {}  # stage -> "done", or "begun" where it was cut short
+
+    @property
+    def results(self) -> Path:
+        return self.work / "results"
+
+    @property
+    def state_file(self) -> Path:
+        return self.work / "state.json"
+
+    @property
+    def passed_tests(self) -> Path:
+        return self.work / "passed_tests"
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, (str(self.work / "site"), os.environ.get("PYTHONPATH"))))
+        ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(self.work / "triton")}
+        ours[PASSED] = str(self.passed_tests)
+        return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | ours
 
     @property
     def left(self) -> float:
@@ -73,18 +92,18 @@ class Call:
     def prepare(self, wheels: Path | None) -> None:
         start = time.monotonic()
         now = {"sources": fingerprint(), "rehearsal": self.rehearsal}
-        before = json.loads(STATE.read_text()) if STATE.is_file() else {}
+        before = json.loads(self.state_file.read_text()) if self.state_file.is_file() else {}
         if {name: before.get(name) for name in now} == now:
             self.state = before["stages"]
             self.say(
                 f"== resuming: {', '.join(f'{name} {state}' for name, state in self.state.items()) or 'nothing done'}"
             )
         else:
-            shutil.rmtree(WORK, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)
         self.kept = now
-        wheels_placed = place(wheels)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        self.say(f"== llmfast from the sources, with {', '.join(wheels_placed) or 'no wheels'}")
+        unpacked = place(self.work / "site", wheels)
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.say(f"== llmfast from the sources, with {', '.join(unpacked) or 'no wheels'}")
         self.seconds["prepare"] = time.monotonic() - start
 
     def to_do(self) -> list[Stage]:
@@ -96,9 +115,9 @@ class Call:
         seconds = min(stage.most, self.left)
         self.say(f"== {stage}, at most {seconds:.0f} s of {self.left:.0f}")
         self.remember(stage, "begun")
-        remember_earlier(PASSED_TESTS)
+        remember_earlier(self.passed_tests)
         start = time.monotonic()
-        code = self.run_command(stage.command(seconds, self.rehearsal), seconds)
+        code = self.run_command(stage.command(self.results, seconds - GRACE, self.rehearsal), seconds)
         self.seconds[stage.name] = time.monotonic() - start
         if code is None:
             self.say(f"== {stage}: stopped after {self.seconds[stage.name]:.0f} s")
@@ -110,7 +129,7 @@ class Call:
     def run_command(self, command: list[str], seconds: float) -> int | None:
         """The exit code; None where it ran out of time and was stopped, with all of its processes."""
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", start_new_session=True,
         )  # fmt: skip
         copying = threading.Thread(target=lambda: [self.say(line.rstrip("\n")) for line in process.stdout], daemon=True)
@@ -130,26 +149,19 @@ class Call:
 
     def remember(self, stage: Stage, state: str) -> None:
         self.state[stage.name] = state
-        write_json(STATE, {**self.kept, "stages": self.state})
+        write_json(self.state_file, {**self.kept, "stages": self.state})
 
     def archive(self) -> None:
         unfinished = self.out / "results.tmp"
         with tarfile.open(unfinished, "w:gz") as archive:
-            archive.add(RESULTS, "results")
+            archive.add(self.results, "results")
         os.replace(unfinished, self.out / "results.tar.gz")
 
     def table(self) -> None:
-        command = [sys.executable, "-m", "benchmarks", "report", str(RESULTS), "--short"]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "benchmarks", "report", str(self.results), "--short"]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False)
         self.say(done.stdout or done.stderr)
         (self.out / "table.md").write_text(done.stdout, encoding="utf-8")
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
-    ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(WORK / "triton")}
-    ours[PASSED] = str(PASSED_TESTS)
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | ours
 
 
 def signal_group(process: subprocess.Popen, number: signal.Signals) -> None:

@@ -22,6 +22,7 @@ from ..compare import Case
 from ..contenders import COMPILED
 from ..results import OURS, Report, describe_machine, read
 from ..run import NO_TIME, Clock, measure_case
+from .stages import SUITES_OF_CASES
 
 NEED_COMPILING = (COMPILED, "FlexAttention")
 ROUNDS = {"cuda": 11, "cpu": 3}
@@ -53,7 +54,7 @@ def chosen_cases() -> Iterator[tuple[str, Case]]:
 
 def rehearsed_cases() -> Iterator[tuple[str, Case]]:
     """Tiny cases of the same suites."""
-    for name in dict.fromkeys(name for name, _ in chosen_cases()):
+    for name in SUITES_OF_CASES:
         yield from ((name, case) for case in importlib.import_module(f"benchmarks.suites.{name}").cases("tiny"))
 
 

@@ -9,27 +9,24 @@ from pathlib import Path
 
 from ..results import ROOT
 
-WORK = ROOT / "build" / "gpu_call"  # kept from call to call
-SITE = WORK / "site"
 
+def place(site: Path, wheels: Path | None) -> list[str]:
+    """Fills ``site``, a folder for PYTHONPATH, and returns the names of the wheels in it.
 
-def place(wheels: Path | None) -> list[str]:
-    """Fills SITE, a folder for PYTHONPATH, and returns the names of the wheels in it.
-
-    ``kernels/`` belongs at llmfast/kernels, where only an installation puts it, so SITE holds links. The C++ engine is
-    left out: no kernel needs it. Wheels are unpacked, which is all that installing them would do.
+    ``kernels/`` belongs at llmfast/kernels, where only an installation puts it, so the folder holds links. The C++
+    engine is not built: no kernel needs it. Wheels are unpacked, which is all that installing them would do.
     """
-    shutil.rmtree(SITE, ignore_errors=True)
-    package = SITE / "llmfast"
+    shutil.rmtree(site, ignore_errors=True)
+    package = site / "llmfast"
     package.mkdir(parents=True)
     for path in (ROOT / "llmfast").iterdir():
         (package / path.name).symlink_to(path)
     (package / "kernels").symlink_to(ROOT / "kernels")
-    (SITE / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (site / "benchmarks").symlink_to(ROOT / "benchmarks")
     unpacked = sorted(wheels.glob("*.whl")) if wheels else []
     for wheel in unpacked:
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(SITE)
+            archive.extractall(site)
     return [wheel.name for wheel in unpacked]
 
 
