@@ -96,7 +96,7 @@ time.sleep(600)"""
 
 
 def test_a_later_call_resumes(call, stages, monkeypatch, tmp_path):
-    """What is done is not done again, what filled its time comes last, and the archive has the results of both calls."""
+    """What is done is not done again, what filled its time comes last, and the archive has all results."""
     monkeypatch.setattr(call, "AGAIN_LAST", ("fills",))
     first = "open(results + '/first.json', 'w').write('{}')"
     parts = [
