@@ -1,5 +1,5 @@
-"""What PyTorch's undocumented parts must do for the operators, under each version of PyTorch that runs the tests; and that
-no other file of the kernels uses such parts."""
+"""What PyTorch's undocumented parts must do for the operators, under each version of PyTorch that runs the tests; and
+that no other file of the kernels uses such parts."""
 
 import re
 from pathlib import Path
