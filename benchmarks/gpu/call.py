@@ -138,11 +138,12 @@ class Call:
             code = process.wait(max(seconds - GRACE, 1))
         except subprocess.TimeoutExpired:
             code = None
-            signal_group(process, signal.SIGINT)
+            process.send_signal(signal.SIGINT)  # not to its children, whose complaints would fill the log
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         finally:
-            signal_group(process, signal.SIGKILL)  # and whatever it left running
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever it left running
             process.wait()
         copying.join(GRACE)
         return code
@@ -162,8 +163,3 @@ class Call:
         done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False)
         self.say(done.stdout or done.stderr)
         (self.out / "table.md").write_text(done.stdout, encoding="utf-8")
-
-
-def signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
