@@ -47,7 +47,7 @@ def test_the_loss_on_answers_halves(tmp_path, pretrained):
     held_out = trainer.evaluate()["loss"]
     losses = [float(trainer.step().loss) for _ in range(200)]
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
-    assert trainer.evaluate()["loss"] < 0.6 * held_out
+    assert trainer.evaluate()["loss"] < 0.65 * held_out
 
 
 def test_real_dolly_records_are_read_and_rendered(tmp_path, pretrained):
