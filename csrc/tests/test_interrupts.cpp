@@ -87,7 +87,6 @@ void test_encoding() {
     for (const std::string& text : long_pieces(kBytes)) {
         IdBuffer ids;
         test_gaps("encode one piece", [&] { whole.encode(text, ids); });
-        test_gaps("encode a long piece", [&] { whole.encode_piece(text, ids); });
         test_gaps("encode", [&] { pieces.encode(text, ids); });
         test_gaps("count", [&] { pieces.count(text); });
         const std::vector<std::string_view> documents(2, text);
