@@ -220,7 +220,7 @@ class Core {
         if (!size.is_ascii) {
             ByteBuffer utf8;
             write(ids, utf8.prepare(size.bytes), size.bytes);
-            return checked(PyUnicode_DecodeUTF8(utf8.data(), bytes, how));
+            return decoded(utf8.data(), bytes, how);
         }
         nb::object result = checked(PyUnicode_New(bytes, 0x7F));
         write(ids, static_cast<char*>(PyUnicode_DATA(result.ptr())), size.bytes);

@@ -96,6 +96,26 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
     return bytes_of(owner, "text");
 }
 
+// What PyUnicode_DecodeUTF8 returns, but signals are handled while a long text is decoded.
+inline nanobind::object decoded(const char* utf8, Py_ssize_t size, const char* errors) {
+    constexpr Py_ssize_t kWindow = 1 << 22;
+    if (size > kWindow) {
+        nanobind::list parts;
+        for (Py_ssize_t at = 0, consumed = 0; at < size; at += consumed) {
+            check_signals();
+            consumed = std::min(kWindow, size - at);
+            Py_ssize_t* const whole_characters = consumed < size - at ? &consumed : nullptr;
+            PyObject* const part = PyUnicode_DecodeUTF8Stateful(utf8 + at, consumed, errors, whole_characters);
+            if (!part) break;
+            parts.append(nanobind::steal(part));
+        }
+        if (!PyErr_Occurred()) return checked(PyUnicode_Join(nanobind::str("").ptr(), parts.ptr()));
+        if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) throw nanobind::python_error();
+        PyErr_Clear();  // its positions are those in a part: the whole text has the right ones
+    }
+    return checked(PyUnicode_DecodeUTF8(utf8, size, errors));
+}
+
 // Each text of a sequence, by utf8_of or text_of; `what` names the argument in errors.
 inline std::vector<std::string_view> texts_of(nanobind::handle sequence, const char* what,
                                               std::vector<nanobind::object>& owners,

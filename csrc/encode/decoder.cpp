@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "system/cpu_features.h"
 #include "system/interrupt.h"
 
 namespace llmfast {
@@ -26,13 +27,13 @@ Decoder::Decoder(const Vocabulary& vocabulary, const std::vector<Special>& speci
     for (const Special& special : specials) add(special.id, special.bytes);
 }
 
-size_t Decoder::far_place(uint32_t id) const {
+LLMFAST_NOINLINE size_t Decoder::far_place(uint32_t id) const {
     const auto found = far_.find(id);
     return found == far_.end() ? near_ : found->second;
 }
 
 void Decoder::add(uint32_t id, std::string_view token) {
-    if (token.empty() || kinds_[place(id)]) return;
+    if (token.empty() || kinds_[place(id, view())]) return;
     size_t at = id;
     if (id >= near_) {
         at = far_[id] = kinds_.size();
@@ -52,7 +53,7 @@ void Decoder::add(uint32_t id, std::string_view token) {
 }
 
 std::string_view Decoder::bytes(uint32_t id) const {
-    const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
+    const size_t at = place(id, view()), length = kinds_[at] & ~kNotAscii;
     const Slot& slot = slots_[at];
     return length <= kShort ? std::string_view(slot.bytes, length)
                             : std::string_view(long_.data() + slot.span.offset, slot.span.length);
@@ -71,14 +72,15 @@ Decoder::Size Decoder::measure(std::span<const uint32_t> ids) const {
 }
 
 Decoder::Size Decoder::measure_some(std::span<const uint32_t> ids) const {
+    const View view = this->view();
     size_t size = 0;
     uint8_t seen = 0;
     for (const uint32_t& id : ids) {
-        const size_t at = place(id);
-        const uint8_t kind = kinds_[at];
+        const size_t at = place(id, view);
+        const uint8_t kind = view.kinds[at];
         if (kind == 0) return {size, false, &id};
         const size_t length = kind & ~kNotAscii;
-        size += length <= kShort ? length : slots_[at].span.length;
+        size += length <= kShort ? length : view.slots[at].span.length;
         seen |= kind;
     }
     return {size, !(seen & kNotAscii), nullptr};
@@ -95,10 +97,11 @@ void Decoder::write(std::span<const uint32_t> ids, char* out, size_t size) const
 }
 
 char* Decoder::write_some(std::span<const uint32_t> ids, char* out, const char* end) const {
+    const View view = this->view();
     for (const uint32_t id : ids) {
-        const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
+        const size_t at = place(id, view), length = view.kinds[at] & ~kNotAscii;
         if (length <= kShort && static_cast<size_t>(end - out) >= kShort) {
-            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; the next token overwrites the excess
+            std::memcpy(out, view.slots[at].bytes, kShort);  // one instruction; the next token overwrites the excess
             out += length;
         } else {
             const std::string_view token = bytes(id);

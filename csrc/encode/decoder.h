@@ -52,7 +52,14 @@ class Decoder {
     };
 
     void add(uint32_t id, std::string_view token);
-    size_t place(uint32_t id) const { return id < near_ ? id : far_place(id); }
+    // What decoding reads for every id: local copies, which writing text cannot change, stay in registers.
+    struct View {
+        uint32_t near;
+        const uint8_t* kinds;
+        const Slot* slots;
+    };
+    View view() const { return {near_, kinds_.data(), slots_.data()}; }
+    size_t place(uint32_t id, const View& view) const { return id < view.near ? id : far_place(id); }
     size_t far_place(uint32_t id) const;
     Size measure_some(std::span<const uint32_t> ids) const;
     char* write_some(std::span<const uint32_t> ids, char* out, const char* end) const;

@@ -22,7 +22,7 @@ uint64_t hash_word(std::string_view word) {
 }  // namespace
 
 void ShortWords::grow(size_t more) {
-    ShortWords larger(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1));
+    ShortWords larger(static_cast<int>(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1)));
     InterruptCounter counter;
     for (const Slot& slot : *this) {
         counter.add(1);
@@ -34,7 +34,7 @@ void ShortWords::grow(size_t more) {
 ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) {
     size_t most = size_t{1} << (kFewBits - 1);
     for (const ShortWords* table : tables) most += table->size();
-    const int bits = std::bit_width(2 * most - 1);
+    const int bits = static_cast<int>(std::bit_width(2 * most - 1));
     ShortWords all(bits, allocate(sizeof(Slot) << bits));
 
     // Every table has its words in the order of hashes: the same part of each goes into one part of the new one. What
