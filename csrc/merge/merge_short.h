@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "merge/pair_table.h"
+#include "merge/piece.h"
 #include "system/cpu_features.h"
 
 namespace llmfast {
@@ -22,7 +23,7 @@ class ShortMerge {
         left_ = ~0ull >> (64 - count);
         std::fill_n(keys_, (count + 15) / 16 * 16, kNone);
         uint32_t all = 0;
-        for (size_t i = 0; i < count; ++i) all |= ids[i];
+        for (size_t i = 0; i < count; ++i) all |= ids[i] &= ~kCut;
         if (all < 256) {
             for (size_t i = 0; i + 1 < count; ++i) keys_[i] = key_of(places.low_pairs[ids[i] << 8 | ids[i + 1]], i);
         } else {
