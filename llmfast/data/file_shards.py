@@ -29,8 +29,8 @@ Texts = list[memoryview]
 
 
 def encode_files(
-    files: Iterable[str | os.PathLike],
-    folder: str | os.PathLike,
+    files: Iterable[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
     num_threads: int | None = None,

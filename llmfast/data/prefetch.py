@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
@@ -16,7 +16,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
     An error in making one is raised where it would have come. Leaving early ends the thread.
     """
-    ready: queue.Queue = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
 
     def put(item: object) -> bool:

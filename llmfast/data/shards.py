@@ -18,6 +18,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -314,7 +315,7 @@ def _index_files(folder: Path) -> list[Path]:
     return wanted
 
 
-def read_index(path: Path) -> dict:
+def read_index(path: Path) -> dict[str, Any]:
     """The content of an index.
 
     Raises:

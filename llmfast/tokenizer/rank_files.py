@@ -30,12 +30,13 @@ class RankFile(UserDict[bytes, int]):
         self.contents = contents
 
     @functools.cached_property
-    def data(self) -> dict[bytes, int]:
+    def data(self) -> dict[bytes, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _bpe.parse_ranks(self.contents)
 
     @property
-    def may_have_changed(self) -> bool:
-        return "data" in self.__dict__
+    def for_engine(self) -> dict[bytes, int] | bytes:
+        """The contents as they are, unless somebody has the dict and may have changed it."""
+        return self.data if "data" in self.__dict__ else self.contents
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from llmfast.tokenizer.patterns import pieces
 
@@ -22,8 +23,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 WHOLE = r"(?s).+"  # no splitting: a text is one word, as in minbpe's basic tokenizer
 
+Value = TypeVar("Value")
 Pair = tuple[int, int]
-Order = Callable[[int, Pair], tuple]
+Order = Callable[[int, Pair], tuple[Any, ...]]
 
 
 def count_words(documents: Iterable[str], pattern: str = GPT2_PATTERN) -> Counter[bytes]:
@@ -175,7 +177,7 @@ class CharacterTokenizer:
         return "".join(look_up(self.characters, token) for token in tokens)
 
 
-def look_up(vocabulary: Sequence, token: int):
+def look_up(vocabulary: Sequence[Value], token: int) -> Value:
     """What a token stands for; Python itself would take -1 for the last one."""
     if not 0 <= token < len(vocabulary):
         raise ValueError(f"{token} is not a token: they go from 0 to {len(vocabulary) - 1}")

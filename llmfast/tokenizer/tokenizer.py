@@ -124,7 +124,7 @@ class Tokenizer(Encoding):
         ids = {special: len(ranks) + i for i, special in enumerate(specials)}
         return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is made if need be.
 
         Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
@@ -148,7 +148,7 @@ class Tokenizer(Encoding):
             config |= {"eos_token": end}
         return json.dumps(config, indent=2).encode()
 
-    def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
+    def save_vocab_and_merges(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.
 
         A ``tokenizer_config.json`` beside them says which tokens are added ones. None of them says the pattern: `load`
@@ -160,7 +160,7 @@ class Tokenizer(Encoding):
         for name, content in vocab_and_merges.to_vocab_and_merges(self._contents).items():
             atomic_write(Path(folder) / name, content)
 
-    def save_ranks(self, path: str | os.PathLike) -> None:
+    def save_ranks(self, path: str | os.PathLike[str]) -> None:
         """Writes a tiktoken rank file, which has neither pattern nor special tokens.
 
         Raises:
@@ -173,7 +173,7 @@ class Tokenizer(Encoding):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         pattern: str | None = None,
         special_tokens: dict[str, int] | None = None,
@@ -212,11 +212,11 @@ class Tokenizer(Encoding):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike,
+        name: str | os.PathLike[str],
         *,
         revision: str | None = None,
         token: str | bool | None = None,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         pattern: str | None = None,
         special_tokens: dict[str, int] | None = None,
@@ -265,7 +265,7 @@ class Tokenizer(Encoding):
         tokenizer._beside = self._beside
         return tokenizer
 
-    def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:
+    def to_transformers(self, **options: Any) -> transformers.PreTrainedTokenizerFast:
         """The same tokenizer for transformers, with our engine inside: see `llmfast.tokenizer.speed_up`.
 
         Special tokens in text are always encoded as such. `options` go to ``PreTrainedTokenizerFast``: ``pad_token``,

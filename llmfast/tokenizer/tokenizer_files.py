@@ -59,8 +59,8 @@ def _read_ranks(path: Path, pattern: str | None) -> Contents:
     if _is_sentencepiece(path):
         raise ValueError(f"{path} is a sentencepiece model, which is not byte-level BPE: llmfast does not read it")
     ranks = rank_files.read_ranks(path)
-    known_pattern, specials = rank_files.PUBLISHED.get(path.stem, (None, {}))
-    if pattern is None and known_pattern is None:
+    known_pattern, specials = rank_files.PUBLISHED.get(path.stem, ("", {}))
+    if pattern is None and not known_pattern:
         raise ValueError(
             f"{path} does not say how text is split: load it with Tokenizer.load(path, pattern=...), "
             "and special_tokens= if it has any"

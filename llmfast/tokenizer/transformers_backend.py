@@ -11,7 +11,7 @@ import functools
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from llmfast.tokenizer.arguments import available_cores
 from llmfast.tokenizer.encoding import Encoding
@@ -77,7 +77,7 @@ class Backend:
             return self.original("encode_batch")(input, is_pretokenized, add_special_tokens)
         batch = _Batch(self, built, input, add_special_tokens, cut)
         rows = built.encoding.encode_batch(
-            input,
+            list(input),
             num_threads=available_cores() if sum(map(len, input)) >= _WORTH_THREADS else 1,
             **batch.specials,
         )
@@ -99,10 +99,10 @@ class Backend:
 
     # ---- What changes the tokenizer, for which the engine is then built again
 
-    def add_tokens(self, tokens: list) -> int:
+    def add_tokens(self, tokens: list[Any]) -> int:
         return self._changed_by("add_tokens", tokens)
 
-    def add_special_tokens(self, tokens: list) -> int:
+    def add_special_tokens(self, tokens: list[Any]) -> int:
         return self._changed_by("add_special_tokens", tokens)
 
     def train(self, *arguments: Any, **options: Any) -> None:
@@ -117,7 +117,7 @@ class Backend:
         finally:
             self._made = None
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Of the tokenizer: a copy has an engine, too."""
         return _restored, (self.theirs.__getstate__(),)
 
@@ -185,7 +185,7 @@ class _Frame(NamedTuple):
         start, stop = mask.index(0), len(mask) - mask[::-1].index(0)
         return cls(framed.ids[:start], framed.ids[stop:], (types[:start], types[start], types[stop:]))
 
-    def around(self, row: list, before: list, after: list) -> list:
+    def around(self, row: list[Any], before: list[Any], after: list[Any]) -> list[Any]:
         return [*before, *row, *after] if before or after else row
 
 
@@ -206,17 +206,17 @@ class _Cut(NamedTuple):
             return None
         return cls(frame, room, truncation["direction"] == "left")
 
-    def cuts(self, row: Sequence) -> bool:
-        return self.room is not None and len(row) > self.room
-
-    def applied_to(self, row: list) -> list:
-        if not self.cuts(row):
+    def applied_to(self, row: list[Any]) -> list[Any]:
+        if self.room is None or len(row) <= self.room:
             return row
         return row[-self.room :] if self.left else row[: self.room]
 
-    def length_of(self, row: Sequence) -> int:
+    def cuts(self, row: Sequence[Any]) -> bool:
+        return self.room is not None and len(row) > self.room
+
+    def length_of(self, row: Sequence[Any]) -> int:
         """With the frame around it."""
-        inside = self.room if self.cuts(row) else len(row)
+        inside = len(row) if self.room is None else min(len(row), self.room)
         return inside + len(self.frame.before) + len(self.frame.after)
 
 
@@ -254,7 +254,7 @@ class _Batch:
             finally:
                 self._set(*now)
 
-    def _set(self, truncation: dict | None, padding: dict | None) -> None:
+    def _set(self, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:
         theirs = self.backend.theirs
         if theirs.truncation != truncation:
             theirs.enable_truncation(**truncation) if truncation else theirs.no_truncation()
@@ -311,11 +311,11 @@ class EncodedText:
     def _inside(self) -> int:
         return len(self._row) - len(self._frame.before) - len(self._frame.after)
 
-    def _padded(self, row: list, pad: Any) -> list:
+    def _padded(self, row: list[Any], pad: Any) -> list[Any]:
         """`pad` is a value, or the name of one in the padding's settings."""
         if not self._missing:
             return row
-        padding = self._batch.padding
+        padding = self._batch.padding or {}
         filled = [padding[pad] if isinstance(pad, str) else pad] * self._missing
         return filled + row if padding["direction"] == "left" else row + filled
 

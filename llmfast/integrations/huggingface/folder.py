@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.config import from_config, to_config, with_plain_embedding
-from llmfast.integrations.huggingface.names import Family
+from llmfast.integrations.huggingface.family import Family
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.fields import kind_of
@@ -70,7 +70,8 @@ def decoder_of(decoder: Any) -> Callable[[list[str]], str]:
     return tokenizer_of(decoder=decoder).decoder.decode if decoder else " ".join
 
 
-_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_Form: TypeAlias = Literal["NFC", "NFD", "NFKC", "NFKD"]
+_FORMS: tuple[_Form, ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
@@ -79,11 +80,12 @@ def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
     if forms == ["NFC"]:  # of which Python's tables and theirs say the same
         return lambda text: unicodedata.normalize("NFC", text)
     theirs = tokenizer_of(normalizer=normalizer).normalizer.normalize_str
-    if not set(forms) <= set(_FORMS):
+    known: list[_Form] = [form for form in _FORMS if form in forms]
+    if len(known) < len(set(forms)):
         return theirs
 
     def normalized(text: str) -> str:
-        return text if all(unicodedata.is_normalized(form, text) for form in forms) else theirs(text)
+        return text if all(unicodedata.is_normalized(form, text) for form in known) else theirs(text)
 
     return normalized
 
