@@ -177,7 +177,10 @@ ODD = {
     "a byte that is an added token": ([("Ġ", "normalized"), ("Ċ",)], {"normalizer": {"type": "Lowercase"}}),
     "a byte that is an added token, trimmed": (
         [("Ġ", "normalized")],
-        {"normalizer": {"type": "Lowercase"}, "post_processor": {"type": "ByteLevel", "trim_offsets": True}},
+        {
+            "normalizer": {"type": "Lowercase"},
+            "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        },
     ),
     "a byte that a normalizer prepends to": (
         [("Ġ", "normalized")],
