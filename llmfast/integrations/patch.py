@@ -4,9 +4,9 @@
     llmfast.patch(model)
 
 Only this one object changes: its modules get a ``forward`` of their own, classes stay as they are, and ``unpatch``
-takes it all back. Parameters, names and saved files are untouched.
+restores everything. Parameters, names and saved files are untouched.
 
-Where another program builds the model, ask for it by its class, before: ``llmfast.patch(Qwen3ForCausalLM)`` patches
+If another program builds the model, patch its class first: ``llmfast.patch(Qwen3ForCausalLM)`` patches
 each that is built from then on, until ``llmfast.unpatch(Qwen3ForCausalLM)``.
 """
 
@@ -37,12 +37,12 @@ _INIT = "_llmfast_init"  # of a class that is patched: its own __init__, or None
 
 @dataclass
 class _Record:
-    """What ``unpatch`` takes back."""
+    """What ``unpatch`` restores."""
 
     forwards: list[tuple[nn.Module, Any]]
-    """Modules, and the ``forward`` that they had of their own before, if any."""
+    """Modules, and the ``forward`` that each had as an instance attribute before, if any."""
     attention: list[tuple[Any, str]]
-    """Configurations, and the attention implementation that they named."""
+    """Configurations, and the attention implementation that each named before."""
 
 
 def patch(
@@ -68,7 +68,7 @@ def patch(
             of logits, which are never formed.
 
     Raises:
-        ValueError: nothing to patch here, patched already, or an activation without a kernel.
+        ValueError: the model holds nothing to patch, is patched already, or has an activation without a kernel.
     """
     if isinstance(model, type):
         parts = {"norms": norms, "activations": activations, "attention": attention, "loss": loss}
@@ -93,7 +93,7 @@ def patch(
 
 
 def unpatch(model: nn.Module | type[nn.Module]) -> nn.Module | type[nn.Module]:
-    """Take back what ``patch`` did; returns the model.
+    """Undo ``patch``; returns the model.
 
     Given a class, models built from then on are plain; those that were patched stay so until each is given, too.
 

@@ -100,7 +100,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a text or a tokenizer that does not exist.
-        ValueError: no text, no encoding, or a file that is not UTF-8.
+        ValueError: there is no text or no encoding, or a file is not UTF-8.
     """
     paths, encodings = [Path(text) for text in texts], list(encodings)
     if not paths or not encodings:

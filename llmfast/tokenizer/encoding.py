@@ -13,7 +13,7 @@ from llmfast.tokenizer.disallowed import (
     check_disallowed as check_disallowed,  # which the engine looks up here
 )
 from llmfast.tokenizer.disallowed import raise_disallowed_special_token
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.streaming import separable_parts
 from llmfast.tokenizer.text_rules import TextRules
 

@@ -1,4 +1,4 @@
-"""A tokenizer by what a person calls it: a published name, or a path."""
+"""Opens a tokenizer by its published name or its path."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def open_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer at a path, or else the published encoding of that name.
 
     Raises:
-        FileNotFoundError: neither.
-        ValueError: a damaged tokenizer.
+        FileNotFoundError: `name` is neither a path nor a published name.
+        ValueError: the tokenizer is damaged.
         OSError: a published encoding that is not in tiktoken's cache and cannot be downloaded; says how to fill it.
     """
     if os.path.exists(name):

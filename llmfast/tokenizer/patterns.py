@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from llmfast import _bpe
 from llmfast.tokenizer.engine import Buffer, Engine, Ids, Specials
+from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.offsets import Offsets, character_offsets
-from llmfast.tokenizer.rank_files import RankFile
 
 if TYPE_CHECKING:
     import regex
@@ -108,8 +108,8 @@ def compiled_forward(pat_str: str) -> regex.Pattern[str]:
     return pattern
 
 
-# A pattern that backtracks may take time that is exponential in the length of a text. To find one piece, it may take so
-# many seconds of the process's CPU time, and as many more as the text has times a million characters.
+# A pattern that backtracks may take time that is exponential in the length of a text. Finding one piece may take this
+# many seconds of CPU time, and as many again for each million characters of the text.
 SECONDS_PER_PIECE = 10.0
 _PIECES_AT_ONCE = 1024
 
@@ -128,7 +128,7 @@ def pieces(pat_str: str, text: str) -> Iterator[str]:
 
 
 def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
-    """The same in lists of many pieces. The time that a caller takes between them does not count."""
+    """The same in lists of many pieces. Time that the caller spends between lists does not count."""
     for group in _groups_of_matches(pat_str, text):
         yield [match.group() for match in group]
 
@@ -268,7 +268,7 @@ def last_certain_boundary(pat_str: str) -> Callable[[str, int, int], int | None]
 
 
 class RegexCore:
-    """The engine's face for a pattern that it does not know: `regex` splits, the engine merges."""
+    """An engine for patterns that the C++ engine does not know: `regex` splits the text, and the C++ engine merges."""
 
     def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")

@@ -13,7 +13,7 @@ from typing import Any
 from tiktoken import load
 
 from llmfast import _bpe
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.formats.rank_files import RankFile
 
 Constructor = Callable[[], dict[str, Any]]
 
@@ -27,7 +27,7 @@ _TO_BYTE = {0x100 + i: byte for i, byte in enumerate(_HIDDEN)} | {0x20: None}
 
 @contextmanager
 def _telling_how_to_fill_the_cache(*addresses: str) -> Iterator[None]:
-    """Where a download fails, the same exception says which files tiktoken's cache lacks, and where they belong."""
+    """If a download fails, raises the same exception, with the files that the cache lacks and where they belong."""
     try:
         yield
     except OSError as error:  # which those of `requests` are
@@ -71,8 +71,8 @@ def data_gym_to_mergeable_bpe_ranks(
 ) -> dict[bytes, int]:
     """tiktoken's function of that name: the ranks in GPT-2's merges file.
 
-    The JSON file beside it says the same again. It is read, for tiktoken to compare the two, only where the merges
-    come without a hash to check, or where it says something else on single bytes.
+    The JSON file beside it holds the same information. It is read, so that tiktoken compares the two, only where the
+    merges have no hash to check, or where it overrides the tokens of single bytes.
     """
     if vocab_bpe_hash is None or clobber_one_byte_tokens:
         with _telling_how_to_fill_the_cache(vocab_bpe_file, encoder_json_file):

@@ -15,12 +15,12 @@ from llmfast import _bpe
 from llmfast.tokenizer import patterns
 from llmfast.tokenizer.disallowed import check_disallowed
 from llmfast.tokenizer.engine import Buffer, Engine, Ids, Specials
+from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
 from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level
 from llmfast.tokenizer.offsets import Offsets, character_offsets
-from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 
 _NONE: frozenset[str] = frozenset()
@@ -459,7 +459,7 @@ def _listed(tokens: Iterable[int]) -> list[int]:
 
 
 class _Numbers:
-    """The ids of a tokenizer outside, and those that its engine has, where an id is a rank: the same for most."""
+    """Translates between a tokenizer's ids and its engine's, which are ranks. For most tokenizers they are equal."""
 
     def __init__(self, ids: tuple[int, ...] | None, added: dict[str, int]):
         self.is_identity = ids is None

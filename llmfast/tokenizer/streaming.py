@@ -39,7 +39,7 @@ class StreamDecoder:
         return self._characters.decode(self._token_bytes(token))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an incomplete character. The decoder is then as new."""
+        """The rest of the text at the end: U+FFFD for an incomplete character. The decoder can then be used again."""
         rest = self._characters.decode(b"", final=True)
         self._characters.reset()
         return rest

@@ -1,6 +1,6 @@
 """Tokenizers to read: byte-pair encoding and characters in plain Python, each definition word for word.
 
-They are slow on purpose: nothing is cached, nothing is clever. ``ByteBPE`` is the specification that the C++
+They are slow on purpose: nothing is cached and nothing is optimized. ``ByteBPE`` is the specification that the C++
 engine is tested against; ``llmfast.tokenizer.Tokenizer`` is the same thing, thousands of times faster.
 
 Source of the algorithm: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword
@@ -142,7 +142,7 @@ def learn_merges(
 
 
 class CharacterTokenizer:
-    """One token a character: id i is the i-th of the distinct characters in code-point order.
+    """One token per character: id i is the i-th of the distinct characters in code-point order.
 
     >>> tokenizer = CharacterTokenizer.train("hello world")
     >>> tokenizer.vocab_size, tokenizer.encode("hold")
@@ -178,7 +178,7 @@ class CharacterTokenizer:
 
 
 def look_up(vocabulary: Sequence[Value], token: int) -> Value:
-    """What a token stands for; Python itself would take -1 for the last one."""
+    """What a token stands for. Unlike plain indexing, this refuses negative ids."""
     if not 0 <= token < len(vocabulary):
         raise ValueError(f"{token} is not a token: they go from 0 to {len(vocabulary) - 1}")
     return vocabulary[token]

@@ -1,4 +1,4 @@
-"""Rules by which text is read beside those of byte-level BPE, as Hugging Face's files may state them.
+"""Rules for reading text in addition to those of byte-level BPE, as files of Hugging Face may state them.
 
 Text may be normalized first, added tokens may be found by rules of their own, and what cuts text into pieces, merges
 them or joins their texts may be something that the engine does not know.
@@ -73,7 +73,7 @@ class TextRules:
 
     @property
     def are_needed(self) -> bool:
-        """Whether anything would be otherwise without them."""
+        """Whether the rules change anything."""
         return bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
 
     @property
@@ -87,7 +87,7 @@ class TextRules:
 
     @functools.cached_property
     def change_ids(self) -> bool:
-        """Whether the ids of some text would be others without them."""
+        """Whether the rules change the ids of some text."""
         parts = (
             self.normalizer,
             self.prefix_space,
@@ -100,7 +100,7 @@ class TextRules:
 
     @functools.cached_property
     def need_search(self) -> bool:
-        """Whether the engine's own search for added tokens would not find the same."""
+        """Whether the engine's own search for added tokens would find others."""
         if self.prefix_space or self.digits or self.steps is not None or self.normalizer not in (None, NFC):
             return True
         if any(token.single_word or token.lstrip or token.rstrip for token in self.added):

@@ -1,6 +1,6 @@
-"""Learning a byte-pair vocabulary from text: words are counted in C++ on all cores, then merged exactly.
+"""Learns a byte-pair vocabulary from text: words are counted in C++ on all cores, then merged exactly.
 
-The result is that of the naive definition (`llmfast.tokenizer.teaching.learn_merges`), found without it.
+The result equals that of the naive definition, `llmfast.tokenizer.teaching.learn_merges`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def learn_ranks(
 
 
 def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
-    """Splits what the caller gave into files to read and documents to take as they are."""
+    """Splits the source into files to read and documents to use as they are."""
     if isinstance(source, bytes):
         raise ValueError("source is one bytes object; to train on its text, pass it in a list: [text]")
     if isinstance(source, str | os.PathLike):
@@ -124,7 +124,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _single(documents: Documents) -> Iterator[Document]:
-    """The documents one by one, those in lists, too."""
+    """The documents one by one, including those inside lists."""
     for item in documents:
         for document in item if isinstance(item, list | tuple) else (item,):
             if not isinstance(document, str | bytes):

@@ -2,7 +2,7 @@
 
 transformers' fast tokenizers hand text to an object of Hugging Face's tokenizers library. `Backend` puts methods of its
 own in the place of those of that object that encode and decode; everything else is left as it is, so that the tokenizer
-keeps its class, its files and every option, and other libraries can go on working with the object.
+keeps its class, its files and every option, and other libraries can continue to use the object.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Backend:
         return made[1]
 
     def _state(self) -> tuple[Any, ...]:
-        """What tells whether a part was replaced, or changed in place; the model is too large to be compared."""
+        """A value that changes when a part is replaced or changed in place. The model is too large to be compared."""
         theirs = self.theirs
         parts = (theirs.normalizer, theirs.pre_tokenizer, theirs.post_processor, theirs.decoder)
         return theirs.get_vocab_size(), *(part and part.__getstate__() for part in parts)
@@ -173,7 +173,7 @@ class _Frame(NamedTuple):
 
     @classmethod
     def of(cls, theirs: tokenizers.Tokenizer, add_special_tokens: bool) -> _Frame:
-        """Seen on a text of one letter."""
+        """Found by encoding a text of one letter."""
         from tokenizers import PreTokenizedString
 
         if theirs.post_processor is None:
@@ -231,7 +231,7 @@ def _padded_length(lengths: Iterable[int], padding: dict[str, Any] | None) -> in
 
 
 class _Batch:
-    """What was asked for, and how: what is asked of the results later depends on it."""
+    """The arguments of a call, which attributes of its results are computed from later."""
 
     def __init__(self, backend: Backend, built: _Built, texts: Sequence[str], add_special_tokens: bool, cut: _Cut):
         theirs = backend.theirs
@@ -263,7 +263,7 @@ class _Batch:
 
 
 class EncodedText:
-    """What ``tokenizers.Encoding`` tells of a text; Hugging Face's library works out what is seldom asked for."""
+    """The attributes of ``tokenizers.Encoding``; rarely used ones are computed by Hugging Face's library."""
 
     def __init__(self, batch: _Batch, index: int, row: list[int], length: int):
         self._batch, self._index, self._frame = batch, index, batch.cut.frame

@@ -1,4 +1,4 @@
-"""Encoding text that is not finished: what may still change when more follows (`encode_with_unstable`)."""
+"""Encodes unfinished text, and finds the tokens that may change when more text follows (`encode_with_unstable`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """config.json of transformers ↔ DecoderConfig, by the descriptions of families.
 
-``from_config`` and ``to_config`` are inverse to each other: what a family's file cannot say is refused, by writing it,
-reading it back and comparing.
+``from_config`` and ``to_config`` are inverse to each other. A configuration that a family's file cannot express is
+refused: the file is written, read back and compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def to_config(config: DecoderConfig, kind: str | None = None) -> tuple[Family, d
     """The family ``kind``, or the one that fits ``config``, and the content of its config.json.
 
     Raises:
-        ValueError: no such family, or it cannot say all of ``config``.
+        ValueError: the family is unknown, or cannot express all of ``config``.
     """
     kind = kind or family_of(config)
     if kind not in DECODERS:

@@ -1,6 +1,6 @@
-"""Parts of a file that only Hugging Face's own library applies, because they are rare or cannot be told to the engine.
+"""Parts of a file that are left to Hugging Face's own library, because they are rare or the engine cannot express them.
 
-What is computed here is exact because it is theirs, and as slow.
+The results are exact, because they are computed by that library, and as slow.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
 def character_offsets_of(
     added: Iterable[AddedToken], normalizer: Any, pre_tokenizer: Any
 ) -> Callable[[str], list[tuple[bool, tuple[int, int]]]]:
-    """A function that tells where what a text is turned into comes from.
+    """A function that maps what a text is turned into back to its characters.
 
-    For each added token in it, and each byte between them, in order: whether it is an added token, and its first
-    character and the one behind its last.
+    For each added token in it, and each byte between them, in order, it returns whether it is an added token, its first
+    character, and the one behind its last.
     """
     steps = [*steps_of(pre_tokenizer or None, "pretokenizers"), _EACH_CHARACTER]
     aligner = tokenizer_of(

@@ -1,4 +1,4 @@
-"""How a ``tokenizer.json`` has text cut into pieces, told to the engine as one expression where that is possible."""
+"""How a ``tokenizer.json`` splits text into pieces, as one expression for the engine where that is possible."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """``vocab.json`` with ``merges.txt``, in which GPT-2 and its kin were published, and the files beside them.
 
-The two files tell neither how text is split nor which tokens are added ones; ``tokenizer_config.json``,
+The two files record neither how text is split nor which tokens are added ones; ``tokenizer_config.json``,
 ``added_tokens.json`` and ``special_tokens_map.json`` do, where they are there.
 """
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmfast.tokenizer import rank_files, tekken, training
+from llmfast.tokenizer import training
+from llmfast.tokenizer.formats import rank_files, tekken
 from llmfast.tokenizer.huggingface import vocab_and_merges
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.contents import Contents
@@ -39,7 +40,7 @@ def find(path: Path) -> Path:
 
 
 def read(path: Path, pattern: str | None) -> Contents:
-    """What the file of a tokenizer says. `pattern` is for formats that do not tell how text is split."""
+    """Reads the file of a tokenizer. `pattern` is for formats that do not record how text is split."""
     for vocabulary, merges in vocab_and_merges.NAMES:
         if path.name in (vocabulary, merges):
             return vocab_and_merges.read_vocab_and_merges(path.parent / vocabulary, path.parent / merges, pattern)
