@@ -128,11 +128,11 @@ class Tokenizer(Encoding):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is created if it is missing.
 
-        Both are formats of Hugging Face: ``tokenizers.Tokenizer.from_file`` and transformers' ``AutoTokenizer`` read them
-        and give equal ids. Each file is replaced atomically, so a killed process leaves the old one intact. A tokenizer
-        that was loaded from a ``tokenizer.json`` is written as it was, with the files that say what it is used for: its
-        configuration, special tokens, chat templates and generation defaults. A pattern of your own is written as it
-        stands, though Hugging Face's expressions are not quite Python's.
+        Both are formats of Hugging Face: ``tokenizers.Tokenizer.from_file`` and transformers' ``AutoTokenizer`` read
+        them and give equal ids. Each file is replaced atomically, so a killed process leaves the old one intact. A
+        tokenizer that was loaded from a ``tokenizer.json`` is written as it was, with the files that say what it is
+        used for: its configuration, special tokens, chat templates and generation defaults. A pattern of your own is
+        written as it stands, though Hugging Face's expressions are not quite Python's.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
