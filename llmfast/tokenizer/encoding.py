@@ -13,6 +13,7 @@ from llmfast.tokenizer.disallowed import (
     check_disallowed as check_disallowed,  # which the engine looks up here
 )
 from llmfast.tokenizer.disallowed import raise_disallowed_special_token
+from llmfast.tokenizer.engine import Buffer
 from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.streaming import separable_parts
 from llmfast.tokenizer.text_rules import TextRules
@@ -150,7 +151,7 @@ class Encoding(Decoding):
 
     def encode_documents(
         self,
-        documents: Sequence[str | patterns.Buffer],
+        documents: Sequence[str | Buffer],
         *,
         append_eot: bool = True,
         num_threads: int | None = None,
