@@ -294,7 +294,7 @@ class RulesEngine:
         is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
         found = self._aligned(text, wanted) if self._cut or is_changed else self._in_place(text, wanted)
         texts = [
-            text[slice(*place)] if is_added else self._model_text(token)
+            self._added_text(token, text[slice(*place)]) if is_added else self._model_text(token)
             for token, (is_added, place) in zip(ids, found, strict=True)
         ]
         places = [place for _, place in found]
@@ -410,6 +410,14 @@ class RulesEngine:
     def _token_text(self, token: int) -> str:
         text = self._texts.get(token)
         return token_text(self._known_bytes(token)) if text is None else text
+
+    def _added_text(self, token: int, text: str) -> str:
+        """The text in which an added token was found, from that of its characters."""
+        return self._normal(text) if token in self._found_late else text
+
+    @functools.cached_property
+    def _found_late(self) -> frozenset[int]:
+        return frozenset(token.id for token in self.rules.added if token.normalized)
 
     def _model_text(self, token: int) -> str:
         """The text of a token in the vocabulary: an added token may have the same id."""
