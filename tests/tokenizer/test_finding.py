@@ -1,6 +1,6 @@
 """Several texts are found as their definition says, however they begin alike, in time that grows with the text only."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stopwatch import doubling
 
@@ -24,6 +24,7 @@ CHAIN = ["a" * length for length in range(3, 120, 3)]  # each begins the next: m
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=6), st.booleans(), st.text("ab", max_size=80))
+@settings(deadline=None)
 def test_the_leftmost_and_there_the_longest(texts, with_chain, text):
     texts = texts + CHAIN * with_chain
     assert list(TextFinder(texts).spans(text)) == by_definition(texts, text)
