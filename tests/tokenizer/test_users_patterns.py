@@ -80,7 +80,7 @@ def test_a_pattern_that_searches_backwards_is_refused():
         list(patterns.pieces(r"(?r)\w+|\s", "one two"))
 
 
-@pytest.mark.parametrize("pat_str", [r"\b|\w+", r"(?=x)|[a-y]+", r"(?<=a)|[a-z ]"])
+@pytest.mark.parametrize("pat_str", [r"\b|\w+", r"(?=x)|[a-w]+", r"(?<=a)|[a-z ]"])
 def test_a_pattern_that_matches_nothing_beside_some_texts_is_refused_there(pat_str):
     """Trap: it does not match the empty text, and yet leaves characters of this one neither to itself nor to a gap."""
     assert not patterns.matches_empty_text(pat_str)
