@@ -126,9 +126,11 @@ def nf4(tiny: bool) -> Iterator[Question]:
     for rows, width in sizes:
         case = suite.dequantize_case(rows, width)
         yield Question(launch.dequantize_launch, (case.dtype.itemsize,), case, FORWARD)
+    # The kernel that decodes by a table has no choices.
+    few = {"nf4": () if of_kernels("nf4.table_kernel").AVAILABLE else (8, 16), "int8": (8, 16)}
     for kernel, make in (("nf4", suite.linear_case), ("int8", suite.int8_case)):
         for rows, width in sizes:
-            for tokens in (8, 16):
+            for tokens in few[kernel]:
                 case = make(tokens, rows, width)
                 arguments = kernel, tokens, rows
                 yield Question(launch.few_tokens_launch, arguments, case, FORWARD, fixed=("tokens",))

@@ -131,12 +131,13 @@ WIDE_BY_TMA = TileLaunch(128, 256, 64, warps=8, stages=3, tma=True)
 
 @tuned("linear_cross_entropy", TileLaunch)
 def logits_launch(chip: Chip, heavy: bool) -> TileLaunch:
-    """The tile of the logits; ``heavy``: a softcap or label smoothing takes registers beside them.
+    """The tile of the logits; ``heavy``: a bias, weights of the classes, a softcap or label smoothing take
+    registers beside them.
 
     On 9.0 a wide one, which does 85 operations for each byte from L2 in place of 64. Its addresses would take the
     registers that the exponentials need: descriptors have none (254 registers, no spill). Three stages of the square
-    one take 96 KiB, which every chip has; a wide one spills where operands pass through registers, and everywhere under
-    a softcap. So does half the warps.
+    one take 96 KiB, which every chip has; a wide one spills where operands pass through registers, and everywhere with
+    one of these options. So does half the warps.
     """
     return WIDE_BY_TMA if chip.capability == 90 and not heavy else SQUARE
 

@@ -65,7 +65,7 @@ def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
     if not tokens:
         return loss, lse
     chip = Chip.of(call.hidden.device)
-    tile = logits_launch(chip, call.options.heavy)
+    tile = logits_launch(chip, call.heavy)
     chosen = objective(*call.objective)
     smooth = chosen.label_smoothing is not None
     few = compact(call.hidden, call.target, call.ignore_index)
@@ -110,7 +110,7 @@ def backward(
         return [grad_hidden, grad_weight, grad_bias]
     weight, like = aligned(call.weight), call.hidden
     chip = Chip.of(like.device)
-    tile = logits_launch(chip, call.options.heavy)
+    tile = logits_launch(chip, call.heavy)
     for_hidden, for_weight = hidden_launch(chip), weight_launch(chip)
     chosen = objective(*call.objective)
     few = compact(call.hidden, call.target, call.ignore_index)

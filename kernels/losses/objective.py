@@ -13,11 +13,6 @@ class LossOptions(NamedTuple):
     z_loss: float
     softcap: float | None
 
-    @property
-    def heavy(self) -> bool:
-        """Whether they take a kernel many registers beside the logits."""
-        return self.softcap is not None or self.label_smoothing != 0
-
 
 class Objective(NamedTuple):
     """What is computed of the logits, as the kernels take it: None for a term that is left out."""

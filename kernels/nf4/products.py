@@ -80,7 +80,8 @@ def with_adapter(y: Tensor, hidden: Tensor | None, lora_b: Tensor | None, lora_s
 
 
 def by_few_tokens(factors: Factors) -> Tensor:
-    return (by_table if table_kernel.takes(factors.layout) else by_registers)(factors)
+    by_lookup = table_kernel.takes(factors.layout, Chip.of(factors.x.device))
+    return (by_table if by_lookup else by_registers)(factors)
 
 
 def by_table(factors: Factors) -> Tensor:

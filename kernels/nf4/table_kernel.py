@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..frame._triton import HAS_TRITON, INTERPRETING, ampere, gl, gluon
+from ..frame.launch import KIB, Chip
 from .layout import Layout
 from .reference import code_values
 
@@ -28,9 +29,11 @@ PARTS = gl.constexpr(8)
 AVAILABLE = HAS_TRITON and hasattr(gl.shared_memory_descriptor, "gather") and not (INTERPRETING or torch.version.hip)
 
 
-def takes(layout: Layout) -> bool:
-    """Whether the kernel reads this layout: blocks of 64, and rows in whole runs of four."""
-    return AVAILABLE and layout.block_size == 64 and layout.shape[1] % 256 == 0
+def takes(layout: Layout, chip: Chip) -> bool:
+    """Whether the kernel reads this layout: blocks of 64, and rows in whole runs of four. The tables of three programs
+    fit every NVIDIA chip, 99 KiB; with one alone a multiprocessor would wait for memory."""
+    reads = layout.block_size == 64 and layout.shape[1] % (64 * BLOCKS.value) == 0
+    return AVAILABLE and reads and chip.shared_memory >= 3 * 32 * KIB
 
 
 @lru_cache

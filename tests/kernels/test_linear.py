@@ -11,6 +11,7 @@ from kernel_testing import (
     assert_keeps_inputs,
     assert_matches,
     assert_same_bits,
+    interpret_products_as_tensor_cores_do,
     layouts,
     random_tensor,
 )
@@ -90,7 +91,8 @@ def test_sums_in_a_fixed_order_take_no_notice_of_zeros_behind():
 
 @pytest.mark.parametrize("path", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_rows_have_the_same_bits_in_every_batch(device, path, dtype):
+def test_rows_have_the_same_bits_in_every_batch(device, path, dtype, monkeypatch):
+    interpret_products_as_tensor_cores_do(monkeypatch)
     inputs = inputs_of(150, 200, 40, dtype, device)
     x = inputs.pop("x")
     with backend(path):
