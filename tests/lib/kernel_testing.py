@@ -28,8 +28,8 @@ lengths = st.sampled_from([0, 1, 2, 3, 5])
 
 
 def interpret_products_as_tensor_cores_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor core gives a row of a product the same bits wherever in the tile it stands; the BLAS library that Triton's
-    interpreter takes does not. In float64, rounded once, it does."""
+    """A tensor core gives a row of a product the same bits wherever in the tile it stands; the BLAS library that
+    Triton's interpreter takes does not. In float64, rounded once, it does."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
