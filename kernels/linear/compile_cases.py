@@ -21,7 +21,8 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
         (torch.float32, 4096, True),
     ):
         name = f"{width} {str(dtype)[6:]}{', transposed' if transposed else ''}"
-        expect = {"linear_kernel": (product if dtype.itemsize == 2 else "mma", "cp.async")}
+        # Where rows are no whole number of 16 bytes that Triton knows of, a mask by element forbids copies of 16.
+        expect = {"linear_kernel": (product, "cp.async") if width % 16 == 0 else (product,)}
         yield CompileCase("linear", name, partial(_linear, width, dtype, transposed), expect)
 
 
