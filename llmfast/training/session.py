@@ -66,6 +66,8 @@ def new_session(
         world.on_main(begin)
         opened = _open(task, config, run, world, begins=True, report=report)
         trainer = _trainer(opened, world)
+        if trainer.parameters.share < 1:
+            report(f"training    {trainer.parameters}")
         plan(trainer)
         world.on_main(lambda: run.save_config(config))
     except BaseException:

@@ -125,6 +125,23 @@ def check_name(name: str) -> None:
         raise ValueError(f"the name of an adapter must not be empty and must have no dot, got {name!r}")
 
 
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once, without those that adapters brought."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in [("", model), *modules_of(model)]:
+        persistent = {leaf: each for leaf, each in module.named_buffers(recurse=False) if leaf in _saved_names(module)}
+        for leaf, tensor in {**dict(module.named_parameters(recurse=False)), **persistent}.items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{name}.{leaf}".lstrip(".")] = tensor
+    return found
+
+
+def _saved_names(module: nn.Module) -> set[str]:
+    return set(module._buffers) - module._non_persistent_buffers_set
+
+
 def base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of a model but for those that adapters brought."""
     for module in [model, *(module for _, module in modules_of(model))]:

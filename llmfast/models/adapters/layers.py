@@ -98,7 +98,7 @@ class _AdaptedProduct(Adapted):
         parts = [
             _with_bias(out[places], self.bias)
             if own[name] is None
-            else own[name].change(x[places], out[places], self.frozen(), self.bias)
+            else own[name].biased(own[name].change(x[places], out[places], self.frozen()), self.bias)
             for name, places in groups.items()
         ]
         return torch.cat(parts)[torch.cat([*groups.values()]).argsort()]
