@@ -14,6 +14,7 @@ from torch import nn
 from llmfast.config import from_dict
 from llmfast.integrations.huggingface import load_huggingface
 from llmfast.integrations.huggingface.config import from_config
+from llmfast.integrations.peft.files import base_name, is_adapter_folder, load_adapter, recorded_base
 from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.adapters.merge import merge_and_remove
 from llmfast.models.adapters.switch import switches
@@ -84,10 +85,11 @@ def open_start(path: str | Path) -> Start:
 
 
 def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Decoder, Tokenizer]:
-    """The model and tokenizer of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, for evaluation.
+    """The model and tokenizer of a run (its newest checkpoint), a checkpoint, a Hugging Face folder, or a folder with
+    an adapter in PEFT's files, for evaluation.
 
-    A checkpoint that holds only what was trained, such as an adapter, is put on its base, whose checksum must be that
-    of the training; the adapter can be switched and merged.
+    An adapter, and whatever else is only a part of a model, is put on its base, whose checksum must be that of the
+    training, where the files tell. The adapter can be switched and merged.
 
     Args:
         path: the folder.
@@ -97,6 +99,8 @@ def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Dec
         ValueError: nothing to load there, a damaged file, or a base that is missing or another one.
     """
     path = Path(path)
+    if is_adapter_folder(path):
+        return _open_adapter(path, base)
     if (path / CONFIG_FILE).exists() and "model_type" in read_json(path / CONFIG_FILE):
         _check_no_base(path, base)
         return load_huggingface(path).eval(), Tokenizer.load(path)
@@ -152,6 +156,20 @@ def on_base(
     check_base(describe_base(model, str(at)), state["base"], folder)
     load_trained_tensors(model, tensors)
     return model.eval().requires_grad_(False)
+
+
+def _open_adapter(folder: Path, base: str | Path | None) -> tuple[Decoder, Tokenizer]:
+    at = base or base_name(folder)
+    if at is None or not Path(at).exists():
+        where = "does not say where its base is" if at is None else f"has the base {at}, which is missing here"
+        raise ValueError(f"the adapter in {folder} {where}: give base, a run, a checkpoint or a Hugging Face folder")
+    start = open_start(at)
+    decoder = start.decoder()
+    if recorded_base(folder).get("quantized"):
+        quantize_decoder(decoder)
+    load_adapter(decoder, folder)
+    tokenizer = folder if (folder / "tokenizer.json").exists() else start.folder
+    return decoder.eval(), Tokenizer.load(tokenizer)
 
 
 def _check_no_base(folder: Path, base: Any) -> None:

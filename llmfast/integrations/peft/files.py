@@ -14,6 +14,7 @@ from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.folder import check_new
 from llmfast.integrations.peft.config import read_config, write_config
 from llmfast.integrations.peft.naming import Naming, naming_of
+from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.inject import DEFAULT, add_adapter, base_tensors, remove_adapter
 from llmfast.models.adapters.layers import adapted_modules
 from llmfast.models.adapters.lora import LayerAdapter, Lora
@@ -54,7 +55,11 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = DEFAULT, *, b
         raise ValueError(f"the adapter {name!r} has {'empty tensors: ' + empty[0] if empty else 'no tensors'}")
     updates = _updates(model, name, naming)
     tree = write_config(switch.configs[name], updates, _saved(model, name, naming), naming, base)
-    record = {"sha256": switch.bases.get(name) or checksum(base_tensors(model)), "of": type(model).__name__}
+    record = {
+        "sha256": switch.bases.get(name) or checksum(base_tensors(model)),
+        "of": type(model).__name__,
+        "quantized": any(isinstance(module, NF4Linear) for module in model.modules()),
+    }
     with atomic_folder(Path(folder)) as partial:
         contents = {PREFIX + key: tensor.detach().cpu().clone().contiguous() for key, tensor in entries.items()}
         save_file(contents, partial / MODEL_FILE, metadata={"format": "pt"})
@@ -87,7 +92,7 @@ def load_adapter(
         config = read_config(tree, naming)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE} cannot be used: {error}") from None
-    recorded = read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    recorded = recorded_base(folder)
     own = checksum(base_tensors(model)) if recorded.get("of") == type(model).__name__ else None
     if check_base and own is not None and own != recorded["sha256"]:
         raise ValueError(
@@ -191,7 +196,12 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists()
 
 
+def recorded_base(folder: Path) -> dict[str, Any]:
+    """What the files of an adapter tell of its base beside its name: ``sha256`` of its tensors, ``of`` which class of
+    model, and whether it is ``quantized``; nothing in files of PEFT."""
+    return read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+
+
 def base_name(folder: Path) -> str | None:
     """What the files of an adapter name as its base model."""
-    tree: dict[str, Any] = read_json(folder / CONFIG_FILE)
-    return tree.get("base_model_name_or_path")
+    return read_json(folder / CONFIG_FILE).get("base_model_name_or_path")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.config import LoraConfig
 from llmfast.models.adapters.layers import Adapted, adapt, adapted_modules, restore_class
-from llmfast.models.adapters.lora import LayerAdapter, Lora, dense
+from llmfast.models.adapters.lora import WHOLE, LayerAdapter, Lora, dense
 from llmfast.models.adapters.switch import Switch, only_switch, switches
 from llmfast.models.adapters.targets import (
     Target,
@@ -160,6 +160,8 @@ def _inject(model: nn.Module, config: LoraConfig, name: str, switch: Switch, gen
         by_module.setdefault(target.module, []).append(target)
     adapters: dict[str, nn.Module] = _copies(saved)
     for module_name, parts in by_module.items():
+        module = model.get_submodule(module_name)
+        _check_bias(module_name, module, parts, config)
         adapters[module_name] = _layer_adapter(model.get_submodule(module_name), parts, config, generator)
     if config.bias == "all":
         for module_name, module in modules_of(model):
@@ -173,6 +175,13 @@ def _inject(model: nn.Module, config: LoraConfig, name: str, switch: Switch, gen
         adapter.train(module.training)
         module.adapters[name] = adapter
     switch.configs[name] = config
+
+
+def _check_bias(name: str, module: Any, parts: list[Target], config: LoraConfig) -> None:
+    """The bias of a fused layer is trained whole."""
+    has_bias = config.bias != "none" and isinstance(getattr(module, "bias", None), nn.Parameter)
+    if has_bias and parts[0].part != WHOLE and sum(part.rows for part in parts) < module.out_features:
+        raise ValueError(f"lora.bias is {config.bias}, but a part of {name} has no bias of its own: name all its parts")
 
 
 def _layer_adapter(
