@@ -106,7 +106,7 @@ def test_a_base_that_moved_is_found_by_name_and_another_one_refused(tmp_path, ba
         assert "was trained on the base" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x").exists()
     assert torch.equal(open_model(run, base=tmp_path / "again")[0](TOKENS), expected)
-    assert main(["generate", run, "Page", "--tokens", "3", "--base", str(tmp_path / "again")]) == 0
+    assert main(["generate", run, "--prompt", "Page", "--tokens", "3", "--base", str(tmp_path / "again")]) == 0
 
 
 # --- several processes ----------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_adapter_of_a_run_is_merged_and_exported(tmp_path, base, capsys, kin
     said = capsys.readouterr().out
     assert ("storing them in 4 bits again would change them by" in said) == (kind == "qlora, 8 bits")
     torch.testing.assert_close(load_decoder(tmp_path / "merged")(TOKENS), expected, rtol=1e-4, atol=1e-4)
-    assert main(["generate", str(tmp_path / "merged"), "Page", "--tokens", "3"]) == 0
+    assert main(["generate", str(tmp_path / "merged"), "--prompt", "Page", "--tokens", "3"]) == 0
 
     out = tmp_path / "exported"
     assert main(["adapter", "export", run, str(out)]) == 0
@@ -187,7 +187,7 @@ def test_the_adapter_of_a_run_is_merged_and_exported(tmp_path, base, capsys, kin
     assert all(key.startswith("base_model.model.model.") or "lm_head" in key for key in entries)
     assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
     torch.testing.assert_close(open_model(out)[0](TOKENS), expected, rtol=1e-5, atol=1e-5)
-    assert main(["generate", str(out), "Page", "--tokens", "3"]) == 0
+    assert main(["generate", str(out), "--prompt", "Page", "--tokens", "3"]) == 0
     assert main(["adapter", "info", str(out)]) == 0
     assert "parameters  " in capsys.readouterr().out
     assert main(["adapter", "info", str(base)]) == 2
@@ -255,5 +255,5 @@ def test_what_freeze_names_stays_and_what_it_does_not_find_is_refused(tmp_path, 
     expected = model_tensors(load_decoder(checkpoints(base)[-1]))
     for name, tensor in model_tensors(session.trainer.model).items():
         assert torch.equal(tensor, expected[name]) == name.startswith(("embedding", "blocks.0")), name
-    with pytest.raises(ValueError, match="freeze has 'blocks.7', but no module or parameter is called so"):
+    with pytest.raises(ValueError, match=r"freeze has 'blocks\.7', but no module or parameter is called so"):
         adapter_run(tmp_path / "b", base, adapter="none", freeze=("blocks.7",))
