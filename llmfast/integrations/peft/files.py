@@ -120,7 +120,7 @@ def adapter_entries(model: nn.Module, name: str, naming: Naming) -> dict[str, Te
                 for theirs, rows in naming.of(target):
                     found |= _lora_entries(theirs, lora, rows, isinstance(module, nn.Embedding), naming)
             if adapter.bias is not None:
-                found |= naming.parts(module_name, "base_layer.bias", adapter.bias)
+                found |= naming.parts(module_name, "base_layer.bias" if len(adapter) else "bias", adapter.bias)
         elif adapter is not None:
             own = {id(parameter) for parameter in base_tensors(model).values()}
             for leaf, tensor in {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}.items():

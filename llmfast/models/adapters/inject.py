@@ -19,6 +19,7 @@ from llmfast.models.adapters.targets import (
     check_own_forward,
     find_modules,
     find_targets,
+    is_adaptable,
     is_inside,
     modules_of,
 )
@@ -167,7 +168,8 @@ def _inject(model: nn.Module, config: LoraConfig, name: str, switch: Switch, gen
         for module_name, module in modules_of(model):
             has_bias = isinstance(getattr(module, "bias", None), nn.Parameter)
             if has_bias and module_name not in adapters and not is_inside(module_name, saved):
-                adapters[module_name] = _with_own_bias(module_name, module)
+                own = LayerAdapter({}, module.bias) if is_adaptable(module) else _with_own_bias(module_name, module)
+                adapters[module_name] = own
     if not adapters:
         raise ValueError("the configuration gives no layer of the model an adapter")
     for module_name, adapter in adapters.items():

@@ -63,7 +63,9 @@ def merge_adapter(model: nn.Module, name: str = DEFAULT) -> MergeReport:
         if not isinstance(adapter, LayerAdapter):
             _set_parameters(module, dict(adapter.named_parameters(recurse=False)))
             continue
-        if isinstance(module, NF4Linear):
+        if not len(adapter):
+            pass  # only its bias is trained
+        elif isinstance(module, NF4Linear):
             dequantized += 1
             squares += _merge_packed(module, adapter)
         else:
