@@ -147,9 +147,7 @@ def on_base(
         raise ValueError(f"{folder} was trained on the base {recorded}, which is missing: give base, where it is now")
     start = open_start(at)
     decoder = start.decoder(config)
-    known, wanted = (Tokenizer.load(each).n_vocab for each in (start.folder, folder))
-    if wanted > known:  # special tokens that were added for a chat template
-        grow_vocabulary(decoder, known, wanted)
+    _grow_as(decoder, start.folder, folder)
     if recorded.quantized:
         quantize_decoder(decoder)
     if recorded.adapter is not None:
@@ -170,11 +168,20 @@ def _open_adapter(folder: Path, base: str | Path | None) -> tuple[Decoder, Token
         raise ValueError(f"the adapter in {folder} {where}: give base, a run, a checkpoint or a Hugging Face folder")
     start = open_start(at)
     decoder = start.decoder()
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    if has_tokenizer:
+        _grow_as(decoder, start.folder, folder)
     if recorded_base(folder).get("quantized"):
         quantize_decoder(decoder)
     load_adapter(decoder, folder)
-    tokenizer = folder if (folder / "tokenizer.json").exists() else start.folder
-    return decoder.eval(), Tokenizer.load(tokenizer)
+    return decoder.eval(), Tokenizer.load(folder if has_tokenizer else start.folder)
+
+
+def _grow_as(decoder: Decoder, start: Path, folder: Path) -> None:
+    """Give a decoder the special tokens that were added for a chat template when it was trained."""
+    known, wanted = (Tokenizer.load(each).n_vocab for each in (start, folder))
+    if wanted > known:
+        grow_vocabulary(decoder, known, wanted)
 
 
 def _check_no_base(folder: Path, base: Any) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llmfast.integrations.huggingface.names import FAMILIES
 from llmfast.integrations.transformers_attention import NAME, attention_forward, register
 from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_norm, rope, swiglu
+from llmfast.models.adapters.layers import head_weight
 
 PREFIXES = [family.prefix for family in FAMILIES.values() if family.patched]
 _RECORD = "_llmfast_patch"
@@ -301,12 +302,15 @@ def _loss_forward(module: nn.Module) -> Callable:
         given.pop("logits_to_keep", None)
         items, ignored = given.pop("num_items_in_batch", None), given.pop("ignore_index", -100)
         as_tuple = given.pop("return_dict", None) is False
+        weight = head_weight(self.lm_head)
+        if weight is None:  # adapters whose output is not one product
+            return original(self, *args, **kwargs)
         outputs = getattr(self, self.base_model_prefix)(**given)
         hidden = outputs.last_hidden_state
         targets = F.pad(labels, (0, 1), value=ignored)[..., 1:] if shifted is None else shifted
         loss = linear_cross_entropy(
             hidden,
-            self.lm_head.weight,
+            weight,
             targets.reshape(hidden.shape[:-1]).to(hidden.device),
             self.lm_head.bias,
             ignore_index=ignored,

@@ -12,10 +12,13 @@ from small_adapters import AdapterPretraining, adapter_config, adapter_run, pret
 
 from llmfast.cli import main
 from llmfast.finetuning import LoraConfig, load_adapter, merge_adapter, open_model, save_adapter, use_adapter
+from llmfast.finetuning.config import FinetuningConfig
+from llmfast.finetuning.model import finetuning_memory
+from llmfast.models.config import DecoderConfig
 from llmfast.models.folder import checkpoints, load_decoder
 from llmfast.models.tensors import model_tensors
 from llmfast.training.checkpoints.checkpoint import read_checkpoint
-from llmfast.training.config import ParallelConfig
+from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.distribution.world import World
 from llmfast.training.loop import fit, save
 from llmfast.training.optimizers.build import build_optimizers
@@ -75,6 +78,25 @@ def test_the_trained_share_is_reported(tmp_path, base):
     (line,) = (line for line in lines if line.startswith("training "))
     assert line.split(None, 1)[1].startswith("128 of ")
     assert line.endswith("%)")
+    assert any(line.startswith("memory      weights 0.1 MiB, gradients ") for line in lines)
+
+
+def test_memory_is_estimated_before_anything_is_loaded():
+    shape = DecoderConfig(vocab_size=1000, width=256, layers=4, heads=8)
+    found = {}
+    for adapter in ("none", "lora", "qlora"):
+        training = TrainingConfig(optimizer="adamw8bit" if adapter == "qlora" else "adamw")
+        config = FinetuningConfig(start="nowhere", adapter=adapter, lora=LoraConfig(rank=4), training=training)
+        found[adapter] = finetuning_memory(config, shape)
+    full, linear = 4 * shape.parameters, 4 * 4 * (256 * 1024 + 3 * 256 * 704)
+    assert found["none"] == {"weights": full, "gradients": full, "optimizer": 2 * full}
+    trained = found["lora"]["gradients"]
+    assert trained == 4 * 4 * 4 * (256 + 768 + 256 + 256 + 256 + 1408 + 704 + 256)
+    assert found["lora"] == {"weights": full + trained, "gradients": trained, "optimizer": 2 * trained}
+    assert found["qlora"]["weights"] == pytest.approx(full - linear + linear * 4.13 / 32 + trained, rel=0.02)
+    assert found["qlora"]["optimizer"] == pytest.approx(trained / 4 * (2 + 8 / 256), rel=1e-6)
+    frozen = FinetuningConfig(start="nowhere", freeze=("decoder",))
+    assert finetuning_memory(frozen, shape) == {"weights": full, "gradients": 0.0, "optimizer": 0.0}
 
 
 def test_an_adapter_of_another_scale_is_refused_on_resume(tmp_path, base):
