@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from llmfast.integrations.huggingface.names import FAMILIES
 from llmfast.integrations.transformers_attention import NAME, attention_forward, register
-from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_norm, rope, swiglu
-from llmfast.models.adapters.layers import head_weight
+from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, lora_mlp, rms_norm, rope, swiglu
+from llmfast.models.adapters.layers import as_adapted, head_weight
+from llmfast.models.adapters.lora import product_dtype
 
 PREFIXES = [family.prefix for family in FAMILIES.values() if family.patched]
 _RECORD = "_llmfast_patch"
@@ -226,6 +227,9 @@ def _activation_of(activation: nn.Module) -> str:
 
 
 def _swiglu_mlp_forward(self: nn.Module, x: Tensor) -> Tensor:
+    layers = [as_adapted(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
+    if None not in layers and any(layer.lora_a is not None for layer in layers):
+        return lora_mlp(x.to(product_dtype(x)), *layers)
     return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 

@@ -204,6 +204,12 @@ def product(x: Tensor, weight: Weight) -> Tensor:
     return nf4_linear(x, weight) if isinstance(weight, NF4Tensor) else F.linear(x, weight)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """That of a product with x: autocast's, where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def dense(weight: Weight) -> Tensor:
     """The numbers of a weight."""
     return dequantize_nf4(weight, torch.float32) if isinstance(weight, NF4Tensor) else weight
@@ -212,10 +218,8 @@ def dense(weight: Weight) -> Tensor:
 def _low_rank(x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
     if isinstance(weight, NF4Tensor):
         return nf4_linear(x, weight, bias, a, b, scale)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = x.to(product_dtype(x)), weight.to(product_dtype(x))
     return lora_linear(x, weight, a, b, bias, scale)
 
 
