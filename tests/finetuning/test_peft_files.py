@@ -210,7 +210,10 @@ def test_an_adapter_loaded_with_missing_or_left_over_keys_is_refused(tmp_path, o
     damaged(tmp_path / "adapter", lambda tensors: tensors.pop(key))
     with pytest.raises(ValueError, match=r"lacks tensors of the adapter: model\.layers\.1\.self_attn\.v_proj\.lora_B"):
         load_adapter(model, tmp_path / "adapter")
-    damaged(tmp_path / "adapter", lambda tensors: tensors.update({key: kept, "base_model.model.x.lora_A.weight": kept}))
+    damaged(
+        tmp_path / "adapter",
+        lambda tensors: tensors.update({key: kept, "base_model.model.x.lora_A.weight": kept.clone()}),
+    )
     with pytest.raises(ValueError, match=r"has tensors without a place: x\.lora_A\.weight"):
         load_adapter(model, tmp_path / "adapter")
     damaged(
