@@ -32,7 +32,11 @@ def finetuned_decoder(
         ValueError: what ``add_adapter`` refuses.
     """
     generator = torch.Generator().manual_seed(config.training.seed)
-    decoder = Decoder(model, generator=generator) if start is None else start.decoder(model)
+    decoder = (
+        Decoder(model, generator=generator)
+        if start is None
+        else start.decoder(model, keep_4_bits=config.adapter == "qlora")
+    )
     if tokens is not None:
         grow_vocabulary(decoder, *tokens)
     if config.adapter == "qlora":

@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import re
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from llmfast.kernels import NF4Linear, dequantize_nf4
+from llmfast.kernels import NF4Linear, dequantize_nf4, quantize_nf4, to_bitsandbytes_state
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmfast.finetuning import (
@@ -23,6 +25,10 @@ from llmfast.finetuning import (
     unmerge_adapter,
     use_adapter,
 )
+from llmfast.finetuning.config import FinetuningConfig
+from llmfast.finetuning.model import finetuned_decoder
+from llmfast.integrations.huggingface import save_huggingface
+from llmfast.integrations.opening import open_start
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
@@ -509,3 +515,43 @@ def test_a_base_is_quantized_once_and_its_logits_are_those_of_the_decoded_base()
     assert quantize_decoder(model) is model
     full = count_parameters(plain).all
     assert count_parameters(model).all == full + count_parameters(model).trained
+
+
+def packed_folder(folder, double_quant):
+    """A Hugging Face folder as bitsandbytes writes it, and the numbers of its linear layers."""
+    save_huggingface(decoder(width=64, biases="none", tie_embeddings=False), folder / "full")
+    entries, numbers = {}, {}
+    for name, tensor in load_file(folder / "full" / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            packed = quantize_nf4(tensor, double_quant=double_quant)
+            entries |= to_bitsandbytes_state(packed, name)
+            numbers[name] = dequantize_nf4(packed, torch.float32)
+        else:
+            entries[name] = tensor
+    (folder / "packed").mkdir()
+    shutil.copyfile(folder / "full" / "config.json", folder / "packed" / "config.json")
+    save_file(entries, folder / "packed" / "model.safetensors")
+    return folder / "packed", numbers
+
+
+@pytest.mark.parametrize("double_quant", [False, True], ids=["plain scales", "nested scales"])
+def test_a_checkpoint_of_bitsandbytes_keeps_its_numbers_to_the_bit(tmp_path, double_quant):
+    """Trap: a base in 4 bits that is decoded, joined and quantized to other numbers."""
+    folder, numbers = packed_folder(tmp_path, double_quant)
+    expected = {
+        "blocks.1.attention.qkv": [numbers[f"model.layers.1.self_attn.{each}_proj.weight"] for each in "qkv"],
+        "blocks.0.feed_forward.gate_up": [numbers[f"model.layers.0.mlp.{each}_proj.weight"] for each in ("gate", "up")],
+        "blocks.0.attention.out": [numbers["model.layers.0.self_attn.o_proj.weight"]],
+    }
+    start = open_start(folder)
+    config = FinetuningConfig(start=str(folder), adapter="qlora")
+    models = {"4 bits": finetuned_decoder(config, start, start.config), "decoded": start.decoder()}
+    for kind, model in models.items():
+        for name, parts in expected.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, NF4Linear) == (kind == "4 bits")
+            found = dequantize_nf4(layer.quantized, torch.float32) if kind == "4 bits" else layer.weight
+            assert torch.equal(found, torch.cat(parts)), (kind, name)
+    dropped = start.decoder(dataclasses.replace(start.config, dropout=0.5), keep_4_bits=True)
+    assert dropped.config.dropout == 0.5
+    torch.testing.assert_close(dropped.eval()(TOKENS), models["4 bits"].eval()(TOKENS), rtol=1e-5, atol=1e-5)
