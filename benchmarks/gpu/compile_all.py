@@ -14,6 +14,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from .place import has_gpu
+
 FIRST = ("attention", "losses", "nf4")  # the families whose kernels take longest to compile
 
 
@@ -38,7 +40,17 @@ def compile_case(family: str, index: int, target: str) -> tuple[int, list[str]]:
 
     case = prepared(family, target)[index]
     kernels = compiled(case, target)
+    for _, kernel in kernels:
+        build_launcher(kernel)
     return len(kernels), [f"{case.op} {case.case}: {name}: {k}" for name, k in kernels if isinstance(k, Exception)]
+
+
+def build_launcher(kernel: object) -> None:
+    """Triton up to 3.6 has the C compiler build a launcher for every signature, at the first launch."""
+    from triton.backends.nvidia import driver
+
+    if hasattr(driver, "make_launcher") and has_gpu() and not isinstance(kernel, Exception):
+        driver.CudaLauncher(kernel.src, kernel.metadata)
 
 
 def capability() -> str:
