@@ -17,6 +17,9 @@ def as_heads(x):
 def addressable(x):
     """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits
     reach within a tile."""
+    batch, head, row, element = x.stride() if x.dim() == 4 else (0, *x.stride())
+    if element == 1 and row < 2**23 and not (batch | head | row | x.storage_offset()) & 7:  # nearly always
+        return x
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
     aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
     return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
@@ -32,8 +35,10 @@ def matrices(**named):
     """Launch arguments for tensors (B, H, S, D): the tensor, and its strides in units of eight elements."""
     arguments = dict(named)
     for name, x in named.items():
-        for i, kind in enumerate(("batch", "head", "row")):
-            arguments[f"{name}_{kind}"] = x.stride(i) // 8 if x.shape[i] > 1 else 0
+        (B, H, S, _), (batch, head, row, _) = x.shape, x.stride()
+        arguments[f"{name}_batch"] = batch // 8 if B > 1 else 0
+        arguments[f"{name}_head"] = head // 8 if H > 1 else 0
+        arguments[f"{name}_row"] = row // 8 if S > 1 else 0
     return arguments
 
 
