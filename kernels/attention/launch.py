@@ -20,13 +20,16 @@ WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 @dataclass(frozen=True)
 class Tile:
     """BLOCK_M queries by BLOCK_N keys. ``tma``: tiles arrive by tensor descriptor, which is TMA on 9.0 and 10.0; on
-    8.x descriptors would lose the cp.async pipeline, and on 12.0, which multiplies from registers, they spill."""
+    8.x descriptors would lose the cp.async pipeline, and on 12.0, which multiplies from registers, they spill.
+    ``rotated``, of the forward pass: the product with the values of a tile of keys is issued after that with the keys
+    of the next tile, so that it runs while their softmax is computed; for 9.0, where products are asynchronous."""
 
     block_m: int
     block_n: int
     warps: int
     stages: int
     tma: bool = False
+    rotated: bool = False
 
 
 # How the forward pass is launched: a program a tile; a persistent grid (see ``persistent_programs``); on 9.0, and only
@@ -74,11 +77,12 @@ def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     if itemsize == 4:
         return Tile(32 if width <= 64 else 16, 32 if width <= 128 else 16, 4, 1)
     if is_datacenter(chip):
+        rotated = chip.capability == 90
         if width <= 64:
-            return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
+            return Tile(128, 32 if heavy else 128, 8, 3, tma=True, rotated=rotated)
         if width == 128:
-            return Tile(128, 32, 8, 2, tma=True) if heavy else Tile(128, 128, 8, 2, tma=True)
-        return Tile(64, 32, 8, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
+            return Tile(128, 32 if heavy else 128, 8, 2, tma=True, rotated=rotated)
+        return Tile(64 if heavy else 128, 32 if heavy else 64, 8, 2, tma=True, rotated=rotated)
     if width <= 64:
         return Tile(128, 64, 8, 3)
     if width == 128:
