@@ -56,7 +56,8 @@ COMMANDS = {
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
     "predict": Command("llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."),
-    "generate": Command("llmfast.commands.generate:generate", "Continue a prompt with a trained model."),
+    "sft": Command("llmfast.commands.sft:sft", "Train a model to answer instructions (supervised finetuning)."),
+    "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmfast import config as config_files
+from llmfast.finetuning.config import SupervisedConfig
 from llmfast.training.config import RunConfig
 from llmfast.training.sweep import combinations, read_grid
 
@@ -17,7 +18,8 @@ def test_a_recipe_is_valid_and_says_how_it_is_run(path):
     if path.name.startswith("sweep-"):
         assert combinations(read_grid(path), RunConfig())
     else:
-        assert config_files.load(RunConfig, path).training.steps > 0
+        kind = SupervisedConfig if f"llmfast sft --config recipes/{path.name}" in path.read_text() else RunConfig
+        assert config_files.load(kind, path).training.steps > 0
 
 
 def test_gpt2_has_its_size():

@@ -13,8 +13,6 @@ class Suite(NamedTuple):
     devices: tuple[str, ...] = ("cuda",)  # where its figures are meaningful; the first is the default
 
 
-JOBS = ("train_step", "qlora", "generate")  # whole models
-
 # in order of importance
 SUITES = {
     "attention": Suite("dense, causal, windowed and packed attention, forward and backward; decoding from a cache"),
@@ -28,6 +26,7 @@ SUITES = {
     "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
     "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
     "train_step": Suite("training steps of whole models: tokens/s, utilization, memory", ("cuda", "cpu")),
+    "finetune": Suite("steps of supervised finetuning beside trl: tokens/s, memory", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "dispatch": Suite("host time per call of each op, before its kernel starts", ("cpu",)),

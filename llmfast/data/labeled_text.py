@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmfast.data.readers import JSON_LINES, file_kind, read_text
+from llmfast.data.readers import JSON_LINES, file_kind, read_content
 
 TABLES = {".tsv": "\t", ".csv": ","}
 
@@ -60,15 +60,8 @@ def _existing(file: str) -> Path:
     return path
 
 
-def _content(path: Path) -> str:
-    try:
-        return read_text(path).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
 def _lines(path: Path, label: str) -> Iterator[LabeledText]:
-    for line in _content(path).split("\n"):
+    for line in read_content(path).split("\n"):
         if text := line.strip():
             yield LabeledText(text, label)
 
@@ -77,7 +70,7 @@ def _table(path: Path, delimiter: str, text: str, label: str) -> Iterator[Labele
     # A tab-separated file has no quoting: a quotation mark is one.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(io.StringIO(_content(path), newline=""), delimiter=delimiter, quoting=quoting)
+    rows = csv.reader(io.StringIO(read_content(path), newline=""), delimiter=delimiter, quoting=quoting)
     places: tuple[int, int] | None = None
     columns = 2
     for row in rows:
@@ -100,7 +93,7 @@ def _table(path: Path, delimiter: str, text: str, label: str) -> Iterator[Labele
 
 
 def _json_lines(path: Path, text: str, label: str) -> Iterator[LabeledText]:
-    for number, line in enumerate(_content(path).split("\n"), 1):
+    for number, line in enumerate(read_content(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"

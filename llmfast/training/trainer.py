@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer
 from llmfast.evaluation.team import Team
+from llmfast.models.base import Base, check_base
 from llmfast.models.tensors import load_trained_tensors, trained_tensors
-from llmfast.training.checkpoints.base import Base, base_of, check_base
+from llmfast.training.checkpoints.base import base_of
 from llmfast.training.checkpoints.checkpoint import Checkpoint
 from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.distribution.placement import Placement

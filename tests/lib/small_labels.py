@@ -30,8 +30,8 @@ def write_labels(file: Path, count: int = 120) -> Path:
 
 
 def labels_config(file: Path, **settings: object) -> ClassificationConfig:
-    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig, and start and freeze_base."""
-    run = {name: settings.pop(name) for name in ("start", "freeze_base") if name in settings}
+    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig and of FinetuningConfig."""
+    run = {name: settings.pop(name) for name in ("start", "adapter", "lora", "freeze") if name in settings}
     training = {
         "steps": 8,
         "batch_size": 8,
