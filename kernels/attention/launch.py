@@ -137,8 +137,8 @@ def persistent_programs(chip: Chip, warps: int) -> int:
 def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
-    if itemsize == 4:
-        return Tile(32, 16, 4, 1)
+    if itemsize == 4:  # At D > 64, 32 × 16 spills in the loop; with 16 × 16, warps repeat the products of scores.
+        return Tile(32, 16, 4, 1) if width <= 64 else Tile(16, 16, 8, 1)
     if width == 256:  # On 9.0 and 10.0 by mma.sync: the two accumulators of a wgmma of 64 keys are all registers.
         return Tile(32, 32, 4, 2)
     if chip.capability >= 100 and is_datacenter(chip):  # Accumulators pass from tensor memory through registers.
@@ -158,7 +158,7 @@ def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) ->
 def queries_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:
-        return Tile(16, 32, 4, 1)
+        return Tile(16, 32 if width <= 64 else 16, 4, 1)
     if is_datacenter(chip):
         if width == 256:
             return Tile(64, 32, 4, 2, tma=True) if heavy or chip.capability > 90 else Tile(128, 32, 8, 2, tma=True)
