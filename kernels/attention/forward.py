@@ -91,7 +91,7 @@ def attend_rows(
     entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
     threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
     kv_head = head // GROUP
@@ -111,6 +111,8 @@ def attend_rows(
         denominator = tl.full([BLOCK_M], 1.0, tl.float32)
 
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
+    if IN_ORDER:  # Every tile of keys by the same arithmetic, first to last, whichever rows are beside a row.
+        full_high = full_low
     waiting, before, taken = 0, 0, 0
     if ROTATED:  # The first tile, whose values the loop takes, is not in the loop.
         before = tl.where(full_high > full_low, full_low, step_start(0, low, full_low, full_high, BLOCK_N, True))
@@ -176,6 +178,7 @@ def forward_kernel(
     threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, PERSISTENT: tl.constexpr,
+    IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
         tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
@@ -188,5 +191,5 @@ def forward_kernel(
                 q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
                 out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
                 heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,
-                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, ROTATED,
+                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, ROTATED, IN_ORDER,
             )  # fmt: skip

@@ -21,14 +21,13 @@ from llmfast.data.labeled import (
 )
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
-from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
+from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.folder import write_config
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.objective import Loss, Objective
-from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
@@ -106,10 +105,7 @@ class Classification:
         }
 
     def memory(self) -> dict[str, float]:
-        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
-        parts = training_memory(self.classifier.decoder, setup)
-        trained = ("weights",) if self.config.keeps_base else ("weights", "gradients", "optimizer")
-        return {name: parts[name] for name in trained}
+        return finetuning_memory(self.config, self.classifier.decoder)
 
     def flops_per_token(self) -> float:
         """Of the decoder without its output head: forward alone through a frozen base, else three times that."""

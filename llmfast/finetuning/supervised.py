@@ -21,7 +21,7 @@ from llmfast.data.labeled import LabeledLoader
 from llmfast.data.loader import Loader
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import SupervisedConfig
-from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
+from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import generate_tokens, stream_text
 from llmfast.integrations.opening import Start, open_start
@@ -30,7 +30,6 @@ from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.objective import Objective
-from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.pretraining import NextToken
 from llmfast.training.start import started_config
 from llmfast.training.task import Policy, Report
@@ -99,10 +98,7 @@ class SupervisedFinetuning:
         return {"data": self.prepared.train.checksum[:12], "tokenizer": self.tokenizer.fingerprint[:12]}
 
     def memory(self) -> dict[str, float]:
-        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
-        parts = training_memory(self.config.model, setup)
-        trained = ("weights",) if self.config.keeps_base else ("weights", "gradients", "optimizer")
-        return {name: parts[name] for name in trained}
+        return finetuning_memory(self.config, self.config.model)
 
     def flops_per_token(self) -> float:
         """Without the gradients of the weights, a third, where they are frozen below adapters."""

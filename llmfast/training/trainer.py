@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer
 from llmfast.evaluation.team import Team
+from llmfast.models.adapters.count import count_parameters
 from llmfast.models.base import Base, check_base
 from llmfast.models.tensors import load_trained_tensors, trained_tensors
 from llmfast.training.checkpoints.base import base_of
@@ -89,6 +90,7 @@ class Trainer:
         objective = task.objective()
         if not any(parameter.requires_grad for parameter in objective.model.parameters()):
             raise ValueError("there is nothing to train: every parameter of the model is frozen")
+        self.parameters = count_parameters(objective.model)
         self.base: Base | None = base_of(objective.model, task.base(), world)
         self.placement = Placement(
             objective,
