@@ -49,8 +49,7 @@ def train(
         resume=resume,
         learning_rate=learning_rate,
         profile=profile,
-    ) as (session, console):
-        final = session.trainer.evaluate()
+    ) as (session, console, final):
         console.print(f"validation  loss {final['loss']:.3f}, {final['bits_per_byte']:.3f} bits per byte")
     folder = session.run.folder
     console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")

@@ -1,19 +1,20 @@
-"""Sequence classification: the task of naming the class of a text."""
+"""Sequence classification: the task of naming the labels of a text, or its number."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmfast.data.batch import Batch
 from llmfast.data.labeled import (
     LabeledLoader,
+    LabeledSplit,
     PreparedLabels,
     describe_labeled,
     open_labeled,
@@ -21,6 +22,9 @@ from llmfast.data.labeled import (
 )
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
+from llmfast.finetuning.outputs import outputs_of
+from llmfast.finetuning.predict import predict_one
+from llmfast.finetuning.problems import Problem, make_problem
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
@@ -31,25 +35,27 @@ from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
 from llmfast.training.task import Policy, Report
 
-EVALUATED_AT_ONCE = 64
 PART_TEXTS = 512  # of the validation split, for evaluations during training
 
 
 class ClassificationObjective(Objective):
-    """Cross entropy of the labels, a mean over the texts of a batch; reports the accuracy."""
+    """The loss of a problem, a mean over the texts of a batch by their weights."""
 
     model: SequenceClassifier
 
+    def __init__(self, model: SequenceClassifier, problem: Problem):
+        super().__init__(model)
+        self.problem = problem
+
     def weight(self, batch: Batch) -> Tensor:
-        return torch.tensor(batch.rows, device=batch.labels.device)
+        return self.problem.weights(batch.labels).sum()
 
     def forward(self, batch: Batch) -> Loss:
-        logits, balancing = self.model(batch.tokens, batch.lengths)
-        loss = F.cross_entropy(logits, batch.labels)
+        outputs, balancing = self.model(batch.tokens, batch.lengths)
+        loss = self.problem.losses(outputs, batch.labels).sum() / self.weight(batch)
         if balancing is not None:
             loss = loss + balancing
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
-        return Loss(loss, {"accuracy": accuracy})
+        return Loss(loss, self.problem.training_figures(outputs.detach(), batch.labels))
 
 
 class Classification:
@@ -69,7 +75,11 @@ class Classification:
         if self.context > config.model.context:
             raise ValueError(f"data.max_tokens {self.context} is more than the model's context {config.model.context}")
         decoder = dataclasses.replace(config.model, tie_embeddings=True)
-        self.classifier = ClassifierConfig(decoder, tuple(prepared.names), self.context)
+        self.classifier = ClassifierConfig(
+            decoder, tuple(prepared.names), self.context, prepared.train.problem, *_offset_and_scale(prepared.train)
+        )
+        # Evaluations use this one, on the CPU; that of the objective goes where the model is.
+        self.problem = make_problem(self.classifier, config.class_weights, prepared.train)
 
     @classmethod
     def prepare(cls, config: ClassificationConfig, folder: Path, *, report: Report) -> None:
@@ -123,7 +133,7 @@ class Classification:
             generator = torch.Generator().manual_seed(self.config.training.seed)
             decoder = Decoder(self.classifier.decoder, generator=generator)
         decoder.requires_grad_(not self.config.freeze_base)
-        return ClassificationObjective(SequenceClassifier(decoder, self.classifier))
+        return ClassificationObjective(SequenceClassifier(decoder, self.classifier), copy.deepcopy(self.problem))
 
     def base(self) -> str | None:
         return str(self.start.folder) if self.config.freeze_base else None
@@ -132,38 +142,18 @@ class Classification:
         return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)
 
     def evaluate(self, policy: Policy, *, part: bool = False) -> dict[str, float]:
-        """Mean loss and accuracy over held-out texts."""
-        split = self.prepared.validation
-        count = min(len(split), PART_TEXTS) if part else len(split)
-        chosen = np.arange(count) * len(split) // count
-        batches = [
-            split.batch(chosen[first : first + EVALUATED_AT_ONCE]) for first in range(0, count, EVALUATED_AT_ONCE)
-        ]
-
-        def measure(batch: Batch) -> tuple[float, float]:
-            batch = batch.to(policy.device)
-            with policy.autocast():
-                logits, _ = model(batch.tokens, batch.lengths)
-            losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            return float(losses.double().sum()), float((logits.argmax(1) == batch.labels).sum())
-
-        with policy.inference() as model:
-            table = policy.team.figures(measure, batches, 2)
-        loss, right = (sum(column) / count for column in zip(*table, strict=True))
-        return {"loss": loss, "accuracy": right}
+        """The loss and the problem's figures over held-out texts, each a figure of all of them at once."""
+        outputs = outputs_of(self.prepared.validation, policy, most=PART_TEXTS if part else None)
+        return outputs.figures(self.problem)
 
     def sample(self, policy: Policy) -> tuple[str, str]:
-        """A held-out text, and the label that the model gives it with its probability."""
+        """A held-out text, and what the model says of it."""
         split = self.prepared.validation
-        batch = split.batch(np.array([0])).to(policy.device)
-        with policy.inference() as model, policy.autocast():
-            logits, _ = model(batch.tokens, batch.lengths)
-        probabilities = logits[0].softmax(0)
-        if not probabilities.isfinite().all():
-            raise ValueError("the model's logits hold NaN or infinity: it has diverged")
-        best = int(probabilities.argmax())
-        text = self.tokenizer.decode(batch.tokens[0, 1 : int(batch.lengths[0])].tolist())
-        return text, f" → {self.prepared.names[best]} ({float(probabilities[best]):.0%})"
+        logits = torch.from_numpy(outputs_of(split, policy, most=1).logits[0])
+        if not logits.isfinite().all():
+            raise ValueError("the model's outputs hold NaN or infinity: it has diverged")
+        prediction = predict_one(split.decode(self.tokenizer, 0), logits, self.classifier)
+        return prediction.text, f" → {prediction.described()}"
 
     def units(self, loss: float) -> dict[str, float]:
         return {}
@@ -171,3 +161,11 @@ class Classification:
     def save_assets(self, folder: Path) -> None:
         write_config(folder, self.classifier)
         self.tokenizer.save(folder)
+
+
+def _offset_and_scale(train: LabeledSplit) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers to learn; 0 and 1 where there are labels."""
+    if train.problem != "regression":
+        return 0.0, 1.0
+    numbers = train.targets.astype(np.float64)
+    return float(numbers.mean()), float(numbers.std())

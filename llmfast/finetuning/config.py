@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llmfast.data.config import LabeledDataConfig
 from llmfast.models.config import DecoderConfig
@@ -30,6 +31,11 @@ class ClassificationConfig:
     folder. The model's settings and its tokenizer come from there."""
     freeze_base: bool = False
     """Train the classification head alone; the model of start stays as it is and is not copied into checkpoints."""
+    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
+    """How much the labels count in the loss: all the same, each inversely to the number of its texts, or as given by
+    name (1 where none is). With several labels per text, the weight is that of the texts that have the label."""
+    calibrate: bool = False
+    """Fit a temperature to the validation split after the training, which makes probabilities mean what they say."""
     data: LabeledDataConfig = field(default_factory=LabeledDataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=_training)
@@ -38,5 +44,7 @@ class ClassificationConfig:
     def __post_init__(self) -> None:
         if self.freeze_base and self.start is None:
             raise ValueError("freeze_base needs start: a frozen base with random weights learns nothing")
+        if self.data.problem == "regression" and (self.calibrate or self.class_weights != "equal"):
+            raise ValueError("calibrate and class_weights are for labels: with data.problem regression leave them out")
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: texts are not cut into rows")

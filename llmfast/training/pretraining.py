@@ -41,7 +41,8 @@ class NextToken(Objective):
         return (batch.targets != IGNORED).sum()
 
     def forward(self, batch: Batch) -> Loss:
-        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens))
+        is_real = batch.columns.get("is_real")
+        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, is_real=is_real))
 
 
 class Pretraining:
