@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llmfast.training.summary import Summary
 
 UNKNOWN = "–"
+WIDEST = 10_000
 
 
 def compare(runs: tuple[Path, ...], /) -> None:
@@ -28,12 +29,11 @@ def compare(runs: tuple[Path, ...], /) -> None:
     """
     from rich.console import Console
 
-    # As wide as the table is, where nobody's terminal is to be filled: a table that is cut has lost its figures.
     console = Console(highlight=False)
-    table = comparison([read_run(run) for run in runs])
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+        # A file or a pipe has no width: no row is folded.
+        console.width = WIDEST
+    console.print(comparison([read_run(run) for run in runs]))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def plot_sweep(
             axes.plot(steps, _smoothed(losses), label=name)
         axes.set(
             xlabel="step",
-            ylabel="training loss, smoothed (nats per token)",
+            ylabel="training loss, smoothed",
             title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
@@ -144,7 +144,7 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
         axes.plot(values, [loss for _, loss in points], marker="o", label=others or None)
     if numeric and all(settings[name] > 0 for settings, _ in results):
         axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel="validation loss (nats per token)")
+    axes.set(xlabel=name, ylabel="validation loss")
     if len(lines) > 1:
         axes.legend(fontsize=8)
 
