@@ -1,6 +1,7 @@
 """``llmfast compare``: runs of any kind side by side, with what they reached and what they cost."""
 
 import json
+import re
 
 import pytest
 from small_labels import labels_config, new_labels_run, write_labels
@@ -32,8 +33,8 @@ def folder(tmp_path_factory):
 def rows(text):
     """Cells by the names of their columns, for each run."""
     head, *lines = (line for line in text.splitlines() if line.strip())
-    names = [name for name in head.split("  ") if name.strip()]
-    return [dict(zip([n.strip() for n in names], line.split(), strict=True)) for line in lines]
+    names, *cells = (re.split(r"\s{2,}", line.strip()) for line in [head, *lines])
+    return [dict(zip(names, row, strict=True)) for row in cells]
 
 
 def test_runs_of_different_kinds_are_in_one_table(folder, capsys):

@@ -116,7 +116,7 @@ def without_padding(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lengths = is_real.sum(1)
     if len(lengths) and int(lengths.min()) == 0:
         raise ValueError(f"mask: row {int(lengths.argmin())} has no real token")
-    order = (~is_real).to(torch.uint8).argsort(1, stable=True)
+    order = (~is_real).to(torch.uint8).argsort(dim=1, stable=True)
     return tokens.gather(1, order), lengths
 
 

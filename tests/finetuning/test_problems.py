@@ -57,6 +57,7 @@ def test_several_labels_per_text_are_learned_and_predicted(tmp_path, capsys):
     figures = session.trainer.evaluate()
     assert set(figures) == {"loss", "micro_f1", "macro_f1", "accuracy", "calibration_error"}
     assert figures["micro_f1"] > 0.9
+    capsys.readouterr()
     assert main(["predict", str(session.run.folder), "--text", "7 apple plum", "--format", "jsonl"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["labels"] == [name for name, probability in found["probabilities"].items() if probability > 0.5]
@@ -76,6 +77,7 @@ def test_numbers_are_learned_in_their_own_units(tmp_path, capsys):
     assert set(after) == {"loss", "mse", "mae", "pearson", "spearman"}
     assert after["loss"] < 0.3
     assert after["pearson"] > 0.85
+    capsys.readouterr()
     assert main(["predict", str(session.run.folder), "--text", "7 apple plum"]) == 0
     value, text = capsys.readouterr().out.strip().split("\t")
     assert 95 < float(value) < 135
@@ -105,7 +107,11 @@ def test_every_problem_resumes_to_the_bit_and_is_the_same_in_parts(tmp_path, pro
 
 
 def uneven(file, counts=(90, 20, 10)):
-    rows = [f"text {label} {number}\t{'abc'[label]}" for label, count in enumerate(counts) for number in range(count)]
+    rows = [
+        f"the text of class {label} with number {number}\t{'abc'[label]}"
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
     file.write_text("\n".join(rows))
     return file
 
@@ -225,7 +231,7 @@ def test_padding_does_not_count_when_experts_are_balanced():
 def sides_of(folder, rows, **settings):
     """The texts of each side."""
     folder.mkdir(exist_ok=True)
-    config = LabeledDataConfig(sources=(str(write_rows(folder / "a.jsonl", rows)),), vocab_size=300, **settings)
+    config = LabeledDataConfig(sources=(str(write_rows(folder / "a.jsonl", rows)),), vocab_size=257, **settings)
     said = []
     prepare_labeled(config, folder / "out", report=said.append)
     prepared = open_labeled(folder / "out", max_tokens=64)
