@@ -38,10 +38,13 @@ macros = [("NB_COMPACT_ASSERTIONS", "1")]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
     macros.append(("NB_FREE_THREADED", "1"))  # the engine does without the GIL: importing it must not bring it back
 
+# The other folders of csrc/ hold its tests.
+rooms = ["bind", "encode", "merge", "pretokenize", "system", "train", "vocabulary"]
+
 engine = Extension(
     "llmfast._bpe",
-    sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
-    depends=sorted(map(str, Path("csrc").glob("*.h"))),
+    sources=sorted(str(path) for room in rooms for path in Path("csrc", room).glob("*.cpp")),
+    depends=sorted(str(path) for room in rooms for path in Path("csrc", room).glob("*.h")),
     include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
     define_macros=macros,
     extra_compile_args=flags,

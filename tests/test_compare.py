@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     fit(new_run(folder / "pretrained", steps=4, evaluate_every=2, sample_every=0))
     start = str(next(folder.glob("pretrained/**/config.yaml")).parent)
     config = labels_config(write_labels(folder / "texts.tsv"), steps=4, evaluate_every=0, sample_every=0, start=start)
-    config.freeze_base = True
+    config.freeze = ("decoder",)
     config_files.save(config, folder / "config.yaml")
     assert main(["classify", "--config", str(folder / "config.yaml"), "--out", str(folder / "head")]) == 0
     return folder

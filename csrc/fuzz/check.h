@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "encoder.h"
+#include "encode/encoder.h"
 
 namespace llmfast::fuzz {
 

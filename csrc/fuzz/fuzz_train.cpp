@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "train.h"
+#include "train/train.h"
 
 namespace llmfast::fuzz {
 

@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 rounds=${1:-20000}
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -I. -pthread fuzz/fuzz_train.cpp train.cpp pages.cpp parallel.cpp)
+source core.sh
+flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -I. -pthread fuzz/fuzz_train.cpp "${core[@]}")
 if command -v clang++ >/dev/null; then
     clang++ -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all "${flags[@]}" -o "$build/fuzz"
     "$build/fuzz" -runs="$rounds" -max_len=400

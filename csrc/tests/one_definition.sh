@@ -5,8 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-source core.sh  # what it leaves out defines nothing shared
-for source in "${core[@]}"; do
-    g++ -std=c++20 -O1 -flto -fPIC -I. -c "$source" -o "$build/${source%.cpp}.o"
-done
+source core.sh
+compile_core "$build" g++ -std=c++20 -O1 -flto -fPIC
 g++ -flto=1 -flto-partition=one -Wodr -Wlto-type-mismatch -Werror -shared -fPIC "$build"/*.o -o "$build/core.so"

@@ -13,11 +13,11 @@
 #include <set>
 #include <thread>
 
-#include "classify.h"
-#include "documents.h"
+#include "pretokenize/classify.h"
+#include "encode/documents.h"
 #include "fuzz/check.h"
-#include "merge_lanes.h"
-#include "newer_machines.h"
+#include "merge/merge_lanes.h"
+#include "system/cpu_features.h"
 
 using namespace llmfast;
 
@@ -42,7 +42,7 @@ bool equal(const Masks& a, const Masks& b) {
            a.high == b.high;
 }
 
-Classifier plain_classifier() {
+Classifier portable_classifier() {
     const NamedClassifier* all = classifiers();
     while (all[1].name) ++all;
     return all->classify;
@@ -53,7 +53,7 @@ void test_classifiers(std::mt19937& random) {
         uint8_t block[64];
         for (uint8_t& byte : block) byte = static_cast<uint8_t>(random());
         Masks expected;
-        plain_classifier()(block, expected);
+        portable_classifier()(block, expected);
         for (const NamedClassifier* one = classifiers(); one->name; ++one) {
             Masks masks;
             one->classify(block, masks);

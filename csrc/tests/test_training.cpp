@@ -6,9 +6,9 @@
 #include <random>
 #include <string>
 
-#include "corpus.h"
+#include "train/corpus.h"
 #include "fuzz/check.h"
-#include "train.h"
+#include "train/train.h"
 
 using namespace llmfast;
 

@@ -4,8 +4,10 @@
 a launch would happen it compiles the kernel for that chip with Triton's own ptxas and writes down what came
 out. It fails where a kernel
 
-- needs more shared memory than the chip gives a program, or spills registers to memory,
-- computes in float64, or lacks an instruction that it is meant to use,
+- needs more shared memory than the chip gives a program, or spills registers to memory inside a loop,
+- issues more matrix products in a loop than its tiles need: warps that repeat one another's products,
+- waits for matrix products before the exponentials that are meant to run beside them,
+- computes in float64, lacks an instruction that it is meant to use, or contains one that it is not to use,
 - has no row in the committed table (``table.json``, readable as ``TABLE.md``), or takes more registers than
   its row there, past a margin.
 
@@ -32,9 +34,14 @@ class CompileCase:
         run: runs the op's host code (the functions behind its operator) on meta tensors.
         expect: instructions that must appear, as ``{kernel name: ("wgmma",)}``, by their names in
             ``measure.INSTRUCTIONS``.
+        avoid: instructions that must not appear, likewise.
+        overlap: the smallest share of a loop's exponentials that must run while a product of a warp group is under
+            way, by kernel name.
     """
 
     op: str
     case: str
     run: Callable[[], object]
     expect: dict[str, tuple[str, ...]] | None = None
+    avoid: dict[str, tuple[str, ...]] | None = None
+    overlap: dict[str, float] | None = None

@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         kept = [row for row in committed.values() if (row.op, row.target) not in renewed]
         save(triton.__version__, [*kept, *(row for row, _ in measured if isinstance(row, Row))])
     failures = 0
-    for row, lacking in sorted(measured, key=lambda pair: pair[0].key):
-        found = faults(row, lacking)
+    for row, unmet in sorted(measured, key=lambda pair: pair[0].key):
+        found = faults(row, unmet)
         if isinstance(row, Row) and not options.write:
             found += regressions(row, committed, version == triton.__version__)
         for fault in found:

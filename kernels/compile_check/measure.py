@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.errors import CompilationError
 
 from ..frame import launch
-from . import CompileCase
+from . import CompileCase, sass
 
 AMD = "gfx942"
 # What an AMD MI300 gives a program; launch choices treat it as the oldest chip that they know.
@@ -29,6 +29,7 @@ INSTRUCTIONS = {
     "tma": r"\bcp\.async\.bulk\.tensor",
     "cp.async": r"\bcp\.async\.c[ag]",
     "float64": r"\.f64\b",
+    "device-built tensormap": r"\btensormap\.cp_fenceproxy",
 }
 # A vector of 16 bytes a thread: 4 × 32 or 2 × 64 bits; on sm_100 also 32 bytes.
 WIDE = r"\b{}\.global\S*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
@@ -51,11 +52,23 @@ class Launched:
 
 @dataclass(frozen=True)
 class Row(Launched):
-    """What one compiled kernel takes: bytes, registers a thread, numbers of load and store instructions."""
+    """What one compiled kernel takes: bytes, registers per thread, numbers of load and store instructions.
+
+    Args:
+        products: matrix products issued over those needed, in FLOPs, in the inner loop where the two differ most; None
+            without such loops.
+        spilled: bytes of local memory per thread.
+        loop_spills: loads and stores of local memory inside loops.
+        overlapped: the smallest share, over inner loops with products and exponentials, of the exponentials that run
+            while a product of a warp group is under way; None without such loops.
+    """
 
     warps: int
     registers: int
+    products: float | None
     spilled: int
+    loop_spills: int
+    overlapped: float | None
     shared: int
     wide_loads: int
     narrow_loads: int
@@ -128,8 +141,8 @@ def compiled(case: CompileCase, target: str) -> list[tuple[str, object]]:
     return kernels
 
 
-def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | Refused, tuple[str, ...]]]:
-    """Each kernel of each case on a target, with the instructions it lacks.
+def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | Refused, list[str]]]:
+    """Each kernel of each case on a target, with what it lacks of that which its case asks for.
 
     A kernel that a case launches several times with different results (another dtype, say) is numbered.
     """
@@ -139,7 +152,7 @@ def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | R
         for name, kernel in compiled(case, target):
             if isinstance(kernel, CompilationError):
                 reason = str(kernel).strip().splitlines()[-1].strip()
-                yield Refused(case.op, case.case, name, target, reason), ()
+                yield Refused(case.op, case.case, name, target, reason), []
                 continue
             versions = seen.setdefault(name, [])
             if kernel.hash in versions:
@@ -148,8 +161,17 @@ def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | R
             row_name = name if len(versions) == 1 else f"{name} {len(versions)}"
             read = _read_amd if target == AMD else _read_nvidia
             row = Row(case.op, case.case, row_name, target, kernel.metadata.num_warps, **read(kernel))
-            wanted = () if target == AMD else (case.expect or {}).get(name, ())
-            yield row, tuple(i for i in wanted if i not in row.instructions)
+            yield row, [] if target == AMD else _unmet(case, name, row)
+
+
+def _unmet(case: CompileCase, name: str, row: Row) -> list[str]:
+    expected, avoided = ((each or {}).get(name, ()) for each in (case.expect, case.avoid))
+    found = [f"does not use {each}" for each in expected if each not in row.instructions]
+    found += [f"uses {each}" for each in avoided if each in row.instructions]
+    share = (case.overlap or {}).get(name, 0.0)
+    if share and (row.overlapped or 0.0) < share:
+        found.append(f"runs {row.overlapped or 0.0:.0%} of its exponentials beside products, not {share:.0%}")
+    return found
 
 
 def op_families() -> list[str]:
@@ -159,7 +181,7 @@ def op_families() -> list[str]:
     return [name for name in names if importlib.util.find_spec(f"{package.__name__}.{name}.compile_cases")]
 
 
-def measure_family(task: tuple[str, str]) -> list[tuple[Row | Refused, tuple[str, ...]]]:
+def measure_family(task: tuple[str, str]) -> list[tuple[Row | Refused, list[str]]]:
     """What became of the kernels of one family of ops on one target."""
     name, target = task
     module = importlib.import_module(f"..{name}.compile_cases", __package__)
@@ -168,11 +190,7 @@ def measure_family(task: tuple[str, str]) -> list[tuple[Row | Refused, tuple[str
 
 def _read_nvidia(kernel) -> dict:
     ptx = kernel.asm["ptx"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = _of_cubin(kernel, triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
     registers, stack, local = (int(re.search(rf"{n}:(\d+)", usage)[1]) for n in ("REG", "STACK", "LOCAL"))
     accesses = {}
     for kind, opcode in (("loads", "ld"), ("stores", "st")):
@@ -182,9 +200,35 @@ def _read_nvidia(kernel) -> dict:
     return {
         "registers": registers,
         "spilled": stack + local,
+        **_read_loops(kernel),
         "shared": kernel.metadata.shared,
         "instructions": [name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, ptx)],
         **accesses,
+    }
+
+
+def disassemble(kernel) -> str:
+    return _of_cubin(kernel, triton.knobs.nvidia.nvdisasm.path, "-c")
+
+
+def _of_cubin(kernel, *command: str) -> str:
+    """What one of NVIDIA's tools says of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _read_loops(kernel) -> dict:
+    disassembly = disassemble(kernel)
+    inner = sass.product_loops(disassembly)
+    exponentials = [loop.exponentials() for loop in inner]
+    shares = [covered / total for covered, total in exponentials if total]
+    issued = [sass.issued(loop, kernel.metadata.num_warps) for loop in inner]
+    return {
+        "products": sass.repetition(issued, sass.needed(kernel.asm["ttgir"])),
+        "loop_spills": sum(loop.spills for loop in sass.loops(disassembly)),
+        "overlapped": round(min(shares), 2) if shares else None,
     }
 
 
@@ -200,7 +244,10 @@ def _read_amd(kernel) -> dict:
     wide = {kind: count(rf"global_{kind}_dwordx4|buffer_{kind}_dwordx4") for kind in ("load", "store")}
     return {
         "registers": number("vgpr_count"),
+        "products": None,
         "spilled": 4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+        "loop_spills": 0,
+        "overlapped": None,
         "shared": kernel.metadata.shared,
         "instructions": ["mfma"] if "v_mfma" in text else [],
         "wide_loads": wide["load"],

@@ -20,12 +20,13 @@ def generate(
     top_p: float | None = None,
     greedy: bool = False,
     seed: int = 0,
+    base: Path | None = None,
     output: TextIO | None = None,
 ) -> str:
     """Continue a text with a trained model, shown as it is made; returns the continuation.
 
     Args:
-        run: A run folder (its newest checkpoint is used) or a checkpoint folder.
+        run: A run folder (its newest checkpoint is used), a checkpoint folder or a Hugging Face folder.
         prompt: Text to continue; the start of a document if left out.
         tokens: Most tokens to generate; the model may end the document earlier.
         temperature: Below 1 sharpens the choice towards likely tokens, above 1 evens it out.
@@ -33,10 +34,12 @@ def generate(
         top_p: Choose among the likeliest tokens that together have this probability.
         greedy: Always take the likeliest token (temperature 0).
         seed: Same seed, same text.
+        base: Where the base of an adapter lies now, if it was moved since the training.
         output: Where the text is shown; standard output if left out.
 
     Raises:
-        ValueError: no model there, a damaged file, a prompt longer than the context, or a setting out of range.
+        ValueError: no model there, a damaged file, a base that is missing or another one, a prompt longer than the
+            context, or a setting out of range.
     """
     sampling = Sampling(0.0 if greedy else temperature, top_k, top_p)
     if tokens < 1:
@@ -45,9 +48,9 @@ def generate(
     import torch
 
     from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-    from llmfast.models.folder import load_model
+    from llmfast.integrations.opening import open_model
 
-    model, tokenizer = load_model(run)
+    model, tokenizer = open_model(run, base=base)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     stop = tokenizer.eot_token
     ids = generate_tokens(model, encode_prompt(tokenizer, prompt), tokens, sampling=sampling, seed=seed, stop=stop)

@@ -59,7 +59,7 @@ def export_model(
     """Write a model as a Hugging Face folder, which transformers reads, with its tokenizer.
 
     Args:
-        model: A run folder (its newest checkpoint is used) or a checkpoint folder.
+        model: A run folder (its newest checkpoint is used) or a checkpoint folder; an adapter is merged into its base.
         out: New folder to write.
         family: As model_type of transformers (llama, qwen2, ...); the one that fits if left out.
         dtype: Of the tensors; as they are if left out.
@@ -71,11 +71,12 @@ def export_model(
     import torch
 
     from llmfast.integrations.huggingface.folder import save_huggingface
-    from llmfast.models.folder import load_decoder, model_folder
+    from llmfast.integrations.opening import open_start
+    from llmfast.models.folder import model_folder
 
     folder = model_folder(model)
     save_huggingface(
-        load_decoder(folder),
+        open_start(folder).decoder(),
         out,
         family=family,
         dtype=None if dtype is None else getattr(torch, dtype),

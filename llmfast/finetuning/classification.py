@@ -22,17 +22,18 @@ from llmfast.data.labeled import (
 )
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
+from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
 from llmfast.finetuning.outputs import outputs_of
 from llmfast.finetuning.predict import predict_one
 from llmfast.finetuning.problems import Problem, make_problem
+from llmfast.integrations.opening import Start, open_start
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
-from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.objective import Loss, Objective
 from llmfast.training.preflight.memory import TrainingSetup, training_memory
-from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
+from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
 PART_TEXTS = 512  # of the validation split, for evaluations during training
@@ -97,7 +98,7 @@ class Classification:
             describe_labeled(prepared, report)
         if config.start is None:
             config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)
-        elif begins or config.freeze_base:
+        elif begins or config.keeps_base:
             start = open_start(config.start)
             check_same_tokenizer(start, prepared.tokenizer)
             config.model = started_config(config.model, start)
@@ -117,26 +118,23 @@ class Classification:
     def memory(self) -> dict[str, float]:
         setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
         parts = training_memory(self.classifier.decoder, setup)
-        trained = ("weights",) if self.config.freeze_base else ("weights", "gradients", "optimizer")
+        trained = ("weights",) if self.config.keeps_base else ("weights", "gradients", "optimizer")
         return {name: parts[name] for name in trained}
 
     def flops_per_token(self) -> float:
         """Of the decoder without its output head: forward alone through a frozen base, else three times that."""
         parts = flops_by_part(self.classifier.decoder, self.context)
         flops = sum(count for part, count in parts.items() if part != "head")
-        return flops / 3 if self.config.freeze_base else flops
+        return flops / 3 if self.config.keeps_base else flops
 
     def objective(self) -> Objective:
-        if self.start is not None:
-            decoder = without_head(self.start.decoder(self.config.model))
-        else:
-            generator = torch.Generator().manual_seed(self.config.training.seed)
-            decoder = Decoder(self.classifier.decoder, generator=generator)
-        decoder.requires_grad_(not self.config.freeze_base)
-        return ClassificationObjective(SequenceClassifier(decoder, self.classifier), copy.deepcopy(self.problem))
+        decoder = without_head(finetuned_decoder(self.config, self.start, self.config.model))
+        model = SequenceClassifier(decoder, self.classifier)
+        freeze_parameters(model, self.config.freeze)
+        return ClassificationObjective(model, copy.deepcopy(self.problem))
 
     def base(self) -> str | None:
-        return str(self.start.folder) if self.config.freeze_base else None
+        return str(self.start.folder) if self.config.keeps_base else None
 
     def source(self, share: Share, policy: Policy) -> LabeledLoader:
         return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)

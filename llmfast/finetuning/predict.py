@@ -12,13 +12,11 @@ from torch import Tensor
 
 from llmfast.config import from_dict
 from llmfast.data.labeled import encode_text, pad_rows
+from llmfast.integrations.opening import on_base
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import model_folder, read_json, read_model
-from llmfast.models.tensors import checksum, frozen_tensors, load_trained_tensors
 from llmfast.tokenizer import Tokenizer
-from llmfast.training.checkpoints.base import Base, check_base
-from llmfast.training.start import open_start
 
 AT_ONCE = 64
 WINDOW = 4096  # texts that are sorted by length together
@@ -82,13 +80,9 @@ def load_classifier(path: Path, *, base: Path | None = None) -> tuple[SequenceCl
         model.decoder = Decoder.from_tensors(config.decoder, decoder)
         model.head.load_state_dict({name: tensors[f"head.{name}"] for name in ("weight", "bias")}, assign=True)
     else:
-        at = Path(recorded["path"] if base is None else base)
-        if not at.exists():
-            raise ValueError(f"{folder} was trained on the base {Base(**recorded)}, which is missing")
-        decoder = without_head(open_start(at).decoder(config.decoder)).requires_grad_(False)
-        model = SequenceClassifier(decoder, config)
-        check_base(Base(str(at), checksum(frozen_tensors(model))), recorded, folder)
-        load_trained_tensors(model, tensors)
+        model = on_base(
+            folder, config.decoder, lambda decoder: SequenceClassifier(without_head(decoder), config), base=base
+        )
     return model.eval().requires_grad_(False), Tokenizer.load(folder)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.tensors import model_tensors
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ def without_padding(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_head(decoder: Decoder) -> Decoder:
-    """The decoder with its output head tied to the embedding table: one of its own would be kept for nothing."""
-    if decoder.config.tie_embeddings:
-        return decoder
-    tensors = {name: each for name, each in model_tensors(decoder).items() if name != "head.weight"}
-    return Decoder.from_tensors(replace(decoder.config, tie_embeddings=True), tensors)
+    """The decoder, its output head tied to the embedding table in place: one of its own would be kept for nothing."""
+    decoder.head.weight = decoder.embedding.weight
+    decoder.config = replace(decoder.config, tie_embeddings=True)
+    return decoder

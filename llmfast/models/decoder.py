@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmfast.kernels import flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
+from llmfast.kernels import cross_entropy, flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
+from llmfast.models.adapters.layers import head_weight
 from llmfast.models.cache import KVCache, LayerCache
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
@@ -78,6 +79,9 @@ class Attention(nn.Module):
         outputs = (self.heads + 2 * self.kv_heads) * self.head_width
         self.qkv = nn.Linear(config.width, outputs, bias=config.biases != "none")
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.biases == "all")
+        # The parts of fused layers, which adapters may be of.
+        query, key = self.heads * self.head_width, self.kv_heads * self.head_width
+        self.fused = {"qkv": {"q": query, "k": key, "v": key}}
         self.q_norm = norm(config, self.head_width) if config.qk_norm else None
         self.k_norm = norm(config, self.head_width) if config.qk_norm else None
         window = config.window_of(layer)
@@ -228,7 +232,11 @@ class Decoder(nn.Module):
         states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache, is_real=is_real)
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
-        loss = linear_cross_entropy(states, self.head.weight, targets, self._head_bias(states))
+        weight = head_weight(self.head)
+        if weight is not None:
+            loss = linear_cross_entropy(states, weight, targets, self._head_bias(states))
+        else:
+            loss = cross_entropy(self.head(states)[..., : self.config.vocab_size], targets)
         return loss if balancing is None else loss + balancing
 
     def hidden(
@@ -275,7 +283,8 @@ class Decoder(nn.Module):
         if self.smear is not None:
             x = self.smear(x, positions, cache)
         if self.positions is not None:
-            x = x + (self.positions.weight[past : past + S] if positions is None else self.positions(positions))
+            places = torch.arange(past, past + S, device=x.device) if positions is None else positions
+            x = x + self.positions(places)
             return self.dropout(x), Places(None, None, cu_seqlens)
         cos, sin = self.cos, self.sin
         if self.config.rope_scaling.kind == "dynamic" and past + S > self.config.original_context:

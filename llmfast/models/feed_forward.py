@@ -29,6 +29,7 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         bias = config.biases == "all"
         self.gate_up = nn.Linear(config.width, 2 * ff_width, bias=bias)
+        self.fused = {"gate_up": {"gate": ff_width, "up": ff_width}}
         self.down = nn.Linear(ff_width, config.width, bias=bias)
         self.activation = ACTIVATIONS[config.activation].function()
 

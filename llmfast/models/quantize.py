@@ -64,6 +64,22 @@ def quantize_model(
     return module
 
 
+def quantize_decoder(decoder: nn.Module, *, progress: bool = True) -> nn.Module:
+    """Put the linear layers of a decoder's blocks in 4 bits, in place, one after another (``quantize_model``).
+
+    Layers that are in 4 bits stay as they are: none is quantized twice. The embedding table, the output head and gates
+    of one row keep their numbers, and so do the stacked matrices of experts, which are no linear layers.
+
+    Returns:
+        ``decoder``.
+    """
+    linears = {name: layer for name, layer in decoder.named_modules() if type(layer) is nn.Linear}
+    skipped = [name for name, layer in linears.items() if ".blocks." not in f".{name}" or layer.out_features == 1]
+    if len(skipped) == len(linears):
+        return decoder
+    return quantize_model(decoder, skip=skipped, progress=progress)
+
+
 def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 

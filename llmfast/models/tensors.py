@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +14,6 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     repeated = all_names - first_names
     return {name: tensor for name, tensor in model.state_dict().items() if name not in repeated}
-
-
-class ModelSize(NamedTuple):
-    """How many numbers a model has."""
-
-    all: int
-    trained: int
-
-
-def model_size(model: nn.Module) -> ModelSize:
-    """The parameters of a model, and those of them that need gradients."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return ModelSize(sum(count for count, _ in counts), sum(count for count, trained in counts if trained))
 
 
 def frozen_names(model: nn.Module) -> set[str]:

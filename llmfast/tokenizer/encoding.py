@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llmfast.tokenizer import arguments, offsets, patterns, unstable
-from llmfast.tokenizer.additions import ids_of_added
+from llmfast.tokenizer import additions, arguments, offsets, patterns, rules_engine, unstable
 from llmfast.tokenizer.core_bpe import CoreBPE
+from llmfast.tokenizer.decoding import Decoding
 from llmfast.tokenizer.disallowed import (
     check_disallowed as check_disallowed,  # which the engine looks up here
 )
 from llmfast.tokenizer.disallowed import raise_disallowed_special_token
 from llmfast.tokenizer.rank_files import RankFile
-from llmfast.tokenizer.streaming import StreamDecoder, separable_parts
+from llmfast.tokenizer.streaming import separable_parts
+from llmfast.tokenizer.text_rules import TextRules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ _NONE: frozenset[str] = frozenset()
 _ALL: Literal["all"] = "all"
 
 
-class Encoding:
+class Encoding(Decoding):
     """A byte-pair encoding: a splitting pattern, tokens with their merge ranks, and special tokens.
 
     The methods, results and exceptions are those of ``tiktoken.Encoding``. Beyond them there are `count`,
@@ -39,6 +40,11 @@ class Encoding:
         mergeable_ranks: token bytes -> id, which is also the order of merging, lowest first; or a rank file.
         special_tokens: text -> id; never split, and encoded only where they are allowed.
         explicit_n_vocab: where given, the number of tokens must be this, and ids have no holes.
+        rules: how text is read beyond that, as a file of Hugging Face may say; None for nothing more. Every method
+            that takes text follows them, because they are part of its engine.
+
+    Attributes:
+        rules: the same; None where they would change nothing.
 
     Raises:
         ValueError: duplicate tokens or ids, an empty token, an id above 2**24 - 1.
@@ -52,19 +58,18 @@ class Encoding:
         mergeable_ranks: dict[bytes, int] | RankFile,
         special_tokens: dict[str, int],
         explicit_n_vocab: int | None = None,
+        rules: TextRules | None = None,
     ):
         self.name = name
         self._pat_str = pat_str
         self._ranks = mergeable_ranks
         self._special_tokens = special_tokens
         self._special_token_values = set(special_tokens.values())
-        self._engine = self._make_engine()
+        self.rules = rules if rules is not None and rules.are_needed else None
+        self._engine = rules_engine.engine(mergeable_ranks, special_tokens, pat_str, self.rules)
         self.max_token_value = self._engine.largest_id
         if explicit_n_vocab:
             self._check_size(explicit_n_vocab)
-
-    def _make_engine(self) -> patterns.Engine:
-        return patterns.engine(self._ranks, self._special_tokens, self._pat_str)
 
     def _check_size(self, explicit_n_vocab: int) -> None:
         size = self._engine.n_ordinary + len(self._special_tokens)
@@ -206,13 +211,14 @@ class Encoding:
         every = self._special_tokens.keys()
         allowed = frozenset(every if allowed_special == "all" else every & set(allowed_special))
         disallowed = frozenset(every - allowed if disallowed_special == "all" else disallowed_special)
+        rules = self.rules or TextRules()
         parts = separable_parts(
             chunks,
-            pat_str=self._cut_pattern,
-            found=allowed | self._always_found,
+            pat_str=self._pat_str if rules.can_be_cut else patterns.WHOLE,
+            found=allowed | rules.always_found,
             disallowed=disallowed - {""},
             raise_disallowed=raise_disallowed_special_token,
-            touching=not self._flags_act,
+            touching=not rules.need_search,
         )
         return (token for part in parts for token in self._encode_part(part, allowed))
 
@@ -221,22 +227,13 @@ class Encoding:
             return self.encode_ordinary(text)
         return self.encode(text, allowed_special=allowed, disallowed_special=())
 
-    # What rules of text may change, see `llmfast.tokenizer.text_rules`: tokens that are always found; whether
-    # some are found by rules that look at the text beside them; and the pattern that tells where text may be cut.
-    _always_found: frozenset[str] = _NONE
-    _flags_act: bool = False
-
-    @property
-    def _cut_pattern(self) -> str:
-        return self._pat_str
-
     def encode_with_offsets(
         self, text: str, *, allowed_special: Specials = _NONE, disallowed_special: Disallowed = _ALL
     ) -> tuple[list[int], offsets.Offsets]:
         """`encode`, and for each id the (start, end) of the characters of `text` that it covers.
 
-        They are those of Hugging Face's ``Encoding.offsets``: a token that begins or ends inside a character has all
-        of it, so that the offsets of neighbors may overlap.
+        They are those of Hugging Face's ``Encoding.offsets``, whatever the rules say about normalizing and trimming: a
+        token that begins or ends inside a character has all of it, so that the offsets of neighbors may overlap.
 
         >>> ranks = {bytes([byte]): byte for byte in range(256)} | {"né".encode()[:2]: 256}
         >>> encoding = Encoding("small", pat_str=r"\\w+", mergeable_ranks=ranks, special_tokens={})
@@ -244,6 +241,8 @@ class Encoding:
         ([256, 169], [(0, 2), (1, 2)])
         """
         ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        if isinstance(self._engine, rules_engine.RulesEngine):
+            return ids, self._engine.offsets(text, ids, allowed_special, disallowed_special)
         whole = patterns.joined_surrogates(text)
         covered = offsets.character_offsets(whole, [len(self._engine.token_bytes(token)) for token in ids])
         return ids, covered if len(whole) == len(text) else offsets.with_surrogate_pairs(text, covered)
@@ -273,78 +272,6 @@ class Encoding:
             raise KeyError(token)
         return found
 
-    # ---- Decoding
-
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of `tokens`; ``KeyError`` for an unknown id."""
-        if type(tokens) is not list:
-            arguments.check_ids(tokens)
-        try:
-            return self._engine.decode_bytes(tokens)
-        except TypeError:
-            arguments.raise_for_ids(tokens)
-
-    def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
-        """The text of `tokens`; `errors` as for ``bytes.decode``, since tokens may end inside a character."""
-        if type(tokens) is not list:
-            arguments.check_ids(tokens)
-        if errors != "replace":
-            arguments.check_errors(errors)
-        try:
-            return self._engine.decode(tokens, errors)
-        except TypeError:
-            arguments.raise_for_ids(tokens)
-
-    def stream_decoder(self) -> StreamDecoder:
-        """An object that decodes tokens one by one as they are generated: see `StreamDecoder`."""
-        return StreamDecoder(self)
-
-    def decode_single_token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; ``KeyError`` for an unknown id."""
-        try:
-            found = self._engine.token_bytes(token)
-        except TypeError:
-            arguments.check_id(token)
-            raise
-        if found is None:
-            arguments.check_id(token)
-            raise KeyError(str(token))
-        return found
-
-    def decode_tokens_bytes(self, tokens: Sequence[int]) -> list[bytes]:
-        """The bytes of each token."""
-        if type(tokens) is not list:
-            arguments.check_ids(tokens)
-        return [self.decode_single_token_bytes(token) for token in tokens]
-
-    def decode_with_offsets(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
-        """The text of `tokens`, and for each the index of the first character that has bytes of it.
-
-        `encode_with_offsets` gives their ends, too. Raises ``UnicodeDecodeError`` where the tokens together are not
-        UTF-8.
-        """
-        token_bytes = self.decode_tokens_bytes(tokens)
-        length = 0
-        offsets = []
-        for token in token_bytes:
-            offsets.append(max(0, length - (0x80 <= token[0] < 0xC0)))
-            length += sum(1 for byte in token if not 0x80 <= byte < 0xC0)
-        return b"".join(token_bytes).decode("utf-8", errors="strict"), offsets
-
-    def decode_batch(
-        self, batch: Sequence[Sequence[int]], *, errors: str = "replace", num_threads: int = 8
-    ) -> list[str]:
-        """`decode` of each list of tokens; on one thread, whatever `num_threads` is."""
-        arguments.thread_count(num_threads)
-        arguments.check_ids(batch, "batch")
-        return [self.decode(tokens, errors=errors) for tokens in batch]
-
-    def decode_bytes_batch(self, batch: Sequence[Sequence[int]], *, num_threads: int = 8) -> list[bytes]:
-        """`decode_bytes` of each list of tokens; on one thread, whatever `num_threads` is."""
-        arguments.thread_count(num_threads)
-        arguments.check_ids(batch, "batch")
-        return [self.decode_bytes(tokens) for tokens in batch]
-
     # ---- The vocabulary
 
     def token_byte_values(self) -> list[bytes]:
@@ -361,7 +288,7 @@ class Encoding:
         Args:
             tokens: their texts, which get the ids behind the largest one, or a mapping of text to id.
             special: special tokens, encoded only where they are allowed. Others are ordinary text to the caller and
-                always found, wherever their text stands; the new object is then a `Tokenizer`.
+                always found, wherever their text stands.
 
         Raises:
             ValueError: an empty text; a text or an id that is a token's already; an id above 2**24 - 1.
@@ -372,17 +299,17 @@ class Encoding:
         >>> chat.encode("<|start|>a", allowed_special="all"), chat.n_vocab
         ([256, 97], 258)
         """
-        ids = ids_of_added(self, tokens)
-        if special:
-            return Encoding(
-                self.name,
-                pat_str=self._pat_str,
-                mergeable_ranks=self._ranks,
-                special_tokens=self._special_tokens | ids,
-            )
-        from llmfast.tokenizer.tokenizer import Tokenizer
-
-        return Tokenizer.of(self).with_added_tokens(ids, special=False)
+        ids = additions.ids_of_added(self, tokens)
+        rules = self.rules
+        if rules is not None or not special:
+            rules = (rules or TextRules()).with_added(self._special_tokens, ids, special)
+        return Encoding(
+            self.name,
+            pat_str=self._pat_str,
+            mergeable_ranks=self._ranks,
+            special_tokens=self._special_tokens | (ids if special else {}),
+            rules=rules,
+        )
 
     @property
     def eot_token(self) -> int:
@@ -416,7 +343,9 @@ class Encoding:
         return self._engine.encode_piece(_as_bytes(text_or_bytes))
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
-        """`encode_ordinary` with the pattern run by the `regex` library."""
+        """`encode_ordinary` with the pattern run by the `regex` library, where no rules of text say otherwise."""
+        if self.rules is not None:
+            return self.encode_ordinary(text)
         pieces = patterns.pieces(self._pat_str, text)
         return [token for piece in pieces for token in self._encode_single_piece(piece)]
 
@@ -424,25 +353,17 @@ class Encoding:
         """The ids of bytes that may end, or break, inside a character: what does not decode is one piece."""
         return unstable.encode_bytes(self._engine, text)
 
-    def __getstate__(self) -> object:
-        from llmfast.tokenizer import registry
-
-        if self is registry.ENCODINGS.get(self.name):
-            return self.name
-        return {
+    def __getstate__(self) -> dict[str, Any]:
+        state = {
             "name": self.name,
             "pat_str": self._pat_str,
             "mergeable_ranks": self._mergeable_ranks,
             "special_tokens": self._special_tokens,
         }
+        return state if self.rules is None else state | {"rules": self.rules}
 
-    def __setstate__(self, value: object) -> None:
-        from llmfast.tokenizer import registry
-
-        if isinstance(value, str):
-            self.__dict__ = registry.get_encoding(value).__dict__
-            return
-        self.__init__(**value)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
 
 _GROUP_CHARACTERS = 16 << 20  # whose ids the engine holds at a time while lists are made of them

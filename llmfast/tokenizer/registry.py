@@ -11,6 +11,18 @@ from typing import Any
 from llmfast.tokenizer import published
 from llmfast.tokenizer.encoding import Encoding
 
+
+class PublishedEncoding(Encoding):
+    """An encoding of the registry. pickle and copy keep its registered name only, and get the same object again."""
+
+    def __init__(self, registered_name: str, **parts: Any):
+        super().__init__(**parts)
+        self._registered_name = registered_name
+
+    def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
+        return get_encoding, (self._registered_name,)
+
+
 ENCODINGS: dict[str, Encoding] = {}
 _lock = threading.RLock()
 _constructors: dict[str, Callable[[], dict[str, Any]]] | None = None
@@ -45,7 +57,7 @@ def get_encoding(encoding_name: str) -> Encoding:
             constructors = _find_constructors()
             if encoding_name not in constructors:
                 raise ValueError(f"Unknown encoding {encoding_name}. Known: {', '.join(sorted(constructors))}")
-            ENCODINGS[encoding_name] = Encoding(**constructors[encoding_name]())
+            ENCODINGS[encoding_name] = PublishedEncoding(encoding_name, **constructors[encoding_name]())
         return ENCODINGS[encoding_name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
 from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level
 from llmfast.tokenizer.offsets import character_offsets
+from llmfast.tokenizer.rank_files import RankFile
 from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 
 _NONE: frozenset[str] = frozenset()
@@ -51,14 +52,14 @@ class RulesEngine:
 
     def __init__(
         self,
-        ranks: dict[bytes, int],
+        ranks: dict[bytes, int] | RankFile,
         specials: dict[str, int],
         pat_str: str,
         rules: TextRules,
     ):
         self.rules = rules
         self._specials = specials
-        self._always = frozenset(token.content for token in rules.always)
+        self._always = rules.always_found
         added = {token.content: token.id for token in rules.added} | specials
         self._added = added
         self._numbers = _Numbers.of(rules.ids, added)
@@ -396,6 +397,18 @@ class RulesEngine:
     def _texts(self) -> dict[int, str]:
         _, texts = self.rules.decoder or (None, {})
         return texts | {token.id: self._written(token) for token in self.rules.added}
+
+
+Engine: TypeAlias = patterns.Engine | RulesEngine
+
+
+def engine(
+    ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str, rules: TextRules | None
+) -> Engine:
+    """The engine for a pattern, and for rules of text where there are any."""
+    if rules is None:
+        return patterns.engine(ranks, specials, pat_str)
+    return RulesEngine(ranks, specials, pat_str, rules)
 
 
 def _trimmed(token: str, place: tuple[int, int], may_keep: bool) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,18 @@ class TextRules:
     def always(self) -> tuple[AddedToken, ...]:
         """The added tokens that are ordinary text to the caller, and always found."""
         return tuple(token for token in self.added if not token.special)
+
+    @functools.cached_property
+    def always_found(self) -> frozenset[str]:
+        """The texts of these tokens."""
+        return frozenset(token.content for token in self.always)
+
+    def with_added(self, special_tokens: Mapping[str, int], ids: Mapping[str, int], special: bool) -> TextRules:
+        """These rules with more added tokens, for a tokenizer with these special tokens, which they then name, too."""
+        known = {token.content for token in self.added}
+        added = [AddedToken(text, number) for text, number in special_tokens.items() if text not in known]
+        added += [AddedToken(text, number, special=special) for text, number in ids.items()]
+        return self.replace(added=(*self.added, *added))
 
     @property
     def are_needed(self) -> bool:

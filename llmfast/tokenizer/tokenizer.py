@@ -8,19 +8,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmfast.files import atomic_write
-from llmfast.tokenizer import arguments, offsets, patterns, rank_files, tokenizer_files, training
+from llmfast.tokenizer import arguments, patterns, rank_files, tokenizer_files, training
 from llmfast.tokenizer.additions import ids_of_added
-from llmfast.tokenizer.encoding import Disallowed, Encoding, Specials
+from llmfast.tokenizer.encoding import Encoding
+from llmfast.tokenizer.hub import folder_of
 from llmfast.tokenizer.huggingface import vocab_and_merges, writing
 from llmfast.tokenizer.huggingface.contents import Contents
 from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
-from llmfast.tokenizer.rank_files import RankFile
-from llmfast.tokenizer.rules_engine import RulesEngine
-from llmfast.tokenizer.text_rules import NFC, TextRules
+from llmfast.tokenizer.text_rules import NFC
 from llmfast.tokenizer.training import Progress, Source, TieBreak
+from llmfast.tokenizer.transformers_backend import speed_up
 
 if TYPE_CHECKING:
     import tiktoken
@@ -41,75 +41,11 @@ class Tokenizer(Encoding):
     >>> tokenizer.n_vocab, tokenizer.eot_token
     (259, 258)
 
-    Args:
-        name, pat_str, mergeable_ranks, special_tokens, explicit_n_vocab: as for `Encoding`.
-        rules: how text is read beside that, as a file of Hugging Face's may say; None for nothing more. Every method
-            that takes text obeys them, for they are part of its engine.
-
-    Attributes:
-        rules: the same; None where they would change nothing.
+    Its arguments are those of `Encoding`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        pat_str: str,
-        mergeable_ranks: dict[bytes, int] | RankFile,
-        special_tokens: dict[str, int],
-        explicit_n_vocab: int | None = None,
-        rules: TextRules | None = None,
-    ):
-        self.rules = rules if rules is not None and rules.are_needed else None
-        super().__init__(
-            name,
-            pat_str=pat_str,
-            mergeable_ranks=mergeable_ranks,
-            special_tokens=special_tokens,
-            explicit_n_vocab=explicit_n_vocab,
-        )
-
-    rules: TextRules | None = None
     _source: bytes | None = None  # the tokenizer.json that this was read from
     _beside: dict[str, bytes] = {}  # noqa: RUF012 - never changed; the files beside it
-
-    def _make_engine(self) -> patterns.Engine:
-        if self.rules is None:
-            return super()._make_engine()
-        return RulesEngine(self._mergeable_ranks, self._special_tokens, self._pat_str, self.rules)
-
-    # ---- What rules of text change; all else that takes text goes to the engine
-
-    @functools.cached_property
-    def _always_found(self) -> frozenset[str]:
-        return frozenset(token.content for token in self.rules.always) if self.rules else frozenset()
-
-    @property
-    def _flags_act(self) -> bool:
-        return self.rules is not None and self.rules.need_search
-
-    @property
-    def _cut_pattern(self) -> str:
-        cut = self.rules is None or self.rules.can_be_cut
-        return self._pat_str if cut else training.WHOLE
-
-    def encode_with_offsets(
-        self, text: str, *, allowed_special: Specials = frozenset(), disallowed_special: Disallowed = "all"
-    ) -> tuple[list[int], offsets.Offsets]:
-        """`encode`, and for each id the (start, end) of the characters of `text` that it covers.
-
-        They are those of Hugging Face's ``Encoding.offsets``, whatever the file says of normalizing and trimming: a
-        token that begins or ends inside a character has all of that character.
-        """
-        if self.rules is None:
-            return super().encode_with_offsets(
-                text, allowed_special=allowed_special, disallowed_special=disallowed_special
-            )
-        ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
-        return ids, self._engine.offsets(text, ids, allowed_special, disallowed_special)
-
-    def _encode_only_native_bpe(self, text: str) -> list[int]:
-        return super()._encode_only_native_bpe(text) if self.rules is None else self.encode_ordinary(text)
 
     # ---- Training
 
@@ -303,21 +239,13 @@ class Tokenizer(Encoding):
             ModuleNotFoundError: huggingface_hub is needed, and not installed.
             ValueError: no name; a damaged file, or a kind of tokenizer that this is not.
         """
-        from llmfast.tokenizer.hub import folder_of
-
         folder = folder_of(name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.load(folder, pattern=pattern, special_tokens=special_tokens)
 
     @classmethod
     def of_contents(cls, name: str, contents: Contents) -> Tokenizer:
         """The tokenizer that a file describes."""
-        tokenizer = cls(
-            name,
-            pat_str=contents.pat_str,
-            mergeable_ranks=contents.mergeable_ranks,
-            special_tokens=contents.special_tokens,
-            rules=contents.rules,
-        )
+        tokenizer = cls(name, **contents.parts())
         tokenizer._source = contents.source
         return tokenizer
 
@@ -331,7 +259,7 @@ class Tokenizer(Encoding):
         return tokenizer
 
     def with_added_tokens(self, tokens: Iterable[str] | Mapping[str, int], *, special: bool = True) -> Tokenizer:
-        """As `Encoding.with_added_tokens`; what is saved has the tokens, too."""
+        """As `Encoding.with_added_tokens`; the new tokenizer saves the added tokens, too."""
         contents = tokenizer_files.with_added(self._contents, ids_of_added(self, tokens), special)
         tokenizer = type(self).of_contents(self.name, contents)
         tokenizer._beside = self._beside
@@ -345,8 +273,6 @@ class Tokenizer(Encoding):
         """
         from tokenizers import Tokenizer as HuggingFaceTokenizer
         from transformers import PreTrainedTokenizerFast
-
-        from llmfast.tokenizer.transformers_backend import speed_up
 
         usual = {"eos_token": self._end_of_text, "clean_up_tokenization_spaces": False}
         theirs = HuggingFaceTokenizer.from_str(self._to_json())
@@ -402,17 +328,12 @@ class Tokenizer(Encoding):
             return self._source.decode("utf-8")
         return json.dumps(writing.to_json(self._contents), ensure_ascii=False, indent=1)
 
-    def __getstate__(self) -> object:
-        state = super().__getstate__()
-        if isinstance(state, str):
-            return state
-        return {**state, "rules": self.rules}, self._source, self._beside
+    def __getstate__(self) -> Any:
+        return super().__getstate__(), self._source, self._beside
 
-    def __setstate__(self, value: object) -> None:
-        state, source, beside = value if isinstance(value, tuple) else (value, None, {})
-        super().__setstate__(state)
-        if isinstance(value, tuple):
-            self._source, self._beside = source, beside
+    def __setstate__(self, state: Any) -> None:
+        parts, self._source, self._beside = state
+        super().__setstate__(parts)
 
 
 def _checked_specials(special_tokens: Sequence[str]) -> list[str]:

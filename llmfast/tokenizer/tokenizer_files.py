@@ -102,12 +102,9 @@ def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Content
 
 def with_added(contents: Contents, ids: dict[str, int], special: bool) -> Contents:
     """A tokenizer with more added tokens than its file says."""
-    rules = contents.rules or TextRules()
-    known = {token.content for token in rules.added}
-    added = [AddedToken(text, number) for text, number in contents.special_tokens.items() if text not in known]
-    added += [AddedToken(text, number, special=special) for text, number in ids.items()]
+    rules = (contents.rules or TextRules()).with_added(contents.special_tokens, ids, special)
     specials = contents.special_tokens | (ids if special else {})
-    return _changed(contents._replace(special_tokens=specials), rules.replace(added=(*rules.added, *added)))
+    return _changed(contents._replace(special_tokens=specials), rules)
 
 
 def _changed(contents: Contents, rules: TextRules) -> Contents:

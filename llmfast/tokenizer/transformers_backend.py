@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmfast.tokenizer.arguments import available_cores
+from llmfast.tokenizer.encoding import Encoding
 from llmfast.tokenizer.huggingface.reading import from_json
-from llmfast.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -70,19 +70,19 @@ class Backend:
 
     def encode_batch(
         self, input: Sequence[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
-    ) -> Sequence[Encoding] | list[tokenizers.Encoding]:
+    ) -> Sequence[EncodedText] | list[tokenizers.Encoding]:
         built = self._built
         cut = _Cut.of(self.theirs.truncation, built.frames[add_special_tokens])
         if is_pretokenized or cut is None or not all(isinstance(text, str) for text in input):
             return self.original("encode_batch")(input, is_pretokenized, add_special_tokens)
         batch = _Batch(self, built, input, add_special_tokens, cut)
-        rows = built.tokenizer.encode_batch(
+        rows = built.encoding.encode_batch(
             input,
             num_threads=available_cores() if sum(map(len, input)) >= _WORTH_THREADS else 1,
             **batch.specials,
         )
         length = _padded_length([cut.length_of(row) for row in rows], batch.padding)
-        return [Encoding(batch, i, row, length) for i, row in enumerate(rows)]
+        return [EncodedText(batch, i, row, length) for i, row in enumerate(rows)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         built = self._built
@@ -90,7 +90,7 @@ class Backend:
         if skip_special_tokens and not built.special_ids.isdisjoint(ids):
             wanted = [token for token in ids if token not in built.special_ids]
         try:
-            return built.tokenizer.decode(wanted)
+            return built.encoding.decode(wanted)
         except KeyError:  # Hugging Face's library leaves out ids that it does not know
             return self.original("decode")(ids, skip_special_tokens)
 
@@ -151,7 +151,7 @@ def _restored(state: bytes) -> tokenizers.Tokenizer:
 class _Built(NamedTuple):
     """The engine for what the tokenizer was when it was built."""
 
-    tokenizer: Tokenizer
+    encoding: Encoding
     special_ids: frozenset[int]
     frames: tuple[_Frame, _Frame]
 
@@ -160,8 +160,8 @@ class _Built(NamedTuple):
         theirs = backend.theirs
         file = json.loads(theirs.to_str())
         special_ids = frozenset(token["id"] for token in file.get("added_tokens") or [] if token["special"])
-        tokenizer = Tokenizer.of_contents("transformers", from_json(file))
-        return cls(tokenizer, special_ids, (_Frame.of(theirs, False), _Frame.of(theirs, True)))
+        encoding = Encoding("transformers", **from_json(file).parts())
+        return cls(encoding, special_ids, (_Frame.of(theirs, False), _Frame.of(theirs, True)))
 
 
 class _Frame(NamedTuple):
@@ -262,7 +262,7 @@ class _Batch:
             theirs.enable_padding(**padding) if padding else theirs.no_padding()
 
 
-class Encoding:
+class EncodedText:
     """What ``tokenizers.Encoding`` tells of a text; Hugging Face's library works out what is seldom asked for."""
 
     def __init__(self, batch: _Batch, index: int, row: list[int], length: int):
@@ -298,7 +298,7 @@ class Encoding:
         batch = self._batch
         if self._is_cut and batch.cut.left:  # the first token that is left may keep a space that others lose
             return self._theirs.offsets
-        _, covered = batch.built.tokenizer.encode_with_offsets(batch.texts[self._index], **batch.specials)
+        _, covered = batch.built.encoding.encode_with_offsets(batch.texts[self._index], **batch.specials)
         nowhere = (0, 0)
         before, after = [nowhere] * len(self._frame.before), [nowhere] * len(self._frame.after)
         return self._padded(self._frame.around(batch.cut.applied_to(covered), before, after), nowhere)

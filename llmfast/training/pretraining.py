@@ -19,13 +19,14 @@ from llmfast.data.windows import PackedWindows, StreamWindows, Windows
 from llmfast.evaluation.perplexity import evaluate
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
+from llmfast.integrations.opening import Start, open_start
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.config import RunConfig
 from llmfast.training.objective import Loss, Objective
 from llmfast.training.preflight.memory import TrainingSetup, training_memory
-from llmfast.training.start import Start, check_same_tokenizer, open_start, started_config
+from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
 PART_TOKENS = 2**15  # of the validation split, for evaluations during training

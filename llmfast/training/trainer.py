@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer
 from llmfast.evaluation.team import Team
-from llmfast.models.tensors import load_trained_tensors, model_size, trained_tensors
-from llmfast.training.checkpoints.base import Base, base_of, check_base
+from llmfast.models.adapters.count import count_parameters
+from llmfast.models.base import Base, check_base
+from llmfast.models.tensors import load_trained_tensors, trained_tensors
+from llmfast.training.checkpoints.base import base_of
 from llmfast.training.checkpoints.checkpoint import Checkpoint
 from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.distribution.placement import Placement
@@ -89,7 +91,7 @@ class Trainer:
         if not any(parameter.requires_grad for parameter in objective.model.parameters()):
             raise ValueError("there is nothing to train: every parameter of the model is frozen")
         # Counted before processes divide the model.
-        self.size = model_size(objective.model)
+        self.size = count_parameters(objective.model)
         self.base: Base | None = base_of(objective.model, task.base(), world)
         self.placement = Placement(
             objective,

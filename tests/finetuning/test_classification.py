@@ -88,7 +88,7 @@ def test_other_commands_say_what_a_classifier_is(tmp_path, pretrained, capsys):
         ("classify", "--resume", str(pretrained)): "is no run that llmfast classify can resume",
         ("predict", str(pretrained), "--text", "x"): "holds a language model, not a classifier",
         ("predict", run, "--text", "x", "--file", "y"): "give either --text or --file",
-        ("classify", "--freeze_base", "--out", str(tmp_path / "x")): "freeze_base needs start",
+        ("classify", "--freeze", "decoder", "--out", str(tmp_path / "x")): "freeze needs start",
         ("classify", "--out", str(tmp_path / "x")): "give data.sources",
     }.items():
         assert main(list(command)) == 2, command
@@ -101,7 +101,7 @@ def test_other_commands_say_what_a_classifier_is(tmp_path, pretrained, capsys):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, pretrained, frozen):
-    options = {"start": str(pretrained), "freeze_base": True} if frozen else {}
+    options = {"start": str(pretrained), "freeze": ("decoder",)} if frozen else {}
     session = new_labels_run(tmp_path, optimizer="adamw" if frozen else "muon", **options)
     losses(session.trainer, 3)
     save(session)
@@ -138,7 +138,7 @@ def test_compiled_and_plain_agree(tmp_path):
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_two_processes_have_the_losses_of_one_and_one_resumes_theirs(tmp_path, pretrained, parallel, frozen):
     """Traps: an output head that no loss reaches, which DDP waits for; a frozen part divided between processes."""
-    options = {"start": str(pretrained), "freeze_base": True} if frozen else {}
+    options = {"start": str(pretrained), "freeze": ("decoder",)} if frozen else {}
     session = new_labels_run(tmp_path, accumulate=2, **options)
     config = session.config
     if not frozen:
@@ -200,7 +200,7 @@ def test_it_starts_from_a_run_a_checkpoint_or_a_hugging_face_folder(tmp_path, pr
 
 
 def test_a_frozen_base_stays_and_is_in_no_checkpoint(tmp_path, pretrained):
-    session = new_labels_run(tmp_path, start=str(pretrained), freeze_base=True)
+    session = new_labels_run(tmp_path, start=str(pretrained), freeze=("decoder",))
     fit(session)
     checkpoint = read_checkpoint(checkpoints(session.run.folder)[-1])
     assert set(checkpoint.model) == {"head.weight", "head.bias"}
@@ -213,7 +213,7 @@ def test_a_frozen_base_stays_and_is_in_no_checkpoint(tmp_path, pretrained):
 def test_a_base_that_is_missing_or_another_one_is_named(tmp_path, pretrained, capsys):
     base, other = tmp_path / "base", new_run(tmp_path / "other", steps=3, learning_rate=1e-4)
     shutil.copytree(pretrained, base)
-    session = new_labels_run(tmp_path, start=str(base), freeze_base=True)
+    session = new_labels_run(tmp_path, start=str(base), freeze=("decoder",))
     save(session)
     run = session.run.folder
     model, tokenizer = load_classifier(run)

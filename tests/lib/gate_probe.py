@@ -1,6 +1,8 @@
 """Run as a program where Triton compiles (TRITON_INTERPRET unset): prints what tests of the gate ask, as JSON.
 
 - ``faults``: what the gate says of kernels that each break one of its rules.
+- ``spilled``: bytes of local memory of each of these.
+- ``counts``: what is counted in a kernel whose numbers are known.
 - ``variants``: how many versions of each kernel come of calls with many lengths and batches.
 """
 
@@ -11,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from llmfast.kernels.activation import ops as activation
-from llmfast.kernels.compile_check import CompileCase
-from llmfast.kernels.compile_check.measure import compiled, measure
+from llmfast.kernels.compile_check import CompileCase, sass
+from llmfast.kernels.compile_check.measure import Row, compile_for, compiled, disassemble, measure
 from llmfast.kernels.compile_check.table import faults
 from llmfast.kernels.frame import launch
 from llmfast.kernels.nf4 import ops as linear
@@ -31,6 +33,27 @@ def spilling(x, BLOCK: tl.constexpr):
     places = tl.arange(0, BLOCK)
     values = tl.load(x + places)
     tl.store(x + places, values / tl.sum(values))
+
+
+@triton.jit
+def spilling_in_a_loop(x, steps, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    values = tl.load(x + places)
+    for step in range(steps):
+        values = values / tl.sum(values) + tl.load(x + step)
+    tl.store(x + places, values)
+
+
+@triton.jit
+def multiplying(x, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+    """A product of tiles that lie behind one another."""
+    rows, columns, depth = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(steps):
+        left = tl.load(x + step * ROWS * DEPTH + rows[:, None] * DEPTH + depth[None, :])
+        right = tl.load(x + step * COLUMNS * DEPTH + depth[:, None] * COLUMNS + columns[None, :])
+        total = tl.dot(left, right, total)
+    tl.store(x + rows[:, None] * COLUMNS + columns[None, :], total.to(tl.float16))
 
 
 @triton.jit
@@ -54,10 +77,35 @@ def broken_cases() -> list[CompileCase]:
     return [
         CompileCase("float64", "", lambda: launch.run(in_float64, (1,), x, x, 0.5)),
         CompileCase("spill", "", lambda: launch.run(spilling, (1,), x, x, BLOCK=4096, num_warps=1, maxnreg=32)),
+        CompileCase(
+            "loop spill", "", lambda: launch.run(spilling_in_a_loop, (1,), x, x, 9, BLOCK=4096, num_warps=1, maxnreg=32)
+        ),
+        multiplying_case("repeated", rows=16, columns=16, warps=4),
+        multiplying_case("avoided", rows=64, columns=64, warps=4, avoid={"multiplying": ("mma",)}),
+        multiplying_case("waiting", rows=64, columns=64, warps=4, overlap={"multiplying": 0.9}),
         CompileCase("shared", "", lambda: launch.run(hoarding, (1,), half, half, STEPS=8, BLOCK=128)),
         CompileCase("refused", "", lambda: launch.run(not_of_this_triton, (1,), x, x)),
         CompileCase("lacking", "", lambda: launch.run(in_float64, (1,), x, x, 1.0), {"in_float64": ("wgmma",)}),
     ]
+
+
+def multiplying_case(name: str, rows: int, columns: int, warps: int, **options) -> CompileCase:
+    half = torch.empty(1, device="meta", dtype=torch.float16)
+    tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": 32, "num_warps": warps}
+    return CompileCase(name, "", lambda: launch.run(multiplying, (1,), half, half, 9, **tile), **options)
+
+
+def counts(target: str) -> dict:
+    """What the gate counts in a kernel whose numbers are known: a product of 64 × 64 × 32."""
+    case = multiplying_case("", rows=64, columns=64, warps=4)
+    ((_, kernel),) = compiled(case, target)
+    disassembly = disassemble(kernel)
+    (loop,) = sass.product_loops(disassembly)
+    return {
+        "issued": sass.issued(loop, 4),
+        "needed": sass.needed(kernel.asm["ttgir"]),
+        "instructions": sum(" " + each in " " + text for text in loop.instructions for each in ("HMMA", "HGMMA")),
+    }
 
 
 def calls_of_many_lengths() -> list[CompileCase]:
@@ -89,12 +137,16 @@ def calls_of_many_lengths() -> list[CompileCase]:
 
 
 def main() -> None:
-    found = {row.op: faults(row, lacking) for row, lacking in measure(broken_cases(), "120")}
+    measured = list(measure(broken_cases(), "120"))
+    found = {row.op: faults(row, unmet) for row, unmet in measured}
+    spilled = {row.op: row.spilled for row, _ in measured if isinstance(row, Row)}
     variants = defaultdict(set)
     for case in calls_of_many_lengths():
         for name, kernel in compiled(case, "120"):
             variants[name].add(kernel.hash)
-    print(json.dumps({"faults": found, "variants": {name: len(hashes) for name, hashes in variants.items()}}))
+    known = {target: counts(target) for target in ("120", "90") if not compile_for(target)}
+    sizes = {name: len(hashes) for name, hashes in variants.items()}
+    print(json.dumps({"faults": found, "spilled": spilled, "counts": known, "variants": sizes}))
 
 
 if __name__ == "__main__":

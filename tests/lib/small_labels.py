@@ -30,8 +30,9 @@ def write_labels(file: Path, count: int = 120) -> Path:
 
 
 def labels_config(file: Path, **settings: object) -> ClassificationConfig:
-    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig and of the run, and ``data``, those of LabeledDataConfig."""
-    run = {name: settings.pop(name) for name in ("start", "freeze_base", "class_weights") if name in settings}
+    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig and of the run, and of ``data``."""
+    names = ("start", "adapter", "lora", "freeze", "class_weights")
+    run = {name: settings.pop(name) for name in names if name in settings}
     data = settings.pop("data", {})
     training = {
         "steps": 8,

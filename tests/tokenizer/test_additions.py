@@ -1,5 +1,6 @@
 """Tokens that are added to an encoding: a new object, saved and loaded again, and Hugging Face's ids."""
 
+import copy
 import pickle
 
 import pytest
@@ -44,7 +45,7 @@ def test_tokens_that_are_not_special(make):
     """They are ordinary text to the caller, and always found."""
     before = make()
     after = before.with_added_tokens(["<think>", "</think>"], special=False)
-    assert isinstance(after, Tokenizer)
+    assert type(after) is type(before)
     assert after.special_tokens_set == before.special_tokens_set
     think = before.n_vocab
     expected = [97, think, 98, think + 1, *before.encode(" c")]
@@ -58,6 +59,11 @@ def test_tokens_that_are_not_special(make):
         assert ids == expected
     assert after.count(TEXTS[1]) == len(expected)
     assert after.encode_with_offsets(TEXTS[1])[1][1] == (1, 8)
+    assert after._encode_only_native_bpe(TEXTS[1]) == expected
+    assert after.with_added_tokens(["<more>"]).encode(TEXTS[1]) == expected
+    for twin in (pickle.loads(pickle.dumps(after)), copy.deepcopy(after), Tokenizer.of(after)):
+        assert twin.encode(TEXTS[1]) == expected
+        assert twin.rules == after.rules
     assert after.decode(expected) == TEXTS[1]
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfast import _bpe
-from llmfast.tokenizer import Encoding, patterns
-from llmfast.tokenizer.registry import ENCODINGS
+from llmfast.tokenizer import Encoding, Tokenizer, patterns
+from llmfast.tokenizer.registry import ENCODINGS, PublishedEncoding
 from llmfast.tokenizer.streaming import separable_parts
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
@@ -318,12 +318,22 @@ def test_pickle_and_copy():
             "hello <|end|>", allowed_special="all"
         )
         assert repr(twin) == "<Encoding 'small'>"
-    ENCODINGS["small"] = encoding
+
+
+def test_a_published_encoding_is_pickled_by_its_registered_name():
+    """Trap: a name that one package registers for an encoding that calls itself otherwise."""
+    parts = {"pat_str": patterns.GPT2, "mergeable_ranks": make_encoding()._mergeable_ranks, "special_tokens": {}}
+    encoding = PublishedEncoding("registered", name="small", **parts)
+    ENCODINGS["registered"] = encoding
     try:
+        for twin in (pickle.loads(pickle.dumps(encoding)), copy.copy(encoding), copy.deepcopy(encoding)):
+            assert twin is encoding
         assert len(pickle.dumps(encoding)) < 200
-        assert pickle.loads(pickle.dumps(encoding)).encode("hello") == [259]
+        added = encoding.with_added_tokens(["<|more|>"])
+        assert pickle.loads(pickle.dumps(added)).special_tokens_set == {"<|more|>"}
+        assert pickle.loads(pickle.dumps(Tokenizer.of(encoding))).encode("hello") == [259]
     finally:
-        del ENCODINGS["small"]
+        del ENCODINGS["registered"]
 
 
 def test_a_thread_that_runs_on_at_exit_is_no_leak():

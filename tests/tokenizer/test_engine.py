@@ -1,13 +1,26 @@
 """The C++ core without Python: its own tests, built and run, with the fuzzer's corpus."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).resolve().parents[2] / "csrc" / "tests" / "run.sh"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+RUN = CSRC / "tests" / "run.sh"
+
+# What the files of each folder may include besides those of their own: from the bottom up.
+ROOMS = {
+    "system": set(),
+    "pretokenize": {"system"},
+    "vocabulary": {"system"},
+    "merge": {"system", "pretokenize", "vocabulary"},
+    "encode": {"system", "pretokenize", "vocabulary", "merge"},
+    "train": {"system", "pretokenize", "vocabulary"},
+    "bind": {"system", "pretokenize", "vocabulary", "merge", "encode", "train"},
+}
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="needs a C++ compiler")
@@ -16,3 +29,14 @@ def test_the_core_by_itself():
     done = subprocess.run([str(RUN)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("ok\n")
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_folders_depend_one_way(room):
+    """An include from above would make a circle."""
+    sources = sorted((CSRC / room).iterdir())
+    assert sources
+    for path in sources:
+        included = {name.split("/")[0] for name in re.findall(r'#include "(.+)"', path.read_text())}
+        assert included <= ROOMS[room] | {room}, path
+    assert {path.name for path in CSRC.iterdir() if path.is_dir()} == {*ROOMS, "fuzz", "tests", "tools"}

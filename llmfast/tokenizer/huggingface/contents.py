@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmfast.tokenizer.text_rules import TextRules
 
@@ -18,3 +18,7 @@ class Contents(NamedTuple):
     special_tokens: dict[str, int]
     rules: TextRules | None = None
     source: bytes | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """The arguments of an `Encoding`, by their names."""
+        return {name: getattr(self, name) for name in ("pat_str", "mergeable_ranks", "special_tokens", "rules")}

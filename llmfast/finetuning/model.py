@@ -1,0 +1,59 @@
+"""The model that a finetuning run trains: weights to start from, in 4 bits if wished, with adapters, frozen in part."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmfast.finetuning.config import FinetuningConfig
+from llmfast.integrations.opening import Start
+from llmfast.models.adapters.config import matches
+from llmfast.models.adapters.inject import add_adapter
+from llmfast.models.config import DecoderConfig
+from llmfast.models.decoder import Decoder
+from llmfast.models.quantize import quantize_decoder
+
+
+def finetuned_decoder(config: FinetuningConfig, start: Start | None, model: DecoderConfig) -> Decoder:
+    """The decoder of a run, as it starts: that of ``start``, or one with random weights; with adapters if asked for.
+
+    Args:
+        config: ``adapter``, ``lora`` and the seed are used; ``freeze_parameters`` applies ``freeze`` to what a task
+            builds around the decoder.
+        start: the weights; None for random ones.
+        model: settings of the decoder.
+
+    Raises:
+        ValueError: what ``add_adapter`` refuses.
+    """
+    generator = torch.Generator().manual_seed(config.training.seed)
+    decoder = Decoder(model, generator=generator) if start is None else start.decoder(model)
+    if config.adapter == "qlora":
+        quantize_decoder(decoder)
+    if config.adapter != "none":
+        add_adapter(decoder, config.lora, generator=generator)
+    return decoder
+
+
+def freeze_parameters(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Freeze the parameters whose names, or the names of a module around them, a pattern matches.
+
+    Raises:
+        ValueError: a pattern that fits nothing.
+    """
+    for pattern in patterns:
+        found = [parameter for name, parameter in model.named_parameters() if is_frozen_by(pattern, name)]
+        if not found:
+            raise ValueError(f"freeze has {pattern!r}, but no module or parameter is called so")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def is_frozen_by(pattern: str, name: str) -> bool:
+    """Whether a pattern matches a parameter's name, or that of a module around it.
+
+    >>> [is_frozen_by("blocks.0", name) for name in ("decoder.blocks.0.attention.out.weight", "blocks.10.norm.weight")]
+    [True, False]
+    """
+    parts = name.split(".")
+    return any(matches(pattern, ".".join(parts[:end])) for end in range(1, len(parts) + 1))

@@ -1,0 +1,159 @@
+"""A model from any folder that holds one: a run, a checkpoint or a Hugging Face folder, whole or as part of a base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from llmfast.config import from_dict
+from llmfast.integrations.huggingface import load_huggingface
+from llmfast.integrations.huggingface.config import from_config
+from llmfast.models.adapters.inject import add_adapter
+from llmfast.models.adapters.merge import merge_and_remove
+from llmfast.models.adapters.switch import switches
+from llmfast.models.base import Base, check_base, describe_base
+from llmfast.models.config import DecoderConfig
+from llmfast.models.decoder import Decoder
+from llmfast.models.folder import CONFIG_FILE, load_decoder, model_folder, read_json, read_model
+from llmfast.models.quantize import quantize_decoder
+from llmfast.models.tensors import load_trained_tensors, model_tensors
+from llmfast.tokenizer import Tokenizer
+
+# How a model is trained, and not what it computes: a run that starts from weights may choose these again.
+FREE_SETTINGS = ("dropout",)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A folder with a model to start from."""
+
+    folder: Path
+    """Where tensors and tokenizer are: of a run, its newest checkpoint."""
+    config: DecoderConfig
+    is_huggingface: bool
+
+    def decoder(self, config: DecoderConfig | None = None) -> Decoder:
+        """The model, in training mode, with an adapter that was trained merged into it.
+
+        Args:
+            config: whose ``FREE_SETTINGS`` the model gets; those of the folder if left out.
+        """
+        model = load_huggingface(self.folder) if self.is_huggingface else open_decoder(self.folder)
+        if switches(model):
+            merge_and_remove(model)
+            if model.config != self.config:
+                raise ValueError(
+                    f"start: the adapter of {self.folder} unties the output head from the embedding table: start from "
+                    "what llmfast model merge writes"
+                )
+        if config is not None:
+            wanted = dataclasses.replace(self.config, **{name: getattr(config, name) for name in FREE_SETTINGS})
+            if wanted != self.config:
+                model = Decoder.from_tensors(wanted, model_tensors(model))
+        return model.requires_grad_(True).train()
+
+
+def open_start(path: str | Path) -> Start:
+    """What ``path`` holds.
+
+    Raises:
+        ValueError: it is missing, or no model that can be started from.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"start: {path} does not exist")
+    if (path / CONFIG_FILE).exists() and "model_type" in read_json(path / CONFIG_FILE):
+        try:
+            _, config = from_config(json.loads((path / CONFIG_FILE).read_text("utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"start: {path / CONFIG_FILE} cannot be used: {error}") from None
+        return Start(path, config, is_huggingface=True)
+    folder = model_folder(path)
+    tree = read_json(folder / CONFIG_FILE)
+    if "decoder" in tree:
+        raise ValueError(f"start: {folder} holds a classifier, not a language model")
+    return Start(folder, from_dict(DecoderConfig, tree), is_huggingface=False)
+
+
+def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Decoder, Tokenizer]:
+    """The model and tokenizer of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, for evaluation.
+
+    A checkpoint that holds only what was trained, such as an adapter, is put on its base, whose checksum must be that
+    of the training; the adapter can be switched and merged.
+
+    Args:
+        path: the folder.
+        base: where the base lies now, if it was moved since the training.
+
+    Raises:
+        ValueError: nothing to load there, a damaged file, or a base that is missing or another one.
+    """
+    path = Path(path)
+    if (path / CONFIG_FILE).exists() and "model_type" in read_json(path / CONFIG_FILE):
+        _check_no_base(path, base)
+        return load_huggingface(path).eval(), Tokenizer.load(path)
+    folder = model_folder(path)
+    return open_decoder(folder, base=base), Tokenizer.load(folder)
+
+
+def open_decoder(folder: Path, *, base: str | Path | None = None) -> Decoder:
+    """The decoder of a model folder, whole or on its base, for evaluation.
+
+    Raises:
+        ValueError: as ``open_model``.
+    """
+    folder = Path(folder)
+    state = read_json(folder / "state.json")
+    if not state.get("base"):
+        _check_no_base(folder, base)
+        return load_decoder(folder)
+    tree = read_json(folder / CONFIG_FILE)
+    if "decoder" in tree:
+        raise ValueError(f"{folder} holds a classifier, not a language model: use llmfast predict")
+    return on_base(folder, from_dict(DecoderConfig, tree), lambda decoder: decoder, base=base)
+
+
+def on_base(
+    folder: Path, config: DecoderConfig, build: Callable[[Decoder], Model], *, base: str | Path | None = None
+) -> Model:
+    """The model of a checkpoint that holds only what was trained, put on its base, for evaluation.
+
+    Args:
+        folder: the checkpoint.
+        config: settings of the decoder.
+        build: makes the model of its decoder, as the task did that trained it.
+        base: where the base lies now, if it was moved since the training.
+
+    Raises:
+        ValueError: a damaged file, or a base that is missing or another one.
+    """
+    _, state, tensors = read_model(folder)
+    recorded = Base(**state["base"])
+    at = Path(recorded.path if base is None else base)
+    if not at.exists():
+        raise ValueError(f"{folder} was trained on the base {recorded}, which is missing: give base, where it is now")
+    decoder = open_start(at).decoder(config)
+    if recorded.quantized:
+        quantize_decoder(decoder)
+    if recorded.adapter is not None:
+        add_adapter(decoder, recorded.adapter)
+    model = build(decoder)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in tensors)
+    check_base(describe_base(model, str(at)), state["base"], folder)
+    load_trained_tensors(model, tensors)
+    return model.eval().requires_grad_(False)
+
+
+def _check_no_base(folder: Path, base: Any) -> None:
+    if base is not None:
+        raise ValueError(f"{folder} holds a whole model: it has no base to be found at {base}")
