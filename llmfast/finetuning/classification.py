@@ -122,9 +122,12 @@ class Classification:
         return {name: parts[name] for name in trained}
 
     def flops_per_token(self) -> float:
-        """Of the decoder without its output head: forward alone through a frozen base, else three times that."""
+        """Of the decoder without its output head: a forward pass; twice that for the gradients of an adapter, which go
+        through frozen weights; three times where weights have gradients."""
         parts = flops_by_part(self.classifier.decoder, self.context)
         flops = sum(count for part, count in parts.items() if part != "head")
+        if self.config.adapter != "none":
+            return flops * 2 / 3
         return flops / 3 if self.config.keeps_base else flops
 
     def objective(self) -> Objective:

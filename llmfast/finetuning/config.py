@@ -29,7 +29,7 @@ class FinetuningConfig:
 
     start: str | None = None
     """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
-    folder. The model's settings and its tokenizer come from there."""
+    folder. The model's settings and its tokenizer come from there. Of a classifier, the decoder below its head."""
     adapter: Literal["none", "lora", "qlora"] = "none"
     """none: train the weights themselves. lora: train low-rank adapters of the frozen weights. qlora: the same with the
     weights of the linear layers in 4 bits."""
