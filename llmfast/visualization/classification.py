@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfast.files import atomic_write
+from llmfast.visualization.files import save_png
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +66,7 @@ def plot_confusion(names: Sequence[str], confusion: np.ndarray, path: Path) -> N
     axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.set_yticks(range(len(names)), shown)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_reliability(before: Any, path: Path, *, after: Any | None = None, temperature: float | None = None) -> None:
@@ -99,10 +98,4 @@ def plot_reliability(before: Any, path: Path, *, after: Any | None = None, tempe
         axes.set(ylabel="share that is right", title="Reliability", xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left", frameon=True)
         below.set(xlabel="confidence", ylabel="predictions")
-        _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    atomic_write(path, buffer.getvalue())
+        save_png(figure, path)

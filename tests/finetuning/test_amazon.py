@@ -54,7 +54,7 @@ def runs(folder):
 
 
 def held_out(run):
-    """Accuracy and loss over the texts of the validation and the test split together, of which neither chose anything."""
+    """Accuracy and loss over the texts of the validation and the test split together."""
     splits = json.loads((run / "evaluation.json").read_text())["splits"].values()
     count = sum(split["texts"] for split in splits)
     return [sum(split["texts"] * split[name] for split in splits) / count for name in ("accuracy", "loss")]
