@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from .results import FOLDER
-from .suites import JOBS, SUITES
+from .suites import SUITES
 
 COMPOSED = {"cpu": "every CPU benchmark, with train_step and generate, and a report"}
 
@@ -29,16 +29,6 @@ def listing() -> str:
     lines += [f"  {name:<22}{about}" for name, about in (COMPOSED | parts).items()]
     lines += ["", "To time an op's launch choices on this GPU: python -m benchmarks tune OP"]
     return "\n".join([*lines, "Results: python -m benchmarks report [DIR] [--short]"])
-
-
-def names(part: str = "kernels") -> list[str]:
-    """The names that gpu_run.sh asks for: the suites of "kernels" or whole "jobs", or the ops of "tune", in order of
-    importance."""
-    if part == "tune":
-        from .tune_questions import QUESTIONS
-
-        return list(QUESTIONS)
-    return [name for name, suite in SUITES.items() if "cuda" in suite.devices and (name in JOBS) == (part == "jobs")]
 
 
 def without_gpu() -> str | None:
@@ -131,12 +121,6 @@ def main(arguments: list[str]) -> int:
         from .tune import main as tune
 
         return tune(arguments[1:])
-    elif arguments[0] == "names":
-        print(*names(*arguments[1:]), sep="\n")
-    elif arguments == ["check-gpu"]:
-        import llmfast.kernels  # noqa: F401  without the kernels there is nothing to measure
-
-        print(without_gpu() or "", end="")
     else:
         return run(arguments)
     return 0

@@ -57,6 +57,17 @@ def run_suite(name: str, options: Options, say: Callable[[str], None] = print) -
     return run_cases(name, suite.cases(size, options.files), options, say, inputs)
 
 
+class Clock:
+    """Tells whether another case would still end in time, from how long the longest one took."""
+
+    def __init__(self, limit_s: float):
+        self.end, self.longest = time.monotonic() + limit_s, 0.0
+
+    @property
+    def has_time(self) -> bool:
+        return time.monotonic() + self.longest <= self.end
+
+
 def run_cases(
     name: str,
     cases: Iterable[Measurable],
@@ -64,7 +75,7 @@ def run_cases(
     say: Callable[[str], None] = print,
     inputs: dict[str, str] | None = None,
 ) -> Report:
-    end = time.monotonic() + options.limit_s
+    clock = Clock(options.limit_s)
     size = options.size(name)
     ceilings = measure.ceilings(options.device, tiny=size == "tiny")
     machine = describe_machine(options.device, TEXT_LIBRARIES if inputs else LIBRARIES)
@@ -72,29 +83,44 @@ def run_cases(
     say(f"{name}: {ceilings_line(ceilings)}")
     if options.resume:
         report = resumed(report, options.out)
-    longest = 0.0
     for case in cases:
-        if str(case) in report.measured:
-            continue
-        start = time.monotonic()
-        if start + longest > end:
-            report.not_run[str(case)] = NO_TIME
-            continue
-        report.not_run.pop(str(case), None)
-        try:
-            report.results += case.run(options.device, ROUNDS[size], report.ceilings)
-            report.measured.append(str(case))
-        except Exception as error:  # usually out of memory in the reference; the other cases still run
-            report.not_run[str(case)] = one_line(error)
-        release_memory(options.device)
-        longest = max(longest, time.monotonic() - start)
-        report.write(options.out)
-        say(f"{name}: {case}: {report.not_run.get(str(case)) or f'{time.monotonic() - start:.1f} s'}")
+        measure_case(report, case, options.device, ROUNDS[size], options.out, clock, say)
     out_of_time = [case for case, reason in report.not_run.items() if reason == NO_TIME]
     if out_of_time:
         say(f"{name}: {NO_TIME} for {len(out_of_time)} cases, from {out_of_time[0]} on")
     report.write(options.out)
     return report
+
+
+def measure_case(
+    report: Report,
+    case: Measurable,
+    device: str,
+    rounds: int,
+    folder: Path,
+    clock: Clock,
+    say: Callable[[str], None] = print,
+) -> str | None:
+    """Measures a case that the report lacks and writes the report. Returns why it was not measured, if it was not."""
+    name = str(case)
+    if name in report.measured:
+        return None
+    if not clock.has_time:
+        report.not_run[name] = NO_TIME
+        return NO_TIME
+    report.not_run.pop(name, None)
+    start = time.monotonic()
+    try:
+        report.results += case.run(device, rounds, report.ceilings)
+        report.measured.append(name)
+    except Exception as error:  # usually out of memory in the reference; the other cases still run
+        report.not_run[name] = one_line(error)
+    release_memory(device)
+    seconds = time.monotonic() - start
+    clock.longest = max(clock.longest, seconds)
+    report.write(folder)
+    say(f"{report.suite}: {name}: {report.not_run.get(name) or f'{seconds:.1f} s'}")
+    return report.not_run.get(name)
 
 
 def resumed(report: Report, folder: Path) -> Report:

@@ -56,8 +56,9 @@ COMMANDS = {
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
     "predict": Command("llmfast.commands.predict:predict", "Name the labels of texts with a trained classifier."),
+    "sft": Command("llmfast.commands.sft:sft", "Train a model to answer instructions (supervised finetuning)."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
-    "generate": Command("llmfast.commands.generate:generate", "Continue a prompt with a trained model."),
+    "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),

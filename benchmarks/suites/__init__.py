@@ -13,8 +13,6 @@ class Suite(NamedTuple):
     devices: tuple[str, ...] = ("cuda",)  # where its figures are meaningful; the first is the default
 
 
-JOBS = ("train_step", "qlora", "generate")  # whole models
-
 # in order of importance
 SUITES = {
     "attention": Suite("dense, causal, windowed and packed attention, forward and backward; decoding from a cache"),

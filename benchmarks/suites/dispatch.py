@@ -1,9 +1,10 @@
-"""Host time per call: checking arguments, dispatching, recording for autograd, allocating, choosing a launch.
+"""Host time per call: checking arguments, dispatching, recording for autograd, allocating, choosing a launch, and it.
 
-"llmfast" follows the path of a CUDA tensor with tiny CPU tensors. Every launch is replaced by a function that does
-nothing, so that Triton's own launch time is not included. "llmfast on CPU" is what a CPU tensor gets: the plain
-definition, including its work. PyTorch's figure also includes its work, some tenths of a microsecond at these sizes.
-The suites of the ops report the host time on a GPU, including the launch.
+"llmfast" follows the path of a CUDA tensor with tiny CPU tensors, up to the function in C that gives a launch to the
+driver of the GPU: a stand-in for it does nothing. "llmfast, Triton's launch" is the same with every launch by Triton
+itself, as other kernels are launched. "llmfast on CPU" is what a CPU tensor gets: the plain definition, including its
+work. PyTorch's figure also includes its work, some tenths of a microsecond at these sizes. The suites of the ops report
+the host time on a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ..compare import BOTH, FORWARD, as_tuple, one_line
 from ..results import OURS, PYTORCH, Result
 
 ON_CPU = f"{OURS} on CPU"
+TRITONS_LAUNCH = f"{OURS}, Triton's launch"
+DEVICE = 1000  # of the stand-in: Triton keeps compiled kernels by it, and no GPU may get these
 RECORDED = "forward, recorded"  # for autograd
 CALLS = 100  # per sample
 B, S, H, D, E, V = 1, 4, 2, 16, 32, 64
@@ -54,11 +57,13 @@ class Dispatch:
         samplers, results = {}, []
         for name, function, path in (
             (OURS, self.ours, "triton"),
+            (TRITONS_LAUNCH, self.ours, "triton"),
             (ON_CPU, self.ours, "auto"),
             (PYTORCH, self.pytorch, "auto"),
         ):
             try:
-                samplers[name] = measure.Sampler([repeated(self._call(function, pass_), path)], "cpu")
+                launch = tritons_launch if name == TRITONS_LAUNCH else contextlib.nullcontext
+                samplers[name] = measure.Sampler([repeated(self._call(function, pass_), path, launch)], "cpu")
             except Exception as error:
                 results.append(self._result(pass_, name, "failed", one_line(error)))
         for name, timing in measure.in_turn(samplers, 3 * rounds).items():
@@ -78,22 +83,43 @@ class Dispatch:
         return Result(self.op, self.shape, "float32", pass_, name, status, note, **measured)
 
 
-def repeated(call: measure.Call, path: str) -> measure.Call:
+def repeated(call: measure.Call, path: str, launch: Callable) -> measure.Call:
     """The calls of one sample, with our ops on the given backend."""
 
     def calls() -> None:
-        with kernels.backend(path):
+        with kernels.backend(path), launch():
             for _ in range(CALLS):
                 call()
 
     return calls
 
 
+def tritons_launch() -> contextlib.AbstractContextManager:
+    """Every launch goes the way of ``kernel[grid](...)``."""
+    launches = sys.modules["llmfast.kernels.frame.launch"]
+    return mock.patch.object(launches, "launch", lambda kernel, grid, args, options: kernel[grid](*args, **options))
+
+
 @contextlib.contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Makes kernels accept CPU tensors and do nothing."""
+    """Makes kernels accept CPU tensors, compiles them for a chip that is not there, and launches them into nothing."""
+    import triton
+    from llmfast.kernels.compile_check.measure import StandIn
+    from triton.backends.compiler import GPUTarget
     from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
+
+    class Loader:
+        def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:
+            return object(), 1, 32, 0, 1024  # module, function, registers, spills, most threads
+
+        def get_device_properties(self, device: int) -> dict:
+            return {"max_shared_mem": 2**18}
+
+    class Driver(StandIn):
+        utils = Loader()
+
+        def launcher_cls(self, source: object, metadata: object) -> Callable:
+            return lambda *launch: None
 
     def nothing(self: object, *args: object, **options: object) -> None:
         pass
@@ -101,7 +127,7 @@ def nothing_launched() -> Iterator[None]:
     dispatcher = sys.modules["llmfast.kernels.frame.backend"]  # the name in the package is that of the public class
     with (
         mock.patch.object(dispatcher, "INTERPRETING", True),
-        mock.patch.object(JITFunction, "run", nothing),
+        mock.patch.object(triton.runtime.driver, "_active", Driver(DEVICE, GPUTarget("cuda", 80, 32))),
         mock.patch.object(InterpretedFunction, "run", nothing),
     ):
         yield

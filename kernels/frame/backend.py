@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._triton import HAS_TRITON, INTERPRETING
+from .torch_private import constant_while_traced
 
 CHOICES = ("auto", "triton", "reference")
 OLDEST_CAPABILITY = (8, 0)
@@ -76,6 +77,7 @@ def _require_triton(device: torch.device) -> None:
         )
 
 
+@constant_while_traced
 def _why_unsupported(device_index: int | None) -> str:
     """Why the kernels cannot run on this CUDA device; empty where they can."""
     if not HAS_TRITON:
@@ -86,11 +88,6 @@ def _why_unsupported(device_index: int | None) -> str:
     if capability < OLDEST_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
     return ""
-
-
-# torch.compile runs the function while it traces and keeps the answer. (The public decorator,
-# torch.compiler.assume_constant_result, does only this, but imports torch._dynamo: two seconds.)
-_why_unsupported._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _refuse(reason: str) -> bool:

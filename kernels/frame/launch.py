@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .direct import launch
+
 KIB = 1024
 
 
@@ -71,11 +73,11 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
     options["enable_fp_fusion"] = True  # Triton's default up to 3.9: slower and less exact without
     if like.is_meta:
         compile_only(kernel, grid, args, options)
-    elif like.is_cuda and like.device.index != torch.cuda.current_device():
+    elif like.is_cuda and like.get_device() != torch.cuda.current_device():
         with torch.cuda.device(like.device):
-            kernel[grid](*args, **options)
+            launch(kernel, grid, args, options)
     else:
-        kernel[grid](*args, **options)
+        launch(kernel, grid, args, options)
 
 
 def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> None:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from . import torch_private as private
 from .call import Description
 
 _LIBRARY = torch.library.Library("llmfast", "FRAGMENT")
@@ -56,8 +56,7 @@ def define(
 
     def autograd(keyset, *args):
         def below(call):
-            with torch._C._AutoDispatchBelowAutograd():
-                return op.redispatch(keyset & torch._C._after_autograd_keyset, *described.flatten(call))
+            return private.redispatch_below_autograd(op, keyset, described.flatten(call))
 
         if _records(args):
             return function.apply(*args, None, below)
@@ -121,6 +120,7 @@ def _function(
     tensors = kept.leading_tensors if differentiate else 0
     fields, flatten, build = keeps.fields if keeps else None, kept.flatten, kept.build
     nothing = (None,) * (len(described.fields) + 2)
+    keep = private.keep
     padding = [nothing[count:] for count in range(len(nothing))]
 
     class Function(torch.autograd.Function):
@@ -134,11 +134,8 @@ def _function(
                 return output
             outputs = output if type(output) is tuple else (output,)
             values = flatten(call if fields is None else fields(call, *outputs))
-            # As save_for_backward, set_materialize_grads(False) and mark_non_differentiable do, less three calls.
-            ctx.to_save, ctx.options = values[:tensors], values[tensors:]
-            ctx.materialize_grads = False
-            if auxiliary:
-                ctx.non_differentiable = outputs[-auxiliary:]
+            ctx.options = values[tensors:]
+            keep(ctx, values[:tensors], outputs[-auxiliary:] if auxiliary else ())
             return output
 
         @staticmethod
@@ -160,11 +157,11 @@ def _function(
 
 def _records(args: tuple) -> bool:
     """Whether autograd records the call: a gradient may be asked for, or forward mode is on, which it refuses."""
-    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0
+    return (torch.is_grad_enabled() and private.any_requires_grad(*args)) or private.in_forward_mode()
 
 
 def _without_dispatcher(
-    op: torch._ops.OpOverload,
+    op: private.Overload,
     described: Description,
     function: type[torch.autograd.Function],
     run: Callable[[Any], Any],
@@ -174,15 +171,11 @@ def _without_dispatcher(
     flatten, of_fields, first = described.flatten, described.of_fields, described.first_tensor
     is_flat = described.tail is None
     fitting: set[tuple[type, ...]] = set()
-    # Without what Function.apply does for functorch, which ``_observed`` sees: 2 µs.
-    apply = super(torch.autograd.Function, function).apply
-
-    # What sees the calls of operators: torch.compile, modes (fake tensors, selective checkpoints), vmap and its kin, a
-    # trace. Each is asked in every call, so that a function around them would cost as much as two of them.
-    is_compiling, is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
-    dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-    transforms_active = torch._C._are_functorch_transforms_active
-    grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+    apply = private.apply_of(function)  # Functorch's transforms are asked about below.
+    is_compiling, is_tracing = torch.compiler.is_compiling, private.is_tracing
+    dispatch_modes, function_modes = private.dispatch_modes, private.function_modes
+    transforms_active, in_forward_mode = private.transforms_active, private.in_forward_mode
+    grad_enabled, any_requires_grad = torch.is_grad_enabled, private.any_requires_grad
 
     def call_directly(*fields):
         args = fields if is_flat else flatten(fields)
@@ -201,7 +194,7 @@ def _without_dispatcher(
                 return op(*args)
             fitting.add(types)
         call = of_fields(fields)
-        if (grad_enabled() and any_requires_grad(*args)) or forward_ad._current_level >= 0:
+        if (grad_enabled() and any_requires_grad(*args)) or in_forward_mode():
             return apply(*args, call, run)
         return run(call)
 

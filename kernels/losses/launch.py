@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..frame.launch import Chip, cdiv, next_power_of_2
+from ..frame.torch_private import constant_while_traced
 from ..frame.tuned import tuned
 
 MIB = 2**20
@@ -75,12 +76,9 @@ def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capab
     return "chunks" if by_chunks else "tiles"
 
 
+@constant_while_traced
 def capability_of(device_type: str, index: int | None) -> int:
     return Chip.of(torch.device(device_type, index)).capability
-
-
-# torch.compile asks once, while it traces: see ``backend``.
-capability_of._dynamo_marked_constant = True
 
 
 GROUP = 8  # rows of tiles that go through the columns together

@@ -58,11 +58,13 @@ def predict(
 
 
 def _texts(file: Path | None, column: str) -> Iterator[str]:
-    from llmfast.data.columns import WITH_ROWS, read_columns, read_content, text_lines
-    from llmfast.data.readers import file_kind
+    from llmfast.data.columns import WITH_ROWS, read_columns, text_lines
+    from llmfast.data.readers import file_kind, read_content
 
     if file is None:
         yield from _standard_input(sys.stdin)
+    elif not file.is_file():
+        raise ValueError(f"{file} is not a file")
     elif file_kind(file) not in WITH_ROWS:
         yield from text_lines(read_content(file))
     else:

@@ -76,6 +76,24 @@ def run_task(
             _plot(session)
 
 
+def try_task(task: type[Task], config: Any, *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
+    """Only say what a run would be (``dry_run``), or check that its model can memorize one batch.
+
+    Raises:
+        ValueError: a folder to write, or what the task refuses.
+    """
+    from rich.console import Console
+
+    from llmfast.training.distribution.world import world
+    from llmfast.training.preflight.checks import describe_run, overfit
+
+    if out or resume:
+        raise ValueError("--dry_run and --overfit_one_batch write nothing: leave --out and --resume out")
+    with world(config.training.device) as this:
+        console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
+        (describe_run if dry_run else overfit)(config, task=task, console=console)
+
+
 def _check_folders(out: Path | None, resume: Path | None, learning_rate: float | None) -> None:
     if resume == AUTO and out is None:
         raise ValueError("--resume auto needs --out FOLDER, the run to begin or resume")

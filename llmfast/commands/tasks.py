@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from llmfast.training.task import Task
 
-TaskName = Literal["train", "classify"]
+TaskName = Literal["train", "classify", "sft"]
 TASKS = {
     "train": "llmfast.training.pretraining:Pretraining",
     "classify": "llmfast.finetuning.classification:Classification",
+    "sft": "llmfast.finetuning.supervised:SupervisedFinetuning",
 }
 assert tuple(TASKS) == get_args(TaskName)
 

@@ -36,13 +36,11 @@ def train(
         ValueError: a configuration that cannot be, unreadable data, a damaged run folder.
         KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    from llmfast.commands.running import run_task
+    from llmfast.commands.running import run_task, try_task
     from llmfast.training.pretraining import Pretraining
 
     if dry_run or overfit_one_batch:
-        if out or resume:
-            raise ValueError("--dry_run and --overfit_one_batch write nothing: leave --out and --resume out")
-        _try(config or RunConfig(), dry_run)
+        try_task(Pretraining, config or RunConfig(), out=out, resume=resume, dry_run=dry_run)
         return
     with run_task(
         Pretraining,
@@ -55,17 +53,6 @@ def train(
         console.print(f"validation  loss {final['loss']:.3f}, {final['bits_per_byte']:.3f} bits per byte")
     folder = session.run.folder
     console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")
-
-
-def _try(config: RunConfig, dry_run: bool) -> None:
-    from rich.console import Console
-
-    from llmfast.training.distribution.world import world
-    from llmfast.training.preflight.checks import describe_run, overfit
-
-    with world(config.training.device) as this:
-        console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
-        (describe_run if dry_run else overfit)(config, console=console)
 
 
 def sweep(

@@ -1,18 +1,17 @@
-"""Named columns of files with rows: tables (TSV, CSV), JSON Lines and Parquet, each also compressed."""
+"""Named columns of files with rows: tables (TSV, CSV), JSON, JSON Lines and Parquet, each also compressed."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmfast.data.readers import JSON_LINES, PARQUET, PARQUET_ROWS, file_kind, read_text
+from llmfast.data.readers import JSON, JSON_LINES, PARQUET, file_kind, json_records, parquet_records, read_content
 
 TABLES = {".tsv": "\t", ".csv": ","}
-WITH_ROWS = (*TABLES, *JSON_LINES, *PARQUET)
+WITH_ROWS = (*TABLES, *JSON, *JSON_LINES, *PARQUET)
 
 
 class Row(NamedTuple):
@@ -21,7 +20,7 @@ class Row(NamedTuple):
     values: tuple[Any, ...]
     """In a table all of them are text."""
     where: str
-    """FILE:LINE (in Parquet FILE:ROW), for messages."""
+    """The file with the line or the row, for messages."""
 
 
 def read_columns(path: Path, names: Sequence[str], *, settings: str) -> Iterator[Row]:
@@ -41,24 +40,8 @@ def read_columns(path: Path, names: Sequence[str], *, settings: str) -> Iterator
     kind = file_kind(path)
     if kind in TABLES:
         yield from _table(path, TABLES[kind], names, settings)
-    elif kind in PARQUET:
-        yield from _parquet(path, names, settings)
     else:
-        yield from _json_lines(path, names, settings)
-
-
-def read_content(path: Path) -> str:
-    """A text file, whole, without a byte-order mark.
-
-    Raises:
-        ValueError: it is missing, not UTF-8, or compressed and damaged.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    try:
-        return read_text(path).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        yield from _records(path, names, settings)
 
 
 def text_lines(content: str) -> Iterator[str]:
@@ -97,38 +80,11 @@ def _table(path: Path, delimiter: str, names: Sequence[str], settings: str) -> I
         yield Row(tuple(row[place] for place in places), where)
 
 
-def _json_lines(path: Path, names: Sequence[str], settings: str) -> Iterator[Row]:
-    for number, line in enumerate(read_content(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not all(name in row for name in names):
+def _records(path: Path, names: Sequence[str], settings: str) -> Iterator[Row]:
+    for where, record in (parquet_records if file_kind(path) in PARQUET else json_records)(path):
+        if not all(name in record for name in names):
             raise ValueError(f"{where} has no {_listed(names)}; {settings} the fields")
-        yield Row(tuple(row[name] for name in names), where)
-
-
-def _parquet(path: Path, names: Sequence[str], settings: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    with file:
-        if not set(names) <= set(file.schema_arrow.names):
-            raise ValueError(f"{path} has no {_listed(names)}; {settings} the columns")
-        number = 0
-        for batch in file.iter_batches(PARQUET_ROWS, columns=list(names)):
-            for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                number += 1
-                yield Row(values, f"{path}:{number}")
+        yield Row(tuple(record[name] for name in names), where)
 
 
 def _listed(names: Sequence[str]) -> str:

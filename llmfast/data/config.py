@@ -82,3 +82,39 @@ class LabeledDataConfig:
             raise ValueError("data.separator must not be empty")
         if self.max_tokens < 2:
             raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
+
+
+@dataclass
+class InstructionDataConfig:
+    """Instructions with answers, or conversations."""
+
+    sources: tuple[str, ...] = ()
+    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT]."""
+    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt"] = "auto"
+    """What a record looks like. auto: recognized by its columns, and reported. alpaca: instruction, input, output;
+    dolly: instruction, context, response; sharegpt: conversations with from and value; messages: role and content, as
+    in OpenAI's library, tool calls included; prompt: prompt and completion."""
+    template: str = "auto"
+    """How conversations become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a
+    file in Jinja. auto: the tokenizer's own if it has one, else chatml."""
+    system: str | None = None
+    """A system message for conversations that have none."""
+    trained: Literal["answers", "last", "everything"] = "answers"
+    """What the loss counts: all that the assistant says, its last answer, or the whole text."""
+    packing: Literal["none", "best_fit"] = "best_fit"
+    """best_fit: examples side by side in rows of max_tokens, each seeing itself alone; none: one example in each row,
+    padded to the longest of its batch."""
+    max_tokens: int | None = None
+    """Tokens in a row; longer examples are cut, and left out if nothing to train remains. The model's context if left
+    out."""
+    tokenizer: str | None = None
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
+    out."""
+    validation_fraction: float = 0.05
+    """Share of the examples held out, chosen by a hash of what is asked."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")

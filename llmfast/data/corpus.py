@@ -75,7 +75,7 @@ class Corpus:
         self._reading: tuple[int, datasets_hub.Texts] | None = None  # which dataset, and how far
         self._row_is_done = True
         named = [source for source in self.sources if isinstance(source, str)]
-        self._files = [file for source in named if not datasets_hub.is_dataset(source) for file in _files(source)]
+        self._files = [file for source in named if not datasets_hub.is_dataset(source) for file in files_of(source)]
         if not self.sources:
             self._files = _standard_library()
         self._datasets = [s for s in self.sources if not isinstance(s, str) or datasets_hub.is_dataset(s)]
@@ -168,7 +168,12 @@ def _standard_library() -> list[Path]:
     return [path for parts, path in sorted(files.items()) if not third_party & set(parts)]
 
 
-def _files(source: str) -> list[Path]:
+def files_of(source: str) -> list[Path]:
+    """The files that a path, a folder or a glob pattern names, sorted.
+
+    Raises:
+        ValueError: there are none.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))

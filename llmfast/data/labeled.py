@@ -120,6 +120,11 @@ class LabeledLoader:
     def fingerprint(self) -> str:
         return self.split.checksum
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.split)
+
     def state(self) -> dict[str, int]:
         return {"position": self.position}
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmfast.data.columns import WITH_ROWS, read_columns, read_content, text_lines
+from llmfast.data.columns import WITH_ROWS, read_columns, text_lines
 from llmfast.data.config import LabeledDataConfig
-from llmfast.data.readers import file_kind
+from llmfast.data.readers import file_kind, read_content
 
 Target = str | tuple[str, ...] | float
 """A label; any number of labels (multi-label); a number (regression)."""
@@ -25,11 +25,11 @@ class LabeledText(NamedTuple):
 def read_labeled(config: LabeledDataConfig) -> Iterator[LabeledText]:
     """The examples in ``config.sources``, in order.
 
-    A source is a ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` file with a column of texts and one of labels, or
-    ``LABEL=FILE``, a file of which each line that is not blank is a text with that label. A table has a header if its
-    first row holds the two names; without one it has two columns, the text first. Any file may be compressed (``.gz``,
-    ``.zst``). Labels may be text, whole numbers, or true and false; 3 and 3.0 are the label that a table spells ``3``,
-    and true is ``True``.
+    A source is a ``.tsv``, ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file with a column of texts and one of
+    labels, or ``LABEL=FILE``, a file of which each line that is not blank is a text with that label. A table has a
+    header if its first row holds the two names; without one it has two columns, the text first. Any file may be
+    compressed (``.gz``, ``.zst``). Labels may be text, whole numbers, or true and false; 3 and 3.0 are the
+    label that a table spells ``3``, and true is ``True``.
 
     Raises:
         ValueError: a file that is missing, of another kind, not UTF-8, or with a row that is no example; names the row.
@@ -41,6 +41,8 @@ def read_labeled(config: LabeledDataConfig) -> Iterator[LabeledText]:
         name, separator, file = source.partition("=")
         if separator and not Path(source).exists():
             value = target(name, config.separator, f"data.sources: {source}")
+            if not Path(file).is_file():
+                raise ValueError(f"{file} is not a file")
             for text in text_lines(read_content(Path(file))):
                 yield LabeledText(text, value)
         elif file_kind(path := Path(source)) in WITH_ROWS:

@@ -56,6 +56,11 @@ class Loader:
         """The checksum of the token shards."""
         return self.windows.shards.checksum
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return self.windows.count
+
     def state(self) -> dict[str, int]:
         """The number of rows that all ranks together have read."""
         return {"position": self.position}

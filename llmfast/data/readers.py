@@ -1,4 +1,4 @@
-"""Text in files: plain, JSON Lines and Parquet, each also compressed with gzip or Zstandard."""
+"""Text and records in files: plain, JSON, JSON Lines and Parquet, each also compressed with gzip or Zstandard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from llmfast.data.shards import Share
 
+JSON = (".json",)
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet",)
 COMPRESSED = (".gz", ".zst")
@@ -35,6 +36,18 @@ def read_text(path: Path) -> str:
             return file.read().decode("utf-8")
         except DAMAGE as error:
             raise _damaged(path, error) from None
+
+
+def read_content(path: Path) -> str:
+    """A text file, whole, without the byte-order mark that some editors put first.
+
+    Raises:
+        ValueError: it is not UTF-8, or compressed and damaged.
+    """
+    try:
+        return read_text(path).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def text_pieces(path: Path, characters: int) -> Iterator[tuple[int, str]]:
@@ -110,13 +123,8 @@ def _json_row(line: bytes, where: str) -> str | dict[str, Any]:
 def _parquet_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
     """Whole row groups are shared out, which are what a Parquet file can be read by."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-    with file:
+    with _parquet_file(path) as file:
         strings = {
             field.name: ""
             for field in file.schema_arrow
@@ -130,12 +138,101 @@ def _parquet_rows(path: Path, column: str | None, share: Share) -> Iterator[tupl
             first += file.metadata.row_group(group).num_rows
 
 
+def _parquet_file(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
 def _row_group(file: Any, group: int, column: str, first: int) -> Iterator[tuple[int, str]]:
     for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column]):
         for text in batch.column(0).to_pylist():
             if text is not None:
                 yield first, text
             first += 1
+
+
+# --- records -------------------------------------------------------------------------------------------------
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of a JSON file: a list of objects, or an object in each line.
+
+    Lines may end with CRLF, and the file may begin with a byte-order mark.
+
+    Raises:
+        ValueError: a damaged file, or a record that is not an object; names the file and the record.
+    """
+    if file_kind(path) in JSON and _is_list(path):
+        yield from _listed_records(path)
+        return
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                    where = f"{path}:{number}"
+                    yield where, _record(_json_row(line, where), where)
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def _is_list(path: Path) -> bool:
+    with _open(path) as file:
+        try:
+            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def _listed_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        records = json.loads(read_content(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    for number, record in enumerate(records, 1):
+        where = f"{path}, record {number}"
+        yield where, _record(record, where)
+
+
+def _record(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is not an object with named fields")
+    return record
+
+
+def parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of each row of a Parquet file, counted from 0.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    with _parquet_file(path) as file:
+        number = 0
+        for batch in file.iter_batches(PARQUET_ROWS):
+            for row in batch.to_pylist():
+                yield f"{path}[{number}]", without_nulls(row)
+                number += 1
+
+
+def without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of Arrow's without the nulls inside its columns: Arrow gives each table in a list the fields of all.
+
+    >>> without_nulls({"input": None, "messages": [{"role": "user", "name": None}]})
+    {'input': None, 'messages': [{'role': 'user'}]}
+    """
+    return {name: _without_nulls(value) for name, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
 
 
 # --- compression ---------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ totals, for each shard its files, tokens, documents, bytes of text and SHA-256s,
 end-of-text token). Each shard begins with an end-of-text token and each document ends with one, so that every token
 of every document has a token before it.
 
+Shards of conversations have a loss mask as well, ``NNNNN.mask`` with its SHA-256 in the index: one byte for each token,
+1 where it is trained. Their documents may hold end-of-text tokens and end with any token.
+
 A folder that several processes prepared has an index for each part instead, ``index-00002-of-00008.json``; it is read
 as one when all are there.
 """
@@ -18,6 +21,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +43,20 @@ class Shard:
     text_bytes: int
     sha256: str
     ends_sha256: str
+    mask_sha256: str = ""
+    """Empty where there is no loss mask."""
 
     @property
     def ends_file(self) -> str:
         return self.file.removesuffix(".bin") + ".ends"
+
+    @property
+    def mask_file(self) -> str:
+        return self.file.removesuffix(".bin") + ".mask"
+
+    def record(self) -> dict[str, Any]:
+        """What the index says of it."""
+        return {name: value for name, value in asdict(self).items() if name != "mask_sha256" or value}
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,8 @@ class Share:
 class ShardWriter:
     """Appends documents to shards in ``folder``, which must exist; ``finish`` writes the index, last.
 
-    ``done`` are the shards that an earlier writer completed there; this one adds to them.
+    ``done`` are the shards that an earlier writer completed there; this one adds to them. A ``masked`` writer also
+    writes which tokens are trained, and takes documents one by one.
     """
 
     def __init__(
@@ -88,8 +103,9 @@ class ShardWriter:
         fingerprint: str,
         share: Share = Share(),
         done: list[Shard] | None = None,
+        masked: bool = False,
     ):
-        self.folder, self.share = Path(folder), share
+        self.folder, self.share, self.masked = Path(folder), share, masked
         self.vocab_size, self.eot_token, self.fingerprint = vocab_size, eot_token, fingerprint
         self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
         self.shards: list[Shard] = list(done or [])
@@ -102,6 +118,17 @@ class ShardWriter:
         """
         ends = np.flatnonzero(tokens == self.eot_token) + 1
         assert len(ends) == documents, f"{len(ends)} end-of-text tokens for {documents} documents"
+        assert not self.masked, "a masked writer takes documents one by one"
+        self._append(tokens, ends, text_bytes)
+
+    def add_document(self, tokens: np.ndarray, text_bytes: int, *, mask: np.ndarray) -> None:
+        """Append one document as it is, with ``mask`` (bool) for its tokens: whether each is trained."""
+        assert self.masked, "this writer writes no mask"
+        assert mask.shape == tokens.shape, f"a mask of {mask.shape} for {tokens.shape} tokens"
+        self._write_mask(mask)
+        self._append(tokens, np.array([len(tokens)]), text_bytes)
+
+    def _append(self, tokens: np.ndarray, ends: np.ndarray, text_bytes: int) -> None:
         self._ends.append(ends + self.tokens)
         self._write(tokens)
         self._text_bytes += text_bytes
@@ -121,6 +148,9 @@ class ShardWriter:
         else:
             self._file.close()
             (self.folder / self._name).unlink()
+            if self.masked:
+                self._mask_file.close()
+                Path(self._mask_file.name).unlink()
         write_index(
             self.folder,
             self.shards,
@@ -136,6 +166,10 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._ends: list[np.ndarray] = []
         self.tokens = self._text_bytes = 0
+        if self.masked:
+            self._mask_file = open(self.folder / f"{self._name.removesuffix('.bin')}.mask", "wb")  # noqa: SIM115
+            self._mask_hash = hashlib.sha256()
+            self._write_mask(np.zeros(1, bool))
         self._write(np.array([self.eot_token]))
 
     def _write(self, tokens: np.ndarray) -> None:
@@ -144,8 +178,15 @@ class ShardWriter:
         self._hash.update(data)
         self.tokens += len(tokens)
 
+    def _write_mask(self, mask: np.ndarray) -> None:
+        data = np.ascontiguousarray(mask, dtype=np.uint8).data
+        self._mask_file.write(data)
+        self._mask_hash.update(data)
+
     def _close(self) -> None:
         self._file.close()
+        if self.masked:
+            self._mask_file.close()
         ends = np.concatenate([np.empty(0, ENDS), *self._ends]).astype(ENDS)
         shard = Shard(
             file=self._name,
@@ -154,6 +195,7 @@ class ShardWriter:
             text_bytes=self._text_bytes,
             sha256=self._hash.hexdigest(),
             ends_sha256=hashlib.sha256(ends.data).hexdigest(),
+            mask_sha256=self._mask_hash.hexdigest() if self.masked else "",
         )
         (self.folder / shard.ends_file).write_bytes(ends.data)
         self.shards.append(shard)
@@ -178,7 +220,7 @@ def write_index(
         "tokens": sum(shard.tokens for shard in shards),
         "documents": sum(shard.documents for shard in shards),
         "text_bytes": sum(shard.text_bytes for shard in shards),
-        "shards": [asdict(shard) for shard in shards],
+        "shards": [shard.record() for shard in shards],
     }
     atomic_write(folder / _index_name(share), json.dumps(index | {"sha256": _digest(index)}, indent=2) + "\n")
 
@@ -204,7 +246,12 @@ class TokenShards:
                 raise ValueError(f"the parts in {self.folder} were made with different tokenizers")
         self.checksum = _digest([index["sha256"] for index in indices])
         self.shards = [Shard(**shard) for index in indices for shard in index["shards"]]
-        self._maps = [self._map(shard) for shard in self.shards]
+        self._maps = [self._map(shard.file, self.dtype, shard.tokens, shard.sha256) for shard in self.shards]
+        self.has_mask = all(shard.mask_sha256 for shard in self.shards)
+        self._masks: list[np.ndarray] = []
+        if self.has_mask:
+            byte = np.dtype(np.uint8)
+            self._masks = [self._map(s.mask_file, byte, s.tokens, s.mask_sha256) for s in self.shards]
         self._starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
 
     def __len__(self) -> int:
@@ -221,14 +268,21 @@ class TokenShards:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count), across shard borders where need be."""
-        parts = []
+        return self._read(self._maps, start, count)
+
+    def read_mask(self, start: int, count: int) -> np.ndarray:
+        """Whether each of the tokens [start, start + count) is trained, bool."""
+        return self._read(self._masks, start, count).astype(bool)
+
+    def _read(self, maps: list[np.ndarray], start: int, count: int) -> np.ndarray:
+        parts = [maps[0][:0]]
         while count:
             shard = int(np.searchsorted(self._starts, start, side="right")) - 1
             offset = start - int(self._starts[shard])
-            part = self._maps[shard][offset : offset + count]
+            part = maps[shard][offset : offset + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[-1] if len(parts) <= 2 else np.concatenate(parts)
 
     def read_windows(self, starts: np.ndarray, count: int) -> np.ndarray:
         """Tokens [start, start + count) of each start, (len(starts), count)."""
@@ -245,14 +299,21 @@ class TokenShards:
 
     def read_at(self, indices: np.ndarray) -> np.ndarray:
         """The tokens at ``indices``; an index past the end is the last one."""
-        if len(self._maps) == 1:
-            return self._maps[0].take(indices, mode="clip")  # without a check of each index, twice as fast
+        return self._read_at(self._maps, indices)
+
+    def read_mask_at(self, indices: np.ndarray) -> np.ndarray:
+        """Whether each of the tokens at ``indices`` is trained, bool."""
+        return self._read_at(self._masks, indices).astype(bool)
+
+    def _read_at(self, maps: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
+        if len(maps) == 1:
+            return maps[0].take(indices, mode="clip")  # without a check of each index, twice as fast
         indices = np.minimum(indices, len(self) - 1)
-        out = np.empty(len(indices), self.dtype)
+        out = np.empty(len(indices), maps[0].dtype)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            out[places] = self._maps[shard][indices[places] - self._starts[shard]]
+            out[places] = maps[shard][indices[places] - self._starts[shard]]
         return out
 
     @functools.cached_property
@@ -279,19 +340,19 @@ class TokenShards:
             raise ValueError(f"document boundaries {path} are altered: their SHA-256 is not the one in the index")
         return np.frombuffer(data, ENDS)
 
-    def _map(self, shard: Shard) -> np.ndarray:
-        path = self.folder / shard.file
-        expected = shard.tokens * self.dtype.itemsize
+    def _map(self, file: str, dtype: np.dtype, count: int, sha256: str) -> np.ndarray:
+        path = self.folder / file
+        expected = count * dtype.itemsize
         try:
             actual = path.stat().st_size
         except FileNotFoundError:
             raise ValueError(f"token shard {path} is missing") from None
         if actual != expected:
             raise ValueError(f"token shard {path} is truncated or altered: {actual} bytes, expected {expected}")
-        tokens = np.memmap(path, dtype=self.dtype, mode="r")
-        if self._verify and hashlib.sha256(tokens.data).hexdigest() != shard.sha256:
+        content = np.memmap(path, dtype=dtype, mode="r")
+        if self._verify and hashlib.sha256(content.data).hexdigest() != sha256:
             raise ValueError(f"token shard {path} is altered: its SHA-256 is not the one in the index")
-        return tokens
+        return content
 
 
 def _index_name(share: Share) -> str:

@@ -73,16 +73,23 @@ class StreamWindows:
 class PackedWindows:
     """Whole documents side by side in rows, each where it fits best; longer ones are cut at ``context`` tokens.
 
-    The rest of a row, where nothing fits, is padding that is not a target (its share is ``padding``). Source: Ding et
-    al. 2024, "Fewer Truncations Improve Language Modeling".
+    The rest of a row, where nothing fits, is padding that is not a target (its share is ``padding``). Where shards have
+    a loss mask, tokens that are not trained are no targets either. Source: Ding et al. 2024, "Fewer Truncations Improve
+    Language Modeling".
+
+    Args:
+        shards: what to read.
+        context: tokens in a row.
+        pieces: (starts, lengths) of the inputs to pack, at most ``context`` long, each followed by its last target;
+            the documents if left out.
 
     Raises:
         ValueError: no documents.
     """
 
-    def __init__(self, shards: TokenShards, context: int):
+    def __init__(self, shards: TokenShards, context: int, pieces: tuple[np.ndarray, np.ndarray] | None = None):
         self.shards, self.context = shards, context
-        starts, lengths = _pieces(*shards.document_spans, context)
+        starts, lengths = _pieces(*shards.document_spans, context) if pieces is None else pieces
         if not len(starts):
             raise ValueError(f"{shards.folder} holds no documents to pack")
         rows = best_fit(lengths, context)
@@ -107,6 +114,8 @@ class PackedWindows:
         tokens = self.shards.read_at(source).astype(np.int64)
         source += 1
         targets = self.shards.read_at(source).astype(np.int64)
+        if self.shards.has_mask:
+            targets[~self.shards.read_mask_at(source)] = IGNORED
         places = np.cumsum(lengths) - lengths
         begins = np.zeros(len(tokens), bool)
         begins[places] = True  # also of padding, which sees nothing of the documents before it

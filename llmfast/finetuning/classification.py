@@ -28,11 +28,11 @@ from llmfast.finetuning.predict import predict_one
 from llmfast.finetuning.problems import Problem, make_problem
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
-from llmfast.models.folder import write_config
+from llmfast.models.config import DecoderConfig
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.objective import Loss, Objective
-from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
@@ -59,7 +59,7 @@ class ClassificationObjective(Objective):
         return Loss(loss, self.problem.training_figures(outputs.detach(), batch.labels))
 
 
-class Classification:
+class Classification(DecoderTask):
     """The task on prepared labeled texts (see ``llmfast.training.task.Task``).
 
     Raises:
@@ -84,14 +84,14 @@ class Classification:
 
     @classmethod
     def prepare(cls, config: ClassificationConfig, folder: Path, *, report: Report) -> None:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         prepare_labeled(config.data, folder, report=report)
 
     @classmethod
     def open(
         cls, config: ClassificationConfig, folder: Path, *, begins: bool, verify: bool, report: Report
     ) -> Classification:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         prepared = open_labeled(folder, max_tokens=config.data.max_tokens, verify=verify)
         start = None
         if begins:
@@ -104,27 +104,18 @@ class Classification:
             config.model = started_config(config.model, start)
         return cls(config, prepared, start)
 
-    @staticmethod
-    def _use_tokenizer_of_start(config: ClassificationConfig) -> None:
-        if config.start is not None and config.data.tokenizer is None:
-            config.data.tokenizer = str(open_start(config.start).folder)
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        return self.classifier.decoder
 
-    def fingerprints(self) -> dict[str, str]:
-        return {
-            "data": self.prepared.train.checksum[:12],
-            "tokenizer": self.tokenizer.fingerprint[:12],
-        }
-
-    def memory(self) -> dict[str, float]:
-        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
-        parts = training_memory(self.classifier.decoder, setup)
-        trained = ("weights",) if self.config.keeps_base else ("weights", "gradients", "optimizer")
-        return {name: parts[name] for name in trained}
+    @property
+    def model_config(self) -> ClassifierConfig:
+        return self.classifier
 
     def flops_per_token(self) -> float:
         """Of the decoder without its output head: a forward pass; twice that for the gradients of an adapter, which go
         through frozen weights; three times where weights have gradients."""
-        parts = flops_by_part(self.classifier.decoder, self.context)
+        parts = flops_by_part(self.decoder_config, self.context)
         flops = sum(count for part, count in parts.items() if part != "head")
         if self.config.adapter != "none":
             return flops * 2 / 3
@@ -135,9 +126,6 @@ class Classification:
         model = SequenceClassifier(decoder, self.classifier)
         freeze_parameters(model, self.config.freeze)
         return ClassificationObjective(model, copy.deepcopy(self.problem))
-
-    def base(self) -> str | None:
-        return str(self.start.folder) if self.config.keeps_base else None
 
     def source(self, share: Share, policy: Policy) -> LabeledLoader:
         return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)
@@ -155,13 +143,6 @@ class Classification:
             raise ValueError("the model's outputs hold NaN or infinity: it has diverged")
         prediction = predict_one(split.decode(self.tokenizer, 0), logits, self.classifier)
         return prediction.text, f" → {prediction.described()}"
-
-    def units(self, loss: float) -> dict[str, float]:
-        return {}
-
-    def save_assets(self, folder: Path) -> None:
-        write_config(folder, self.classifier)
-        self.tokenizer.save(folder)
 
 
 def _offset_and_scale(train: LabeledSplit) -> tuple[float, float]:

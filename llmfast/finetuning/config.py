@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmfast.data.config import LabeledDataConfig
+from llmfast.data.config import InstructionDataConfig, LabeledDataConfig
 from llmfast.models.adapters.config import LoraConfig, check_pattern
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import ParallelConfig, TrainingConfig
@@ -72,3 +72,16 @@ class ClassificationConfig(FinetuningConfig):
             raise ValueError("calibrate and class_weights are for labels: with data.problem regression leave them out")
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: texts are not cut into rows")
+
+
+@dataclass
+class SupervisedConfig(FinetuningConfig):
+    """One run that trains a model to answer instructions."""
+
+    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training.context_warmup:
+            raise ValueError("training.context_warmup is for pretraining: examples are not cut into rows")

@@ -12,9 +12,12 @@ from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
+from llmfast.models.vocabulary import grow_vocabulary
 
 
-def finetuned_decoder(config: FinetuningConfig, start: Start | None, model: DecoderConfig) -> Decoder:
+def finetuned_decoder(
+    config: FinetuningConfig, start: Start | None, model: DecoderConfig, *, tokens: tuple[int, int] | None = None
+) -> Decoder:
     """The decoder of a run, as it starts: that of ``start``, or one with random weights; with adapters if asked for.
 
     Args:
@@ -22,12 +25,15 @@ def finetuned_decoder(config: FinetuningConfig, start: Start | None, model: Deco
             builds around the decoder.
         start: the weights; None for random ones.
         model: settings of the decoder.
+        tokens: how many tokens ``start`` was trained with, and how many the model shall have; the same if None.
 
     Raises:
         ValueError: what ``add_adapter`` refuses.
     """
     generator = torch.Generator().manual_seed(config.training.seed)
     decoder = Decoder(model, generator=generator) if start is None else start.decoder(model)
+    if tokens is not None:
+        grow_vocabulary(decoder, *tokens)
     if config.adapter == "qlora":
         quantize_decoder(decoder)
     if config.adapter != "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 
@@ -21,9 +21,9 @@ def generate_tokens(
     *,
     sampling: Sampling | None = None,
     seed: int = 0,
-    stop: int | None = None,
+    stop: int | Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield up to ``count`` tokens that continue ``prompt``, ending early after the token ``stop``.
+    """Yield up to ``count`` tokens that continue ``prompt``, ending early after a token of ``stop``.
 
     When the context is full, generation continues from its last half, which is read again.
 
@@ -34,6 +34,7 @@ def generate_tokens(
     if not 0 < len(prompt) <= context:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model takes 1 to {context}")
     sampling = sampling or Sampling()
+    ends = {stop} if isinstance(stop, int) else set(stop)
     parameter = next(model.parameters())
     generator = torch.Generator(parameter.device).manual_seed(seed)
     seen = list(prompt)
@@ -48,7 +49,7 @@ def generate_tokens(
             logits = model(torch.tensor([unread], device=parameter.device), cache=cache)
         token = int(sample(logits[:, -1], sampling, generator))
         yield token
-        if token == stop:
+        if token in ends:
             return
         seen.append(token)
         unread = [token]

@@ -23,6 +23,7 @@ from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, STATE_FILE, load_decoder, model_folder, read_json, read_model
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.tensors import load_trained_tensors, model_tensors
+from llmfast.models.vocabulary import grow_vocabulary
 from llmfast.tokenizer import Tokenizer
 
 # How a model is trained, and not what it computes: a run that starts from weights may choose these again.
@@ -156,7 +157,11 @@ def on_base(
     at = Path(recorded.path if base is None else base)
     if not at.exists():
         raise ValueError(f"{folder} was trained on the base {recorded}, which is missing: give base, where it is now")
-    decoder = open_start(at).decoder(config)
+    start = open_start(at)
+    decoder = start.decoder(config)
+    known, wanted = (Tokenizer.load(each).n_vocab for each in (start.folder, folder))
+    if wanted > known:  # special tokens that were added for a chat template
+        grow_vocabulary(decoder, known, wanted)
     if recorded.quantized:
         quantize_decoder(decoder)
     if recorded.adapter is not None:

@@ -202,10 +202,13 @@ class Decoder(nn.Module):
         model.load_state_dict(tensors, strict=False, assign=True)
         if config.tie_embeddings:
             model.head.weight = model.embedding.weight
-        device = model.embedding.weight.device
-        for name, buffer in _derived_buffers(config).items():
-            setattr(model, name, buffer.to(device))
+        model.renew_buffers()
         return model
+
+    def renew_buffers(self) -> None:
+        """Compute the buffers that follow from the configuration, on the device of the embedding table."""
+        for name, buffer in _derived_buffers(self.config).items():
+            setattr(self, name, buffer.to(self.embedding.weight.device))
 
     def forward(
         self,

@@ -138,15 +138,28 @@ class Tokenizer(Encoding):
         for name, content in self._beside.items():
             atomic_write(folder / name, content)
         if "tokenizer_config.json" not in self._beside:
-            atomic_write(folder / "tokenizer_config.json", self._config())
+            config = json.dumps(self.default_config(), indent=2)
+            atomic_write(folder / "tokenizer_config.json", config)
         atomic_write(folder / "tokenizer.json", self._to_json().encode())
 
-    def _config(self) -> bytes:
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that lie beside ``tokenizer.json`` and say what the tokenizer is used for, by name."""
+        return dict(self._beside)
+
+    def with_files(self, files: Mapping[str, bytes]) -> Tokenizer:
+        """The same tokenizer with other files beside it, such as ``chat_template.jinja``, which `save` writes."""
+        tokenizer = Tokenizer.__new__(type(self))
+        tokenizer.__dict__.update(self.__dict__)
+        tokenizer._beside = dict(files)
+        return tokenizer
+
+    def default_config(self) -> dict[str, Any]:
         """What ``tokenizer_config.json`` says of a tokenizer that had none."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if (end := self._end_of_text) is not None:
             config |= {"eos_token": end}
-        return json.dumps(config, indent=2).encode()
+        return config
 
     def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
         """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.

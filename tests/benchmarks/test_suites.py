@@ -2,10 +2,6 @@
 
 import importlib
 import json
-import os
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,53 +200,3 @@ def test_list_names_every_suite(bench, capsys):
     said = capsys.readouterr().out
     modules = {path.stem for path in (ROOT / "benchmarks" / "suites").glob("*.py")} - {"__init__"}
     assert all(f"\n  {name} " in said for name in modules)
-
-
-def start(*command, **environment):
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHON": sys.executable} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
-def test_gpu_run_without_a_gpu_says_so_and_succeeds(tmp_path):
-    code, said = start("benchmarks/gpu_run.sh", "--no-build", "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert code == 0, said
-    assert "No GPU: PyTorch" in said
-    assert "tests skipped: they need a GPU" in said
-    assert re.search(r"== bench attention .* generate skipped: it needs a GPU", said)
-    assert re.search(r"== tune attention .* skipped: it needs a GPU", said)
-    assert (tmp_path / "gpu_run.log").read_text() == said
-    assert not list(tmp_path.glob("*.json"))
-
-
-def test_gpu_run_rehearses_a_suite_on_the_cpu_and_ends_with_the_table(tmp_path):
-    options = ("--no-build", "--cpu", "--out", tmp_path)
-    code, said = start("benchmarks/gpu_run.sh", *options, "bench", "cross_entropy", CUDA_VISIBLE_DEVICES="")
-    assert code == 0, said
-    table, last = said.rstrip().splitlines()[-3:-1], said.rstrip().splitlines()[-1]
-    assert all(line.startswith("|") and " cross_entropy " in line for line in table), said
-    assert "0 parts failed" in last
-    assert len(list(tmp_path.glob("*-cross_entropy-tiny.json"))) == 1
-
-
-def test_parts_of_gpu_run_cover_all_suites_and_tunable_ops(bench):
-    """Trap: a suite that no part runs."""
-    from benchmarks.__main__ import names
-    from benchmarks.suites import SUITES
-
-    on_gpu = [name for name, suite in SUITES.items() if "cuda" in suite.devices]
-    assert names("kernels") + names("jobs") == on_gpu
-    assert names("jobs") == ["train_step", "qlora", "generate"]
-    assert set(names("tune")) <= set(names("kernels"))
-
-
-def test_gpu_run_refuses_what_it_does_not_know(tmp_path):
-    assert start("benchmarks/gpu_run.sh", "--quack")[0] == 2
-    assert start("benchmarks/gpu_run.sh", "benhc")[0] == 2

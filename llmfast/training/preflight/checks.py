@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
-from llmfast.training.config import RunConfig
+from llmfast.data.batch import IGNORED, Batch
+from llmfast.tokenizer import Tokenizer
 from llmfast.training.monitoring.display import clock, size
 from llmfast.training.preflight.hardware import memory_in_use
 from llmfast.training.preflight.memory import TrainingSetup, training_memory
+from llmfast.training.pretraining import Pretraining
 from llmfast.training.session import Session, new_session
+from llmfast.training.task import Task
 
 MEMORIZED = 0.05  # of the first loss
 TIMED_STEPS = 3
-SHOWN_ROWS, SHOWN_CHARACTERS = 2, 300
+SHOWN_ROWS, SHOWN_CHARACTERS = 2, 600
+TRAINED_STYLE = "bold green"
 
 
-def overfit(config: RunConfig, *, console: Console) -> tuple[float, float]:
+def overfit(config: Any, *, task: type[Task] = Pretraining, console: Console) -> tuple[float, float]:
     """Train on the first batch alone, up to ``config.training.steps`` times; (first loss, last loss).
 
     A correct model can memorize one batch.
@@ -33,7 +40,7 @@ def overfit(config: RunConfig, *, console: Console) -> tuple[float, float]:
     """
     plain = {"schedule": "constant", "weight_decay": 0.0, "batch_warmup": 0.0, "context_warmup": 0.0}
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **plain))
-    with _trial(config, console) as session:
+    with _trial(config, task, console) as session:
         trainer = session.trainer
         losses, beginning = [], trainer.source.state()
         while len(losses) < config.training.steps:
@@ -51,15 +58,15 @@ def overfit(config: RunConfig, *, console: Console) -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
-def describe_run(config: RunConfig, *, console: Console) -> None:
+def describe_run(config: Any, *, task: type[Task] = Pretraining, console: Console) -> None:
     """Say what a run would be: its size, memory and time as measured over a few steps, and its first batch as text."""
-    with _trial(config, console) as session:
+    with _trial(config, task, console) as session:
         trainer, training, model = session.trainer, config.training, config.model
         tokens = training.steps * trainer.tokens_per_step
         console.print(f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs per token")
         console.print(
             f"training    {training.steps:,} steps of {trainer.tokens_per_step:,} tokens: {tokens:,} in all, "
-            f"{tokens / len(session.task.prepared.train):.2f} times the data, "
+            f"{training.steps * training.batch_size / trainer.source.rows:.2f} times the data, "
             f"{tokens / model.parameters:.1f} per parameter"
         )
         _show_batch(session, console)
@@ -89,19 +96,48 @@ def _setup(session: Session) -> TrainingSetup:
 
 
 def _show_batch(session: Session, console: Console) -> None:
-    """The first rows of the first batch, decoded."""
+    """The first rows of the first batch as text, with the tokens that are trained in color."""
     trainer = session.trainer
     beginning = trainer.source.state()
     batch = trainer.source.next(trainer.training.batch_size)
     trainer.source.restore(beginning)
     console.print(f"first batch {batch.tokens.shape[0]} rows of {batch.tokens.shape[1]} tokens")
-    for row in batch.tokens[:SHOWN_ROWS].tolist():
-        text = session.task.prepared.tokenizer.decode(row)[:SHOWN_CHARACTERS]
-        console.print(Text(f"  {text!r}"), soft_wrap=False)
+    if "targets" not in batch.columns:
+        for row in batch.tokens[:SHOWN_ROWS].tolist():
+            console.print(Text(f"  {session.task.tokenizer.decode(row)[:SHOWN_CHARACTERS]!r}"), soft_wrap=False)
+        return
+    console.print(Text.assemble("            ", ("what is trained", TRAINED_STYLE), " and what is not"))
+    for tokens, targets in itertools.islice(_documents(batch), SHOWN_ROWS):
+        console.print(Text("  ") + trained_text(session.task.tokenizer, tokens, targets), soft_wrap=False)
+
+
+def _documents(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and targets of each document of a batch, or of each row, without padding behind the last target."""
+    starts = torch.arange(batch.rows + 1) * batch.tokens.shape[1] if batch.cu_seqlens is None else batch.cu_seqlens
+    tokens, targets = batch.tokens.flatten(), batch.targets.flatten()
+    for start, end in itertools.pairwise(starts.tolist()):
+        counted = (targets[start:end] != IGNORED).nonzero()
+        if len(counted):
+            stop = start + int(counted[-1]) + 1
+            yield tokens[start:stop], targets[start:stop]
+
+
+def trained_text(tokenizer: Tokenizer, tokens: Tensor, targets: Tensor) -> Text:
+    """The text of one document, in which a token is colored where it is the target of the one before it.
+
+    Line ends and the like are shown as in Python; the text is cut after SHOWN_CHARACTERS.
+    """
+    is_trained = [False, *(targets != IGNORED).tolist()]
+    ids = [*tokens.tolist(), int(targets[-1])]  # the last one is only a target
+    shown = Text()
+    for flag, group in itertools.groupby(zip(ids, is_trained, strict=True), key=lambda pair: pair[1]):
+        text = repr(tokenizer.decode([token for token, _ in group]))[1:-1]
+        shown.append(text[: SHOWN_CHARACTERS - len(shown)], TRAINED_STYLE if flag else None)
+    return shown
 
 
 @contextlib.contextmanager
-def _trial(config: RunConfig, console: Console) -> Iterator[Session]:
+def _trial(config: Any, task: type[Task], console: Console) -> Iterator[Session]:
     """A session in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="llmfast-") as folder:
-        yield new_session(Path(folder) / "run", config, report=console.print)
+        yield new_session(Path(folder) / "run", config, task=task, report=console.print)

@@ -1,0 +1,186 @@
+"""Launches a kernel that Triton has compiled before, without Triton's search for it.
+
+In every launch Triton describes each argument, turns the description and the options into text, and looks the compiled
+kernel up by it: 8 to 39 µs of the host. Here a function that is generated for a kernel and the types of its arguments
+makes a tuple of what a compiled kernel depends on:
+
+- of a tensor the dtype, and whether its memory starts on 16 bytes,
+- of a whole number that Triton specializes, whether it is 1 or a multiple of 16; of one without an annotation, the bits
+  that it needs,
+- of a constant the value, and of every argument the type, so that None is one.
+
+The first launch of each tuple is Triton's own and returns the compiled kernel. Launches for which this may not be all
+are always Triton's own: those of other kinds of kernels (``is_known``), with values of other types (``_describer``),
+and while something watches or changes launches (``is_watched``).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._triton import HAS_TRITON, triton
+
+if HAS_TRITON:
+    from triton import knobs
+    from triton.compiler import CompiledKernel
+    from triton.runtime.jit import JITFunction
+    from triton.tools.tensor_descriptor import TensorDescriptor
+else:
+    knobs = CompiledKernel = JITFunction = TensorDescriptor = None
+
+Describe = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+# What describes the values of a launch whose arguments have certain types, and what was compiled for each description.
+Form = tuple[Describe, dict[tuple, tuple]]
+
+NoneType = type(None)
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+# Not float: 0.0 and -0.0 are equal, but other kernels.
+CONSTANTS = (int, bool, str, NoneType)
+# In place of the form of arguments among which are tuples: it is found by the types of their elements.
+BY_ELEMENT: Any = object()
+
+
+class Direct:
+    """The launches of one kernel."""
+
+    def __init__(self, kernel: Any):
+        self.kernel = kernel
+        self.values_of = _binder(kernel)
+        self.forms: dict[tuple, Form | None] = {}
+
+    def launch(self, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """What ``kernel[grid](*args, **options)`` does."""
+        values, settings = self.values_of(*args, **options)
+        types = tuple(map(type, values))
+        form = self.forms[types] if types in self.forms else self.add_form(types)
+        if form is BY_ELEMENT:
+            types = tuple([(tuple, *map(type, each)) if type(each) is tuple else type(each) for each in values])
+            form = self.forms[types] if types in self.forms else self.add_form(types)
+        if form is None or is_watched(self.kernel):
+            self.kernel[grid](*args, **options)
+            return
+        describe, compiled = form
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        key = (driver, device, describe(values), *settings.items())
+        found = compiled.get(key)
+        if found is None:
+            kernel = self.kernel.run(*args, grid=grid, warmup=False, **options)
+            if type(kernel) is CompiledKernel:  # Not None or a promise, where a hook or a mode of Triton's compiles.
+                compiled[key] = kernel.run, kernel.function, kernel.packed_metadata
+            return
+        run, function, metadata = found
+        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        run(x, y, z, driver.get_current_stream(device), function, metadata, None, None, None, *values)
+
+    def add_form(self, types: tuple) -> "Form | None":
+        if tuple in types:
+            form = BY_ELEMENT
+        else:
+            describe = _describer(self.kernel.params, types)
+            form = None if describe is None else (describe, {})
+        self.forms[types] = form
+        return form
+
+
+def is_watched(kernel: Any) -> bool:
+    """Whether something asks Triton about each of its launches, or changes what they compile."""
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(
+        (enter is not None and getattr(enter, "calls", True))
+        or (leave is not None and getattr(leave, "calls", True))
+        or kernel.pre_run_hooks
+        or runtime.debug
+        or kernel.debug
+        or runtime.add_stages_inspection_hook
+        or knobs.compilation.instrumentation_mode
+    )
+
+
+# ------------------------------------------------------------------------------------------------ generated functions
+
+
+def _binder(kernel: Any) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A function that takes the arguments as the kernel does, and options, and returns the values in the order of the
+    parameters, and the options."""
+    names = [param.name for param in kernel.params]
+    defaults = {f"default_{param.name}": param.default for param in kernel.params if param.has_default}
+    heads = [f"{name}=default_{name}" if f"default_{name}" in defaults else name for name in names]
+    # No parameter of a kernel may be hidden by the name of what collects the options.
+    rest = "_" * (1 + max(map(len, names), default=0))
+    return eval(f"lambda {', '.join(heads)}, **{rest}: (({', '.join(names)},), {rest})", defaults)
+
+
+def _describer(params: list[Any], types: tuple) -> Describe | None:
+    """What describes values of these types; None if of one it is not known what a compiled kernel depends on."""
+    parts, pointers = [], []
+    for i, (param, kind) in enumerate(zip(params, types, strict=True)):
+        if param.is_constexpr:
+            if kind not in CONSTANTS:
+                return None
+            parts.append(f"v[{i}]")
+        elif type(kind) is tuple:
+            if param.annotation:
+                return None
+            elements = [_describe_value(f"v[{i}][{j}]", each, True, True, True) for j, each in enumerate(kind[1:])]
+            if None in elements:
+                return None
+            for found, pointer in elements:
+                parts += found
+                pointers += pointer
+        else:
+            specialized = not param.do_not_specialize
+            aligned = specialized and not param.do_not_specialize_on_alignment
+            found = _describe_value(f"v[{i}]", kind, specialized, aligned, not param.annotation_type)
+            if found is None or (kind is NoneType and param.annotation):
+                return None
+            parts += found[0]
+            pointers += found[1]
+    if pointers:
+        each = ", ".join(f"{pointer} & 15 == 0" for pointer in pointers)
+        parts.append(f"({' | '.join(pointers)}) & 15 and ({each},)")
+    return eval(f"lambda v: ({''.join(f'{part}, ' for part in parts)})")
+
+
+def _describe_value(
+    value: str, kind: type, specialized: bool, aligned: bool, typed_by_value: bool
+) -> tuple[list[str], list[str]] | None:
+    """The expressions of what a kernel depends on in a value, and of the addresses whose alignment it depends on."""
+    if kind in (NoneType, bool, float):
+        return [], []
+    if kind in TENSORS:
+        return [f"{value}.dtype"], [f"{value}.data_ptr()"] if aligned else []
+    if kind is TensorDescriptor:
+        return [f"{value}.base.dtype", f"tuple({value}.block_shape)"], []
+    if kind is not int:
+        return None
+    parts = []
+    if specialized:
+        parts.append(f"2 if {value} == 1 else {value} & 15 == 0" if aligned else f"{value} == 1")
+    if typed_by_value:
+        parts.append(f"-0x80000000 <= {value} <= 0x7FFFFFFF or 4 + ({value} >> 63)")
+    return parts, []
+
+
+# ------------------------------------------------------------------------------------------------------------ launch
+
+_directs: dict[int, Direct] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """``kernel[grid](*args, **options)`` on the current device, by the short way where that is known to be the same."""
+    direct = _directs.get(id(kernel))  # The kernel's own hash takes longer than a launch; its entry keeps it alive.
+    if direct is None:
+        if not is_known(kernel):
+            kernel[grid](*args, **options)
+            return
+        direct = _directs[id(kernel)] = Direct(kernel)
+    direct.launch(grid, args, options)
+
+
+def is_known(kernel: Any) -> bool:
+    """Whether this is a kernel that Triton compiles for NVIDIA: neither interpreted nor wrapped in an autotuner, and
+    what it compiles for AMD depends on more."""
+    return HAS_TRITON and isinstance(kernel, JITFunction) and not torch.version.hip
