@@ -90,7 +90,7 @@ def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tenso
 
 
 def scatter_in_turn(wholes: list[Tensor], like: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
-    """The inverse of ``gather_in_turn``: this process's part of each matrix, in the shape of its tensor in ``like``."""
+    """The inverse of ``gather_in_turn``: this process's part of each matrix, shaped as its tensor in ``like``."""
     rank, count = shardings[0].rank, shardings[0].count
     mine = shardings[rank::count]
     sent = [[sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)] for to in range(count)]
@@ -105,7 +105,7 @@ def _exchange(
     sharding: Sharding,
     dtype: torch.dtype,
 ) -> list[list[Tensor]]:
-    """Send ``sent[r]`` to process r and receive tensors of the shapes ``wanted[r]`` from it, in one message each way."""
+    """Send ``sent[r]`` to process r and receive tensors of shapes ``wanted[r]`` from it, in one message each way."""
     flat = [tensor.reshape(-1).to(sharding.device, dtype) for tensors in sent for tensor in tensors]
     message = torch.cat([torch.empty(0, device=sharding.device, dtype=dtype), *flat])
     sizes = [sum(shape.numel() for shape in shapes) for shapes in wanted]

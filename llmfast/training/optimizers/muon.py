@@ -118,7 +118,7 @@ class Muon(torch.optim.Muon):
         return self.shardings[parameter]
 
     def _equally_shaped(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Lists of parameters with gradients; those of a list share whole shape, dtype, device and group of processes."""
+        """Lists of parameters with gradients that share whole shape, dtype, device and group of processes."""
         lists = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
