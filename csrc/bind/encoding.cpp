@@ -1,4 +1,4 @@
-// The Python face of Encoder, Specials and Decoder: `llmfast._bpe.Core`.
+// Python bindings of Encoder, Specials and Decoder: `llmfast._bpe.Core`.
 //
 // Arguments come as handles that may be None and are checked here, since nanobind's own errors speak of C++ signatures.
 #include <nanobind/nanobind.h>
@@ -12,15 +12,15 @@
 #include <utility>
 #include <vector>
 
+#include "bind/gil.h"
+#include "bind/ids.h"
 #include "bind/module.h"
+#include "bind/text.h"
+#include "bind/vocabulary.h"
 #include "encode/decoder.h"
 #include "encode/documents.h"
 #include "encode/encoder.h"
-#include "bind/gil.h"
 #include "system/parallel.h"
-#include "bind/ids.h"
-#include "bind/text.h"
-#include "bind/vocabulary.h"
 #include "vocabulary/specials.h"
 
 namespace nb = nanobind;
@@ -29,7 +29,8 @@ using namespace llmfast;
 
 namespace {
 
-constexpr size_t kWorthReleasing = 2048;  // bytes or ids from which the GIL is released: below, that costs more than it gives
+// Bytes or ids from which the GIL is released; for less work, releasing it takes longer than the work.
+constexpr size_t kWorthReleasing = 2048;
 
 template <typename T>
 nb::object to_numpy(Buffer<T> items) {
@@ -39,7 +40,7 @@ nb::object to_numpy(Buffer<T> items) {
     return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
 }
 
-// Releases the GIL for work on so much text, if that is worth it.
+// Releases the GIL if there is enough work.
 struct MayReleaseGil {
     explicit MayReleaseGil(size_t size) {
         if (size >= kWorthReleasing) released.emplace();
@@ -101,7 +102,8 @@ class Core {
         const Special* refused = nullptr;
         {
             const WithoutGil released;
-            for (size_t i = 0; i < all.size() && !refused; ++i) refused = specials_.find(all[i], 0, rules.refused).special;
+            for (size_t i = 0; i < all.size() && !refused; ++i)
+                refused = specials_.find(all[i], 0, rules.refused).special;
             if (!refused) {
                 run_parallel(all.size(), threads, [&](size_t i, size_t) {
                     encode_with_specials(encoder_, specials_, rules.allowed, all[i], results[i]);
@@ -148,13 +150,18 @@ class Core {
 
     // The ids of a list of pieces, each a str or bytes that is not to be split, and how many of them the last one has.
     nb::tuple encode_pieces(nb::handle pieces) const {
-        if (!PyList_CheckExact(pieces.ptr())) throw_type_error(std::string("pieces must be a list, got ") + kind_of(pieces));
+        if (!PyList_CheckExact(pieces.ptr()))
+            throw_type_error(std::string("pieces must be a list, got ") + kind_of(pieces));
+        const nb::object all = checked(PyList_AsTuple(pieces.ptr()));  // which other threads do not change meanwhile
         IdBuffer ids;
         size_t last = 0;
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pieces.ptr()); ++i) {
-            const nb::object piece = nb::borrow(PyList_GET_ITEM(pieces.ptr(), i));
+        SignalCounter counter;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(all.ptr()); ++i) {
+            counter.add(16);
+            const nb::handle piece = PyTuple_GET_ITEM(all.ptr(), i);
             nb::object owner;
-            const std::string_view bytes = PyUnicode_Check(piece.ptr()) ? utf8_of(piece, owner) : bytes_of(piece, "a piece");
+            const std::string_view bytes =
+                PyUnicode_Check(piece.ptr()) ? utf8_of(piece, owner) : bytes_of(piece, "a piece");
             const MayReleaseGil release(bytes.size());
             last = encoder_.encode_piece(bytes, ids);
         }
@@ -168,11 +175,15 @@ class Core {
         const std::string_view utf8 = utf8_of(text, owner);
         const SpecialRules rules = rules_of(allowed, disallowed);
         check_texts(utf8, rules);
-        if (const Special* const refused = specials_.find(utf8, 0, rules.refused).special) raise_refused(*refused);
+        const auto find = [&](size_t start, const Specials::Enabled& enabled) {
+            const MayReleaseGil release(utf8.size() - start);
+            return specials_.find(utf8, start, enabled);
+        };
+        if (const Special* const refused = find(0, rules.refused).special) raise_refused(*refused);
         nb::list parts;
         for (size_t start = 0; start < utf8.size();) {
             check_signals();
-            const auto [end, special] = specials_.find(utf8, start, rules.allowed);
+            const auto [end, special] = find(start, rules.allowed);
             if (end > start) parts.append(nb::str(utf8.data() + start, end - start));
             if (!special) break;
             parts.append(nb::int_(special->id));
@@ -199,7 +210,8 @@ class Core {
     }
 
     nb::object decode_text(nb::handle tokens, nb::handle errors) const {
-        if (!PyUnicode_Check(errors.ptr())) throw_type_error(std::string("errors must be a str, got ") + kind_of(errors));
+        if (!PyUnicode_Check(errors.ptr()))
+            throw_type_error(std::string("errors must be a str, got ") + kind_of(errors));
         const char* const how = PyUnicode_AsUTF8(errors.ptr());
         if (!how) throw nb::python_error();
         const IdBuffer ids = ids_of(tokens);
@@ -207,8 +219,8 @@ class Core {
         const Py_ssize_t bytes = static_cast<Py_ssize_t>(size.bytes);
         if (!size.is_ascii) {
             ByteBuffer utf8;
-            write(ids, utf8.room(size.bytes), size.bytes);
-            return checked(PyUnicode_DecodeUTF8(utf8.data(), bytes, how));
+            write(ids, utf8.prepare(size.bytes), size.bytes);
+            return decoded(utf8.data(), bytes, how);
         }
         nb::object result = checked(PyUnicode_New(bytes, 0x7F));
         write(ids, static_cast<char*>(PyUnicode_DATA(result.ptr())), size.bytes);
@@ -228,8 +240,8 @@ class Core {
     nb::tuple arrays_of(const std::vector<std::string_view>& texts, std::optional<uint32_t> separator,
                         size_t threads) const {
         Buffer<int64_t> offsets;
-        offsets.room(texts.size() + 1);
-        offsets.grow(texts.size() + 1);
+        offsets.prepare(texts.size() + 1);
+        offsets.commit(texts.size() + 1);
         Buffer<Id> ids;
         {
             const WithoutGil released;
@@ -238,7 +250,7 @@ class Core {
         return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(offsets)));
     }
 
-    // Which special tokens a call takes as such, and what it refuses.
+    // Which special tokens a call recognizes, and which texts it refuses.
     struct SpecialRules {
         Specials::Enabled allowed, refused;
         nb::object refused_texts;  // a collection of texts to refuse, special tokens or not; empty if there is none
@@ -258,16 +270,18 @@ class Core {
         throw_type_error(std::string(name) + " must be 'all' or a set of str, got " + kind_of(which));
     }
 
-    // Those of `allowed` that are special tokens. What else it names can never be found.
+    // The special tokens in `allowed`. Other texts in it are ignored, since they are no special tokens.
     Specials::Enabled allowed_by(nb::handle allowed) const {
         if (is_all(allowed)) return specials_.every();
         check_is_collection(allowed, "allowed_special");
         Specials::Enabled enabled;
+        SignalCounter counter;
         for (nb::handle text : nb::iter(allowed)) {
             if (!PyUnicode_Check(text.ptr())) {
                 throw_type_error(std::string("allowed_special must be 'all' or a set of str, but holds ") +
                                  kind_of(text));
             }
+            counter.add(16);
             nb::object owner;
             const size_t which = specials_.index(utf8_of(text, owner));
             if (which == specials_.all().size()) continue;
@@ -334,29 +348,42 @@ void bind_encoding(nb::module_& module) {
     const auto any = [](const char* name) { return nb::arg(name).none(); };
     nb::class_<Core>(module, "Core", "An immutable vocabulary with its splitting pattern; safe from many threads.")
         .def("__init__", &Core::construct, any("ranks"), any("specials"), nb::arg("pattern"))
-        .def("encode_ordinary", [](const Core& core, nb::handle text) { return list_of(core.encode_ordinary(text)); },
-             any("text"))
-        .def("encode_ordinary_to_numpy",
-             [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); }, any("text"))
-        .def("encode", [](const Core& core, nb::handle text, nb::handle allowed,
-                          nb::handle disallowed) { return list_of(core.encode(text, allowed, disallowed)); },
-             any("text"), any("allowed"), any("disallowed"))
-        .def("encode_to_numpy", [](const Core& core, nb::handle text, nb::handle allowed,
-                                   nb::handle disallowed) { return to_numpy(core.encode(text, allowed, disallowed)); },
-             any("text"), any("allowed"), any("disallowed"))
-        .def("encode_with_last", [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
-            size_t last = 0;
-            const IdBuffer ids = core.encode(text, allowed, disallowed, &last);
-            return nb::make_tuple(list_of(ids), last);
-        }, any("text"), any("allowed"), any("disallowed"), "The ids, and how many of them the last piece has.")
+        .def(
+            "encode_ordinary", [](const Core& core, nb::handle text) { return list_of(core.encode_ordinary(text)); },
+            any("text"))
+        .def(
+            "encode_ordinary_to_numpy",
+            [](const Core& core, nb::handle text) { return to_numpy(core.encode_ordinary(text)); }, any("text"))
+        .def(
+            "encode",
+            [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
+                return list_of(core.encode(text, allowed, disallowed));
+            },
+            any("text"), any("allowed"), any("disallowed"))
+        .def(
+            "encode_to_numpy",
+            [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
+                return to_numpy(core.encode(text, allowed, disallowed));
+            },
+            any("text"), any("allowed"), any("disallowed"))
+        .def(
+            "encode_with_last",
+            [](const Core& core, nb::handle text, nb::handle allowed, nb::handle disallowed) {
+                size_t last = 0;
+                const IdBuffer ids = core.encode(text, allowed, disallowed, &last);
+                return nb::make_tuple(list_of(ids), last);
+            },
+            any("text"), any("allowed"), any("disallowed"), "The ids, and how many of them the last piece has.")
         .def("encode_batch", &Core::encode_batch, any("texts"), any("allowed"), any("disallowed"), nb::arg("threads"))
         .def("encode_documents", &Core::encode_documents, any("documents"), any("separator"), nb::arg("threads"),
              nb::arg("narrow"))
         .def("count", &Core::count, any("text"))
-        .def("encode_piece", [](const Core& core, nb::handle piece) { return list_of(core.encode_piece(piece, true)); },
-             any("piece"))
-        .def("merge_piece", [](const Core& core, nb::handle piece) { return list_of(core.encode_piece(piece, false)); },
-             any("piece"))
+        .def(
+            "encode_piece", [](const Core& core, nb::handle piece) { return list_of(core.encode_piece(piece, true)); },
+            any("piece"))
+        .def(
+            "merge_piece", [](const Core& core, nb::handle piece) { return list_of(core.encode_piece(piece, false)); },
+            any("piece"))
         .def("encode_pieces", &Core::encode_pieces, any("pieces"))
         .def("cut_at_specials", &Core::cut_at_specials, any("text"), any("allowed"), any("disallowed"))
         .def_prop_ro("largest_id", &Core::largest_id)

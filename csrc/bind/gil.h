@@ -1,4 +1,4 @@
-// Releasing Python's global interpreter lock for long work, so that other threads run, Ctrl-C acts and Python can exit.
+// Releases Python's global interpreter lock for long work, so that other threads can run and Ctrl-C and exit work.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -17,10 +17,10 @@ namespace llmfast {
 inline std::atomic<unsigned long> main_thread_ident{0};
 inline bool is_main_thread() { return PyThread_get_thread_ident() == main_thread_ident; }
 
-// What a function of Python's C API returns that may wait for the GIL, as one that runs Python code may. While Python
-// exits, it ends every other thread that waits for the GIL by unwinding its stack, which would abort the process in the
-// first destructor or noexcept function, or run destructors of Python objects without the GIL. Such a thread sleeps
-// instead until the process is gone, as it does in Python 3.14.
+// Returns the result of a function of Python's C API that may wait for the GIL, as a function that runs Python code
+// may. While Python exits, it ends every other thread that waits for the GIL by unwinding its stack, which would abort
+// the process in the first destructor or noexcept function, or run destructors of Python objects without the GIL. Such
+// a thread sleeps instead until the process is gone, as it does in Python 3.14.
 template <typename Call>
 auto may_wait_for_gil(Call call) noexcept {
     try {
@@ -46,6 +46,20 @@ inline nanobind::object call_python(nanobind::handle function, nanobind::object 
 inline void check_signals() {
     if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
 }
+
+// Counts units of work with the GIL, such as items or bytes, and runs signal handlers once for many of them.
+class SignalCounter {
+  public:
+    void add(size_t units) {
+        if ((units_ += units) < kUnits) return;
+        units_ = 0;
+        check_signals();
+    }
+
+  private:
+    static constexpr size_t kUnits = 1 << 16;
+    size_t units_ = 0;
+};
 
 // The GIL is released while this exists. On the main thread, signals are still handled: work that calls
 // check_interrupt() is stopped with the exception that a handler raises.

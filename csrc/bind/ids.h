@@ -1,4 +1,4 @@
-// Ids to and from Python ints, without making a new int object each time.
+// Converts ids to and from Python ints, without making a new int object each time.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -110,14 +110,16 @@ void append_items(const Py_buffer& buffer, IdBuffer& ids) {
     const char* at = static_cast<const char*>(buffer.buf);
     const Py_ssize_t stride = buffer.strides ? buffer.strides[0] : buffer.itemsize;
     const size_t count = static_cast<size_t>(buffer.shape[0]);
-    uint32_t* const out = ids.room(count);
+    uint32_t* const out = ids.prepare(count);
+    SignalCounter counter;
     for (size_t i = 0; i < count; ++i, at += stride) {
+        counter.add(1);
         T value;
         std::memcpy(&value, at, sizeof value);
         if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) throw_no_id(nanobind::int_(value));
         out[i] = static_cast<uint32_t>(value);
     }
-    ids.grow(count);
+    ids.commit(count);
 }
 
 // Appends an array of integers, through the buffer protocol; false where `tokens` is not such an array.
@@ -153,13 +155,12 @@ inline IdBuffer ids_of(nanobind::handle tokens) {
         PyErr_Format(PyExc_TypeError, "tokens must be a sequence of ints, got %.200s", Py_TYPE(tokens.ptr())->tp_name);
         throw nanobind::python_error();
     }
-    const nanobind::object fast = checked(may_wait_for_gil([&] {
-        return PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints");
-    }));
+    const nanobind::object fast =
+        checked(may_wait_for_gil([&] { return PySequence_Fast(tokens.ptr(), "tokens must be a sequence of ints"); }));
     const nanobind::ft_object_guard guard(fast);  // from other threads, where there is no GIL
     constexpr Py_ssize_t kAhead = 48;  // ints are objects all over memory: asked for early, a list takes a sixth less
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
-    uint32_t* const out = ids.room(static_cast<size_t>(count));
+    uint32_t* const out = ids.prepare(static_cast<size_t>(count));
     Py_ssize_t i = 0;
     for (; i < count; ++i) {
         if (i % kIdsBetweenSignals == 0 && i > 0) check_signals();
@@ -169,7 +170,7 @@ inline IdBuffer ids_of(nanobind::handle tokens) {
         if (left > kAhead) prefetch_line(items[kAhead]);
         out[i] = as_id(items[0]);
     }
-    ids.grow(static_cast<size_t>(i));
+    ids.commit(static_cast<size_t>(i));
     return ids;
 }
 

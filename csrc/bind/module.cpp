@@ -14,9 +14,8 @@ void watch_main_thread() {
     llmfast::main_thread_ident = nb::cast<unsigned long>(main_thread.attr("ident"));
     const nb::object os = nb::module_::import_("os");
     if (!nb::hasattr(os, "register_at_fork")) return;
-    os.attr("register_at_fork")(nb::arg("after_in_child") = nb::cpp_function([] {
-        llmfast::main_thread_ident = PyThread_get_thread_ident();
-    }));
+    os.attr("register_at_fork")(nb::arg("after_in_child") =
+                                    nb::cpp_function([] { llmfast::main_thread_ident = PyThread_get_thread_ident(); }));
 }
 
 // A call that check_interrupt() stopped raises what the signal handler raised, which is set already.

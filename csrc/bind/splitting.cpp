@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "bind/module.h"
 #include "bind/gil.h"
-#include "pretokenize/pretokenize.h"
+#include "bind/module.h"
 #include "bind/text.h"
+#include "pretokenize/pretokenize.h"
 #include "vocabulary/rank_file.h"
 #include "vocabulary/specials.h"
 #include "vocabulary/vocabulary.h"
@@ -22,8 +22,8 @@ using namespace llmfast;
 
 Pattern pattern_named(std::string_view name) {
     static constexpr std::pair<std::string_view, Pattern> kNames[] = {
-        {"none", Pattern::none},     {"gpt2", Pattern::gpt2},   {"cl100k", Pattern::cl100k},
-        {"llama3", Pattern::llama3}, {"qwen2", Pattern::qwen2}, {"o200k", Pattern::o200k},
+        {"none", Pattern::none},        {"gpt2", Pattern::gpt2},   {"cl100k", Pattern::cl100k},
+        {"llama3", Pattern::llama3},    {"qwen2", Pattern::qwen2}, {"o200k", Pattern::o200k},
         {"deepseek", Pattern::deepseek}};
     for (const auto& [known, pattern] : kNames) {
         if (name == known) return pattern;
@@ -33,12 +33,14 @@ Pattern pattern_named(std::string_view name) {
 
 namespace {
 
-// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is anything else, or that
-// repeats a token.
+// The tokens of a tiktoken rank file: lines of base64 and a number. ValueError for a line that is anything else, or
+// that repeats a token.
 nb::dict parse_ranks(nb::handle contents) {
     nb::dict ranks;
     size_t tokens = 0;
+    SignalCounter counter;
     for_each_rank(bytes_of(contents, "contents"), [&](std::string_view token, uint32_t rank, size_t line) {
+        counter.add(16 + token.size());
         const nb::bytes key(token.data(), token.size());
         const nb::int_ value(rank);
         if (PyDict_SetItem(ranks.ptr(), key.ptr(), value.ptr()) < 0) throw nb::python_error();
@@ -86,6 +88,7 @@ size_t count_pieces(nb::handle text, std::string_view name) {
     uint32_t ends[kAtOnce];
     size_t count = 0;
     for (size_t at = 0; at < all.size();) {
+        check_interrupt();
         const size_t some = split(pattern, all.data() + at, all.size() - at, ends, kAtOnce);
         count += some;
         at += ends[some - 1];
@@ -107,7 +110,7 @@ class Finder {
   public:
     explicit Finder(nb::handle texts) : specials_(of(texts)) {}
 
-    // The one of the texts that starts first, and the longest of those that start there; None where there is none.
+    // The text that occurs first, and the longest of those that occur at the same place; None if none occurs.
     nb::object first_in(nb::handle text) const {
         nb::object owner;
         const std::string_view utf8 = utf8_of(text, owner);
@@ -122,7 +125,9 @@ class Finder {
   private:
     static std::vector<Special> of(nb::handle texts) {
         std::vector<Special> all;
+        SignalCounter counter;
         for (nb::handle text : nb::iter(texts)) {
+            counter.add(16);
             nb::object owner;
             all.push_back({std::string(utf8_of(text, owner)), 0});
         }
@@ -141,8 +146,9 @@ void bind_splitting(nb::module_& module) {
                "The pieces of a str or bytes under a named pattern.");
     module.def("count_pieces", &count_pieces, nb::arg("text").none(), nb::arg("pattern"),
                "How many pieces a str or bytes has under a named pattern.");
-    module.def("certain_boundary", &boundary, nb::arg("text").none(), nb::arg("pattern"), nb::arg("start"),
-               "The first offset in the UTF-8, at or after `start` > 0, where it can be cut without changing its pieces.");
+    module.def(
+        "certain_boundary", &boundary, nb::arg("text").none(), nb::arg("pattern"), nb::arg("start"),
+        "The first offset in the UTF-8, at or after `start` > 0, where it can be cut without changing its pieces.");
     nb::class_<Finder>(module, "Finder", "Finds the first, and there the longest, of several texts that are not empty.")
         .def(nb::init<nb::handle>(), nb::arg("texts").none())
         .def("first_in", &Finder::first_in, nb::arg("text").none());

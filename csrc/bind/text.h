@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,8 +19,8 @@ inline const char* kind_of(nanobind::handle value) { return Py_TYPE(value.ptr())
 
 [[noreturn]] inline void throw_type_error(const std::string& message) { throw nanobind::type_error(message.c_str()); }
 
-// The UTF-8 of a str, which caches it unless it is ASCII. A str with surrogates has none: pairs are joined and lone ones
-// replaced, as tiktoken does, and `owner` keeps the result.
+// The UTF-8 of a str, which caches it unless it is ASCII. A str with surrogates has none: pairs are joined and lone
+// ones replaced, as tiktoken does, and `owner` keeps the result.
 inline std::string_view utf8_of(nanobind::handle text, nanobind::object& owner) {
     if (!PyUnicode_Check(text.ptr())) throw_type_error(std::string("text must be a str, got ") + kind_of(text));
     Py_ssize_t length = 0;
@@ -83,15 +85,42 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
     if (PyUnicode_Check(value.ptr())) return utf8_of(value, owner);
     const std::string_view text = buffer_of(value, owner);
     if (PyBytes_Check(value.ptr()) || is_constant(owner)) return text;
-    owner = checked(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+    nanobind::object copy = checked(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(text.size())));
+    char* const out = PyBytes_AS_STRING(copy.ptr());
+    constexpr size_t kWindow = 1 << 20;
+    for (size_t at = 0; at < text.size(); at += kWindow) {
+        if (at > 0) check_signals();
+        std::memcpy(out + at, text.data() + at, std::min(kWindow, text.size() - at));
+    }
+    owner = std::move(copy);
     return bytes_of(owner, "text");
+}
+
+// What PyUnicode_DecodeUTF8 returns, but signals are handled while a long text is decoded.
+inline nanobind::object decoded(const char* utf8, Py_ssize_t size, const char* errors) {
+    constexpr Py_ssize_t kWindow = 1 << 22;
+    if (size > kWindow) {
+        nanobind::list parts;
+        for (Py_ssize_t at = 0, consumed = 0; at < size; at += consumed) {
+            check_signals();
+            consumed = std::min(kWindow, size - at);
+            Py_ssize_t* const whole_characters = consumed < size - at ? &consumed : nullptr;
+            PyObject* const part = PyUnicode_DecodeUTF8Stateful(utf8 + at, consumed, errors, whole_characters);
+            if (!part) break;
+            parts.append(nanobind::steal(part));
+        }
+        if (!PyErr_Occurred()) return checked(PyUnicode_Join(nanobind::str("").ptr(), parts.ptr()));
+        if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) throw nanobind::python_error();
+        PyErr_Clear();  // its positions are those in a part: the whole text has the right ones
+    }
+    return checked(PyUnicode_DecodeUTF8(utf8, size, errors));
 }
 
 // Each text of a sequence, by utf8_of or text_of; `what` names the argument in errors.
 inline std::vector<std::string_view> texts_of(nanobind::handle sequence, const char* what,
                                               std::vector<nanobind::object>& owners,
                                               std::string_view (*one)(nanobind::handle, nanobind::object&)) {
-    constexpr size_t kWindow = 1 << 20;  // bytes between two looks for signals
+    constexpr size_t kWindow = 1 << 20;  // bytes between two checks for signals
     if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
         throw_type_error(std::string(what) + " must be a sequence of texts, got one " + kind_of(sequence) +
                          ": put it in a list");

@@ -1,7 +1,6 @@
-// The Python face of corpus.h, train.h and derive_merges.h: `_bpe.Corpus` and `_bpe.derive_merges`.
+// Python bindings of corpus.h, train.h and derive_merges.h: `_bpe.Corpus` and `_bpe.derive_merges`.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -9,12 +8,12 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "bind/module.h"
-#include "train/corpus.h"
-#include "merge/derive_merges.h"
 #include "bind/gil.h"
+#include "bind/module.h"
 #include "bind/text.h"
 #include "bind/vocabulary.h"
+#include "merge/derive_merges.h"
+#include "train/corpus.h"
 #include "train/train.h"
 
 namespace nb = nanobind;
@@ -24,10 +23,12 @@ using namespace llmfast;
 namespace {
 
 // A progress function that takes the GIL for the call. What `call` raises ends the work.
-template <class Count>
+template <typename Count>
 std::function<void(Count)> progress_of(const nb::object& call, WithoutGil& released) {
     if (call.is_none()) return nullptr;
-    return [call = nb::handle(call), &released](Count done) { released.with_gil([&] { call_python(call, nb::int_(done)); }); };
+    return [call = nb::handle(call), &released](Count done) {
+        released.with_gil([&] { call_python(call, nb::int_(done)); });
+    };
 }
 
 // A str or a bytes object.
@@ -44,29 +45,41 @@ void add_documents(Corpus& corpus, nb::handle documents) {
 
 void add_file(Corpus& corpus, const std::string& path, const nb::object& progress) {
     WithoutGil released;
-    corpus.add_file(path, progress_of<std::uint64_t>(progress, released));
+    corpus.add_file(path, progress_of<uint64_t>(progress, released));
 }
 
 void add_words(Corpus& corpus, const nb::dict& counts) {
-    for (auto [word, count] : counts) corpus.add_word(bytes_of(word, "a word"), nb::cast<std::uint64_t>(count));
+    SignalCounter counter;
+    for (auto [word, count] : counts) {
+        counter.add(16);
+        corpus.add_word(bytes_of(word, "a word"), nb::cast<uint64_t>(count));
+    }
 }
 
-std::vector<std::pair<std::uint32_t, std::uint32_t>> learn(Corpus& corpus, std::size_t merges,
-                                                           std::uint64_t min_frequency, TieBreak tie_break,
-                                                           const nb::bytes& byte_order, const nb::object& progress) {
+// [(left, right)] for every merge.
+nb::list learn(Corpus& corpus, size_t merges, uint64_t min_frequency, TieBreak tie_break, const nb::bytes& byte_order,
+               const nb::object& progress) {
     TrainOptions options;
     options.merges = merges;
-    options.min_frequency = std::max<std::uint64_t>(min_frequency, 1);
+    options.min_frequency = std::max<uint64_t>(min_frequency, 1);
     options.tie_break = tie_break;
     options.threads = corpus.threads();
     if (byte_order.size() != 256) throw std::invalid_argument("byte_order must have 256 bytes");
-    std::copy_n(static_cast<const std::uint8_t*>(byte_order.data()), 256, options.byte_order.begin());
+    std::copy_n(static_cast<const uint8_t*>(byte_order.data()), 256, options.byte_order.begin());
 
-    WithoutGil released;
-    options.progress = progress_of<std::size_t>(progress, released);
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> pairs;
-    for (const Merge& merge : learn_merges(corpus.words(), options)) pairs.emplace_back(merge.left, merge.right);
-    return pairs;
+    std::vector<Merge> learned;
+    {
+        WithoutGil released;
+        options.progress = progress_of<size_t>(progress, released);
+        learned = learn_merges(corpus.words(), options);
+    }
+    nb::list list;
+    SignalCounter counter;
+    for (const Merge& merge : learned) {
+        counter.add(16);
+        list.append(nb::make_tuple(merge.left, merge.right));
+    }
+    return list;
 }
 
 nb::list words(Corpus& corpus) {
@@ -76,7 +89,9 @@ nb::list words(Corpus& corpus) {
         all = corpus.words();
     }
     nb::list list;
+    SignalCounter counter;
     for (const Word& word : all) {
+        counter.add(16);
         list.append(nb::make_tuple(nb::bytes(word.bytes.data(), word.bytes.size()), word.count));
     }
     return list;
@@ -87,12 +102,13 @@ nb::list derive(nb::handle ranks) {
     const Tokens given(ranks);
     std::vector<Parts> parts;
     std::vector<std::string_view> tokens;
-    std::vector<std::uint32_t> ids;
+    std::vector<uint32_t> ids;
     {
         const WithoutGil released;
-        std::vector<std::pair<std::uint32_t, std::string_view>> by_rank;
-        for (std::size_t i = 0; i < given.ids.size(); ++i) by_rank.emplace_back(given.ids[i], given.bytes[i]);
-        std::sort(by_rank.begin(), by_rank.end());
+        std::vector<std::pair<uint32_t, std::string_view>> by_rank;
+        for (size_t i = 0; i < given.ids.size(); ++i) by_rank.emplace_back(given.ids[i], given.bytes[i]);
+        sort_with_checks(by_rank.begin(), by_rank.end(),
+                         [](const auto& a, const auto& b) { return a.first < b.first; });
         for (const auto& [rank, token] : by_rank) {
             ids.push_back(rank);
             tokens.push_back(token);
@@ -100,7 +116,9 @@ nb::list derive(nb::handle ranks) {
         parts = derive_merges(tokens, ids);
     }
     nb::list list;
-    for (std::size_t i = 0; i < parts.size(); ++i) {
+    SignalCounter counter;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        counter.add(16 + parts[i].size());
         if (tokens[i].size() > 1) list.append(nb::make_tuple(ids[i], parts[i]));
     }
     return list;
@@ -116,13 +134,14 @@ void bind_training(nb::module_& m) {
     m.def("derive_merges", &derive, nb::arg("ranks").none());
 
     nb::class_<Corpus>(m, "Corpus", "Counts the words of documents and files, and learns merges from the counts.")
-        .def("__init__",
-             [](Corpus* self, std::string_view pattern, const nb::list& separators, unsigned threads) {
-                 std::vector<std::string> owned;
-                 for (nb::handle separator : separators) owned.emplace_back(bytes_of(separator, "a separator"));
-                 new (self) Corpus(pattern_named(pattern), std::move(owned), threads);
-             },
-             nb::arg("pattern"), nb::arg("separators"), nb::arg("threads"))
+        .def(
+            "__init__",
+            [](Corpus* self, std::string_view pattern, const nb::list& separators, unsigned threads) {
+                std::vector<std::string> owned;
+                for (nb::handle separator : separators) owned.emplace_back(bytes_of(separator, "a separator"));
+                new (self) Corpus(pattern_named(pattern), std::move(owned), threads);
+            },
+            nb::arg("pattern"), nb::arg("separators"), nb::arg("threads"))
         .def("add_documents", &add_documents, nb::arg("documents").none())
         .def("add_file", &add_file, nb::arg("path"), nb::arg("progress").none())
         .def("add_words", &add_words, nb::arg("counts"))

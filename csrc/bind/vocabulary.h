@@ -29,7 +29,8 @@ inline uint32_t table_id(nanobind::handle value, const char* what) {
         return static_cast<uint32_t>(id);
     }
     throw nanobind::value_error(("the id " + std::string(nanobind::str(number).c_str()) + " in " + what +
-                                 " is not in 0.." + std::to_string(kLargestId)).c_str());
+                                 " is not in 0.." + std::to_string(kLargestId))
+                                    .c_str());
 }
 
 // The tokens of a dict of bytes to int, or of the contents of a rank file, with their ids.
@@ -56,7 +57,9 @@ class Tokens {
         const Py_ssize_t count = PyList_GET_SIZE(kept_.ptr());
         bytes.reserve(static_cast<size_t>(count));
         ids.reserve(static_cast<size_t>(count));
+        SignalCounter counter;
         for (Py_ssize_t i = 0; i < count; ++i) {
+            counter.add(16);
             PyObject* const item = PyList_GET_ITEM(kept_.ptr(), i);
             bytes.push_back(bytes_of(PyTuple_GET_ITEM(item, 0), "each token of mergeable_ranks"));
             ids.push_back(table_id(PyTuple_GET_ITEM(item, 1), "mergeable_ranks"));
@@ -65,7 +68,9 @@ class Tokens {
 
     void parse(std::string_view contents) {
         std::vector<size_t> ends = {0};
+        SignalCounter counter;
         for_each_rank(contents, [&](std::string_view token, uint32_t rank, size_t) {
+            counter.add(16 + token.size());
             parsed_ += token;
             ends.push_back(parsed_.size());
             ids.push_back(rank);
@@ -84,11 +89,13 @@ inline std::vector<Special> specials_from(nanobind::handle specials) {
         throw_type_error(std::string("special_tokens must be a dict of str to int, got ") + kind_of(specials));
     }
     std::vector<Special> all;
+    SignalCounter counter;
     for (const auto& [text, id] : nanobind::borrow<nanobind::dict>(specials)) {
         if (!PyUnicode_Check(text.ptr())) {
             throw_type_error(std::string("special_tokens must be a dict of str to int, but has a key of type ") +
                              kind_of(text));
         }
+        counter.add(16);
         nanobind::object owner;
         all.push_back({std::string(utf8_of(text, owner)), table_id(id, "special_tokens")});
     }

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 
+#include "system/cpu_features.h"
 #include "system/interrupt.h"
 
 namespace llmfast {
 namespace {
 
-constexpr size_t kWindow = 1 << 16;  // ids to decode between two looks at whether the caller still wants the text
+constexpr size_t kWindow = 1 << 16;  // ids to decode between two checks for an interrupt
 
 }  // namespace
 
@@ -18,17 +19,21 @@ Decoder::Decoder(const Vocabulary& vocabulary, const std::vector<Special>& speci
     near_ = static_cast<uint32_t>(std::min<size_t>(size_t{largest_id_} + 1, 4 * tokens + (1 << 16)));
     kinds_.resize(size_t{near_} + 1);
     slots_.resize(size_t{near_} + 1);
-    for (size_t at = 0; at < vocabulary.size(); ++at) add(vocabulary.id(at), vocabulary.token(at));
+    InterruptCounter counter;
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        counter.add(1);
+        add(vocabulary.id(at), vocabulary.token(at));
+    }
     for (const Special& special : specials) add(special.id, special.bytes);
 }
 
-size_t Decoder::far_place(uint32_t id) const {
+LLMFAST_NOINLINE size_t Decoder::far_place(uint32_t id) const {
     const auto found = far_.find(id);
     return found == far_.end() ? near_ : found->second;
 }
 
 void Decoder::add(uint32_t id, std::string_view token) {
-    if (token.empty() || kinds_[place(id)]) return;
+    if (token.empty() || kinds_[place(id, view())]) return;
     size_t at = id;
     if (id >= near_) {
         at = far_[id] = kinds_.size();
@@ -48,7 +53,7 @@ void Decoder::add(uint32_t id, std::string_view token) {
 }
 
 std::string_view Decoder::bytes(uint32_t id) const {
-    const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
+    const size_t at = place(id, view()), length = kinds_[at] & ~kNotAscii;
     const Slot& slot = slots_[at];
     return length <= kShort ? std::string_view(slot.bytes, length)
                             : std::string_view(long_.data() + slot.span.offset, slot.span.length);
@@ -67,14 +72,15 @@ Decoder::Size Decoder::measure(std::span<const uint32_t> ids) const {
 }
 
 Decoder::Size Decoder::measure_some(std::span<const uint32_t> ids) const {
+    const View view = this->view();
     size_t size = 0;
     uint8_t seen = 0;
     for (const uint32_t& id : ids) {
-        const size_t at = place(id);
-        const uint8_t kind = kinds_[at];
+        const size_t at = place(id, view);
+        const uint8_t kind = view.kinds[at];
         if (kind == 0) return {size, false, &id};
         const size_t length = kind & ~kNotAscii;
-        size += length <= kShort ? length : slots_[at].span.length;
+        size += length <= kShort ? length : view.slots[at].span.length;
         seen |= kind;
     }
     return {size, !(seen & kNotAscii), nullptr};
@@ -91,10 +97,11 @@ void Decoder::write(std::span<const uint32_t> ids, char* out, size_t size) const
 }
 
 char* Decoder::write_some(std::span<const uint32_t> ids, char* out, const char* end) const {
+    const View view = this->view();
     for (const uint32_t id : ids) {
-        const size_t at = place(id), length = kinds_[at] & ~kNotAscii;
+        const size_t at = place(id, view), length = view.kinds[at] & ~kNotAscii;
         if (length <= kShort && static_cast<size_t>(end - out) >= kShort) {
-            std::memcpy(out, slots_[at].bytes, kShort);  // one instruction; what is too much is written over
+            std::memcpy(out, view.slots[at].bytes, kShort);  // one instruction; the next token overwrites the excess
             out += length;
         } else {
             const std::string_view token = bytes(id);

@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kTask = 1 << 16;  // bytes of text that a thread takes at once
 
-// A stretch of a document: long ones are cut where pieces certainly end.
+// A part of a document: long documents are cut at places where a piece certainly ends.
 struct Stretch {
     std::string_view text;
     bool ends_document;
@@ -62,7 +62,7 @@ size_t encode_with_specials(const Encoder& encoder, const Specials& specials, co
 
 template <typename Id>
 Buffer<Id> encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
-                             std::optional<uint32_t> separator, size_t threads, int64_t* offsets) {
+                            std::optional<uint32_t> separator, size_t threads, int64_t* offsets) {
     std::vector<Stretch> stretches = stretches_of(documents, encoder.pattern());
     const std::vector<size_t> starts = tasks_of(stretches);
     const size_t tasks = starts.size() - 1, members = std::clamp<size_t>(tasks, 1, std::max<size_t>(threads, 1));
@@ -90,8 +90,8 @@ Buffer<Id> encode_documents(const Encoder& encoder, const std::vector<std::strin
 }
 
 template Buffer<uint16_t> encode_documents(const Encoder&, const std::vector<std::string_view>&,
-                                            std::optional<uint32_t>, size_t, int64_t*);
+                                           std::optional<uint32_t>, size_t, int64_t*);
 template Buffer<uint32_t> encode_documents(const Encoder&, const std::vector<std::string_view>&,
-                                            std::optional<uint32_t>, size_t, int64_t*);
+                                           std::optional<uint32_t>, size_t, int64_t*);
 
 }  // namespace llmfast

@@ -1,4 +1,4 @@
-// Many documents at once, on several threads.
+// Encodes many documents on several threads.
 #pragma once
 
 #include <cstddef>
@@ -12,15 +12,15 @@
 
 namespace llmfast {
 
-// Appends the ids of `text`, in which the enabled special tokens count. Returns how many tokens the last piece has: 0
-// behind a special token.
+// Appends the ids of `text`, in which the enabled special tokens are recognized. Returns how many tokens the last piece
+// has: 0 if the text ends with a special token.
 size_t encode_with_specials(const Encoder& encoder, const Specials& specials, const Specials::Enabled& enabled,
                             std::string_view text, IdBuffer& ids);
 
-// The ids of all documents, one behind another, each followed by `separator` if there is one: as
-// uint16_t if they fit, or as uint32_t. Document i is [offsets[i], offsets[i + 1]).
+// The concatenated ids of all documents, each followed by `separator` if there is one, as uint16_t (if they fit) or
+// uint32_t. Document i is [offsets[i], offsets[i + 1]).
 template <typename Id>
 Buffer<Id> encode_documents(const Encoder& encoder, const std::vector<std::string_view>& documents,
-                             std::optional<uint32_t> separator, size_t threads, int64_t* offsets);
+                            std::optional<uint32_t> separator, size_t threads, int64_t* offsets);
 
 }  // namespace llmfast

@@ -6,8 +6,8 @@
 #include <thread>
 #include <utility>
 
-#include "system/interrupt.h"
 #include "system/cpu_features.h"
+#include "system/interrupt.h"
 #include "system/parallel.h"
 #include "system/prefetch.h"
 #include "system/termination.h"
@@ -15,7 +15,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kBatch = 256;  // pieces between asking for a slot's memory and reading it
+constexpr size_t kBatch = 256;  // pieces whose slots are prefetched before the first is read
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;  // unknown pieces are merged in batches, to overlap cache misses
 constexpr size_t kLongSlots = 1 << 19;  // 2 MB
@@ -39,8 +39,9 @@ struct Encoder::Batch {
     }
 };
 
-// Pieces that are not cached. Their parts stand among the ids until there are enough to be merged together. They are
-// copies, the short ones as their keys: the text may change before its pieces are inserted into a cache.
+// Pieces that are not cached. Their parts are kept among the ids until there are enough to be merged together. The
+// bytes are copies, those of short pieces as keys, since the text may change before its pieces are inserted into a
+// cache.
 struct Encoder::Unknowns {
     struct One {
         Key key;
@@ -48,8 +49,8 @@ struct Encoder::Unknowns {
         size_t at, parts;      // where among the ids, and how many
     };
     size_t count = 0;
-    size_t batches = 0;    // since they were last merged
-    size_t last = 0;       // how many tokens the last piece has
+    size_t batches = 0;  // since they were last merged
+    size_t last = 0;     // how many tokens the last piece has
     One all[kMostUnknowns];
     Piece pieces[kMostUnknowns];
     ByteBuffer copied;
@@ -59,8 +60,8 @@ struct Encoder::Unknowns {
     std::string_view add(std::string_view piece, const Key& key, size_t at) {
         One& one = all[count++] = {key, copied.size(), piece.size(), at, 0};
         if (key.high == kNoKey) {
-            std::memcpy(copied.room(piece.size()), piece.data(), piece.size());
-            copied.grow(piece.size());
+            copy_in_windows(piece.data(), piece.size(), copied.prepare(piece.size()));
+            copied.commit(piece.size());
         }
         return bytes(one);
     }
@@ -84,7 +85,7 @@ Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     });
 }
 
-// Inserts the vocabulary into the cache of short pieces, some tokens at a time while their slots are fetched.
+// Inserts the vocabulary into the cache of short pieces, in groups whose slots are prefetched.
 void Encoder::insert_tokens() {
     constexpr size_t kAtOnce = 32;
     Key keys[kAtOnce];
@@ -94,7 +95,9 @@ void Encoder::insert_tokens() {
         for (size_t i = 0; i < count; ++i) has_all_tokens_ &= short_pieces_.insert(keys[i], &ids[i], 1);
         count = 0;
     };
+    InterruptCounter counter;
     for (size_t at = 0; at < vocabulary_.size(); ++at) {
+        counter.add(1);
         const std::string_view token = vocabulary_.token(at);
         if (token.size() > kLongestShortKey) continue;
         keys[count] = short_key(token.data(), token.size(), false);
@@ -120,7 +123,7 @@ void Encoder::insert(std::string_view piece, const Key& key, const Piece& merged
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
     if (piece.empty()) return 0;
     if (piece.size() > kLongestPiece) throw_piece_too_long(piece.size());
-    uint32_t* const out = ids.room(piece.size());
+    uint32_t* const out = ids.prepare(piece.size());
     Piece merged = {out, 1};
     if (look_up) out[0] = vocabulary_.find(piece);
     if (!look_up || out[0] == kNoToken) {
@@ -128,11 +131,11 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
         merged.count = parts_of(*pairs_, piece, out);
         merge_parts(*pairs_, {&merged, 1}, scratch);
     }
-    ids.grow(merged.count);
+    ids.commit(merged.count);
     return merged.count;
 }
 
-// Writes the ids of a piece that is not in the first slot it could be in, and returns how many; 0 if it is unknown.
+// Writes the ids of a piece that is not in the first slot of its bucket, and returns how many; 0 if it is not cached.
 LLMFAST_NOINLINE size_t Encoder::look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const {
     if (key.high != kNoKey) {
         if (const ShortPieceCache::Slot* const slot = short_pieces_.find(key, index)) return copy(*slot, out);
@@ -140,7 +143,8 @@ LLMFAST_NOINLINE size_t Encoder::look_up(std::string_view piece, const Key& key,
         out[0] = vocabulary_.find(bytes_of(key));
         return out[0] != kNoToken;
     }
-    if (const LongPieceCache::Entry* const entry = long_pieces_.find(piece, key.low)) return LongPieceCache::copy(*entry, out);
+    if (const LongPieceCache::Entry* const entry = long_pieces_.find(piece, key.low))
+        return LongPieceCache::copy(*entry, out);
     out[0] = vocabulary_.find(piece);
     if (out[0] == kNoToken) return 0;
     long_pieces_.insert(vocabulary_.bytes(out[0]), key.low, out, 1);
@@ -164,7 +168,7 @@ LLMFAST_NOINLINE size_t Encoder::add_unknown(std::string_view piece, const Key& 
 
 // Appends the ids of the batch, and the parts of its unknown pieces.
 inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
-    uint32_t* const begin = ids.room(batch.ends[batch.count - 1] + LongPieceCache::kCopied);
+    uint32_t* const begin = ids.prepare(batch.ends[batch.count - 1] + LongPieceCache::kCopied);
     uint32_t* out = begin;
     size_t count = 0;
     const ShortPieceCache::Slot* const slots = short_pieces_.slot(0);
@@ -184,11 +188,12 @@ inline void Encoder::encode_batch(const char* text, const Batch& batch, IdBuffer
     }
     unknowns.last = count;
     ++unknowns.batches;
-    ids.grow(static_cast<size_t>(out - begin));
+    ids.commit(static_cast<size_t>(out - begin));
 }
 
-// Merges the parts of the unknown pieces, which stand among the ids, closes the gaps, and caches the pieces.
+// Merges the parts of the unknown pieces in place among the ids, closes the gaps, and caches the pieces.
 void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
+    check_interrupt();
     const size_t count = std::exchange(unknowns.count, 0);
     unknowns.batches = 0;
     if (count == 0) return;
@@ -204,18 +209,18 @@ void Encoder::merge_pending(Unknowns& unknowns, IdBuffer& ids) const {
     for (size_t i = 0; i < count; ++i) {
         insert(unknowns.bytes(all[i]), all[i].key, merged[i]);
         const size_t behind = all[i].at + all[i].parts, next = i + 1 < count ? all[i + 1].at : ids.size();
-        out = std::copy_n(merged[i].ids, merged[i].count, out);
-        out = std::copy(begin + behind, begin + next, out);
+        out = copy_in_windows(merged[i].ids, merged[i].count, out);
+        out = copy_in_windows(begin + behind, next - behind, out);
     }
-    ids.cut(static_cast<size_t>(out - begin));
+    ids.truncate(static_cast<size_t>(out - begin));
     unknowns.copied.clear();
 }
 
-// Splits off the next pieces of `text`, and asks for the memory that they will be looked up in.
+// Fills a batch with the next pieces of `text`, and prefetches the slots that they will be looked up in.
 inline void Encoder::fill(Batch& batch, std::string_view text) const {
     batch.count = split(pattern_, text.data(), text.size(), batch.ends, kBatch);
     const ShortPieceCache::Slot* const slots = short_pieces_.slot(0);
-    const HashSecret secret = kHashSecret;  // a copy, which need not be read again for every piece
+    const HashSecret secret = kHashSecret;  // a copy, which the compiler can keep in registers
     uint64_t long_ones[kBatch];
     size_t long_count = 0;
     int64_t start = 0;
@@ -242,7 +247,7 @@ inline void Encoder::fill(Batch& batch, std::string_view text) const {
     for (size_t i = 0; i < long_count; ++i) long_pieces_.prefetch_entry(long_ones[i]);
 }
 
-// Takes the next pieces off `text`.
+// Encodes the next batch and removes it from `text`.
 inline void Encoder::encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
     fill(batch, text);
     encode_batch(text.data(), batch, ids, unknowns);
@@ -250,23 +255,30 @@ inline void Encoder::encode_some(std::string_view& text, Batch& batch, IdBuffer&
 }
 
 LLMFAST_AVX2 void Encoder::encode_some_avx2(std::string_view& text, Batch& batch, IdBuffer& ids,
-                                              Unknowns& unknowns) const {
+                                            Unknowns& unknowns) const {
     encode_some(text, batch, ids, unknowns);
+}
+
+inline void Encoder::encode_next(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const {
+    has_avx2() ? encode_some_avx2(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
+}
+
+// Whether the next batch might have more unknown pieces than there is room for, or there were enough batches.
+bool Encoder::is_time_to_merge(const Unknowns& unknowns) {
+    return unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
 }
 
 size_t Encoder::encode(std::string_view text, IdBuffer& ids) const {
     Unknowns unknowns;
     Batch batch;
-    // Room for what text usually has, and for all that one more batch could have.
-    if (ids.size() == 0) ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
+    // For the ids that text usually has, and for those that one more batch could have.
+    if (ids.size() == 0)
+        ids.reserve(std::min(text.size(), usual_ids(text.size()) + 4 * kBatch) + LongPieceCache::kCopied);
     Decreasing left(text.size() + 1);
     while (!text.empty()) {
         left.require(text.size());
-        has_avx2() ? encode_some_avx2(text, batch, ids, unknowns) : encode_some(text, batch, ids, unknowns);
-        const bool is_full = unknowns.count > kMostUnknowns - kBatch || unknowns.batches == kBatchesTogether;
-        if (!is_full && !text.empty()) continue;
-        check_interrupt();
-        merge_pending(unknowns, ids);
+        encode_next(text, batch, ids, unknowns);
+        if (is_time_to_merge(unknowns) || text.empty()) merge_pending(unknowns, ids);
     }
     return unknowns.last;
 }
@@ -279,8 +291,8 @@ size_t Encoder::count(std::string_view text) const {
     Decreasing left(text.size() + 1);
     while (!text.empty()) {
         left.require(text.size());
-        check_interrupt();
-        encode_some(text, batch, ids, unknowns);
+        encode_next(text, batch, ids, unknowns);
+        if (!is_time_to_merge(unknowns) && !text.empty()) continue;
         merge_pending(unknowns, ids);
         total += ids.size();
         ids.clear();

@@ -1,4 +1,4 @@
-// Text to token ids: split, look each piece up, merge the pieces that are not known.
+// From text to token ids: splits the text into pieces, looks each up in a cache, and merges those that are not cached.
 #pragma once
 
 #include <cstddef>
@@ -6,23 +6,24 @@
 #include <optional>
 #include <string_view>
 
-#include "system/buffer.h"
 #include "encode/long_piece_cache.h"
+#include "encode/short_piece_cache.h"
 #include "merge/merge.h"
 #include "merge/pair_table.h"
 #include "pretokenize/piece_limit.h"
 #include "pretokenize/pretokenize.h"
-#include "encode/short_piece_cache.h"
+#include "system/buffer.h"
 #include "vocabulary/vocabulary.h"
 
 namespace llmfast {
 
-// Memory is bounded, whatever is encoded: about 70 bytes per token of the vocabulary, the cache of short pieces (16 MB for
-// gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the cache of long pieces (34 MB, of which
-// only what is used is touched), and the ids of the current text. A full cache takes no more pieces.
+// Memory is bounded, whatever is encoded: about 70 bytes per token of the vocabulary, the cache of short pieces (16 MB
+// for gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the cache of long pieces (34 MB, of
+// which only what is used is touched), and the ids of the current text. A full cache takes no more pieces.
 //
 // The bytes of a text may change while it is encoded, where a caller's other threads write to it. Its ids are then
-// unspecified, but later texts are encoded right: what enters a cache is computed from the encoder's own copy of a piece.
+// unspecified, but later texts are encoded right: what enters a cache is computed from the encoder's own copy of a
+// piece.
 class Encoder {
   public:
     Encoder(Vocabulary vocabulary, Pattern pattern);
@@ -41,7 +42,8 @@ class Encoder {
     // merging would not arrive there.
     size_t encode_piece(std::string_view piece, IdBuffer& ids, bool look_up = true) const;
 
-    // Room that the ids of this many bytes seldom exceed: memory that is not written costs nothing, but growing does.
+    // How many ids so many bytes usually have at most. Reserving memory that is not written costs nothing; growing
+    // does.
     static size_t usual_ids(size_t bytes) { return bytes / 4 * 3; }
 
   private:
@@ -51,6 +53,8 @@ class Encoder {
     void insert_tokens();
     void encode_some(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     void encode_some_avx2(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
+    void encode_next(std::string_view& text, Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
+    static bool is_time_to_merge(const Unknowns& unknowns);
     void fill(Batch& batch, std::string_view text) const;
     void encode_batch(const char* text, const Batch& batch, IdBuffer& ids, Unknowns& unknowns) const;
     size_t look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const;
@@ -63,7 +67,7 @@ class Encoder {
     std::optional<PairTable> pairs_;
     mutable ShortPieceCache short_pieces_;  // up to 15 bytes
     mutable LongPieceCache long_pieces_;    // pieces of more bytes, and the ids of short ones that have many
-    bool has_all_tokens_ = true;            // whether the cache of short pieces has every short token
+    bool has_all_tokens_ = true;            // whether the cache of short pieces has all short tokens
     Pattern pattern_;
 };
 

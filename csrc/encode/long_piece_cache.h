@@ -1,7 +1,8 @@
-// Ids that do not fit beside a short key, one entry behind another; and a table that finds the long pieces among them.
+// The cache of long pieces, which also holds the ids of short pieces that have too many for their slot. Entries are
+// stored one after another; a hash table finds those of long pieces.
 //
-// Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only ever
-// searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
+// Entries are written once and never changed: any number of threads read and insert without a lock. A piece is only
+// ever searched in the kProbes slots of its bucket; a full bucket, or full memory, takes no more.
 #pragma once
 
 #include <atomic>
@@ -22,7 +23,7 @@ class LongPieceCache {
     static constexpr size_t kCopied = 8;     // ids are copied in groups of this many
     static constexpr size_t kProbes = 16;    // slots: a cache line
 
-    // An entry: behind it its ids, and behind those the bytes of a long piece.
+    // An entry is followed by its ids, and these by the bytes of a long piece.
     struct Entry {
         uint32_t count, length;
         const uint32_t* ids() const { return reinterpret_cast<const uint32_t*>(this + 1); }
@@ -31,15 +32,15 @@ class LongPieceCache {
 
     // A table of `slots`, a power of two and at least kProbes, for long pieces.
     explicit LongPieceCache(size_t slots)
-        : entries_((kWords + kCopied) * sizeof(uint32_t)),
-          slots_(slots * sizeof(Slot)),
-          mask_(slots - 1) {}
+        : entries_((kWords + kCopied) * sizeof(uint32_t)), slots_(slots * sizeof(Slot)), mask_(slots - 1) {}
 
     static uint64_t hash(std::string_view piece) { return hash_bytes(piece.substr(0, kLongest)); }
 
     // Prefetches the slots that a piece is searched in, and once they are in the cache, the entry it is compared with.
     void prefetch_slot(uint64_t hash) const { prefetch_line(&slot(hash, 0)); }
-    void prefetch_entry(uint64_t hash) const { prefetch_line(&entry(slot(hash, 0).load(std::memory_order_relaxed) % kWords)); }
+    void prefetch_entry(uint64_t hash) const {
+        prefetch_line(&entry(slot(hash, 0).load(std::memory_order_relaxed) % kWords));
+    }
 
     const Entry& entry(uint32_t place) const {
         return *reinterpret_cast<const Entry*>(static_cast<const uint32_t*>(entries_.data()) + place);
@@ -52,7 +53,8 @@ class LongPieceCache {
             if (found == 0) return nullptr;
             if (found / kWords != tag(hash)) continue;
             const Entry& known = entry(found % kWords);
-            if (known.length == piece.size() && std::memcmp(known.bytes(), piece.data(), piece.size()) == 0) return &known;
+            if (known.length == piece.size() && std::memcmp(known.bytes(), piece.data(), piece.size()) == 0)
+                return &known;
         }
         return nullptr;
     }
@@ -63,7 +65,7 @@ class LongPieceCache {
         return entry.count;
     }
 
-    // Stores the ids of a piece, and its bytes, and returns the place of the entry; 0 where there is no room.
+    // Stores the ids and bytes of a piece, and returns the place of the entry; 0 if there is no room.
     uint32_t append(const uint32_t* ids, size_t count, std::string_view piece) {
         const size_t size = sizeof(Entry) / sizeof *ids + count + (piece.size() + 3) / 4;
         if (used_.load(std::memory_order_relaxed) + size > kWords) return 0;
@@ -77,8 +79,8 @@ class LongPieceCache {
         return static_cast<uint32_t>(place);
     }
 
-    // Inserts a long piece that is not here yet, if there is room. If two threads insert the same one, the second entry
-    // is never found. `piece` must not change meanwhile.
+    // Inserts a long piece that is not cached yet, if there is room. If two threads insert the same piece, the second
+    // entry is never found. `piece` must not change during the call.
     void insert(std::string_view piece, uint64_t hash, const uint32_t* ids, size_t count) {
         if (piece.size() > kLongest) return;
         size_t i = 0;
@@ -88,7 +90,8 @@ class LongPieceCache {
         if (place == 0) return;
         for (; i < kProbes; ++i) {
             uint32_t empty = 0;
-            if (slot(hash, i).compare_exchange_strong(empty, tag(hash) * kWords + place, std::memory_order_release)) return;
+            if (slot(hash, i).compare_exchange_strong(empty, tag(hash) * kWords + place, std::memory_order_release))
+                return;
         }
     }
 

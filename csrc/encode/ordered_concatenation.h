@@ -1,4 +1,4 @@
-// What several threads find, in one array in order.
+// Concatenates the results of several threads in the order of their tasks.
 #pragma once
 
 #include <algorithm>
@@ -9,16 +9,18 @@
 #include <vector>
 
 #include "system/buffer.h"
+#include "system/interrupt.h"
 
 namespace llmfast {
 
-// The ids of tasks that are begun in order. A thread moves what it found to its place as soon as all tasks before are
-// done, which they nearly are: it is still in its cache then, and little memory is needed beside the array.
+// The ids of tasks that are started in order. A thread moves its ids to their place as soon as all earlier tasks are
+// done, which is soon: the ids are then still in its cache, and little memory is needed besides the array.
 template <typename Id>
 class OrderedConcatenation {
   public:
-    // `room` is for how many ids there are memory at once; more can be found.
-    OrderedConcatenation(size_t tasks, size_t members, size_t room) : places_(tasks + 1, kUnknown), found_(members), room_(room) {
+    // `room` is the number of ids for which memory is reserved; there may be more.
+    OrderedConcatenation(size_t tasks, size_t members, size_t room)
+        : places_(tasks + 1, kUnknown), found_(members), room_(room) {
         places_[0] = 0;
         all_.reserve(room);
     }
@@ -26,7 +28,7 @@ class OrderedConcatenation {
     // Where the thread `member` appends the ids of its next task.
     IdBuffer& ids(size_t member) { return found_[member].ids; }
 
-    // Says that the `count` last ids of `member` are those of `task`.
+    // Declares the last `count` ids of `member` to be those of `task`.
     void finish(size_t task, size_t member, size_t count) {
         Found& found = found_[member];
         found.parts.push_back({task, found.ids.size() - count, count});
@@ -36,19 +38,21 @@ class OrderedConcatenation {
     // The array, when all tasks are done.
     Buffer<Id> take() {
         const size_t total = places_.back();
-        all_.grow(std::min(room_, total));
+        all_.commit(std::min(room_, total));
         all_.reserve(total);
         room_ = std::max(room_, total);
         for (Found& found : found_) move(found, places_.size() - 1);
-        all_.cut(0);
-        all_.grow(total);
+        all_.truncate(0);
+        all_.commit(total);
         return std::move(all_);
     }
 
   private:
     static constexpr size_t kUnknown = SIZE_MAX;
-    struct Part { size_t task, begin, count; };
-    struct alignas(64) Found {  // by one thread, and not at its place yet
+    struct Part {
+        size_t task, begin, count;
+    };
+    struct alignas(64) Found {  // the ids of one thread that are not at their place yet
         IdBuffer ids;
         std::vector<Part> parts;
     };
@@ -66,13 +70,14 @@ class OrderedConcatenation {
     void move(Found& found, size_t placed) {
         auto part = found.parts.begin();
         for (; part != found.parts.end() && part->task < placed && places_[part->task + 1] <= room_; ++part) {
+            check_interrupt();
             std::copy_n(found.ids.data() + part->begin, part->count, all_.data() + places_[part->task]);
         }
         found.parts.erase(found.parts.begin(), part);
         if (found.parts.empty()) found.ids.clear();
     }
 
-    std::vector<size_t> places_;  // where each task that is placed begins, and the next; behind, how many ids it has
+    std::vector<size_t> places_;  // where each task with a place begins; after those, how many ids a task has
     size_t placed_ = 0;           // tasks
     std::mutex guard_;
     std::vector<Found> found_;

@@ -1,4 +1,4 @@
-// Short pieces -> their ids: the vocabulary's tokens from the start, and the results of merging as they are found.
+// The cache of short pieces: the vocabulary's tokens from the start, and pieces that were merged.
 //
 // A slot holds everything, so that a lookup touches one cache line; only pieces of many ids have them elsewhere
 // (long_piece_cache.h). Slots are written once and never changed: any number of threads read and insert without a lock.
@@ -26,7 +26,8 @@ class ShortPieceCache {
     struct Slot {
         std::atomic<uint64_t> high;  // of the key, neither 0 nor ~0; 0: empty. Written last.
         uint64_t low;
-        uint32_t ids[kMostIds];      // the first has their number in its top byte: above kMostIds, ids[1] is where they are
+        // The first has their number in its top byte: above kMostIds, ids[1] is where they are.
+        uint32_t ids[kMostIds];
     };
 
     // A table of `slots`, a power of two and at least kProbes, of which up to 5/8 are used.
@@ -36,14 +37,14 @@ class ShortPieceCache {
           shift_(std::countl_zero(slots - 1)),
           room_(slots / 8 * 5) {}
 
-    // The first slot of a key: multiply-shift hashing, which costs half of hash_key. What collides in spite of the secret
-    // is bounded by kProbes.
+    // The first slot of a key: multiply-shift hashing, which costs half of hash_key. What collides in spite of the
+    // secret is bounded by kProbes.
     size_t index(const Key& key, const HashSecret& secret = kHashSecret) const {
         return ((key.low ^ key.high * secret.low) * secret.high) >> shift_;
     }
     const Slot* slot(size_t index) const { return slots_ + index; }
 
-    // The slot of a key, or nullptr, searched from `index(key)`: first in its cache line, then ever further away.
+    // The slot of a key, or nullptr. The search starts at `index(key)`, in the same cache line.
     const Slot* find(const Key& key, size_t index) const {
         for (size_t i = 0; i < kProbes; ++i) {
             const Slot& slot = slots_[index ^ i];
@@ -56,7 +57,8 @@ class ShortPieceCache {
         return slot.high.load(std::memory_order_acquire) == key.high && slot.low == key.low;
     }
 
-    // Writes the ids of a slot, if they are there, to `out`, which has room for kMostIds, and returns how many there are.
+    // Writes the ids of a slot, if they are there, to `out`, which has room for kMostIds, and returns how many there
+    // are.
     static size_t copy(const Slot& slot, uint32_t* out) {
         uint64_t first;
         std::memcpy(&first, slot.ids, 8);

@@ -12,12 +12,12 @@
 
 namespace llmfast::fuzz {
 
-#define LLMFAST_REQUIRE(condition)                                                       \
-    do {                                                                                 \
-        if (!(condition)) {                                                              \
-            std::fprintf(stderr, "%s:%d: %s fails\n", __FILE__, __LINE__, #condition);   \
-            std::abort();                                                                \
-        }                                                                                \
+#define LLMFAST_REQUIRE(condition)                                                     \
+    do {                                                                               \
+        if (!(condition)) {                                                            \
+            std::fprintf(stderr, "%s:%d: %s fails\n", __FILE__, __LINE__, #condition); \
+            std::abort();                                                              \
+        }                                                                              \
     } while (false)
 
 constexpr Pattern kPatterns[] = {Pattern::none,  Pattern::gpt2,  Pattern::cl100k,  Pattern::llama3,
@@ -28,10 +28,12 @@ inline Vocabulary small_vocabulary() {
     static std::vector<std::string> tokens;
     if (tokens.empty()) {
         for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
-        for (const char* token : {"  ",   "    ", "\n\n", "th",    "he",   "the", " the", "in",   "ing",  "'s",  "aa",
-                                  "aaaa", "ab",   "ba",   "aba",   "ca",   "cab", "12",   "123",  "\xD0", "\xC3\xA9",
-                                  "\xE4\xB8", "\xE4\xB8\xAD", "\xAD\xE6", " \xE4", "\xE6\x96", "\xE6\x96\x87",
-                                  "\xE4\xB8\xAD\xE6\x96\x87", "\xF0\x9F", "\xF0\x9F\x98", "..", "...", "    x"}) {
+        for (const char* token :
+             {"  ",       "    ",         "\n\n",     "th",    "he",       "the",          " the",
+              "in",       "ing",          "'s",       "aa",    "aaaa",     "ab",           "ba",
+              "aba",      "ca",           "cab",      "12",    "123",      "\xD0",         "\xC3\xA9",
+              "\xE4\xB8", "\xE4\xB8\xAD", "\xAD\xE6", " \xE4", "\xE6\x96", "\xE6\x96\x87", "\xE4\xB8\xAD\xE6\x96\x87",
+              "\xF0\x9F", "\xF0\x9F\x98", "..",       "...",   "    x"}) {
             if (std::string_view(token).size() > 1) tokens.emplace_back(token);
         }
     }
@@ -77,10 +79,10 @@ inline std::vector<uint32_t> merge_by_definition(const Vocabulary& vocabulary, s
 inline void check(const uint8_t* data, size_t size) {
     if (size == 0) return;
     static const Vocabulary vocabulary = small_vocabulary();
-    static Encoder encoders[] = {
-        {small_vocabulary(), kPatterns[0]}, {small_vocabulary(), kPatterns[1]}, {small_vocabulary(), kPatterns[2]},
-        {small_vocabulary(), kPatterns[3]}, {small_vocabulary(), kPatterns[4]}, {small_vocabulary(), kPatterns[5]},
-        {small_vocabulary(), kPatterns[6]}};
+    static Encoder encoders[] = {{small_vocabulary(), kPatterns[0]}, {small_vocabulary(), kPatterns[1]},
+                                 {small_vocabulary(), kPatterns[2]}, {small_vocabulary(), kPatterns[3]},
+                                 {small_vocabulary(), kPatterns[4]}, {small_vocabulary(), kPatterns[5]},
+                                 {small_vocabulary(), kPatterns[6]}};
     const Encoder& encoder = encoders[data[0] % std::size(kPatterns)];
     // A copy of exact size, for the sanitizer to see reads behind it.
     const std::vector<char> copy(data + 1, data + size);

@@ -17,28 +17,28 @@
 
 namespace llmfast::fuzz {
 
-using Pair = std::pair<std::uint32_t, std::uint32_t>;
+using Pair = std::pair<uint32_t, uint32_t>;
 
 // Count all pairs, merge the best one everywhere, start over.
 std::vector<Pair> merges_by_definition(const std::vector<Word>& words, const TrainOptions& options) {
     std::vector<std::string> bytes;
-    std::vector<std::uint32_t> id_of(256);
-    for (std::uint32_t id = 0; id < 256; ++id) {
+    std::vector<uint32_t> id_of(256);
+    for (uint32_t id = 0; id < 256; ++id) {
         bytes.emplace_back(1, static_cast<char>(options.byte_order[id]));
         id_of[options.byte_order[id]] = id;
     }
-    std::vector<std::vector<std::uint32_t>> tokens;
+    std::vector<std::vector<uint32_t>> tokens;
     for (const Word& word : words) {
         tokens.emplace_back();
-        for (char byte : word.bytes) tokens.back().push_back(id_of[static_cast<std::uint8_t>(byte)]);
+        for (char byte : word.bytes) tokens.back().push_back(id_of[static_cast<uint8_t>(byte)]);
     }
     std::vector<Pair> merges;
     while (merges.size() < options.merges) {
-        std::map<Pair, std::uint64_t> counts;
-        for (std::size_t w = 0; w < words.size(); ++w) {
-            for (std::size_t i = 1; i < tokens[w].size(); ++i) counts[{tokens[w][i - 1], tokens[w][i]}] += words[w].count;
+        std::map<Pair, uint64_t> counts;
+        for (size_t w = 0; w < words.size(); ++w) {
+            for (size_t i = 1; i < tokens[w].size(); ++i) counts[{tokens[w][i - 1], tokens[w][i]}] += words[w].count;
         }
-        const std::pair<const Pair, std::uint64_t>* best = nullptr;
+        const std::pair<const Pair, uint64_t>* best = nullptr;
         for (const auto& candidate : counts) {
             if (candidate.second < options.min_frequency) continue;
             bool better = !best || candidate.second > best->second;
@@ -52,12 +52,12 @@ std::vector<Pair> merges_by_definition(const std::vector<Word>& words, const Tra
         }
         if (!best) break;
         const auto [left, right] = best->first;
-        const auto made = static_cast<std::uint32_t>(bytes.size());
+        const auto made = static_cast<uint32_t>(bytes.size());
         bytes.push_back(bytes[left] + bytes[right]);
         merges.emplace_back(left, right);
         for (auto& word : tokens) {
-            std::vector<std::uint32_t> merged;
-            for (std::size_t i = 0; i < word.size(); ++i) {
+            std::vector<uint32_t> merged;
+            for (size_t i = 0; i < word.size(); ++i) {
                 const bool joins = i + 1 < word.size() && word[i] == left && word[i + 1] == right;
                 merged.push_back(joins ? made : word[i]);
                 i += joins;
@@ -69,7 +69,7 @@ std::vector<Pair> merges_by_definition(const std::vector<Word>& words, const Tra
 }
 
 // The first bytes choose the options; in the rest, bytes up to 15 end a word and are the magnitude of its count.
-void check(const std::uint8_t* data, std::size_t size) {
+void check(const uint8_t* data, size_t size) {
     if (size < 3) return;
     TrainOptions options;
     options.merges = data[0] % 64;
@@ -80,13 +80,13 @@ void check(const std::uint8_t* data, std::size_t size) {
     std::iota(options.byte_order.begin(), options.byte_order.end(), 0);
     if (data[1] & 128) std::reverse(options.byte_order.begin(), options.byte_order.end());
 
-    std::map<std::string, std::uint64_t> counts;
+    std::map<std::string, uint64_t> counts;
     std::string word;
-    for (std::size_t i = 3; i < size; ++i) {
+    for (size_t i = 3; i < size; ++i) {
         if (data[i] > 15) {
             word.push_back(static_cast<char>(data[i]));
         } else if (!word.empty()) {
-            counts[std::exchange(word, {})] += std::uint64_t{1} << (data[i] < 8 ? data[i] : data[i] * 2 + 4);
+            counts[std::exchange(word, {})] += uint64_t{1} << (data[i] < 8 ? data[i] : data[i] * 2 + 4);
         }
     }
     std::vector<Word> words;
@@ -102,7 +102,7 @@ void check(const std::uint8_t* data, std::size_t size) {
 
 }  // namespace llmfast::fuzz
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     llmfast::fuzz::check(data, size);
     return 0;
 }
@@ -111,10 +111,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 int main(int argc, char** argv) {
     std::mt19937 random(argc > 2 ? std::atoi(argv[2]) : 0);
     for (int round = argc > 1 ? std::atoi(argv[1]) : 1000; round > 0; --round) {
-        std::vector<std::uint8_t> data(3 + random() % 300);
+        std::vector<uint8_t> data(3 + random() % 300);
         const unsigned letters = 1 + random() % 6, ends = 2 + random() % 15;
-        for (std::uint8_t& byte : data) byte = random() % ends ? 'a' + random() % letters : random() % 16;
-        for (int i = 0; i < 3; ++i) data[i] = static_cast<std::uint8_t>(random());
+        for (uint8_t& byte : data) byte = random() % ends ? 'a' + random() % letters : random() % 16;
+        for (int i = 0; i < 3; ++i) data[i] = static_cast<uint8_t>(random());
         llmfast::fuzz::check(data.data(), data.size());
     }
 }

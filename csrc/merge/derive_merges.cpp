@@ -2,21 +2,21 @@
 
 #include <algorithm>
 
-#include "system/interrupt.h"
 #include "merge/merge.h"
+#include "system/interrupt.h"
 #include "vocabulary/vocabulary.h"
 
 namespace llmfast {
 namespace {
 
 // The parts of `token` when all merges below `limit` are done. A byte that is no token is a part by itself, kNoToken.
-Parts parts_below(const PairTable& pairs, std::string_view token, std::uint32_t limit, MergeScratch& scratch) {
+Parts parts_below(const PairTable& pairs, std::string_view token, uint32_t limit, MergeScratch& scratch) {
     Parts parts(token.size());
     byte_tokens(pairs, token, parts.data());
-    std::size_t kept = 0;
-    for (std::size_t from = 0, to; from < token.size(); from = to) {
+    size_t kept = 0;
+    for (size_t from = 0, to; from < token.size(); from = to) {
         for (to = from; to < token.size() && parts[to] != kNoToken;) ++to;
-        const std::size_t count = merge_below(pairs, parts.data() + from, to - from, limit, scratch);
+        const size_t count = merge_below(pairs, parts.data() + from, to - from, limit, scratch);
         std::copy_n(parts.begin() + from, count, parts.begin() + kept);
         kept += count;
         for (; to < token.size() && parts[to] == kNoToken; ++to) parts[kept++] = kNoToken;
@@ -27,13 +27,14 @@ Parts parts_below(const PairTable& pairs, std::string_view token, std::uint32_t 
 
 }  // namespace
 
-std::vector<Parts> derive_merges(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ranks) {
+std::vector<Parts> derive_merges(const std::vector<std::string_view>& tokens, const std::vector<uint32_t>& ranks) {
     const PairTable pairs{Vocabulary(tokens, ranks)};
     MergeScratch scratch;
     std::vector<Parts> parts;
     parts.reserve(tokens.size());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-        if (i % 1024 == 0) check_interrupt();
+    InterruptCounter counter;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        counter.add(8 + tokens[i].size());
         parts.push_back(parts_below(pairs, tokens[i], ranks[i], scratch));
     }
     return parts;

@@ -6,26 +6,20 @@
 #include <string>
 #include <utility>
 
-#include "system/interrupt.h"
 #include "merge/merge_lanes.h"
 #include "pretokenize/unicode.h"
+#include "system/interrupt.h"
 
 namespace llmfast {
-namespace {
-
-constexpr size_t kWindow = 1 << 16;  // bytes to read between two looks at whether the caller still wants the result
-
-}  // namespace
 
 bool byte_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out) {
     bool all = true;
-    for (size_t from = 0; from < piece.size(); from += kWindow) {
-        if (from > 0) check_interrupt();
-        for (size_t i = from, to = std::min(from + kWindow, piece.size()); i < to; ++i) {
+    in_windows(piece.size(), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
             out[i] = pairs.byte(static_cast<uint8_t>(piece[i]));
             all &= out[i] != kNoToken;
         }
-    }
+    });
     return all;
 }
 
@@ -39,14 +33,15 @@ namespace {
     throw std::logic_error("every byte is a token");
 }
 
-// One token a character where that is certain to come about, else one a byte. It is certain if no token straddles
-// either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece that is
-// not UTF-8, where characters could end anywhere. `mark_cuts`: with kCut between characters that no token has side by side.
+// Writes one token per character if merging certainly makes it, else one token per byte. It is certain if no token
+// straddles either end of the character: then nothing outside of it can merge with a part of it. Returns 0 for a piece
+// that is not UTF-8, where characters could end anywhere. `mark_cuts` adds kCut between characters that are adjacent in
+// no token.
 size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t* out, bool mark_cuts) {
     const uint8_t* const begin = reinterpret_cast<const uint8_t*>(piece.data());
     const uint8_t* const end = begin + piece.size();
     const uint8_t* at = begin;
-    const uint8_t* seen = begin;  // at the last look at whether the caller still wants the result
+    InterruptCounter counter;
     size_t count = 0;
     bool free_before = true;
     uint32_t cut = 0, before = 0;
@@ -54,12 +49,10 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
         uint32_t point = *at;
         const size_t size = point < 0x80 ? 1 : multibyte_length(at, end, point);
         if (size == 0) return 0;
-        if (at - seen > static_cast<ptrdiff_t>(kWindow)) {
-            check_interrupt();
-            seen = at;
-        }
+        counter.add(size);
         if (mark_cuts) {
-            const bool may_merge = at == begin || !free_before || (before | point) < 0x80 || pairs.may_adjoin(before, point);
+            const bool may_merge =
+                at == begin || !free_before || (before | point) < 0x80 || pairs.may_adjoin(before, point);
             cut = may_merge ? 0 : kCut;
             before = point;
         }
@@ -81,13 +74,14 @@ size_t character_tokens(const PairTable& pairs, std::string_view piece, uint32_t
 
 bool is_ascii(std::string_view piece) {
     uint64_t all = 0, word = 0;
-    const char* const last = piece.data() + piece.size() - 8;
     if (piece.size() >= 8) {
-        for (const char* at = piece.data(); at < last; at += 8) {
-            std::memcpy(&word, at, 8);
-            all |= word;
-        }
-        std::memcpy(&word, last, 8);
+        in_windows(piece.size() / 8, [&](size_t begin, size_t end) {
+            for (const char* at = piece.data() + 8 * begin; at < piece.data() + 8 * end; at += 8) {
+                std::memcpy(&word, at, 8);
+                all |= word;
+            }
+        });
+        std::memcpy(&word, piece.data() + piece.size() - 8, 8);
         all |= word;
     } else {
         for (const char byte : piece) all |= static_cast<uint8_t>(byte);
@@ -95,24 +89,26 @@ bool is_ascii(std::string_view piece) {
     return (all & 0x8080808080808080) == 0;
 }
 
-// Where the stretch that begins at `from` ends: with the piece, or else where it may be cut, if possible before it becomes
-// too long for a lane.
+// Where the stretch that begins at `from` ends: at the end of the piece or at a cut, if possible before the stretch
+// becomes too long for a lane.
 size_t end_of_stretch(const uint32_t* ids, size_t from, size_t parts) {
     if (parts - from <= kMostLaneParts) return parts;
     size_t last = 0;
+    InterruptCounter counter;
     for (size_t at = from + 1; at < parts; ++at) {
+        counter.add(1);
         if (last != 0 && at - from > kMostLaneParts) return last;
         if (ids[at] & kCut) last = at;
     }
     return last != 0 && parts - from > kMostLaneParts ? last : parts;
 }
 
-// Stretches of pieces between which nothing merges, to be merged together.
+// Collects stretches of pieces and merges them together; nothing merges across the ends of a stretch.
 class Stretches {
   public:
     Stretches(const PairTable& pairs, MergeScratch& scratch) : pairs_(pairs), scratch_(scratch) {}
 
-    // Adds a stretch, whose ids follow those of `piece` once they are merged.
+    // Adds a stretch, whose ids will be appended to `piece` when it has been merged.
     void add(uint32_t* ids, size_t count, Piece& piece) {
         if (count_ == kMost) merge();
         ids[0] &= ~kCut;
@@ -133,11 +129,14 @@ class Stretches {
             best_lane_merger()(pairs_.places(), {ordered + done, ordered + ends[kMostLaneParts]});
             done = ends[kMostLaneParts];
         }
-        for (; done < count_; ++done) ordered[done]->count = merge_long(pairs_, ordered[done]->ids, ordered[done]->count, scratch_);
+        for (; done < count_; ++done) {
+            counter_.add(ordered[done]->count);
+            ordered[done]->count = merge_long(pairs_, ordered[done]->ids, ordered[done]->count, scratch_);
+        }
         for (size_t i = 0; i < count_; ++i) {
             Piece& piece = *pieces_[i];
             uint32_t* const to = piece.ids + piece.count;
-            if (all_[i].ids != to) std::copy_n(all_[i].ids, all_[i].count, to);
+            if (all_[i].ids != to) copy_in_windows(all_[i].ids, all_[i].count, to);
             piece.count += all_[i].count;
         }
         count_ = 0;
@@ -150,6 +149,7 @@ class Stretches {
 
     const PairTable& pairs_;
     MergeScratch& scratch_;
+    InterruptCounter counter_;
     size_t count_ = 0;
     Piece all_[kMost];
     Piece* pieces_[kMost];

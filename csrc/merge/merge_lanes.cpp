@@ -12,13 +12,13 @@
 namespace llmfast {
 namespace {
 
-// A pair as a number whose smallest is the next to merge: the rank, and in the lower five bits the row. Where there is no
-// pair, kNoToken makes a number of kNoKey and more.
+// The key of a pair: its rank, and in the lower five bits its row. The smallest key of a piece is the next pair to
+// merge. kNoToken gives a key of at least kNoKey.
 uint32_t key_of(uint32_t merged, size_t row) { return merged << 5 | static_cast<uint32_t>(row - 1); }
 constexpr uint32_t kNoKey = (kLargestId + 1) << 5;
 
-// Up to 16 pieces. A row holds the parts that stand at one place of their pieces, or the keys of these parts and the next;
-// one row more, the first, takes what is written where there is no part.
+// A group of up to 16 pieces. Row i holds the i-th part of each piece, or the key of that part and the next. Row 0 is a
+// dummy that receives what is written for parts that do not exist.
 class PortableLanes {
   public:
     void start(const PairPlaces& places, std::span<Piece* const> pieces) {
@@ -57,7 +57,7 @@ class PortableLanes {
 
     bool is_done() const { return busy_ == 0; }
 
-    // Merging the next pair of each piece, in three steps: merges it.
+    // The first of three steps that merge the next pair of each piece: replaces the pair by its token.
     void merge_best(const PairPlaces& places) {
         wanted_ = 0;
         for (uint32_t rest = busy_; rest; rest &= rest - 1) {
@@ -79,7 +79,7 @@ class PortableLanes {
         hash_new(places, 2 * kLanes);
     }
 
-    // Looks the first `count` new pairs up: first whether they may be there, for most are not.
+    // The second step: looks up the first `count` new pairs, after excluding those that certainly do not merge.
     void find_keys(const PairPlaces& places, size_t count = 2 * kLanes) {
         uint32_t likely = 0;
         for (size_t i = 0; i < count; ++i) {
@@ -92,7 +92,7 @@ class PortableLanes {
         }
     }
 
-    // Finds the smallest keys.
+    // The third step: finds the smallest key of each piece.
     void find_best() {
         std::fill_n(best_, kLanes, kNoKey);
         for (size_t row = 1; row < rows_; ++row) {
@@ -102,12 +102,13 @@ class PortableLanes {
         for (size_t lane = 0; lane < kLanes; ++lane) busy_ |= uint32_t{best_[lane] < kNoKey} << lane;
     }
 
-    // Packs the ids that are left.
+    // Writes the remaining ids to the pieces.
     void finish() {
         for (size_t lane = 0; lane < pieces_.size(); ++lane) {
             Piece& piece = *pieces_[lane];
             piece.count = 0;
-            for (uint32_t rest = left_[lane]; rest; rest &= rest - 1) piece.ids[piece.count++] = ids_[row_of(rest & (0 - rest))][lane];
+            for (uint32_t rest = left_[lane]; rest; rest &= rest - 1)
+                piece.ids[piece.count++] = ids_[row_of(rest & (0 - rest))][lane];
         }
     }
 
@@ -120,7 +121,7 @@ class PortableLanes {
         }
     }
 
-    // The row of the highest bit; where there is none, the one row more.
+    // The row of the highest bit; row 0 if there is none.
     static size_t row_of(uint32_t bits) { return static_cast<size_t>(std::bit_width(bits)); }
 
     std::span<Piece* const> pieces_;
@@ -136,7 +137,7 @@ class PortableLanes {
     alignas(64) uint32_t keys_[kMostLaneParts + 1][kLanes];
 };
 
-// Some groups of 16 in turn: while one waits for memory, the others go on.
+// Merges a few groups of 16 in turn, so that the cache misses of one overlap with the work of the others.
 template <typename Group>
 void merge_in_turn(const PairPlaces& places, std::span<Piece* const> pieces) {
     constexpr size_t kGroups = 4;

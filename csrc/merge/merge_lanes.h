@@ -1,5 +1,5 @@
-// Merging sixteen pieces at once, one in each lane: what is done for one piece is done for all of them by the same
-// instructions, and no branch depends on what merges.
+// Merges sixteen pieces at once, one in each vector lane: the same instructions work on all of them, and no branch
+// depends on which pairs merge.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ namespace llmfast {
 constexpr size_t kLanes = 16;
 constexpr size_t kMostLaneParts = 32;
 
-// Merges pieces of 1 to 32 parts, which are best sorted by how many.
+// Merges pieces of 1 to 32 parts. It is fastest if they are sorted by their number of parts.
 using LaneMerger = void (*)(const PairPlaces& places, std::span<Piece* const> pieces);
 
 struct NamedLaneMerger {
@@ -21,7 +21,7 @@ struct NamedLaneMerger {
     LaneMerger merge;
 };
 
-// Those that this machine can run, best first; the last is plain C++. Ends with a null name.
+// The ones that this CPU supports, the fastest first; the last is portable C++. The list ends with a null name.
 const NamedLaneMerger* lane_mergers();
 
 inline LaneMerger best_lane_merger() {

@@ -3,136 +3,142 @@
 #include <algorithm>
 #include <functional>
 
-#include "system/interrupt.h"
 #include "merge/merge_short.h"
 #include "merge/piece.h"
+#include "system/interrupt.h"
 #include "system/termination.h"
 
 namespace llmfast {
 namespace {
 
-constexpr size_t kParts = 1 << 14;  // to work on between two looks at whether the caller still wants the result
-
-// Merges any number of parts by merges below `limit`, and writes where those that are left start. They are a linked list
-// of where they start; the queue holds rank and start, and outdated entries are skipped when they come up: O(n log n).
+// Merges any number of parts by merges below `limit`, and writes where the remaining parts start. The parts are a
+// linked list, each named by where it starts. The queue holds pairs of rank and start; an outdated entry is skipped
+// when it comes up. Takes O(n log n) time.
 size_t merge_queued(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts, MergeScratch& scratch,
                     uint32_t limit = kNoToken) {
-    std::vector<uint32_t>&next = scratch.next, &previous = scratch.previous, &rank = scratch.rank;
-    std::vector<uint64_t>& queue = scratch.queue;
     const uint32_t end = static_cast<uint32_t>(count);
-    next.resize(count);
-    previous.resize(count);
-    rank.resize(count);
+    uint32_t *const next = scratch.next.reset(count), *const previous = scratch.previous.reset(count);
+    uint32_t* const rank = scratch.rank.reset(count);
+    Buffer<uint64_t>& queue = scratch.queue;
     queue.clear();
-    const auto renew = [&](uint32_t part) {
+    InterruptCounter counter;
+    const auto look_up = [&](uint32_t part) {
         rank[part] = next[part] == end ? kNoToken : pairs.find(ids[part], ids[next[part]]);
         if (rank[part] >= limit) return;
         queue.push_back(uint64_t{rank[part]} << 32 | part);
-        std::push_heap(queue.begin(), queue.end(), std::greater<>());
+        std::push_heap(queue.data(), queue.data() + queue.size(), std::greater<>());
     };
     for (uint32_t part = 0; part < end; ++part) {
+        counter.add(1);
         next[part] = part + 1;
         previous[part] = part - 1;
-    }
-    for (uint32_t part = 0; part < end; ++part) {
-        if (part % kParts == 0) check_interrupt();
-        renew(part);
+        look_up(part);
     }
 
-    // Termination: each merge takes one of the parts away and adds at most two entries to the queue; every iteration
+    // Termination: each merge removes one of the parts and adds at most two entries to the queue; every iteration
     // removes one entry.
     Decreasing left(3 * count + 1);
-    for (size_t parts = count, pops = 0; !queue.empty();) {
+    for (size_t parts = count; !queue.empty();) {
         left.require(2 * parts + queue.size());
-        if (++pops % kParts == 0) check_interrupt();
-        const uint64_t best = queue.front();
-        std::pop_heap(queue.begin(), queue.end(), std::greater<>());
+        counter.add(1);
+        const uint64_t best = queue[0];
+        std::pop_heap(queue.data(), queue.data() + queue.size(), std::greater<>());
         queue.pop_back();
         const uint32_t part = static_cast<uint32_t>(best);
-        if (rank[part] != best >> 32) continue;  // merged away, or joined with something else since
+        if (rank[part] != best >> 32) continue;  // merged into another part, or with another one, since
         --parts;
         const uint32_t gone = next[part];
         ids[part] = rank[part];
         rank[gone] = kNoToken;
         next[part] = next[gone];
         if (next[part] != end) previous[next[part]] = part;
-        renew(part);
-        if (part > 0) renew(previous[part]);
+        look_up(part);
+        if (part > 0) look_up(previous[part]);
     }
     size_t kept = 0;
     for (uint32_t part = 0; part < end; part = next[part]) {
+        counter.add(1);
         starts[kept] = part;
         ids[kept++] = ids[part];
     }
     return kept;
 }
 
-// Merges a long piece window by window, so that the work stays in the nearest memory and is linear in the piece's length.
+// Merges a long piece window by window, so that the work stays in the nearest cache and is linear in the piece's
+// length.
 //
-// A sequence of tokens is the result of merging if each two neighbors are the result of merging their bytes alone:
-// the first merge across the end of a token would depend on nothing but that token and its neighbor. So two windows
-// may overlap in one token: if both find it, the tokens of the first up to it and those of the second from it are the
+// A sequence of tokens is the result of merging if each two neighbors are the result of merging their bytes alone: the
+// first merge across the end of a token would depend on nothing but that token and its neighbor. So two windows may
+// overlap in one token: if both find it, the tokens of the first up to it and those of the second from it are the
 // result. If they do not, the next window starts one token earlier and is twice as wide; windows become narrower again
 // only behind the last place where one failed.
 //
 // Termination: `spent`, the sum of the sizes of all windows, grows with every window and stays below kPatience * count.
-// Where windows fail so often that the next one would take more than kPatience times the parts seen so far, the queue
+// If windows fail so often that the next one would take more than kPatience times the parts seen so far, the queue
 // merges the whole piece.
 size_t merge_by_windows(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
     constexpr size_t kPatience = 6;
-    std::vector<uint32_t>&source = scratch.source, &window = scratch.window;
-    std::vector<uint32_t>&starts = scratch.starts, &done_starts = scratch.done_starts;
-    source.assign(ids, ids + count);
+    IdBuffer &window = scratch.window, &starts = scratch.starts, &done_starts = scratch.done_starts;
+    const uint32_t* const source = scratch.source.reset(count);
+    copy_in_windows(ids, count, scratch.source.data());
     done_starts.clear();  // of the tokens in ids[0, done); ids[done] is what the window before found at `at`
     size_t done = 0, at = 0, usual_width = kMostShort, width = kMostShort;
-    size_t spent = 0, furthest = 0, failed_at = 0, looked = 0;
+    size_t spent = 0, furthest = 0, failed_at = 0;
+    InterruptCounter counter;
     Decreasing left(kPatience * count + 1);
     while (true) {
         const size_t size = std::min(width, count - at);
         furthest = std::max(furthest, at + size);
         spent += size;
         if (spent > kPatience * furthest) {
-            std::copy(source.begin(), source.end(), ids);
-            starts.resize(count);
-            return merge_queued(pairs, ids, count, starts.data(), scratch);
+            copy_in_windows(source, count, ids);
+            return merge_queued(pairs, ids, count, starts.reset(count), scratch);
         }
         left.require(kPatience * count - spent);
-        if (spent / kParts != looked) {
-            check_interrupt();
-            looked = spent / kParts;
-        }
-        window.assign(source.data() + at, source.data() + at + size);
-        starts.resize(size);
+        counter.add(size);
+        copy_in_windows(source + at, size, window.reset(size));
+        starts.reset(size);
         const size_t found = size <= kMostShort ? merge_short(pairs, window.data(), size, starts.data())
                                                 : merge_queued(pairs, window.data(), size, starts.data(), scratch);
         if (at > 0 && window[0] != ids[done]) {
             failed_at = std::max(failed_at, at);
             at = done_starts[--done];
             done_starts.pop_back();
-            width *= 2;
+            width = std::min(2 * width, count);
             continue;
         }
         if (at + size == count) {
-            std::copy_n(window.data(), found, ids + done);
+            copy_in_windows(window.data(), found, ids + done);
             return done + found;
         }
         size_t shared = found - 1;  // the last token that ends well before the window does
         while (shared > 0 && (shared + 1 == found || starts[shared + 1] > size / 4 * 3)) --shared;
         if (shared == 0) {  // long tokens
-            usual_width = width *= 4;
+            usual_width = width = std::min(4 * width, count);
             continue;
         }
         for (size_t i = 0; i < shared; ++i) done_starts.push_back(static_cast<uint32_t>(at) + starts[i]);
-        std::copy_n(window.data(), shared + 1, ids + done);
+        copy_in_windows(window.data(), shared + 1, ids + done);
         done += shared;
         at += starts[shared];
         if (at > failed_at) width = std::max(usual_width, width / 2);
     }
 }
 
-// Merges a piece of few runs of equal parts, as spaces, newlines and ruled lines are, however long it is. All pairs within
-// a run merge at once where no pair that arises meanwhile would be merged first. Returns 0 where it takes more runs or steps
-// than a vocabulary made by merging does.
+// Whether the parts change so seldom that they are worth merging as runs.
+bool has_few_runs(const uint32_t* ids, size_t count, size_t most) {
+    size_t runs = 1;
+    InterruptCounter counter;
+    for (size_t i = 1; i < count && runs <= most; ++i) {
+        counter.add(1);
+        runs += ids[i] != ids[i - 1];
+    }
+    return runs <= most;
+}
+
+// Merges a piece of few runs of equal parts, such as spaces, newlines and ruled lines, however long it is. All pairs
+// within a run merge at once unless a pair that arises meanwhile would be merged first. Returns 0 if it takes more runs
+// or steps than with a vocabulary that training made.
 size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
     constexpr size_t kMostRuns = 32, kMostSteps = 256, kWorthIt = 4;  // kWorthIt: parts per run
     std::vector<Run>&runs = scratch.runs, &merged = scratch.merged_runs;
@@ -144,12 +150,11 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
             merged.push_back({id, times});
         }
     };
-    size_t changes = 0;
-    for (size_t i = 1; i < count && changes < kMostRuns; ++i) changes += ids[i] != ids[i - 1];
-    if (changes >= std::min(kMostRuns, count / kWorthIt)) return 0;
+    if (!has_few_runs(ids, count, std::min(kMostRuns, count / kWorthIt))) return 0;
     runs.clear();
+    InterruptCounter counter;
     for (size_t from = 0, to; from < count; from = to) {
-        for (to = from + 1; to < count && ids[to] == ids[from];) ++to;
+        for (to = from + 1; to < count && ids[to] == ids[from]; ++to) counter.add(1);
         runs.push_back({ids[from], to - from});
     }
     for (size_t step = 0; step < kMostSteps && runs.size() <= kMostRuns; ++step) {
@@ -164,9 +169,11 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
             if (i + 1 < runs.size()) offer(pairs.find(runs[i].id, runs[i + 1].id), false);
         }
         if (best == kNoToken) {
-            size_t kept = 0;
-            for (const Run& run : runs) kept = static_cast<size_t>(std::fill_n(ids + kept, run.count, run.id) - ids);
-            return kept;
+            uint32_t* out = ids;
+            for (const Run& run : runs) {
+                in_windows(run.count, [&](size_t begin, size_t end) { out = std::fill_n(out, end - begin, run.id); });
+            }
+            return static_cast<size_t>(out - ids);
         }
         merged.clear();
         for (size_t i = 0; i < at; ++i) append(runs[i].id, runs[i].count);
@@ -192,14 +199,15 @@ size_t merge_runs(const PairTable& pairs, uint32_t* ids, size_t count, MergeScra
 }  // namespace
 
 size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch) {
-    for (size_t i = 0; i < count; ++i) ids[i] &= ~kCut;
+    in_windows(count, [ids](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) ids[i] &= ~kCut;
+    });
     if (const size_t kept = merge_runs(pairs, ids, count, scratch)) return kept;
     return count <= kMostShort ? merge_short(pairs, ids, count) : merge_by_windows(pairs, ids, count, scratch);
 }
 
 size_t merge_below(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t limit, MergeScratch& scratch) {
-    scratch.starts.resize(count);
-    return merge_queued(pairs, ids, count, scratch.starts.data(), scratch, limit);
+    return merge_queued(pairs, ids, count, scratch.starts.reset(count), scratch, limit);
 }
 
 }  // namespace llmfast

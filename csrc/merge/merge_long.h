@@ -1,4 +1,4 @@
-// Merging one piece of any number of parts.
+// Merges one piece of any number of parts.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "merge/pair_table.h"
+#include "system/buffer.h"
 
 namespace llmfast {
 
@@ -17,17 +18,17 @@ struct Run {
 
 // Arrays that merging reuses.
 struct MergeScratch {
-    std::vector<uint32_t> source, window, starts, done_starts;  // by windows
-    std::vector<uint32_t> next, previous, rank;                 // by a queue
-    std::vector<uint64_t> queue;
-    std::vector<Run> runs, merged_runs;  // by runs
+    IdBuffer source, window, starts, done_starts;  // of merge_by_windows()
+    IdBuffer next, previous, rank;                 // of merge_queued()
+    Buffer<uint64_t> queue;
+    std::vector<Run> runs, merged_runs;  // of merge_runs()
 };
 
 // Merges `count` parts, some of them perhaps with kCut, in place and returns how many are left. Can be stopped
 // (interrupt.h). Takes O(n log n) time, and time proportional to n for ordinary text.
 size_t merge_long(const PairTable& pairs, uint32_t* ids, size_t count, MergeScratch& scratch);
 
-// The same by merges below `limit` only. A rank is the id of the token that a merge makes.
+// The same, but only with merges of a rank below `limit`. A merge's rank is the id of the token that it makes.
 size_t merge_below(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t limit, MergeScratch& scratch);
 
 }  // namespace llmfast

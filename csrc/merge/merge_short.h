@@ -1,5 +1,5 @@
-// Merging one piece of up to 64 parts: which are left is one word, and a pair is a number whose smallest is the next to
-// merge, rank in the upper bits and place in the lower.
+// Merges one piece of up to 64 parts. One word has a bit for each part that is left. A pair's key has its rank in the
+// upper bits and its place in the lower bits: the smallest key is the next pair to merge.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "system/cpu_features.h"
 #include "merge/pair_table.h"
+#include "system/cpu_features.h"
 
 namespace llmfast {
 
@@ -31,8 +31,8 @@ class ShortMerge {
         best_ = smallest();
     }
 
-    // Merges the next pair in place; false if there is none. The smallest of the keys that stay is found while the new ones
-    // are looked up.
+    // Merges the next pair in place; returns false if there is none. The minimum of the remaining keys is computed
+    // while the new pairs are fetched from memory.
     bool step(const PairPlaces& places) {
         if (best_ >= kNone) return false;
         const size_t place = best_ & 63, gone = next(place);
@@ -48,7 +48,7 @@ class ShortMerge {
         return true;
     }
 
-    // Packs the ids that are left and, if asked, where their parts start. Returns how many there are.
+    // Writes the remaining ids and, unless `starts` is null, where their parts start. Returns how many there are.
     size_t finish(uint32_t* starts) {
         size_t kept = 0;
         for (uint64_t rest = left_; rest; rest &= rest - 1) {
@@ -60,7 +60,7 @@ class ShortMerge {
     }
 
   private:
-    // Where there is no pair, kNoToken makes a number of kNone and more.
+    // kNoToken gives a key of at least kNone.
     static constexpr uint32_t kNone = (kLargestId + 1) << 6;
     static uint32_t key_of(uint32_t merged, size_t place) { return merged << 6 | static_cast<uint32_t>(place); }
 
@@ -98,7 +98,8 @@ LLMFAST_AVX2 inline size_t merge_short_avx2(PairPlaces places, uint32_t* ids, si
     return merge_short_portable(places, ids, count, starts);
 }
 
-// Merges `count` parts, 1 to 64, in place and returns how many are left; `starts`, unless null, receives where they start.
+// Merges `count` parts, 1 to 64, in place and returns how many are left; `starts`, unless null, receives where they
+// start.
 inline size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t count, uint32_t* starts = nullptr) {
     const PairPlaces& places = pairs.places();
     return has_avx2() ? merge_short_avx2(places, ids, count, starts) : merge_short_portable(places, ids, count, starts);

@@ -1,74 +1,88 @@
 #include "merge/pair_table.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <span>
 #include <stdexcept>
 #include <thread>
 #include <utility>
 
-#include "system/interrupt.h"
 #include "merge/merge.h"
+#include "pretokenize/unicode.h"
+#include "system/interrupt.h"
 #include "system/parallel.h"
 #include "system/prefetch.h"
-#include "pretokenize/unicode.h"
 
 namespace llmfast {
 namespace {
 
 uint8_t byte_at(std::string_view token, size_t at) { return static_cast<uint8_t>(token[at]); }
 
-// The positions of tokens of two bytes and more, short ones first.
+// The positions of tokens of two bytes and more, in ascending order of length.
 std::vector<uint32_t> by_length(const Vocabulary& vocabulary) {
-    std::vector<size_t> starts(vocabulary.longest() + 2);
-    for (size_t at = 0; at < vocabulary.size(); ++at) ++starts[vocabulary.token(at).size() + 1];
+    constexpr size_t kCounted = 256;  // tokens of at least this length are few, and sorted
+    InterruptCounter counter;
+    std::array<size_t, kCounted + 2> starts{};  // by length
+    const auto class_of = [&](size_t at) { return std::min(vocabulary.token(at).size(), kCounted); };
+    for (size_t at = 0; at < vocabulary.size(); ++at) {
+        counter.add(1);
+        ++starts[class_of(at) + 1];
+    }
     const size_t skipped = starts[2];
     starts[2] = 0;
     for (size_t length = 3; length < starts.size(); ++length) starts[length] += starts[length - 1];
     std::vector<uint32_t> positions(vocabulary.size() - skipped);
+    const size_t long_ones = starts[kCounted];
     for (size_t at = 0; at < vocabulary.size(); ++at) {
-        const size_t length = vocabulary.token(at).size();
+        counter.add(1);
+        const size_t length = class_of(at);
         if (length > 1) positions[starts[length]++] = static_cast<uint32_t>(at);
     }
+    sort_with_checks(positions.begin() + static_cast<ptrdiff_t>(long_ones), positions.end(),
+                     [&](uint32_t a, uint32_t b) { return vocabulary.token(a).size() < vocabulary.token(b).size(); });
     return positions;
 }
 
 constexpr int kMostBits = 25;  // then each of the 24 bits that choose a bucket does
 
-// The two tokens that a token is merged from last; kNoToken where merging does not arrive at it.
-struct Halves { uint32_t left, right; };
+// The two tokens of the last merge that makes a token; kNoToken if merging does not make it.
+struct Halves {
+    uint32_t left, right;
+};
 
-// Those of tokens of one length, when the table has all shorter ones: each by itself, so on all cores.
+// Finds them for all tokens of one length, on all cores. The table already has all shorter tokens.
 void find_halves(const PairTable& pairs, const Vocabulary& vocabulary, std::span<const uint32_t> positions,
                  std::vector<Halves>& halves) {
     constexpr size_t kChunk = 4096;
     const size_t length = vocabulary.token(positions[0]).size();
     halves.assign(positions.size(), Halves{kNoToken, kNoToken});
-    run_parallel((positions.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(), [&](size_t chunk, size_t) {
-        const size_t begin = chunk * kChunk, count = std::min(kChunk, positions.size() - begin);
-        check_interrupt();
-        MergeScratch scratch;
-        std::vector<uint32_t> parts(count * length);
-        std::vector<Piece> pieces;
-        std::vector<size_t> places;
-        for (size_t i = begin; i < begin + count; ++i) {
-            uint32_t* const own = &parts[(i - begin) * length];
-            if (!byte_tokens(pairs, vocabulary.token(positions[i]), own)) continue;
-            pieces.push_back({own, length});
-            places.push_back(i);
-        }
-        merge_parts(pairs, pieces, scratch);
-        for (size_t i = 0; i < pieces.size(); ++i) {
-            if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
-        }
-    });
+    run_parallel((positions.size() + kChunk - 1) / kChunk, std::thread::hardware_concurrency(),
+                 [&](size_t chunk, size_t) {
+                     const size_t begin = chunk * kChunk, count = std::min(kChunk, positions.size() - begin);
+                     check_interrupt();
+                     MergeScratch scratch;
+                     std::vector<uint32_t> parts(count * length);
+                     std::vector<Piece> pieces;
+                     std::vector<size_t> places;
+                     for (size_t i = begin; i < begin + count; ++i) {
+                         uint32_t* const own = &parts[(i - begin) * length];
+                         if (!byte_tokens(pairs, vocabulary.token(positions[i]), own)) continue;
+                         pieces.push_back({own, length});
+                         places.push_back(i);
+                     }
+                     merge_parts(pairs, pieces, scratch);
+                     for (size_t i = 0; i < pieces.size(); ++i) {
+                         if (pieces[i].count == 2) halves[places[i]] = {pieces[i].ids[0], pieces[i].ids[1]};
+                     }
+                 });
 }
 
 bool is_ascii(std::string_view token) {
     return std::none_of(token.begin(), token.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; });
 }
 
-// Whether a token ends with all of the bytes of its last character.
+// Whether a token ends at the end of a character.
 bool ends_whole(std::string_view token) {
     size_t start = token.size() - 1;
     while (start > 0 && is_continuation(byte_at(token, start))) --start;
@@ -88,19 +102,23 @@ PairTable::PairTable(const Vocabulary& vocabulary)
     const std::vector<uint32_t> positions = by_length(vocabulary);
     int bits = std::max(16, static_cast<int>(std::bit_width(vocabulary.size() * 2 - 1)));
     while (!fill(vocabulary, positions, bits)) {
-        if (++bits > kMostBits) throw std::invalid_argument("the vocabulary's merges do not fit into a table: too many of its ids are alike");
+        if (++bits > kMostBits)
+            throw std::invalid_argument(
+                "the vocabulary's merges do not fit into a table: too many of its ids are alike");
     }
 }
 
-// From short to long tokens: all that a token's bytes can merge into on the way to it is shorter. False if the table,
-// of two to the `bits` places, is too crowded.
+// Inserts tokens from short to long, since everything that a token's bytes merge into before the token is shorter.
+// Returns false if a table of 2^bits places is too small.
 bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& positions, int bits) {
     const size_t places = size_t{1} << bits;
     buckets_ = std::make_unique<Pages>((places / 2 + 1) * sizeof(uint16_t));  // read four bytes at a time
     entries_ = std::make_unique<Pages>((places + PairPlaces::kWindow) * sizeof(uint64_t));
     low_pairs_.assign(1 << 16, kNoToken);
-    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(), kMostBits - bits};
+    places_ = {static_cast<uint16_t*>(buckets_->data()), static_cast<uint64_t*>(entries_->data()), low_pairs_.data(),
+               kMostBits - bits};
     bool ordered = true;
+    InterruptCounter counter;
     std::vector<Halves> halves;
     for (size_t from = 0, to; from < positions.size(); from = to) {
         const size_t length = vocabulary.token(positions[from]).size();
@@ -108,6 +126,7 @@ bool PairTable::fill(const Vocabulary& vocabulary, const std::vector<uint32_t>& 
         find_halves(*this, vocabulary, {positions.data() + from, to - from}, halves);
         for (size_t i = from; i < to; ++i) {
             constexpr size_t kAhead = 8;
+            counter.add(1 + length / 16);
             if (i + kAhead < to) prefetch(halves[i - from + kAhead].left, halves[i - from + kAhead].right);
             const auto [left, right] = halves[i - from];
             if (left == kNoToken) continue;
@@ -130,8 +149,8 @@ void PairTable::prefetch(uint32_t left, uint32_t right) const {
     prefetch_line(places_.entries + 2 * bucket);
 }
 
-// Where the place of a pair is taken, its bucket gets another seed, by which all its pairs find empty places; false if
-// there is none.
+// If the place of a pair is taken, chooses another seed for its bucket with which all pairs of the bucket have places
+// of their own; returns false if there is no such seed.
 bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     if ((left | right) < 256) low_pairs_[size_t{left} << 8 | right] = merged;
     const uint32_t upper = PairPlaces::upper(left, right);
@@ -148,7 +167,7 @@ bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     size_t count = 1;
     for (size_t i = 0; i < PairPlaces::kWindow; ++i) {
         if (window[i] == 0) continue;
-        // Other buckets that agree in the bits that an entry keeps are too far away to reach here.
+        // An entry of another bucket that has the same bits of `upper` would be too far away to be in this window.
         if ((places_.bucket(static_cast<uint32_t>(window[i] >> 48)) ^ bucket) << places_.shift & 0xFFFF) {
             taken |= 1ull << i;
         } else {
@@ -171,7 +190,7 @@ bool PairTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
     return false;
 }
 
-// Which characters stand side by side in a token.
+// Records which characters are next to each other in a token.
 void PairTable::add_adjoining(std::string_view token) {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(token.data());
     const uint8_t* const end = at + token.size();

@@ -1,8 +1,8 @@
-// Which two adjacent tokens merge into which: one entry for each token that merging can reach.
+// The table of merges, from two adjacent tokens to the token they merge into: one entry for each token that merging can
+// make.
 //
-// A token is reached through one pair only, the last merge when its bytes are merged by themselves: merging inside a
-// stretch of bytes does not depend on what is around it until something crosses its ends. Other ways to cut the token
-// into two never come up.
+// Only one pair ever makes a given token: the last merge when the token's bytes are merged by themselves. For merging
+// inside a range of bytes does not depend on the bytes around it until a merge crosses an end of the range.
 #pragma once
 
 #include <array>
@@ -19,11 +19,12 @@
 
 namespace llmfast {
 
-// Where a pair is: its 48 bits, mixed so that nothing is lost, are `upper` (24 bits) and `right`. The first bits of `upper`
-// choose a bucket; the word of the bucket says by one bit of six whether the pair may be there at all, and by the ten bits
-// below, the seed, where each of the bucket's pairs lies among the 64 entries that begin at twice the bucket's number. An
-// entry is the lower 16 bits of `upper`, `right` and the 24 bits of the merged token: what is left out of `upper` says
-// where the entry lies. So a pair is found, or is not, by reading one word and one entry.
+// The layout of the hash table, in which a lookup reads one word and one entry. An invertible hash maps a pair of
+// 24-bit ids to `upper` (24 bits) and `right` (24 bits). The first bits of `upper` choose a bucket, which has a word of
+// 16 bits: six bits are a Bloom filter of the bucket's pairs, and ten bits are a seed. The seed decides where each pair
+// of the bucket is among the 64 entries that begin at twice the bucket's number (a perfect hash). An entry has the
+// lower 16 bits of `upper`, `right`, and the 24 bits of the merged token; the remaining bits of `upper` follow from the
+// bucket.
 struct PairPlaces {
     static constexpr uint32_t kLeft = 0x9E3779B1, kRight = 0x85EBCA77;  // odd
     static constexpr size_t kWindow = 64;
@@ -39,16 +40,17 @@ struct PairPlaces {
     size_t bucket(uint32_t upper) const { return upper >> shift; }
     static uint32_t likely_bit(uint32_t upper) { return kSeeds << ((upper & 0xFF) * 3 >> 7); }
 
-    // Where in the window of its bucket the entry lies.
+    // The index of the entry in the window of its bucket.
     static size_t offset(uint64_t tag, uint32_t seed) {
         const uint32_t right = static_cast<uint32_t>(tag >> 24) & 0xFFFFFF, upper = static_cast<uint32_t>(tag >> 48);
         return (std::rotr(right * kRight ^ upper, static_cast<int>(seed & 31)) ^ seed >> 5 << 1) % kWindow;
     }
 
-    // False for most pairs that do not merge.
+    // Returns false for most pairs that do not merge.
     bool may_have(uint32_t upper) const { return (buckets[bucket(upper)] & likely_bit(upper)) != 0; }
 
-    // The token that a pair that may be there merges into, or kNoToken: without a branch, for it would be guessed wrong.
+    // The token that a pair merges into, or kNoToken, if may_have() is true for it. There is no branch, since it would
+    // often be mispredicted.
     uint32_t find_likely(uint32_t upper, uint32_t right) const {
         const uint64_t pair = tag(upper, right);
         const uint64_t entry = entries[2 * bucket(upper) + offset(pair, buckets[bucket(upper)])];
@@ -75,13 +77,14 @@ class PairTable {
     uint32_t byte(uint8_t byte) const { return bytes_[byte]; }
 
     // The token that the bytes of a character of two or three bytes merge into, or kNoToken. Merging may start from
-    // it only if ranks grow from merge to merge, as training makes them; where they do not, there are none.
+    // such tokens only if every token has a higher id than its parts, as training makes them; otherwise this is always
+    // kNoToken.
     uint32_t character(uint32_t point) const { return point < characters_.size() ? characters_[point] : kNoToken; }
 
     // Whether some token spans a character boundary between these two bytes without starting and ending on one.
     bool straddles(uint8_t before, uint8_t behind) const { return straddles_[size_t{before} << 8 | behind]; }
 
-    // Whether some token may have these two characters side by side, of which one is not ASCII.
+    // Whether some token may contain these two characters next to each other, at least one of which is not ASCII.
     bool may_adjoin(uint32_t before, uint32_t behind) const {
         const uint32_t bit = adjoining_bit(before, behind);
         return adjoining_[bit >> 6] >> (bit & 63) & 1;

@@ -1,4 +1,4 @@
-// A piece of text on its way to ids.
+// A piece of text while it is merged.
 #pragma once
 
 #include <cstddef>

@@ -16,7 +16,7 @@
 namespace llmfast {
 namespace {
 
-// ---- Any machine: the class bits of each byte, gathered bit by bit.
+// ---- Any CPU: the class bits of each byte, gathered bit by bit.
 
 void classify_portable(const uint8_t* text, Masks& masks) {
     masks = {};
@@ -38,31 +38,31 @@ void classify_portable(const uint8_t* text, Masks& masks) {
 
 // ---- AVX2 and SSE2: signed compares of shifted bytes; two or four parts make the 64.
 
-#define LLMFAST_CLASSIFY(NAME, TARGET, VECTOR, LANES, LOAD, SET1, EQUAL, GREATER, ADD, OR, MOVEMASK)               \
-    __attribute__((target(TARGET))) void NAME(const uint8_t* text, Masks& masks) {                                \
-        masks = {};                                                                                               \
-        for (int at = 0; at < 64; at += LANES) {                                                                  \
-            const VECTOR bytes = LOAD(reinterpret_cast<const VECTOR*>(text + at));                                \
-            const VECTOR folded = OR(bytes, SET1(0x20));                                                          \
-            const VECTOR blank = EQUAL(bytes, SET1(' '));                                                         \
-            /* x - from, moved to the bottom of the signed range, is below -128 + count */                        \
-            const VECTOR letter = GREATER(SET1(-128 + 26), ADD(folded, SET1(static_cast<char>(-128 - 'a'))));     \
-            const VECTOR upper = GREATER(SET1(-128 + 26), ADD(bytes, SET1(static_cast<char>(-128 - 'A'))));       \
-            const VECTOR digit = GREATER(SET1(-128 + 10), ADD(bytes, SET1(static_cast<char>(-128 - '0'))));       \
-            const VECTOR control = GREATER(SET1(-128 + 5), ADD(bytes, SET1(static_cast<char>(-128 - '\t'))));     \
-            const auto put = [at](VECTOR v) __attribute__((target(TARGET), always_inline)) {                      \
-                return uint64_t{static_cast<uint32_t>(MOVEMASK(v))} << at;                                        \
-            };                                                                                                    \
-            masks.letter |= put(letter);                                                                          \
-            masks.upper |= put(upper);                                                                            \
-            masks.digit |= put(digit);                                                                            \
-            masks.space |= put(OR(blank, control));                                                               \
-            masks.blank |= put(blank);                                                                            \
-            masks.newline |= put(OR(EQUAL(bytes, SET1('\n')), EQUAL(bytes, SET1('\r'))));                         \
-            masks.apostrophe |= put(EQUAL(bytes, SET1('\'')));                                                    \
-            masks.slash |= put(EQUAL(bytes, SET1('/')));                                                          \
-            masks.high |= put(bytes);                                                                             \
-        }                                                                                                         \
+#define LLMFAST_CLASSIFY(NAME, TARGET, VECTOR, LANES, LOAD, SET1, EQUAL, GREATER, ADD, OR, MOVEMASK)          \
+    __attribute__((target(TARGET))) void NAME(const uint8_t* text, Masks& masks) {                            \
+        masks = {};                                                                                           \
+        for (int at = 0; at < 64; at += LANES) {                                                              \
+            const VECTOR bytes = LOAD(reinterpret_cast<const VECTOR*>(text + at));                            \
+            const VECTOR folded = OR(bytes, SET1(0x20));                                                      \
+            const VECTOR blank = EQUAL(bytes, SET1(' '));                                                     \
+            /* x - from, moved to the bottom of the signed range, is below -128 + count */                    \
+            const VECTOR letter = GREATER(SET1(-128 + 26), ADD(folded, SET1(static_cast<char>(-128 - 'a')))); \
+            const VECTOR upper = GREATER(SET1(-128 + 26), ADD(bytes, SET1(static_cast<char>(-128 - 'A'))));   \
+            const VECTOR digit = GREATER(SET1(-128 + 10), ADD(bytes, SET1(static_cast<char>(-128 - '0'))));   \
+            const VECTOR control = GREATER(SET1(-128 + 5), ADD(bytes, SET1(static_cast<char>(-128 - '\t')))); \
+            const auto put = [at](VECTOR v) __attribute__((target(TARGET), always_inline)) {                  \
+                return uint64_t{static_cast<uint32_t>(MOVEMASK(v))} << at;                                    \
+            };                                                                                                \
+            masks.letter |= put(letter);                                                                      \
+            masks.upper |= put(upper);                                                                        \
+            masks.digit |= put(digit);                                                                        \
+            masks.space |= put(OR(blank, control));                                                           \
+            masks.blank |= put(blank);                                                                        \
+            masks.newline |= put(OR(EQUAL(bytes, SET1('\n')), EQUAL(bytes, SET1('\r'))));                     \
+            masks.apostrophe |= put(EQUAL(bytes, SET1('\'')));                                                \
+            masks.slash |= put(EQUAL(bytes, SET1('/')));                                                      \
+            masks.high |= put(bytes);                                                                         \
+        }                                                                                                     \
     }
 
 LLMFAST_CLASSIFY(classify_avx2, "avx2", __m256i, 32, _mm256_loadu_si256, _mm256_set1_epi8, _mm256_cmpeq_epi8,

@@ -1,4 +1,4 @@
-// The characters of 64 bytes at a time as bit masks, by the widest vector instructions of the machine that runs.
+// Classifies the characters of 64 bytes at a time into bit masks, with the widest vector instructions of the CPU.
 #pragma once
 
 #include <array>
@@ -6,16 +6,22 @@
 
 namespace llmfast {
 
-// Bit i of a mask speaks of byte i.
+// Bit i of each mask is about byte i.
 struct Masks {
     uint64_t letter, upper, digit, space, blank, newline, apostrophe, slash;  // ASCII; blank is 0x20
     uint64_t high;                                                            // bytes of 0x80 and more
 };  // piece_starts.h adds the characters of other scripts to them
 
-// The same of one byte: bits of its classes.
+// The classes of one byte, as bits.
 enum ClassBit : uint8_t {
-    kLetterBit = 1, kUpperBit = 2, kDigitBit = 4, kSpaceBit = 8,
-    kBlankBit = 16, kNewlineBit = 32, kQuoteBit = 64, kSlashBit = 128
+    kLetterBit = 1,
+    kUpperBit = 2,
+    kDigitBit = 4,
+    kSpaceBit = 8,
+    kBlankBit = 16,
+    kNewlineBit = 32,
+    kQuoteBit = 64,
+    kSlashBit = 128
 };
 
 constexpr std::array<uint8_t, 256> class_bits() {
@@ -42,7 +48,7 @@ struct NamedClassifier {
     Classifier classify;
 };
 
-// Those that this machine can run, best first; the last is plain C++. Ends with a null name.
+// The ones that this CPU supports, the fastest first; the last is portable C++. The list ends with a null name.
 const NamedClassifier* classifiers();
 
 inline Classifier best_classifier() {

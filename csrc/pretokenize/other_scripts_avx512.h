@@ -7,9 +7,9 @@
 #include <cstdint>
 
 #include "pretokenize/classify.h"
-#include "system/cpu_features.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/unicode.h"
+#include "system/cpu_features.h"
 
 #if defined(LLMFAST_X86)
 #include <immintrin.h>
@@ -20,7 +20,7 @@ namespace llmfast {
 // their first bytes, of their last ones, and of the first ones of three. Where the block ends inside a character, that
 // one means nothing.
 LLMFAST_AVX512_VBMI inline void code_points_avx512(__m512i bytes, uint64_t leads, uint64_t last, uint64_t leads_of_3,
-                                              uint16_t* out) {
+                                                   uint16_t* out) {
     const auto every = [&](uint64_t places) __attribute__((target(LLMFAST_AVX512_VBMI_TARGET), always_inline)) {
         const __m512i some = _mm512_maskz_compress_epi8(places, bytes);
         return _mm512_maskz_cvtepu8_epi16(~0u, _mm512_maskz_extracti64x4_epi64(0xFF, some, 0));
@@ -34,7 +34,7 @@ LLMFAST_AVX512_VBMI inline void code_points_avx512(__m512i bytes, uint64_t leads
     _mm512_storeu_si512(out, _mm512_or_si512(_mm512_mask_blend_epi16(three, of_2, of_3), end));
 }
 
-// As add_other_scripts() for 64 bytes; -1 where there are characters of four bytes or what is not UTF-8.
+// Like add_other_scripts() for 64 bytes. Returns -1 if there are characters of four bytes or invalid UTF-8.
 template <Rules kRules>
 LLMFAST_AVX512_VBMI inline int add_other_scripts_avx512(Masks& m, uint64_t& inside, const Byte* text) {
     const __m512i bytes = _mm512_loadu_si512(text);

@@ -1,6 +1,6 @@
-// Where pieces start in 64 bytes, by arithmetic on bit masks: what pretokenize.cpp says one character at a time, said
-// for a block at once. Shifting left by one asks about the character before, right about the one behind; adding
-// carries through runs. All bytes of a character have its classes, so that runs are runs in any script.
+// Finds where pieces start in 64 bytes by arithmetic on bit masks, as pretokenize.cpp does one character at a time. A
+// shift to the left refers to the character before, a shift to the right to the one after; an addition carries through
+// runs. All bytes of a character have its classes, so that runs are runs in any script.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +58,8 @@ inline int add_other_scripts(Masks& m, uint64_t& inside, int count, const Byte* 
 }
 
 // The bytes `text[0, count)`, count <= 64, classified in `m`, and `inside` a character, start a piece at bit 0. Returns
-// the bits > 0 where other pieces start for certain, whatever follows: those too near to the end or to a character that is
-// left to pretokenize.cpp are not among them, nor are those inside white space that reaches it.
+// the bits > 0 where other pieces start for certain, whatever follows: those too near to the end or to a character that
+// is left to pretokenize.cpp are not among them, nor are those inside white space that reaches it.
 template <Rules kRules>
 inline uint64_t piece_starts(const Masks& m, uint64_t inside, int count, const Byte* text, const Byte* text_end) {
     if (count < 4) return 0;

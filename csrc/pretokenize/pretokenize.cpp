@@ -5,15 +5,15 @@
 
 #include "pretokenize/classify.h"
 #include "pretokenize/classify_avx512.h"
-#include "system/cpu_features.h"
 #include "pretokenize/other_scripts_avx512.h"
 #include "pretokenize/piece_limit.h"
 #include "pretokenize/piece_starts.h"
-#include "system/termination.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/scan.h"
 #include "pretokenize/split_deepseek.h"
 #include "pretokenize/unicode.h"
+#include "system/cpu_features.h"
+#include "system/termination.h"
 
 namespace llmfast {
 namespace {
@@ -69,9 +69,8 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
             if (const size_t length = contraction_length<kRules.letters_take_any_prefix>(at, end)) return at + length;
         }
     }
-    const bool prefix_allowed = kRules.letters_take_any_prefix
-                                    ? !(first.classes & (kLetter | kNumber | kNewline))
-                                    : *at == ' ';
+    const bool prefix_allowed =
+        kRules.letters_take_any_prefix ? !(first.classes & (kLetter | kNumber | kNewline)) : *at == ' ';
     if constexpr (kRules.case_splits) {
         if (!(first.classes & (kNumber | kNewline))) {
             if (const Byte* stop = cased_word(at, after, end, prefix_allowed)) return stop;
@@ -98,8 +97,9 @@ inline const Byte* next_piece(const Byte* at, const Byte* end) {
     return space_piece<kRules>(at, end);
 }
 
-// What a block needs of the machine: its masks, what is not ASCII among them, and a list of places from a mask. The list is
-// written in steps, the last of which writes too much: guessing wrong when to stop costs more.
+// The operations on blocks that depend on the instruction set: making the masks, adding characters that are not ASCII,
+// and listing the bits of a mask. The list is written in steps of fixed size, since a misprediction of its end costs
+// more than the excess.
 struct PortableBlocks {
     Classifier classify_block = best_classifier();
     void classify(const Byte* text, int size, Masks& masks) const {
@@ -115,7 +115,8 @@ struct PortableBlocks {
     static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) {
         const size_t count = static_cast<size_t>(std::popcount(bits));
         for (size_t i = 0; i < count; i += 8) {
-            for (size_t j = i; j < i + 8; ++j, bits &= bits - 1) out[j] = offset + static_cast<uint32_t>(lowest_bit(bits));
+            for (size_t j = i; j < i + 8; ++j, bits &= bits - 1)
+                out[j] = offset + static_cast<uint32_t>(lowest_bit(bits));
         }
         return count;
     }
@@ -126,14 +127,16 @@ struct Avx512Blocks {
     static void classify(const Byte* text, int size, Masks& masks) { classify_avx512(text, size, masks); }
     template <Rules kRules>
     static int add_other_scripts(Masks& masks, uint64_t& inside, int count, const Byte* text, const Byte* text_end) {
-        constexpr int kFew = 8;  // bytes, of which it is faster to take one character after another
+        constexpr int kFew = 8;  // bytes, for which one character after another is faster
         if (count == 64 && std::popcount(masks.high) > kFew) {
             const int known = add_other_scripts_avx512<kRules>(masks, inside, text);
             if (known >= 0) return known;
         }
         return llmfast::add_other_scripts<kRules>(masks, inside, count, text, text_end);
     }
-    static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) { return write_bits_avx512(bits, offset, out); }
+    static size_t write_bits(uint64_t bits, uint32_t offset, uint32_t* out) {
+        return write_bits_avx512(bits, offset, out);
+    }
 };
 #endif
 
@@ -147,14 +150,15 @@ inline size_t split_by(const char* text, size_t length, uint32_t* ends, size_t c
     Decreasing left(length + 1);
     while (at < end && count < capacity) {
         left.require(static_cast<size_t>(text_end - at));
-        // Text goes by blocks, each of at most 63 pieces, and one character at a time where that finds no end.
+        // Splits by blocks, each of at most 63 pieces, and one character at a time if a block has no end of a piece.
         if (capacity - count < 64 && capacity >= 64) break;
         if (capacity - count >= 64 && end - at > 3) {
             const int size = static_cast<int>(std::min<ptrdiff_t>(end - at, 64));
             Masks masks;
             blocks.classify(at, size, masks);
             uint64_t inside = 0;
-            const int known = masks.high ? blocks.template add_other_scripts<kRules>(masks, inside, size, at, text_end) : size;
+            const int known =
+                masks.high ? blocks.template add_other_scripts<kRules>(masks, inside, size, at, text_end) : size;
             const uint64_t starts = piece_starts<kRules>(masks, inside, known, at, text_end);
             if (starts) {
                 count += blocks.write_bits(starts, static_cast<uint32_t>(at - begin), ends + count);

@@ -1,4 +1,4 @@
-// Splitting text into the pieces inside which merges happen, exactly as the published regular expressions do.
+// Splits text into the pieces that are merged separately, exactly as the published regular expressions do.
 #pragma once
 
 #include <cstddef>

@@ -1,20 +1,21 @@
-// Runs of characters, one character after another: what the splitting patterns are made of.
+// Scans runs of characters one character at a time: the parts that the splitting patterns consist of.
 #pragma once
 
 #include <cstddef>
 
-#include "system/interrupt.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/unicode.h"
+#include "system/interrupt.h"
 
 namespace llmfast {
 
-constexpr size_t kWindow = 1 << 18;  // characters to scan between two looks at whether the caller still wants the result
+// Characters to scan between two checks for an interrupt.
+constexpr size_t kWindow = 1 << 18;
 
 inline bool is_ascii_letter(Byte byte) { return static_cast<Byte>((byte | 0x20) - 'a') < 26; }
 
-// For every kWindow characters, looks whether the caller still wants the result; returns how many may follow. Not
-// inlined, since the loops are for runs of a few characters.
+// Checks for an interrupt and returns how many characters may follow until the next check. Not inlined, since most runs
+// have only a few characters.
 #if defined(__GNUC__)
 __attribute__((noinline, cold))
 #endif
@@ -42,9 +43,8 @@ inline const Byte* skip(const Byte* at, const Byte* end, uint8_t classes) {
 
 // The end of a run of [^\s\p{L}\p{N}].
 inline const Byte* skip_other(const Byte* at, const Byte* end) {
-    return run_end(at, end, [](const Character& character) {
-        return (character.classes & (kLetter | kNumber | kSpace)) == 0;
-    });
+    return run_end(at, end,
+                   [](const Character& character) { return (character.classes & (kLetter | kNumber | kSpace)) == 0; });
 }
 
 // A run of \s.

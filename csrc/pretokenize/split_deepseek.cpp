@@ -4,10 +4,10 @@
 #include "pretokenize/split_deepseek.h"
 
 #include "pretokenize/piece_limit.h"
-#include "system/termination.h"
 #include "pretokenize/rules.h"
 #include "pretokenize/scan.h"
 #include "pretokenize/unicode.h"
+#include "system/termination.h"
 
 namespace llmfast {
 namespace {
@@ -16,25 +16,23 @@ inline bool is_kanji_or_kana(uint32_t point) {
     return (point >= 0x4E00 && point <= 0x9FA5) || (point >= 0x3040 && point <= 0x30FF);
 }
 
-inline bool is_ascii_punctuation(Byte byte) {
-    return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation);
-}
+inline bool is_ascii_punctuation(Byte byte) { return byte < 0x80 && (kUnicodeClasses[byte] & kPunctuation); }
 
 // A stretch without numbers, all of kanji and kana or all of other characters, up to the end of the text.
 struct Stretch {
     const Byte* end;
     bool kanji_or_kana;
 
-    Stretch(const Character& first, const Byte* text_end) : end(text_end), kanji_or_kana(is_kanji_or_kana(first.point)) {}
+    Stretch(const Character& first, const Byte* text_end)
+        : end(text_end), kanji_or_kana(is_kanji_or_kana(first.point)) {}
 
     bool has(const Character& character) const {
         return !(character.classes & kNumber) && is_kanji_or_kana(character.point) == kanji_or_kana;
     }
     bool ends_at(const Byte* at) const { return at == end || !has(character_at(at, end)); }
     const Byte* skip(const Byte* at, uint8_t classes) const {
-        return run_end(at, end, [&](const Character& character) {
-            return (character.classes & classes) && has(character);
-        });
+        return run_end(at, end,
+                       [&](const Character& character) { return (character.classes & classes) && has(character); });
     }
 };
 

@@ -7,14 +7,14 @@
 namespace llmfast {
 
 enum CharacterClass : uint8_t {
-    kLetter = 1,           // \p{L}
-    kNumber = 2,           // \p{N}
-    kSpace = 4,            // \s
-    kMark = 8,             // \p{M}
-    kUpper = 16,           // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
-    kLower = 32,           // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
-    kPunctuation = 64,     // [\p{P}\p{S}]
-    kNewline = 128,        // [\r\n]
+    kLetter = 1,        // \p{L}
+    kNumber = 2,        // \p{N}
+    kSpace = 4,         // \s
+    kMark = 8,          // \p{M}
+    kUpper = 16,        // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
+    kLower = 32,        // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
+    kPunctuation = 64,  // [\p{P}\p{S}]
+    kNewline = 128,     // [\r\n]
 };
 
 // Two stages: the block of 128 code points, then the point in its block (csrc/tools/generate_unicode.py).
@@ -26,7 +26,7 @@ inline uint8_t classes_of(uint32_t point) {
 }
 
 struct Character {
-    uint32_t size;     // bytes
+    uint32_t size;  // bytes
     uint32_t point;
     uint8_t classes;
 };

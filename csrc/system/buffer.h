@@ -1,10 +1,9 @@
-// Buffer arrays: what std::vector is, without the zeroing of memory that is about to be written.
+// Growable arrays like std::vector, except that new elements are not initialized: their memory is about to be written.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
 
@@ -18,48 +17,61 @@ class Buffer {
     T* data() { return data_.get(); }
     const T* data() const { return data_.get(); }
     size_t size() const { return size_; }
+    bool empty() const { return size_ == 0; }
+    T& operator[](size_t at) { return data_.get()[at]; }
+    const T& operator[](size_t at) const { return data_.get()[at]; }
 
-    // Where to write up to `count` more; `grow` says how many were.
-    T* room(size_t count) {
+    // Returns where up to `count` more elements may be written; `commit` then says how many were.
+    T* prepare(size_t count) {
         if (capacity_ - size_ < count) reserve(size_ + count + size_ / 2);
         return data_.get() + size_;
     }
-    void grow(size_t count) { size_ += count; }
-    void cut(size_t size) { size_ = size; }
+    void commit(size_t count) { size_ += count; }
+    void truncate(size_t size) { size_ = size; }
     void clear() { size_ = 0; }
     void push_back(T value) {
-        *room(1) = value;
-        grow(1);
+        *prepare(1) = value;
+        commit(1);
+    }
+    void pop_back() { --size_; }
+
+    // Makes `size` elements of any value.
+    T* reset(size_t size) {
+        clear();
+        reserve(size);
+        size_ = size;
+        return data();
     }
 
     void reserve(size_t capacity) {
-        if (capacity <= capacity_) return;
-        resize(capacity);
+        if (capacity > capacity_) reallocate(capacity);
     }
 
-    // Gives the memory, cut to size, to the caller, who frees it with std::free.
+    // Gives the memory, reduced to the size, to the caller, who frees it with std::free.
     T* release() {
-        if (size_ < capacity_) resize(size_ ? size_ : 1);
+        if (size_ < capacity_) reallocate(size_ ? size_ : 1);
         size_ = capacity_ = 0;
         return data_.release();
     }
 
   private:
-    // Nothing is in the memory there is: it goes first.
-    void* allocate_instead(size_t capacity) {
-        data_.reset();
-        capacity_ = 0;
-        return allocate(capacity * sizeof(T));
-    }
+    struct Free {
+        void operator()(T* data) const { std::free(data); }
+    };
 
-    struct Free { void operator()(T* data) const { std::free(data); } };
-
-    void resize(size_t capacity) {
-        void* moved = size_ == 0 ? allocate_instead(capacity) : std::realloc(data_.get(), capacity * sizeof(T));
+    void reallocate(size_t capacity) {
+        void* const moved = size_ == 0 ? allocate_new(capacity) : std::realloc(data_.get(), capacity * sizeof(T));
         if (!moved) throw std::bad_alloc();
         static_cast<void>(data_.release());
         data_.reset(static_cast<T*>(moved));
         capacity_ = capacity;
+    }
+
+    // Frees the memory first, as nothing in it is in use.
+    void* allocate_new(size_t capacity) {
+        data_.reset();
+        capacity_ = 0;
+        return allocate(capacity * sizeof(T));
     }
 
     std::unique_ptr<T, Free> data_;

@@ -14,8 +14,8 @@ namespace llmfast {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(LLMFAST_PORTABLE)
 #define LLMFAST_X86 1
 
-// A function marked LLMFAST_AVX2, and everything that is inlined into it, may use x86-64-v3 (AVX2, BMI). Call it only if
-// has_avx2().
+// A function marked LLMFAST_AVX2, and everything that is inlined into it, may use x86-64-v3 (AVX2, BMI). Call it only
+// if has_avx2().
 #define LLMFAST_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt"), flatten))
 inline bool has_avx2() {
     static const bool has = [] {

@@ -1,5 +1,5 @@
-// Hashing by one wide multiplication whose halves are folded together, with numbers that only this process knows: nobody
-// can choose words that collide.
+// Hashing by a 128-bit multiplication whose halves are combined, with a secret per process: nobody can construct inputs
+// that collide.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,9 @@
 namespace llmfast {
 
 // Drawn at random when the library is loaded. Hashes decide where things are stored, never what a result is.
-struct HashSecret { uint64_t low, high; };
+struct HashSecret {
+    uint64_t low, high;
+};
 extern const HashSecret kHashSecret;
 
 inline uint64_t hash_words(uint64_t low, uint64_t high, const HashSecret& secret = kHashSecret) {

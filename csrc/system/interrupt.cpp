@@ -2,7 +2,8 @@
 
 namespace llmfast {
 
-Interrupt::Interrupt(std::function<bool()> poll) : previous_(std::exchange(current_, this)), poll_(std::move(poll)) {}
+Interrupt::Interrupt(std::function<bool()> poll, std::chrono::milliseconds interval)
+    : previous_(std::exchange(current_, this)), poll_(std::move(poll)), interval_(interval) {}
 
 void Interrupt::check() {
     if (stopped_.load(std::memory_order_relaxed)) throw Stopped();
@@ -11,7 +12,7 @@ void Interrupt::check() {
         stopped_ = true;
         throw Stopped();
     }
-    next_poll_ = Clock::now() + kInterval;
+    next_poll_ = Clock::now() + interval_;
 }
 
 }  // namespace llmfast

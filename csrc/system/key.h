@@ -1,4 +1,4 @@
-// Short byte strings as two machine words, to compare and hash at once.
+// Short byte strings as two machine words, which are compared and hashed in a few instructions.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +37,10 @@ inline Key short_key(const char* at, size_t length, bool readable) {
     return {words[0] & kKeep[0][length], (words[1] & kKeep[1][length]) | uint64_t{length} << 56};
 }
 
-// Use the high bits.
-inline uint64_t hash_key(const Key& key, const HashSecret& secret = kHashSecret) { return hash_words(key.low, key.high, secret); }
+// Of the result, the high bits are the best distributed.
+inline uint64_t hash_key(const Key& key, const HashSecret& secret = kHashSecret) {
+    return hash_words(key.low, key.high, secret);
+}
 
 // The bytes of a key.
 inline std::string_view bytes_of(const Key& key) {

@@ -28,7 +28,7 @@ Pages::Pages(size_t bytes) : bytes_(bytes) {
     data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data_ == MAP_FAILED) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: without huge pages it works too
+    madvise(data_, bytes, MADV_HUGEPAGE);  // may fail: without huge pages it works too
 #endif
 }
 

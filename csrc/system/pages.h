@@ -1,12 +1,12 @@
-// Large zeroed arrays, in huge pages where the system has them: tables that are looked up all over.
+// Memory in huge pages, if the system has them, for large tables with random access.
 #pragma once
 
 #include <cstddef>
 
 namespace llmfast {
 
-// Memory that std::free takes back, in huge pages where it is large and the system has them: a page is then touched for
-// the first time 500 times less often. nullptr where there is none.
+// Allocates memory that std::free releases; returns nullptr if there is none. Large blocks are in huge pages, if the
+// system has them, for which page faults are 500 times rarer.
 void* allocate(size_t bytes);
 
 class Pages {

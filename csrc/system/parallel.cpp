@@ -18,7 +18,7 @@ void pause() {
 #endif
 }
 
-// Returns true when the word is no longer `old`, false if that takes more than some microseconds. Other threads get the core if
+// Waits a few microseconds for the word to change from `old`, and returns whether it did. Other threads get the core if
 // they need it.
 bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
     for (int i = 0; i < 300; ++i) {
@@ -32,8 +32,8 @@ bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
     return false;
 }
 
-// Returns when the word is no longer `old`. That mostly takes microseconds, and waking a thread takes tens of them:
-// so it spins before it sleeps.
+// Waits for the word to change from `old`. That usually takes microseconds, and waking a thread takes tens of them, so
+// it spins before it sleeps.
 void wait(const std::atomic<uint32_t>& word, uint32_t old) {
     if (!spin(word, old)) word.wait(old, std::memory_order_acquire);
 }
@@ -47,7 +47,7 @@ Team::Team(size_t size) {
     try {
         for (size_t member = 1; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
     } catch (const std::exception&) {
-        // The system has no further thread, or no memory for one: those that have started do the work.
+        // The system has no more threads, or no memory for one: those that have started do the work.
     }
 }
 
@@ -103,15 +103,15 @@ void Team::loop(size_t member) {
     }
 }
 
-// Keeps the exception that is being handled, unless there is one already, and begins no further work.
+// Keeps the current exception, unless there already is one, and makes all threads end after their current call.
 void Team::fail() {
     const std::lock_guard lock(failing_);
     if (!failure_) failure_ = std::current_exception();
     next_ = count_;
 }
 
-// Waits for the members that have begun; those that have not will not. A caller that can be stopped asks every few
-// milliseconds whether it was.
+// Lets no more helpers join, and waits for those at work. A caller that can be stopped checks for an interrupt every
+// few milliseconds.
 void Team::wait_for_others() {
     uint32_t others = inside_ &= ~kOpen;
     bool stopped = interrupt_ == nullptr;

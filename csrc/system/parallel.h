@@ -1,4 +1,4 @@
-// The same work on many things, on several threads.
+// Runs the same work for many items on several threads.
 #pragma once
 
 #include <atomic>
@@ -14,11 +14,11 @@
 
 namespace llmfast {
 
-// Threads that work together again and again.
+// Threads that run one parallel loop after another.
 class Team {
   public:
-    // Up to `size` threads, the calling one among them: fewer where the system gives no more. Nothing is left behind
-    // when the team goes, so that a process may fork.
+    // Up to `size` threads, including the calling one; fewer if the system provides no more. The destructor ends them,
+    // so that the process may fork afterwards.
     explicit Team(size_t size);
     ~Team();
     Team(const Team&) = delete;
@@ -26,9 +26,9 @@ class Team {
 
     size_t size() const { return threads_.size() + 1; }
 
-    // Calls `work(i, member)` for 0 <= i < count; calls of one member, a number below size(), come one after another,
-    // with growing i. The first exception, of whichever thread, is thrown again here, when no member works any more. A
-    // call that is stopped (interrupt.h) is stopped on all threads.
+    // Calls `work(i, member)` for 0 <= i < count. `member` < size() is the number of the thread, whose calls have
+    // ascending i. The first exception of any thread is rethrown here when all threads have ended their work. A call
+    // that is stopped (interrupt.h) is stopped on all threads.
     void run(size_t count, const std::function<void(size_t i, size_t member)>& work);
 
   private:
@@ -45,14 +45,14 @@ class Team {
     std::mutex failing_;
     std::atomic<bool> stopped_{false};
 
-    // Each in a cache line of its own, for all threads look at them.
+    // Each is in a cache line of its own, since all threads access them.
     alignas(64) std::atomic<uint32_t> round_{0};
-    alignas(64) std::atomic<uint32_t> inside_{0};  // twice the helpers at work, plus one as long as more may come
+    alignas(64) std::atomic<uint32_t> inside_{0};  // twice the number of helpers at work, plus one while more may join
     alignas(64) std::atomic<size_t> next_{0};
     alignas(64) std::vector<std::thread> threads_;
 };
 
-// The same once, on up to `threads` threads.
+// Runs one such loop on up to `threads` threads.
 void run_parallel(size_t count, size_t threads, const std::function<void(size_t i, size_t member)>& work);
 
 }  // namespace llmfast

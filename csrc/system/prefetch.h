@@ -1,4 +1,4 @@
-// Asks for a cache line before it is needed.
+// Prefetches a cache line.
 #pragma once
 
 #if defined(_MSC_VER)

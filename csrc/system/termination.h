@@ -1,4 +1,4 @@
-// Proof, while testing, that a loop ends.
+// Checks in debug builds that loops end.
 #pragma once
 
 #include <cassert>
@@ -13,7 +13,7 @@ class Decreasing {
 #if !defined(NDEBUG)
   public:
     explicit Decreasing(size_t initial) : last_(initial) {}
-    // To be called once per iteration, with a smaller value each time.
+    // Call it once per iteration, with a smaller value each time.
     void require(size_t measure) {
         assert(measure < last_);
         last_ = measure;

@@ -1,5 +1,6 @@
-// The C++ core by itself, without Python: every instruction set classifies and merges alike, the fuzzer's corpus replays, random
-// text holds what the fuzzer asks, and threads that share an encoder agree. Exits with 0 if all of it holds.
+// The C++ core by itself, without Python: every instruction set classifies and merges alike, the fuzzer's corpus
+// replays, random text holds what the fuzzer asks, and threads that share an encoder agree. Exits with 0 if all of it
+// holds.
 //
 //     test_engine CORPUS_FILE...
 #include <algorithm>
@@ -13,10 +14,10 @@
 #include <set>
 #include <thread>
 
-#include "pretokenize/classify.h"
 #include "encode/documents.h"
 #include "fuzz/check.h"
 #include "merge/merge_lanes.h"
+#include "pretokenize/classify.h"
 #include "system/cpu_features.h"
 
 using namespace llmfast;
@@ -63,13 +64,52 @@ void test_classifiers(std::mt19937& random) {
 }
 
 std::string random_text(std::mt19937& random, size_t pieces) {
-    static const char* const kPieces[] = {"a", "Z", "s", "the", " ", "  ", "\n", "\r\n", "\t", "'", "'s", "'LL", "1",
-                                          "12345", "/", ".", "...", "\xC3\xA9", "\xC5\xBF", "\xCC\x81", "\xE4\xB8\xAD",
-                                          "\xE3\x80\x80", "\xC2\xA0", "\xF0\x9F\x98\x80", "\xFF", "\xE4", "HTTPServer",
-                                          "\xD0\x9F", "\xD1\x80", "\xD9\xA3", "\xC7\x85", "\xE0\xA4\xB9", "\xE0\xA5\x8D",
-                                          "\xE1\x83\x90", "\xEA\xB0\x80", "\xED\x9F\xBB", "\xEF\xBC\x91", "\xEF\xBF\xBD",
-                                          "\xE3\x80\x82", "\xE2\x80\x99", "\xE2\x80\xA8", "\xE0\x80\x80", "\xED\xA0\x80",
-                                          "\xC1\x81", "\x80", "\xE4\xB8"};
+    static const char* const kPieces[] = {"a",
+                                          "Z",
+                                          "s",
+                                          "the",
+                                          " ",
+                                          "  ",
+                                          "\n",
+                                          "\r\n",
+                                          "\t",
+                                          "'",
+                                          "'s",
+                                          "'LL",
+                                          "1",
+                                          "12345",
+                                          "/",
+                                          ".",
+                                          "...",
+                                          "\xC3\xA9",
+                                          "\xC5\xBF",
+                                          "\xCC\x81",
+                                          "\xE4\xB8\xAD",
+                                          "\xE3\x80\x80",
+                                          "\xC2\xA0",
+                                          "\xF0\x9F\x98\x80",
+                                          "\xFF",
+                                          "\xE4",
+                                          "HTTPServer",
+                                          "\xD0\x9F",
+                                          "\xD1\x80",
+                                          "\xD9\xA3",
+                                          "\xC7\x85",
+                                          "\xE0\xA4\xB9",
+                                          "\xE0\xA5\x8D",
+                                          "\xE1\x83\x90",
+                                          "\xEA\xB0\x80",
+                                          "\xED\x9F\xBB",
+                                          "\xEF\xBC\x91",
+                                          "\xEF\xBF\xBD",
+                                          "\xE3\x80\x82",
+                                          "\xE2\x80\x99",
+                                          "\xE2\x80\xA8",
+                                          "\xE0\x80\x80",
+                                          "\xED\xA0\x80",
+                                          "\xC1\x81",
+                                          "\x80",
+                                          "\xE4\xB8"};
     std::string text(1, static_cast<char>(random()));
     const char* some[8];  // a few kinds at a time: there are blocks that only have what vectors take
     for (const char*& piece : some) piece = kPieces[random() % std::size(kPieces)];
@@ -88,7 +128,8 @@ void test_random_text(std::mt19937& random) {
 Vocabulary random_vocabulary(std::mt19937& random, size_t merges, bool ordered) {
     std::vector<std::string> tokens, few;
     for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
-    for (const char* part : {"a", "b", " ", "-", "\xC3", "\xA9", "\xE4\xB8\xAD", "\xE4", "\xB8\xAD"}) few.emplace_back(part);
+    for (const char* part : {"a", "b", " ", "-", "\xC3", "\xA9", "\xE4\xB8\xAD", "\xE4", "\xB8\xAD"})
+        few.emplace_back(part);
     std::set<std::string> known(tokens.begin(), tokens.end());
     while (tokens.size() < 256 + merges) {
         const std::string token = few[random() % few.size()] + few[random() % few.size()];
@@ -148,14 +189,15 @@ void test_merging(std::mt19937& random) {
             }
         };
         for (const NamedLaneMerger* one = lane_mergers(); one->name; ++one) {
-            merge(1 + random() % 100, kMostLaneParts, random_piece, [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
-                std::vector<Piece*> all;
-                for (size_t i = 0; i < texts.size(); ++i) {
-                    byte_tokens(pairs, texts[i], pieces[i].ids);
-                    all.push_back(&pieces[i]);
-                }
-                one->merge(pairs.places(), all);
-            });
+            merge(1 + random() % 100, kMostLaneParts, random_piece,
+                  [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
+                      std::vector<Piece*> all;
+                      for (size_t i = 0; i < texts.size(); ++i) {
+                          byte_tokens(pairs, texts[i], pieces[i].ids);
+                          all.push_back(&pieces[i]);
+                      }
+                      one->merge(pairs.places(), all);
+                  });
         }
         const auto merge_together = [&](const std::vector<std::string>& texts, std::vector<Piece>& pieces) {
             for (size_t i = 0; i < texts.size(); ++i) pieces[i].count = parts_of(pairs, texts[i], pieces[i].ids);

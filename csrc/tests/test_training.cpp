@@ -6,8 +6,8 @@
 #include <random>
 #include <string>
 
-#include "train/corpus.h"
 #include "fuzz/check.h"
+#include "train/corpus.h"
 #include "train/train.h"
 
 using namespace llmfast;
@@ -26,16 +26,16 @@ std::string made_up_text(std::mt19937& random, int words) {
     return text;
 }
 
-std::map<std::string, std::uint64_t> by_bytes(const std::vector<Word>& words) {
-    std::map<std::string, std::uint64_t> counts;
+std::map<std::string, uint64_t> by_bytes(const std::vector<Word>& words) {
+    std::map<std::string, uint64_t> counts;
     for (const Word& word : words) counts[std::string(word.bytes)] += word.count;
     LLMFAST_REQUIRE(counts.size() == words.size());
     return counts;
 }
 
-using Pairs = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+using Pairs = std::vector<std::pair<uint32_t, uint32_t>>;
 
-Pairs merges_of(const std::vector<Word>& words, unsigned threads, TieBreak tie_break, std::uint32_t worth_sharing) {
+Pairs merges_of(const std::vector<Word>& words, unsigned threads, TieBreak tie_break, uint32_t worth_sharing) {
     TrainOptions options;
     options.merges = 1000;
     options.threads = threads;
@@ -51,12 +51,12 @@ Pairs merges_of(const std::vector<Word>& words, unsigned threads, TieBreak tie_b
 // The documents are of 20 kB, so that every thread gets some.
 Corpus counted(const std::string& text, unsigned threads) {
     std::vector<std::string_view> documents;
-    for (std::size_t at = 0; at < text.size(); at += 20'000) {
+    for (size_t at = 0; at < text.size(); at += 20'000) {
         documents.push_back(std::string_view(text).substr(at, 20'000));
     }
     Corpus corpus(Pattern::gpt2, {}, threads);
     for (int half = 0; half < 2; ++half) {
-        const auto middle = documents.begin() + static_cast<std::ptrdiff_t>(documents.size() / 2);
+        const auto middle = documents.begin() + static_cast<ptrdiff_t>(documents.size() / 2);
         corpus.add_documents(half ? std::vector(middle, documents.end()) : std::vector(documents.begin(), middle));
         corpus.words();
     }
@@ -76,7 +76,7 @@ int main() {
         LLMFAST_REQUIRE(by_bytes(theirs) == by_bytes(words));
         for (const TieBreak tie_break : {TieBreak::greatest_bytes, TieBreak::smallest_ids}) {
             const Pairs expected = merges_of(words, 1, tie_break, 2048);
-            for (std::uint32_t worth_sharing : {2048, 100'000'000, 50}) {
+            for (uint32_t worth_sharing : {2048, 100'000'000, 50}) {
                 LLMFAST_REQUIRE(merges_of(theirs, threads, tie_break, worth_sharing) == expected);
             }
         }

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 
+#include "system/buffer.h"
 #include "system/interrupt.h"
 #include "system/parallel.h"
 #include "system/termination.h"
@@ -16,15 +18,16 @@
 namespace llmfast {
 namespace {
 
-constexpr std::size_t kBlock = 1 << 20;  // bytes handed to a thread at a time
+constexpr size_t kBlock = 1 << 20;                  // bytes handed to a thread at a time
+constexpr std::chrono::milliseconds kPatience{20};  // between two checks for an interrupt while another thread reads
 
 }  // namespace
 
 // Where the threads fetch their work. `next` is called by one thread at a time.
 class Corpus::Source {
-public:
+  public:
     struct Block {
-        std::string buffer;
+        ByteBuffer buffer;
         std::vector<std::string_view> texts;  // in `buffer` or in memory that outlives the source
     };
     virtual ~Source() = default;
@@ -32,15 +35,15 @@ public:
 };
 
 class Corpus::DocumentSource : public Source {
-public:
+  public:
     DocumentSource(const Corpus& corpus, const std::vector<std::string_view>& documents)
         : corpus_(corpus), documents_(documents) {}
 
     bool next(Block& block) override {
         block.texts.clear();
-        for (std::size_t bytes = 0; bytes < kBlock && index_ < documents_.size();) {
+        for (size_t bytes = 0; bytes < kBlock && index_ < documents_.size();) {
             const std::string_view rest = documents_[index_].substr(offset_);
-            const std::size_t length = first_part(rest);
+            const size_t length = first_part(rest);
             block.texts.push_back(rest.substr(0, length));
             bytes += length;
             offset_ += length;
@@ -52,21 +55,21 @@ public:
         return !block.texts.empty();
     }
 
-private:
+  private:
     // Long documents are cut, so that all threads share them.
-    std::size_t first_part(std::string_view text) const {
+    size_t first_part(std::string_view text) const {
         if (text.size() <= 2 * kBlock) return text.size();
-        const std::size_t cut = certain_boundary(corpus_.pattern_, text.data(), text.size(), kBlock);
-        return corpus_.inside_separator(text, cut) ? text.size() : cut;
+        const size_t cut = certain_boundary(corpus_.pattern_, text.data(), text.size(), kBlock);
+        return corpus_.may_cut(text, cut) ? cut : text.size();
     }
 
     const Corpus& corpus_;
     const std::vector<std::string_view>& documents_;
-    std::size_t index_ = 0, offset_ = 0;
+    size_t index_ = 0, offset_ = 0;
 };
 
 class Corpus::FileSource : public Source {
-public:
+  public:
     FileSource(const Corpus& corpus, const std::string& path)
         : corpus_(corpus), path_(path), file_(std::fopen(path.c_str(), "rb"), &std::fclose) {
         if (!file_) fail();
@@ -74,33 +77,39 @@ public:
     }
 
     bool next(Block& block) override {
-        std::string& text = block.buffer;
-        text.swap(carried_);
+        ByteBuffer& text = block.buffer;
+        std::swap(text, carried_);
         carried_.clear();
         // Searching for a cut may take all of the text: it doubles between two searches, so that they take linear time.
         for (bool at_end = false; !at_end;) {
-            const std::size_t wanted = text.size() + std::max(kBlock, text.size());
+            const size_t wanted = text.size() + std::max(kBlock, text.size());
             while (text.size() < wanted && !at_end) at_end = !read_block(text);
-            if (const std::size_t cut = at_end ? text.size() : corpus_.find_cut(text)) {
-                carried_.assign(text, cut);
-                text.resize(cut);
+            const std::string_view all(text.data(), text.size());
+            if (const size_t cut = at_end ? all.size() : corpus_.find_cut(all)) {
+                copy_in_windows(all.data() + cut, all.size() - cut, carried_.prepare(all.size() - cut));
+                carried_.commit(all.size() - cut);
+                text.truncate(cut);
                 break;
             }
         }
-        block.texts.assign(1, text);
+        block.texts.assign(1, {text.data(), text.size()});
         return !text.empty();
     }
 
-private:
+  private:
     // Appends the next kBlock bytes; false at the end of the file.
-    bool read_block(std::string& text) {
-        check_interrupt();
-        const std::size_t had = text.size();
-        text.resize(had + kBlock);
-        const std::size_t got = std::fread(text.data() + had, 1, kBlock, file_.get());
-        if (got < kBlock && std::ferror(file_.get())) fail();
-        text.resize(had + got);
-        return got == kBlock;
+    bool read_block(ByteBuffer& text) {
+        for (size_t left = kBlock; left > 0;) {
+            check_interrupt();
+            errno = 0;
+            const size_t got = std::fread(text.prepare(left), 1, left, file_.get());
+            text.commit(got);
+            left -= got;
+            if (std::feof(file_.get())) return false;
+            if (got == 0 && errno != EINTR) fail();  // a signal may interrupt reading, from a pipe for example
+            std::clearerr(file_.get());
+        }
+        return true;
     }
 
     [[noreturn]] void fail() const { throw std::runtime_error("cannot read " + path_ + ": " + std::strerror(errno)); }
@@ -108,7 +117,7 @@ private:
     const Corpus& corpus_;
     std::string path_;
     std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
-    std::string carried_;  // read, but after the last cut
+    ByteBuffer carried_;  // read, but after the last cut
 };
 
 namespace {
@@ -140,15 +149,16 @@ std::vector<Word> Corpus::words() {
 }
 
 void Corpus::count(Source& source, const Progress& progress) {
-    std::mutex mutex;
-    std::atomic<std::uint64_t> bytes = bytes_read_;
+    std::timed_mutex mutex;
+    std::atomic<uint64_t> bytes = bytes_read_;
     std::atomic<bool> failed = false;
-    run_parallel(counts_.size(), counts_.size(), [&](std::size_t, std::size_t member) {
+    run_parallel(counts_.size(), counts_.size(), [&](size_t, size_t member) {
         try {
             Source::Block block;
             while (!failed) {
                 {
-                    const std::lock_guard lock(mutex);
+                    std::unique_lock lock(mutex, std::defer_lock);
+                    while (!lock.try_lock_for(kPatience)) check_interrupt();
                     if (!source.next(block)) return;
                 }
                 for (std::string_view text : block.texts) {
@@ -166,8 +176,9 @@ void Corpus::count(Source& source, const Progress& progress) {
 }
 
 void Corpus::count_text(std::string_view text, WordCounts& counts) const {
-    constexpr std::size_t kEnds = 1024;
-    std::uint32_t ends[kEnds];
+    constexpr size_t kEnds = 1024;
+    uint32_t ends[kEnds];
+    InterruptCounter counter;
     const char* text_end = text.data() + text.size();
     Decreasing texts_left(text.size() + 1);
     while (!text.empty()) {
@@ -175,12 +186,13 @@ void Corpus::count_text(std::string_view text, WordCounts& counts) const {
         const Specials::Match separator = separators_.find(text, 0, separators_.every());
         const char* rest = text.data();
         Decreasing document_left(separator.begin + 1);
-        for (std::size_t left = separator.begin; left > 0;) {
+        for (size_t left = separator.begin; left > 0;) {
             document_left.require(left);
             check_interrupt();
-            const std::size_t n = split(pattern_, rest, left, ends, kEnds);
-            std::uint32_t start = 0;
-            for (std::size_t i = 0; i < n; ++i) {
+            const size_t n = split(pattern_, rest, left, ends, kEnds);
+            uint32_t start = 0;
+            for (size_t i = 0; i < n; ++i) {
+                counter.add(1 + (ends[i] - start) / 16);
                 counts.add({rest + start, ends[i] - start}, text_end - (rest + start) >= 16);
                 start = ends[i];
             }
@@ -191,33 +203,35 @@ void Corpus::count_text(std::string_view text, WordCounts& counts) const {
     }
 }
 
-// Whether a cut would go through a separator, or through what may be the start of one.
-bool Corpus::inside_separator(std::string_view text, std::size_t cut) const {
-    for (const Special& separator : separators_.all()) {
-        const std::string_view bytes = separator.bytes;
-        for (std::size_t start = cut - std::min(cut, bytes.size() - 1); start < cut; ++start) {
-            const std::string_view part = text.substr(start, bytes.size());
-            if (part == bytes.substr(0, part.size())) return true;
-        }
+// Whether a cut goes neither through a separator nor through what may be the start of one.
+bool Corpus::may_cut(std::string_view text, size_t cut) const {
+    if (separators_.all().empty()) return true;
+    if (separators_.find_unfinished(text, 0) < cut) return false;
+    const std::string_view near = text.substr(0, cut + separators_.longest());
+    for (size_t from = cut - std::min(cut, separators_.longest() - 1);;) {  // every separator makes `from` larger
+        const Specials::Match found = separators_.find(near, from, separators_.every());
+        if (!found.special || found.begin >= cut) return true;
+        if (found.begin + found.special->bytes.size() > cut) return false;
+        from = found.begin + 1;
     }
-    return false;
 }
 
 // A place near the end where text that continues may be cut; 0 if it has none.
-std::size_t Corpus::find_cut(std::string_view text) const {
-    for (const std::size_t from : {text.size() - text.size() / 8, text.size() / 2, std::size_t{1}}) {
-        const std::size_t cut = certain_boundary(pattern_, text.data(), text.size(), from);
-        if (cut < text.size() && !inside_separator(text, cut)) return cut;
+size_t Corpus::find_cut(std::string_view text) const {
+    for (const size_t from : {text.size() - text.size() / 8, text.size() / 2, size_t{1}}) {
+        const size_t cut = certain_boundary(pattern_, text.data(), text.size(), from);
+        if (cut < text.size() && may_cut(text, cut)) return cut;
     }
-    std::vector<std::size_t> ends;
-    for (std::size_t from = 0;;) {  // every separator makes `from` larger: none is empty
-        const Specials::Match found = separators_.find(text, from, separators_.every());
-        if (!found.special) break;
-        from = found.begin + found.special->bytes.size();
-        ends.push_back(from);
+    // The text starts behind a cut, so its separators are found from there on, one behind another. Those are certain
+    // that begin before the first one that the rest of the text may continue. The last of them is the last place to
+    // cut.
+    const size_t unfinished = separators_.find_unfinished(text, 0);
+    size_t end = 0;
+    while (true) {  // every separator moves `end` forward: none is empty
+        const Specials::Match found = separators_.find(text, end, separators_.every());
+        if (!found.special || found.begin >= unfinished) return end;
+        end = found.begin + found.special->bytes.size();
     }
-    while (!ends.empty() && inside_separator(text, ends.back())) ends.pop_back();
-    return ends.empty() ? 0 : ends.back();
 }
 
 }  // namespace llmfast

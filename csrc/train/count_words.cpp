@@ -4,43 +4,53 @@
 #include <bit>
 #include <utility>
 
+#include "pretokenize/piece_limit.h"
 #include "system/interrupt.h"
 #include "system/pages.h"
-#include "pretokenize/piece_limit.h"
 
 namespace llmfast {
 namespace {
 
-constexpr std::ptrdiff_t kLooks = 1 << 14;  // slots between two looks at whether the caller still wants the result
+// hash_bytes() of a word that may be long.
+uint64_t hash_word(std::string_view word) {
+    uint64_t hash = 0;
+    in_windows(word.size(),
+               [&](size_t begin, size_t end) { hash = hash_words(hash_bytes(word.substr(begin, end - begin)), hash); });
+    return hash;
+}
 
 }  // namespace
 
-void ShortWords::grow(std::size_t more) {
-    ShortWords larger(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1));
+void ShortWords::grow(size_t more) {
+    ShortWords larger(static_cast<int>(std::bit_width(std::max(n_slots_, n_words_ + more) * 2 - 1)));
+    InterruptCounter counter;
     for (const Slot& slot : *this) {
+        counter.add(1);
         if (slot.count != 0) larger.add(slot.key, larger.home(slot.key), slot.count);
     }
     *this = std::move(larger);
 }
 
 ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) {
-    std::size_t most = std::size_t{1} << (kFewBits - 1);
+    size_t most = size_t{1} << (kFewBits - 1);
     for (const ShortWords* table : tables) most += table->size();
-    const int bits = std::bit_width(2 * most - 1);
+    const int bits = static_cast<int>(std::bit_width(2 * most - 1));
     ShortWords all(bits, allocate(sizeof(Slot) << bits));
 
     // Every table has its words in the order of hashes: the same part of each goes into one part of the new one. What
     // collisions have carried beyond the end of its part is added afterwards.
-    const std::size_t parts = std::min(std::bit_ceil(team.size()), std::size_t{1} << kFewBits);
+    const size_t parts = std::min(std::bit_ceil(team.size()), size_t{1} << kFewBits);
     std::vector<std::vector<Slot>> astray(parts);
-    std::vector<std::size_t> n_words(parts);
-    team.run(parts, [&](std::size_t part, std::size_t) {
+    std::vector<size_t> n_words(parts);
+    team.run(parts, [&](size_t part, size_t) {
         Slot *const first = all.begin() + all.n_slots_ / parts * part, *const last = first + all.n_slots_ / parts;
-        std::fill(first, last, Slot{});
+        in_windows(static_cast<size_t>(last - first),
+                   [first](size_t begin, size_t end) { std::fill(first + begin, first + end, Slot{}); });
+        InterruptCounter counter;
         for (const ShortWords* table : tables) {
             const Slot* slot = table->begin() + table->n_slots_ / parts * part;
             for (const Slot* const stop = slot + table->n_slots_ / parts; slot != stop; ++slot) {
-                if ((stop - slot) % kLooks == 0) check_interrupt();
+                counter.add(1);
                 if (slot->count == 0) continue;
                 Slot* const home = all.home(slot->key);
                 const bool here = home >= first && home < last;
@@ -49,9 +59,13 @@ ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) 
             }
         }
     });
-    for (std::size_t part = 0; part < parts; ++part) {
+    InterruptCounter counter;
+    for (size_t part = 0; part < parts; ++part) {
         all.n_words_ += n_words[part];
-        for (const Slot& slot : astray[part]) all.add(slot.key, all.home(slot.key), slot.count);
+        for (const Slot& slot : astray[part]) {
+            counter.add(1);
+            all.add(slot.key, all.home(slot.key), slot.count);
+        }
     }
     for (ShortWords* table : tables) *table = ShortWords();
     return all;
@@ -59,7 +73,7 @@ ShortWords ShortWords::join(const std::vector<ShortWords*>& tables, Team& team) 
 
 WordCounts::WordCounts() : long_(1 << 8) {}
 
-void WordCounts::add(std::string_view word, std::uint64_t count) {
+void WordCounts::add(std::string_view word, uint64_t count) {
     if (word.empty() || count == 0) return;
     if (word.size() > kLongestShortKey) return add_long(word, count);
     flush();
@@ -69,28 +83,29 @@ void WordCounts::add(std::string_view word, std::uint64_t count) {
 }
 
 void WordCounts::flush() {
-    // Buffer moves the slots that were worked out when the words were held back.
+    // Growing moves the slots that were computed when the words were held back.
     if (!short_.has_room(n_held_)) {
         short_.grow(n_held_);
-        for (std::size_t i = 0; i < n_held_; ++i) held_[i].home = short_.home(held_[i].key);
+        for (size_t i = 0; i < n_held_; ++i) held_[i].home = short_.home(held_[i].key);
     }
-    for (std::size_t i = 0; i < n_held_; ++i) short_.add(held_[i].key, held_[i].home, 1);
+    for (size_t i = 0; i < n_held_; ++i) short_.add(held_[i].key, held_[i].home, 1);
     n_held_ = 0;
 }
 
-void WordCounts::add_long(std::string_view word, std::uint64_t count) {
+void WordCounts::add_long(std::string_view word, uint64_t count) {
     if (word.size() > kLongestPiece) throw_piece_too_long(word.size());
     if ((n_long_ + 1) * 2 > long_.size()) grow_long();
-    const std::uint64_t h = hash_bytes(word);
-    for (std::size_t i = h & (long_.size() - 1);; i = (i + 1) & (long_.size() - 1)) {
+    const uint64_t h = hash_word(word);
+    for (size_t i = h & (long_.size() - 1);; i = (i + 1) & (long_.size() - 1)) {
         LongSlot& slot = long_[i];
         if (slot.count == 0) {
+            copy_in_windows(word.data(), word.size(), long_bytes_.prepare(word.size()));
             slot = {h, long_bytes_.size(), word.size(), count};
-            long_bytes_.append(word);
+            long_bytes_.commit(word.size());
             ++n_long_;
             return;
         }
-        if (slot.hash == h && std::string_view(long_bytes_).substr(slot.offset, slot.length) == word) {
+        if (slot.hash == h && bytes(slot) == word) {
             slot.count += count;
             return;
         }
@@ -98,13 +113,16 @@ void WordCounts::add_long(std::string_view word, std::uint64_t count) {
 }
 
 void WordCounts::grow_long() {
-    const std::vector<LongSlot> old = std::exchange(long_, std::vector<LongSlot>(long_.size() * 2));
-    for (const LongSlot& slot : old) {
+    ZeroedArray<LongSlot> larger(long_.size() * 2);
+    InterruptCounter counter;
+    for (const LongSlot& slot : long_) {
+        counter.add(1);
         if (slot.count == 0) continue;
-        std::size_t i = slot.hash & (long_.size() - 1);
-        while (long_[i].count != 0) i = (i + 1) & (long_.size() - 1);
-        long_[i] = slot;
+        size_t i = slot.hash & (larger.size() - 1);
+        while (larger[i].count != 0) i = (i + 1) & (larger.size() - 1);
+        larger[i] = slot;
     }
+    long_ = std::move(larger);
 }
 
 void WordCounts::join(std::vector<WordCounts>& counts) {
@@ -116,10 +134,10 @@ void WordCounts::join(std::vector<WordCounts>& counts) {
     counts[0].short_ = ShortWords::join(tables, team);
 
     for (auto from = counts.begin() + 1; from != counts.end(); ++from) {
+        InterruptCounter counter;
         for (const LongSlot& slot : from->long_) {
-            if ((&slot - from->long_.data()) % kLooks == 0) check_interrupt();
-            if (slot.count == 0) continue;
-            counts[0].add_long(std::string_view(from->long_bytes_).substr(slot.offset, slot.length), slot.count);
+            counter.add(1 + slot.length / 16);
+            if (slot.count != 0) counts[0].add_long(from->bytes(slot), slot.count);
         }
         *from = WordCounts();
     }
@@ -128,14 +146,16 @@ void WordCounts::join(std::vector<WordCounts>& counts) {
 std::vector<Word> WordCounts::words() const {
     std::vector<Word> words;
     words.reserve(short_.size() + n_long_);
+    InterruptCounter counter;
     for (const ShortWords::Slot& slot : short_) {
+        counter.add(1);
         if (slot.count == 0) continue;
         const char* bytes = reinterpret_cast<const char*>(&slot.key);
         words.push_back({{bytes, static_cast<unsigned char>(bytes[kLongestShortKey])}, slot.count});
     }
     for (const LongSlot& slot : long_) {
-        if (slot.count == 0) continue;
-        words.push_back({std::string_view(long_bytes_).substr(slot.offset, slot.length), slot.count});
+        counter.add(1);
+        if (slot.count != 0) words.push_back({bytes(slot), slot.count});
     }
     return words;
 }

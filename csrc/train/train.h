@@ -1,8 +1,8 @@
 // Learns byte-pair-encoding merges from counted words.
 //
-// The definition (tests/tokenizer holds it as plain Python): write every word as its bytes; then, again and again,
+// The definition (tests/tokenizer holds it as plain Python): write every word as its bytes; then, repeatedly
 // replace the most frequent pair of adjacent tokens by a new token, left to right inside each word. Frequencies weigh
-// each word by its count. What follows computes exactly that, touching only the places that change.
+// each word by its count. What follows computes exactly that, touching only the positions that change.
 
 #pragma once
 
@@ -15,35 +15,35 @@
 
 namespace llmfast {
 
-// A distinct pretoken and how often the corpus has it. The bytes belong to whoever counted them.
+// A distinct piece of text and how often the corpus has it. The bytes belong to the WordCounts that counted it.
 struct Word {
     std::string_view bytes;
-    std::uint64_t count;
+    uint64_t count;
 };
 
-// Which pair goes first among equally frequent ones.
+// Which of several equally frequent pairs is merged first.
 enum class TieBreak {
     greatest_bytes,  // lexicographically greatest (left bytes, right bytes)
     smallest_ids,    // smallest (left id, right id)
 };
 
 struct TrainOptions {
-    std::size_t merges = 0;             // learn at most so many
-    std::uint64_t min_frequency = 1;    // stop before a pair rarer than this
+    size_t merges = 0;           // at most so many
+    uint64_t min_frequency = 1;  // stop before a pair that is rarer
     TieBreak tie_break = TieBreak::greatest_bytes;
-    std::array<std::uint8_t, 256> byte_order{};  // byte_order[id] is the byte that token `id` < 256 stands for
+    std::array<uint8_t, 256> byte_order{};  // byte_order[id] is the byte that token `id` < 256 stands for
     unsigned threads = 1;
-    std::uint32_t worth_sharing = 2048;  // threads share the places of a pair that has so many
-    std::function<void(std::size_t merges_done)> progress;  // called now and then; may throw to stop
+    uint32_t worth_sharing = 2048;                     // threads share a pair with at least so many positions
+    std::function<void(size_t merges_done)> progress;  // called from time to time; may throw to stop
 };
 
 // Merge number i joins two earlier tokens into token 256 + i.
 struct Merge {
-    std::uint32_t left, right;
-    std::uint64_t count;
+    uint32_t left, right;
+    uint64_t count;
 };
 
-// Fewer merges than asked for come back where the words hold no further pair of min_frequency.
+// Returns fewer merges than asked for if the words have no further pair of min_frequency.
 // Throws std::length_error if the distinct words have 2^32 bytes or more, or the tokens were more than 2^24.
 std::vector<Merge> learn_merges(const std::vector<Word>& words, const TrainOptions& options);
 

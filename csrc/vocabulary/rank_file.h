@@ -1,4 +1,4 @@
-// tiktoken's rank files: a line for each token, its bytes in base64, a space and its rank.
+// Parses tiktoken's rank files: each line has a token's bytes in base64, a space and its rank.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ constexpr std::array<uint8_t, 256> base64_values() {
     return values;
 }
 
-// Decodes padded base64 into `bytes`; false if it is none.
+// Decodes padded base64 into `bytes`; returns false if the text is not base64.
 inline bool decode_base64(std::string_view text, std::string& bytes) {
     static constexpr std::array<uint8_t, 256> kValues = base64_values();
     if (text.empty() || text.size() % 4 != 0) return false;
@@ -44,8 +44,8 @@ inline bool decode_base64(std::string_view text, std::string& bytes) {
     return true;
 }
 
-// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line, for one
-// that does not parse.
+// Calls `use(token, rank, line number)` for each line that is not empty. Throws std::invalid_argument, naming the line,
+// for one that does not parse.
 template <typename Use>
 void for_each_rank(std::string_view contents, Use use) {
     std::string token;

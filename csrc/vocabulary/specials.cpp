@@ -8,7 +8,7 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kWindow = 1 << 20;  // bytes to search between two looks at whether the caller still wants the result
+constexpr size_t kWindow = 1 << 20;  // bytes to search between two checks for an interrupt
 
 size_t shared_length(std::string_view a, std::string_view b) {
     return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
@@ -26,12 +26,13 @@ Specials::Specials(std::vector<Special> specials) : specials_(std::move(specials
     if (specials_[0].bytes.empty()) {
         throw std::invalid_argument("the special token " + std::to_string(specials_[0].id) + " is the empty string");
     }
-    // All that share a prefix stand together, so that the first and the last share what all share, and the longest
-    // proper prefix of a token is the one before it or a prefix of that one.
+    // In sorted order, tokens with a common prefix are adjacent. So the first and the last token have the common prefix
+    // of all, and the longest proper prefix of a token is the token before it or a prefix of that one.
     prefix_ = specials_[0].bytes.substr(0, shared_length(specials_[0].bytes, specials_.back().bytes));
     shorter_.reserve(specials_.size());
     for (size_t i = 0; i < specials_.size(); ++i) {
         const std::string_view bytes = specials_[i].bytes;
+        longest_ = std::max(longest_, bytes.size());
         first_bytes_[static_cast<uint8_t>(bytes[0])] = true;
         uint32_t shorter = i == 0 ? kNone : static_cast<uint32_t>(i - 1);
         while (shorter != kNone && !bytes.starts_with(specials_[shorter].bytes)) shorter = shorter_[shorter];
@@ -50,8 +51,8 @@ void Specials::subtract(Enabled& enabled, const Enabled& others) {
     for (size_t i = 0; i < others.size(); ++i) enabled[i] = enabled[i] && !others[i];
 }
 
-// The first place at or after `from` that has the prefix of all special tokens, or their first byte where they share
-// nothing; the length of the text where there is none.
+// The first position at or after `from` where the common prefix of all special tokens is, or, if they have none, the
+// first byte of one of them; the length of the text if there is none.
 size_t Specials::first_candidate(std::string_view text, size_t from) const {
     while (from < text.size()) {
         check_interrupt();
@@ -71,7 +72,7 @@ size_t Specials::first_candidate(std::string_view text, size_t from) const {
 
 // The longest enabled special token that `text` starts with, or nullptr.
 const Special* Specials::longest_prefix(std::string_view text, const Enabled& enabled) const {
-    // The last special token that is not above `text` starts with every special token that `text` starts with.
+    // The last special token that is not greater than `text` starts with every special token that `text` starts with.
     const auto above = std::upper_bound(specials_.begin(), specials_.end(), text,
                                         [](std::string_view a, const Special& b) { return a < b.bytes; });
     if (above == specials_.begin()) return nullptr;
@@ -81,6 +82,21 @@ const Special* Specials::longest_prefix(std::string_view text, const Enabled& en
         if (enabled[which] && specials_[which].bytes.size() <= shared) return &specials_[which];
     }
     return nullptr;
+}
+
+size_t Specials::find_unfinished(std::string_view text, size_t from) const {
+    InterruptCounter counter;
+    // The rest of the text is shorter than the token that it is a prefix of.
+    size_t at = text.size() < longest_ ? from : std::max(from, text.size() - longest_ + 1);
+    for (; at < text.size(); ++at) {
+        counter.add(1);
+        if (!first_bytes_[static_cast<uint8_t>(text[at])]) continue;
+        const std::string_view rest = text.substr(at);
+        const auto above = std::upper_bound(specials_.begin(), specials_.end(), rest,
+                                            [](std::string_view a, const Special& b) { return a < b.bytes; });
+        if (above != specials_.end() && above->bytes.starts_with(rest)) return at;
+    }
+    return text.size();
 }
 
 Specials::Match Specials::find(std::string_view text, size_t from, const Enabled& enabled) const {

@@ -1,4 +1,4 @@
-// Special tokens: found in text by their bytes, leftmost first and the longest of those that start together.
+// Finds special tokens in text: the leftmost, and the longest of those that start at the same place.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Special {
 // special tokens and hardly on their number; memory beside the tokens themselves is 8 bytes per token.
 class Specials {
   public:
-    // Which of them count, in the order of all(); empty for none.
+    // Which of them are recognized, in the order of all(); empty for none.
     using Enabled = std::vector<bool>;
 
     struct Match {
@@ -26,7 +26,7 @@ class Specials {
         const Special* special;  // nullptr where there is none
     };
 
-    // Throws std::invalid_argument for the empty string. Of two that are equal the first counts.
+    // Throws std::invalid_argument for the empty string. Of two equal ones the first is kept.
     explicit Specials(std::vector<Special> specials);
 
     const std::vector<Special>& all() const { return specials_; }
@@ -40,6 +40,13 @@ class Specials {
     // The first special token at or after `from` that is enabled.
     Match find(std::string_view text, size_t from, const Enabled& enabled) const;
 
+    // The first position at or after `from` from which the rest of the text is a proper prefix of a special token,
+    // which more text might complete; the length of the text if there is none.
+    size_t find_unfinished(std::string_view text, size_t from) const;
+
+    // The length of the longest special token.
+    size_t longest() const { return longest_; }
+
   private:
     static constexpr uint32_t kNone = UINT32_MAX;
 
@@ -49,8 +56,9 @@ class Specials {
     std::vector<Special> specials_;
     std::vector<uint32_t> shorter_;  // the longest special token that is a proper prefix of this one, or kNone
     Enabled every_;
-    std::string prefix_;             // that all of them share
+    std::string prefix_;  // that all of them share
     bool first_bytes_[256] = {};
+    size_t longest_ = 0;
 };
 
 }  // namespace llmfast

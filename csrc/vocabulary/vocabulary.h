@@ -1,5 +1,5 @@
-// Tokens both ways: bytes -> id by a hash table, id -> bytes by its position among all ids. An id is also the token's merge
-// rank. Memory is proportional to the tokens, however large their ids are.
+// The tokens of a vocabulary: from bytes to id by a hash table, from id to bytes by its position among all ids. An id
+// is also the token's merge rank. Memory is proportional to the number of tokens, however large their ids are.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +43,9 @@ class Vocabulary {
     size_t size() const { return ids_.size(); }
 
   private:
-    struct Span { uint32_t offset, length; };
+    struct Span {
+        uint32_t offset, length;
+    };
 
     // The first position whose id is not below `id`. Where ids have no gaps, they are positions.
     size_t position(uint32_t id) const {
@@ -53,15 +55,15 @@ class Vocabulary {
     void append(std::string_view token, uint32_t id);
     static size_t long_hash(std::string_view token);
 
-    std::string bytes_;              // every token, one behind another
-    std::vector<uint32_t> ids_;      // by position
-    std::vector<Span> spans_;        // by position
-    std::vector<uint32_t> slots_;    // positions by the hash of the tokens' bytes; a power of two
+    std::string bytes_;                 // every token, one behind another
+    std::vector<uint32_t> ids_;         // by position
+    std::vector<Span> spans_;           // by position
+    std::vector<uint32_t> slots_;       // positions by the hash of the tokens' bytes; a power of two
     std::bitset<1 << 16> long_tokens_;  // a bit for each token of 16 bytes and more: most long pieces are none
     size_t longest_ = 0;
 };
 
-// b'...' as Python writes it, for messages.
+// b'...' as Python writes it, for error messages: of a long token only its start.
 std::string printable(std::string_view bytes);
 
 }  // namespace llmfast
