@@ -172,7 +172,7 @@ def optimizers(name: str, model: nn.Module) -> list[Optimizer]:
 
 def loss_of(model: nn.Module) -> Loss:
     """The mean loss; transformers is given labels that it does not shift."""
-    if isinstance(model, (Decoder, PlainDecoder)):
+    if not hasattr(model, "get_input_embeddings"):
         return model
     return lambda tokens, targets: model(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
@@ -182,9 +182,15 @@ def table_of(model: nn.Module) -> Tensor:
 
 
 def training(
-    name: str, model: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dtype, compiled: bool = False
+    name: str,
+    model: nn.Module,
+    tokens: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    whole: bool = False,
 ) -> Program:
-    """A training step, with the evidence of the first one."""
+    """A training step, with the evidence of the first one: of a few targets, or of the ``whole`` batch."""
     loss_function = loss_of(model)
     if compiled:
         loss_function = torch.compile(loss_function, dynamic=False)
@@ -207,6 +213,7 @@ def training(
         some = torch.full_like(targets, IGNORED)
         few = min(CHECKED, targets.shape[1])
         some[:1, :few] = targets[:1, :few]
+        some = targets if whole else some
         table = table_of(model)
         found = {"loss": gradients(some).detach(), "gradient of the embedding": table.grad.clone()}
         update()

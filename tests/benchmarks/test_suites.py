@@ -33,6 +33,7 @@ def run(bench, name, cases, folder):
         "nf4",
         "optimizer",
         "train_step",
+        "finetune",
         "qlora",
         "generate",
     ],

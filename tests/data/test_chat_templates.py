@@ -223,3 +223,31 @@ def test_alpaca_renders_the_published_prompt():
         "context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
     )
+
+
+def test_a_tokenizer_that_transformers_saved_gets_its_template_for_transformers(tmp_path):
+    """Trap: files beside the tokenizer that still say what it was before: its tokens, its end, its template."""
+    transformers = pytest.importorskip("transformers")
+    small_tokenizer().save(tmp_path / "a")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    theirs.chat_template = "{{ messages[0].content }}"
+    theirs.save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    chat = open_chat(Tokenizer.load(tmp_path / "b"), "chatml")
+    chat.tokenizer.save(tmp_path / "c")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "c")
+    assert again.eos_token == "<|im_end|>"
+    assert again.convert_tokens_to_ids("<|im_end|>") == chat.end_token
+    ids = again.apply_chat_template([TURNS[1]], add_generation_prompt=True, return_dict=False)
+    assert ids == chat.prompt_of([TURNS[1]])
+    assert len(again) == chat.tokenizer.n_vocab
+
+
+def test_a_special_token_of_one_character_in_a_message_is_text():
+    tokenizer = small_tokenizer().with_added_tokens(["☃", "☃☃", "<|im_start|>", "<|im_end|>"])
+    chat = ChatEncoder(tokenizer, ChatTemplate("snow", "☃" + BUILTIN["chatml"].source))
+    encoded = chat.encode(Conversation(({"role": "user", "content": "a ☃☃☃ <"}, TURNS[2])))
+    snow = tokenizer.encode_single_token("☃")
+    assert encoded.tokens.count(snow) == 1
+    assert tokenizer.encode_single_token("☃☃") not in encoded.tokens
+    assert "a ☃☃☃ <" in tokenizer.decode(encoded.tokens)

@@ -25,6 +25,8 @@ from llmfast.data.chat.opening import open_chat
 from llmfast.data.config import InstructionDataConfig
 from llmfast.data.instructions import open_instructions, prepare_instructions
 from llmfast.finetuning.supervised import SupervisedFinetuning
+from llmfast.inference.config import Sampling
+from llmfast.inference.generate import encode_prompt, generate_tokens
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import checkpoints, load_model
@@ -159,6 +161,29 @@ def test_a_finetuned_run_is_a_start_again_with_its_own_template(tmp_path):
     assert second.config.model.vocab_size == session.config.model.vocab_size
     first = load_model(session.run.folder)[0]
     assert torch.equal(second.trainer.model.embedding.weight, first.embedding.weight)
+
+
+def test_generation_obeys_the_settings_beside_the_model(tmp_path, capsys):
+    """Trap: a folder that says how to sample, and a command that samples otherwise."""
+    start = write_model(tmp_path / "start")
+    command = ["generate", str(start), "--prompt", "red", "--tokens", "20"]
+
+    def written(*options):
+        assert main([*command, *options]) == 0
+        return capsys.readouterr().out
+
+    assert written("--seed", "1") != written("--seed", "2")
+    greedy = written("--greedy")
+    (start / "generation_config.json").write_text('{"do_sample": false, "temperature": 3.0}')
+    assert written("--seed", "1") == written("--seed", "2") == greedy
+    (start / "generation_config.json").write_text('{"top_k": 1}')
+    assert written("--seed", "1") == written("--seed", "2") == greedy
+    assert written("--seed", "1", "--top_k", "50") != greedy
+    assert written("--temperature", "1.0", "--top_k", "50", "--seed", "3") != greedy
+    model, tokenizer = load_model(start)
+    first = next(generate_tokens(model, encode_prompt(tokenizer, "red"), 1, sampling=Sampling(0.0)))
+    (start / "generation_config.json").write_text(json.dumps({"eos_token_id": first}))
+    assert written("--greedy") == "red\n"
 
 
 def test_a_sample_is_a_held_out_instruction_with_its_answer(tmp_path):
