@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import torch
 
 from . import compare
 from .compare import BACKWARD, BOTH, FORWARD
+from .contenders import given
+from .results import OURS
 
 if TYPE_CHECKING:
     from llmfast.kernels.frame.tuned import Tuned
@@ -100,16 +103,12 @@ def cross_entropy(tiny: bool) -> Iterator[Question]:
 
 
 def linear_cross_entropy(tiny: bool) -> Iterator[Question]:
-    """The tiles, for shapes where the op uses them."""
+    """The tiles, asked for by name: where the loss is reduced, the op takes chunks of itself."""
     launch, suite = of_kernels("losses.launch"), suite_of("linear_cross_entropy", tiny)
-    if tiny:
-        launch.FEW_ON_GPU = 0  # with so few logits, the op would compute all of them at once
-        case = suite.case(16, 64, 101)
-    else:
-        case = suite.case(*suite.sizes("quick")[0])
-        if torch.cuda.is_available() and launch.strategy(*sizes_of(case), case.dtype, capability()) != "tiles":
-            return
-    yield Question(launch.logits_launch, (), case, BOTH)
+    case = suite.case(16, 64, 101) if tiny else suite.case(*suite.sizes("quick")[0])
+    by_tiles = given(OURS, partial(suite.linear_cross_entropy, method="tiles"))
+    case = replace(case, contenders=[by_tiles, *case.contenders[1:]])
+    yield Question(launch.logits_launch, (False,), case, BOTH)
     yield Question(launch.hidden_launch, (), case, BOTH)
     yield Question(launch.weight_launch, (), case, BOTH)
 
@@ -130,9 +129,11 @@ def nf4(tiny: bool) -> Iterator[Question]:
     for rows, width in sizes:
         case = suite.dequantize_case(rows, width)
         yield Question(launch.dequantize_launch, (case.dtype.itemsize,), case, FORWARD)
+    # The kernel that decodes by a table has no choices.
+    few = {"nf4": () if of_kernels("nf4.table_kernel").AVAILABLE else (8, 16), "int8": (8, 16)}
     for kernel, make in (("nf4", suite.linear_case), ("int8", suite.int8_case)):
         for rows, width in sizes:
-            for tokens in (8, 16):
+            for tokens in few[kernel]:
                 case = make(tokens, rows, width)
                 arguments = kernel, tokens, rows
                 yield Question(launch.few_tokens_launch, arguments, case, FORWARD, fixed=("tokens",))

@@ -14,6 +14,7 @@ from .attention import (
 )
 from .frame.backend import backend
 from .int8 import int8_linear, quantize_int8
+from .linear import batch_invariant, is_batch_invariant, linear
 from .lora import Adapted, lora_linear, lora_mlp
 from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence
 from .nf4 import (
@@ -39,6 +40,7 @@ __all__ = [
     "adamw_8bit_",
     "attention_weights",
     "backend",
+    "batch_invariant",
     "cross_entropy",
     "dequantize_nf4",
     "flash_attention",
@@ -53,7 +55,9 @@ __all__ = [
     "geglu",
     "gelu",
     "int8_linear",
+    "is_batch_invariant",
     "layer_norm",
+    "linear",
     "linear_cross_entropy",
     "linear_kl_divergence",
     "lora_linear",

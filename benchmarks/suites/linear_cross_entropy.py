@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,7 @@ def case(tokens: int, width: int, vocabulary: int) -> Case:
         plain=plain,
         contenders=[
             given(OURS, lambda hidden, weight, target: linear_cross_entropy(hidden, weight, target)),
+            given(f"{OURS} tiles", partial(linear_cross_entropy, method="tiles"), gpu_only=True),
             given("PyTorch", plain),
             compiled(plain),
             absent_without_torch("F.linear_cross_entropy", "linear_cross_entropy", torch_fused),

@@ -6,7 +6,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frame.dtypes import cast, widen
+from ..frame.dtypes import cast
+from ..frame.dtypes import widen as at_least_float32
+from ..frame.invariance import is_batch_invariant
 
 # Every activation by the name of its kind, under which ``kernels`` has it too.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -14,6 +16,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
+
+
+def widen(x: Tensor) -> Tensor:
+    """In batch-invariant mode float64: vectors and what is left behind the last of them differ in the last bit."""
+    return x.double() if is_batch_invariant() else at_least_float32(x)
 
 
 def split(packed: Tensor) -> tuple[Tensor, Tensor]:

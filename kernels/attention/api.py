@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..frame.backend import use_triton
+from ..frame.invariance import is_batch_invariant
 from . import reference
 from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
 from .documents import documents_op
@@ -136,7 +137,7 @@ def attend(
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
-    plain = softcap is None and sinks is None and dropout_p == 0 and not return_lse
+    plain = softcap is None and sinks is None and dropout_p == 0 and not return_lse and not is_batch_invariant()
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)

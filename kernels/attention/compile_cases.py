@@ -5,10 +5,12 @@ A choice is compiled at the widest head width of its class. Options that only ad
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from ..compile_check import CompileCase
+from ..frame import invariance
 from ..frame.launch import Chip
 from .decode import AppendCall, DecodeCall, run_append, run_decode
 from .launch import ALTERNATING, WARP_GROUPS, choosing
@@ -42,6 +44,7 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
             yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected)
     for width in (64, 128):
         yield training_case(f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), batch=MANY)
+    yield batch_invariant_case(chip)
     if chip.capability == 90:
         for width in (64, 128):
             for name, form in (("causal", WARP_GROUPS), ("causal", ALTERNATING), ("full", WARP_GROUPS)):
@@ -92,6 +95,19 @@ def training_case(
             backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))
 
     return CompileCase("flash_attention", name, run, instructions and expectations(instructions))
+
+
+def batch_invariant_case(chip: Chip) -> CompileCase:
+    case = training_case("128 causal, batch-invariant", torch.bfloat16, 128, PLAIN, products(chip), batch=MANY)
+
+    def run():
+        invariance.hold(1)
+        try:
+            case.run()
+        finally:
+            invariance.hold(-1)
+
+    return replace(case, run=run)
 
 
 def expectations(instructions: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

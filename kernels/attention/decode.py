@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..frame.backend import use_triton
 from ..frame.call import MutatedTensor
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, run
 from ..frame.operator import define
 from . import reference
@@ -168,9 +169,10 @@ def run_decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     K = k_cache.shape[1]
     chip = Chip.of(q.device)
     rows = S * (H // K)
-    tile = decode_tile(chip, D, q.element_size(), rows)
+    invariant = is_batch_invariant()  # One tile for any number of rows, and one order of the keys.
+    tile = decode_tile(chip, D, q.element_size(), 64 if invariant else rows)
     pages = page_arguments(k_cache, page_table)
-    splits = decode_splits(chip, cdiv(rows, tile.block_m) * K * B, pages["T"])
+    splits = 1 if invariant else decode_splits(chip, cdiv(rows, tile.block_m) * K * B, pages["T"])
     part, part_lse = out, lse
     if splits > 1:
         part = q.new_empty((splits, B, H, S, D), dtype=torch.float32)

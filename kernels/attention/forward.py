@@ -74,7 +74,7 @@ def attend_rows(
     entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
     threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
     q = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
@@ -96,6 +96,8 @@ def attend_rows(
         denominator = tl.full([BLOCK_M], 1.0, tl.float32)
 
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
+    if IN_ORDER:  # Every tile of keys by the same arithmetic, first to last, whichever rows are beside a row.
+        full_high = full_low
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         acc, denominator, maximum = attend_keys(
             acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row,
@@ -145,7 +147,7 @@ def forward_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
     threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, PERSISTENT: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
         tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
@@ -158,5 +160,5 @@ def forward_kernel(
                 q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
                 out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
                 heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,
-                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA,
+                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, IN_ORDER,
             )  # fmt: skip

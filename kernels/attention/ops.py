@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..frame._triton import triton
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, run
 from ..frame.operator import define
 from .arguments import (
@@ -33,6 +34,7 @@ from .forward_hopper import launch_warp_groups
 from .launch import (
     ALTERNATING,
     PERSISTENT,
+    TILES,
     WARP_GROUPS,
     Tile,
     chosen,
@@ -108,7 +110,13 @@ class AttentionBackwardCall(NamedTuple):
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p = call
-    if cu_q is None and seed is None and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2]):
+    invariant = is_batch_invariant()
+    if (
+        not invariant
+        and cu_q is None
+        and seed is None
+        and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2])
+    ):
         options = (sinks, 0, scale, left, right, softcap)
         return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
     out, lse = call.allocate()
@@ -122,7 +130,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     tiles = tile_count(S, tile.block_m, cu_q)
     pairs_up = cu_q is None and not is_heavy  # Packed tiles are no pairs; heavy ones share multiprocessors.
     steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
-    form = forward_form(chip, D, tile, tiles, B * H, steps, pairs_up)
+    form = TILES if invariant else forward_form(chip, D, tile, tiles, B * H, steps, pairs_up)
     if form in (WARP_GROUPS, ALTERNATING):
         assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
         assert sinks is None, "warp groups have no sinks"
@@ -143,6 +151,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         sinks=sinks,
         tiles=tiles,
         PERSISTENT=form == PERSISTENT,
+        IN_ORDER=invariant,
     )
     return out, lse
 

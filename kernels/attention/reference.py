@@ -7,6 +7,8 @@ tokens.
 import torch
 import torch.nn.functional as F
 
+from ..frame.fixed_order import product, weighted_sum
+from ..frame.invariance import is_batch_invariant
 from ..frame.philox import philox
 
 # S and T up to which PyTorch's CPU kernel takes as long in float32 as in 16 bits, or a third of it (16 × 4 heads,
@@ -52,15 +54,35 @@ def attention(
             keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
             probabilities = probabilities * keep / (1 - dropout_p)
         values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
-        out = (probabilities @ values).to(q.dtype)
+        out = _mix(probabilities, values).to(q.dtype)
     if packed:
         return out[0].transpose(0, 1), lse[0].transpose(0, 1)
     return out, lse
 
 
+def _mix(probabilities, values):
+    return weighted_sum(probabilities, values) if is_batch_invariant() else probabilities @ values
+
+
+def _invariant_softmax(scores, mask, sinks):
+    """``attention_probabilities`` of float64 scores, summed over the keys from the first to the last."""
+    scores = scores.masked_fill(~mask, float("-inf"))
+    top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:3], 1), float("-inf"))
+    sink = None if sinks is None else sinks.to(scores.dtype)[:, None, None]
+    top = top if sink is None else torch.maximum(top, sink)
+    base = top.masked_fill(top == float("-inf"), 0.0).detach()
+    p = (scores - base).exp()
+    total = weighted_sum(p, p.new_ones(*p.shape[:2], p.shape[-1], 1))
+    total = total if sink is None else total + (sink - base).exp()
+    return p / total.masked_fill(total == 0, 1.0), (base + total.log()).squeeze(-1)
+
+
 def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
     """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, and its log-denominator: (B, H, S, T), (B, H, S)."""
     scores = attention_scores(q, k, scale=scale, softcap=softcap)
+    if is_batch_invariant():
+        probabilities, lse = _invariant_softmax(scores, mask, sinks)
+        return probabilities, lse.to(torch.promote_types(q.dtype, torch.float32))
     # A finite fill, and zeros afterwards: -inf would turn rows that see nothing, and their gradients, into NaN.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if sinks is not None:
@@ -77,6 +99,9 @@ def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
 def attention_scores(q, k, *, scale, softcap=None):
     """cap(q kᵀ · scale): (B, H, S, T), in float32 at least."""
     compute = torch.promote_types(q.dtype, torch.float32)
+    if is_batch_invariant():
+        scores = product(q, _per_query_head(k, q.shape[1])) * scale
+        return scores if softcap is None else softcap * torch.tanh(scores / softcap)
     scores = q.to(compute) @ _per_query_head(k, q.shape[1]).to(compute).transpose(-1, -2) * scale
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
@@ -181,7 +206,7 @@ def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, le
     # Rows that are not filled may hold anything, NaN included.
     k, v = (x.masked_fill(~filled.transpose(-1, -2), 0.0) for x in (k, v))
     probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
-    return (probabilities @ _per_query_head(v, q.shape[1]).to(probabilities.dtype)).to(q.dtype), lse
+    return _mix(probabilities, _per_query_head(v, q.shape[1]).to(probabilities.dtype)).to(q.dtype), lse
 
 
 def _entries(cache, page_table):

@@ -9,7 +9,7 @@ try:
     import triton.language as tl
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.language.nvidia import hopper
+    from triton.experimental.gluon.language.nvidia import ampere, hopper
 
     HAS_TRITON = True
 except ImportError:
@@ -24,7 +24,7 @@ except ImportError:
         def __call__(self, *args, **options):
             return args[0] if len(args) == 1 and callable(args[0]) and not options else self
 
-    triton = tl = gluon = gl = hopper = _Anything()
+    triton = tl = gluon = gl = ampere = hopper = _Anything()
 
 # Whether Triton interprets its kernels, on CPU tensors: fixed when the kernel files are imported.
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)

@@ -50,6 +50,12 @@ def evenly_spaced_rows(x: Tensor) -> tuple[Tensor, int]:
     return (x, s2) if n2 == rows.count else (x.contiguous(), rows.width)
 
 
+def aligned(x: Tensor) -> Tensor:
+    """``x`` itself if its rows lie densely from a 16-byte boundary on, or else a copy that does."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
 def row_count(x: Tensor) -> int:
     return math.prod(x.shape[:-1])
 

@@ -3,16 +3,17 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import without_autocast
 from ..frame.dtypes import widen
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, run
 from ..frame.operator import define
 from ..frame.partials import sum_partials
 from ..frame.rows import evenly_spaced_rows
 from ..nf4.launch import few_tokens_launch_for, tile_splits, tiles_launch_for
+from ..nf4.products import linear
 from . import reference
 from .kernels import int8_few_tokens, int8_tiles
 from .launch import STEP, strategy
@@ -57,9 +58,9 @@ def forward(call: Int8LinearCall) -> Tensor:
     with without_autocast(x, kernels):
         if not kernels:
             return reference.linear(x, codes, scale, bias)
-        how = strategy(x.shape[0], x.shape[1], x.dtype)
+        how = "workspace" if is_batch_invariant() else strategy(x.shape[0], x.shape[1], x.dtype)
         if how == "workspace":
-            return F.linear(x, _decoded(codes, scale, x.dtype), bias)
+            return linear(x, _decoded(codes, scale, x.dtype), bias)
     return (by_few_tokens if how == "few tokens" else by_tiles)(x, codes.contiguous(), scale, bias)
 
 

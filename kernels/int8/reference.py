@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.dtypes import widen
+from ..frame.invariance import is_batch_invariant
+from ..linear.ops import multiply
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,4 +20,5 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     wide = widen(x)
     weight = codes.to(wide.dtype) * scale.to(wide.dtype)[:, None]
-    return F.linear(wide, weight, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
+    product = multiply if is_batch_invariant() else F.linear
+    return product(wide, weight, None if bias is None else bias.to(wide.dtype)).to(x.dtype)

@@ -9,7 +9,7 @@ from ..compile_check import CompileCase
 from ..frame.launch import Chip
 from . import cross_entropy_ops, linear_cross_entropy_ops
 from .cross_entropy_ops import CrossEntropyBackwardCall, CrossEntropyCall, CrossEntropyKept
-from .launch import strategy
+from .launch import logits_launch
 from .linear_call import LinearCrossEntropyCall
 from .linear_cross_entropy_ops import LinearCrossEntropyBackwardCall, LinearCrossEntropyKept
 from .linear_kl_divergence import KINDS
@@ -17,6 +17,7 @@ from .linear_kl_divergence_ops import LinearKLCall, row_gradients, row_losses
 from .objective import LossOptions
 
 ALL_OPTIONS = LossOptions(-100, 0.1, 1e-4, 30.0)
+LIGHT_OPTIONS = LossOptions(-100, 0.0, 1e-4, None)
 NO_OPTIONS = LossOptions(-100, 0.0, 0.0, None)
 
 
@@ -52,22 +53,22 @@ def _cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> Non
 
 
 def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:
-    """The tiles, plain, with all options, and filtered; the chunks launch what ``cross_entropy`` does."""
-    product = "wgmma" if chip.capability == 90 else "mma"
-    logits = dict.fromkeys(("tile_statistics", "tile_gradients"), (product, "cp.async"))
+    """The tiles, plain, with each option, and filtered; the chunks launch what ``cross_entropy`` does."""
+    product = {90: "wgmma", 100: "tcgen05"}.get(chip.capability, "mma")
     gradients = ("hidden_gradient", "weight_gradient")
-    exact = logits | dict.fromkeys(gradients, (product, "cp.async"))
-    # A tile that may be skipped is not fetched ahead.
-    filtered = logits | dict.fromkeys(gradients, (product,))
-    for width, dtype, options, expect in (
-        (4096, torch.bfloat16, "", exact),
-        (960, torch.float16, "all options", exact),
-        (4096, torch.bfloat16, "filtered", filtered),
+    logits = ("tile_statistics", "tile_gradients")
+    for width, dtype, options in (
+        (4096, torch.bfloat16, ""),
+        (4096, torch.bfloat16, "bias, z-loss and weights"),
+        (960, torch.float16, "all options"),
+        (4096, torch.bfloat16, "filtered"),
     ):
-        if strategy(8192, 128256, width, dtype, chip.capability) == "tiles":
-            name = ", ".join(filter(None, (f"{width} {str(dtype)[6:]}", options)))
-            run = partial(_linear_cross_entropy, width, dtype, options)
-            yield CompileCase("linear_cross_entropy", name, run, expect)
+        by_tma = logits_launch(chip, options not in ("", "filtered")).tma
+        expect = dict.fromkeys(logits, (product, "tma" if by_tma else "cp.async"))
+        # A tile that may be skipped is not fetched ahead.
+        expect |= dict.fromkeys(gradients, (product,) if options == "filtered" else (product, "cp.async"))
+        name = ", ".join(filter(None, (f"{width} {str(dtype)[6:]}", options)))
+        yield CompileCase("linear_cross_entropy", name, partial(_linear_cross_entropy, width, dtype, options), expect)
 
 
 def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
@@ -77,10 +78,11 @@ def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
         for shape in ((tokens, width), (vocabulary, width), (vocabulary,))
     )
     target = torch.empty(tokens, dtype=torch.int64, device="meta")
-    everything = options == "all options"
+    everything = options in ("all options", "bias, z-loss and weights")
     if everything:
         class_weight = torch.empty(vocabulary, device="meta")
-        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", ALL_OPTIONS)
+        chosen = ALL_OPTIONS if options == "all options" else LIGHT_OPTIONS
+        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", chosen)
     else:
         threshold = 1e-4 if options == "filtered" else None
         call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", NO_OPTIONS)

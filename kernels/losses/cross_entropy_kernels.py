@@ -7,7 +7,7 @@ mask that is the same for all of a unit keeps the access whole, where one by ele
 
 from ..frame._triton import tl, triton
 from ..frame.rows import row_offset
-from .loss_math import cap, gradient_factors, logit_gradient, token_loss
+from .loss_math import cap, exp, gradient_factors, logit_gradient, token_loss
 
 
 @triton.jit
@@ -35,9 +35,9 @@ def _is_inside(at, shift, vocabulary, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _load_units(row_of_units, at, shift, valid, vocabulary, UNIT: tl.constexpr):
-    """The elements ``at``, in whole units, of those units that hold any of the row."""
-    return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=0.0).to(tl.float32)
+def _load_units(row_of_units, at, shift, valid, vocabulary, other, UNIT: tl.constexpr):
+    """The elements ``at``, in whole units, of those units that hold any of the row; ``other`` behind them."""
+    return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=other).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
@@ -63,16 +63,17 @@ def cross_entropy_forward(
         column = at - shift
         inside = _is_inside(at, shift, vocabulary, UNIT)
         mask = valid & inside
-        z = cap(_load_units(units, at, shift, valid, vocabulary, UNIT), softcap)
+        z = cap(_load_units(units, at, shift, valid, vocabulary, float("-inf"), UNIT), softcap)
         if label_smoothing is not None:
             if weight is None:
                 weighted += tl.where(mask, z, 0.0)
             else:
                 weighted += tl.where(mask, z, 0.0) * tl.load(weight + column, inside, other=0.0)
-        z = tl.where(mask, z, float("-inf"))
+        if UNIT > 1 or softcap is not None:  # Else the load has put -inf there already.
+            z = tl.where(mask, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 1, keep_dims=True))
         below = shift_of(higher)
-        lanes = lanes * tl.exp(top - below) + tl.exp(z - below)
+        lanes = lanes * exp(top - below) + exp(z - below)
         top = higher
     total = tl.where(valid, tl.sum(lanes, 1, keep_dims=True), 1.0)
     top = shift_of(top)
@@ -131,7 +132,7 @@ def cross_entropy_backward(
         logits += row_offset(row, n1, n2, s0, s1, s2, vocabulary, STRIDED)
         z = tl.load(logits + column, valid & inside, other=0.0).to(tl.float32)
     else:  # what starts a unit of the gradient starts one of the logits
-        z = _load_units(logits + home // UNIT * UNIT, at, shift, valid, vocabulary, UNIT)
+        z = _load_units(logits + home // UNIT * UNIT, at, shift, valid, vocabulary, 0.0, UNIT)
     z = cap(z, softcap)
     log_sum = tl.load(lse + row, row < rows, other=0.0)
     if scale is None:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, contiguous, empty, run
 from ..frame.operator import define
-from ..frame.rows import rows_of
+from ..frame.rows import aligned, rows_of
 from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
 from .launch import cross_entropy_backward_launch, cross_entropy_forward_launch, unit_of
 from .objective import LossOptions, Objective, objective
@@ -81,9 +82,11 @@ def forward_rows(
     partials: Tensor | None = None,
 ) -> None:
     """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
-    logits, rows = rows_of(logits)
+    invariant = is_batch_invariant()
+    logits, rows = rows_of(aligned(logits) if invariant else logits)
     how = cross_entropy_forward_launch(Chip.of(logits.device), rows.width)
-    unit = unit_of(logits)
+    # Units make the order of a row's sum depend on where it starts.
+    unit = 1 if invariant else unit_of(logits)
     run(
         cross_entropy_forward,
         (cdiv(rows.count, how.rows),),

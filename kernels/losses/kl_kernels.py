@@ -2,6 +2,7 @@
 
 from ..frame._triton import tl, triton
 from .cross_entropy_kernels import shift_of
+from .loss_math import exp
 
 
 @triton.jit
@@ -31,7 +32,7 @@ def _mixture(log_student, log_teacher, beta):
     """``log(β·p_T + (1 − β)·p_S)``"""
     top = tl.maximum(log_student, log_teacher)
     shift = shift_of(top)
-    return shift + tl.log(beta * tl.exp(log_teacher - shift) + (1.0 - beta) * tl.exp(log_student - shift))
+    return shift + tl.log(beta * exp(log_teacher - shift) + (1.0 - beta) * exp(log_student - shift))
 
 
 @triton.jit
@@ -44,7 +45,7 @@ def _log_sum_exp(logits, vocabulary, temperature, BLOCK: tl.constexpr):
         z = _log_probability(logits, column, column < vocabulary, temperature, 0.0, 0.0)
         higher = tl.maximum(top, tl.max(z, 0))
         shift = shift_of(higher)
-        lanes = lanes * tl.exp(top - shift) + tl.exp(z - shift)
+        lanes = lanes * exp(top - shift) + exp(z - shift)
         top = higher
     return shift_of(top), tl.log(tl.sum(lanes, 0))
 
@@ -72,13 +73,13 @@ def kl_forward(
         log_s = _log_probability(student, column, mask, temperature, top_s, total_s)
         log_t = _log_probability(teacher, column, mask, temperature, top_t, total_t)
         if KIND == "forward":
-            from_teacher += _times(tl.exp(log_t), log_t - log_s)
+            from_teacher += _times(exp(log_t), log_t - log_s)
         elif KIND == "reverse":
-            from_student += _times(tl.exp(log_s), log_s - log_t)
+            from_student += _times(exp(log_s), log_s - log_t)
         else:
             log_m = _mixture(log_s, log_t, beta)
-            from_teacher += _times(tl.exp(log_t), log_t - log_m)
-            from_student += _times(tl.exp(log_s), log_s - log_m)
+            from_teacher += _times(exp(log_t), log_t - log_m)
+            from_student += _times(exp(log_s), log_s - log_m)
     center = tl.sum(from_student, 0)
     if KIND == "js":
         tl.store(loss + row, beta * tl.sum(from_teacher, 0) + (1.0 - beta) * center)
@@ -112,9 +113,9 @@ def kl_backward(
     top, log_total = tl.load(statistics + 2 * rows), tl.load(statistics + 3 * rows)
     log_t = _log_probability(teacher, column, mask, temperature, top, log_total)
     center = tl.load(statistics + 4 * rows)
-    p = tl.exp(log_s)
+    p = exp(log_s)
     if KIND == "forward":
-        gradient = p - tl.exp(log_t)
+        gradient = p - exp(log_t)
     elif KIND == "reverse":
         gradient = _times(p, log_s - log_t - center)
     else:

@@ -59,21 +59,41 @@ FEW_ON_GPU = 64 * MIB  # about what an L2 cache holds: there logits cost little,
 DATACENTER_BLACKWELL = (100, 103)
 
 
-def strategy(tokens: int, vocabulary: int, width: int, dtype: torch.dtype, capability: int | None) -> str:
+METHODS = ("auto", "chunks", "tiles")
+
+
+def tiles_fit(width: int, dtype: torch.dtype) -> bool:
+    """Whether there are tiles: they multiply in 16 bits, and take a width in whole steps of 64."""
+    return dtype.itemsize == 2 and width % 64 == 0
+
+
+def strategy(
+    tokens: int,
+    vocabulary: int,
+    width: int,
+    dtype: torch.dtype,
+    capability: int | None,
+    per_token: bool,
+    method: str = "auto",
+) -> str:
     """``"plain"``, ``"chunks"`` or ``"tiles"``; without kernels (``capability`` None) ``"reference"`` chunks.
 
-    Tiles compute four products for the chunks' three, and in exchange write no logits (chunks move 10 bytes a
-    logit, which at E = 1024 takes an H100 as long as a product), hold no float32 copy of the weight's
-    gradient, and skip ignored tokens. That pays where Triton drives the tensor cores near their peak. It does
-    not for float32, nor, by its published matrix products, on capability 10.0, which is still to be measured:
-    chunks there. Tiles also need a width in whole steps of 64.
+    Where the loss of all tokens is one number, its gradient is known while the logits are, and chunks compute three
+    products, by the BLAS library: 3/4 of what tiles take at the same speed, and Triton's products are slower.
+
+    Where each token's loss is asked for (``per_token``), or gradients are filtered, both compute four. Tiles then write
+    no logits (chunks move 10 bytes a logit, which at E = 1024 takes an H100 as long as a product), and wait for no
+    count of tokens. Tiles also save memory: they need no float32 copy of the weight's gradient. On capability 10.0,
+    where Triton's published products are far from the peak, they are only taken when asked for.
     """
-    if tokens * vocabulary * dtype.itemsize <= (FEW_LOGITS if capability is None else FEW_ON_GPU):
+    if method == "auto" and tokens * vocabulary * dtype.itemsize <= (FEW_LOGITS if capability is None else FEW_ON_GPU):
         return "plain"
     if capability is None:
         return "reference"
-    by_chunks = dtype == torch.float32 or capability in DATACENTER_BLACKWELL or width % 64
-    return "chunks" if by_chunks else "tiles"
+    if method != "auto":
+        return method
+    by_tiles = per_token and tiles_fit(width, dtype) and capability not in DATACENTER_BLACKWELL
+    return "tiles" if by_tiles else "chunks"
 
 
 @constant_while_traced
@@ -86,13 +106,15 @@ GROUP = 8  # rows of tiles that go through the columns together
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """A program computes ``rows`` × ``columns`` of a product, ``depth`` of the summed dimension a step."""
+    """A program computes ``rows`` × ``columns`` of a product, ``depth`` of the summed dimension a step. ``tma``: its
+    operands arrive by tensor descriptor."""
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    tma: bool = False
 
     def options(self) -> dict:
         """As the kernels take it."""
@@ -102,16 +124,20 @@ class TileLaunch:
 
 SQUARE = TileLaunch(128, 128, 64, warps=8, stages=3)
 WIDE = TileLaunch(128, 256, 64, warps=8, stages=3)
+WIDE_BY_TMA = TileLaunch(128, 256, 64, warps=8, stages=3, tma=True)
 
 
 @tuned("linear_cross_entropy", TileLaunch)
-def logits_launch(chip: Chip) -> TileLaunch:
-    """The tile of the logits: three stages take 96 KiB, which every chip has.
+def logits_launch(chip: Chip, heavy: bool) -> TileLaunch:
+    """The tile of the logits; ``heavy``: a bias, weights of the classes, a softcap or label smoothing take
+    registers beside them.
 
-    Twice as wide it would do 85 operations for each byte from L2 in place of 64, but what follows the product
-    (exp, softcap, smoothing) then spills on every chip. So does half the warps.
+    On 9.0 a wide one, which does 85 operations for each byte from L2 in place of 64. Its addresses would take the
+    registers that the exponentials need: descriptors have none (254 registers, no spill). Three stages of the square
+    one take 96 KiB, which every chip has; a wide one spills where operands pass through registers, and everywhere with
+    one of these options. So does half the warps.
     """
-    return SQUARE
+    return WIDE_BY_TMA if chip.capability == 90 and not heavy else SQUARE
 
 
 @tuned("linear_cross_entropy", TileLaunch)

@@ -24,6 +24,12 @@ class LinearCrossEntropyCall(NamedTuple):
         return self.class_weight, *self.options
 
     @property
+    def heavy(self) -> bool:
+        """Whether options take a kernel registers beside its tile of logits."""
+        beside = self.bias is not None or self.class_weight is not None
+        return beside or self.options.softcap is not None or self.options.label_smoothing != 0
+
+    @property
     def ignore_index(self) -> int:
         return self.options.ignore_index
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.dtypes import widen
+from ..frame.invariance import is_batch_invariant
+from ..linear.ops import multiply as multiply_rows
 from . import reference
 from .counted_tokens import CountedTokens
 from .cross_entropy_ops import backward_rows, forward_rows
@@ -70,6 +72,13 @@ def blocks_in_cache(logits: Tensor) -> Iterator[slice]:
     rows, vocabulary = logits.shape
     step = max(1, MIB // (4 * vocabulary))
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> Tensor:
+    """By the BLAS library, or in batch-invariant mode by this library's own product."""
+    if is_batch_invariant():
+        return multiply_rows(hidden, weight, bias, kernels=how != "reference")
+    return F.linear(hidden, weight, bias)
 
 
 def row_losses(logits: Tensor, target: Tensor, call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
@@ -133,7 +142,7 @@ def sweep(
     with torch.autocast(hidden.device.type, enabled=False):
         for some in counted.chunks(rows_a_chunk(hidden, weight)):
             h, t = hidden[some], target[some]
-            logits = F.linear(h, weight, bias)
+            logits = logits_of(h, weight, bias, call.how)
             if given is None:
                 loss[some], lse[some] = row_losses(logits, t, call)
             if not any(wanted):

@@ -1,9 +1,9 @@
 """Cross entropy of a linear layer's output, whose logits (N, V) never exist.
 
-What it computes is ``cross_entropy(hidden @ weightᵀ + bias, target)``, see there. Three ways, chosen by shape
-and chip (``strategy``): the two calls as they stand where the logits are few; ``linear_chunks``, matrix
-products of the BLAS library on some tokens at a time; ``linear_tiles``, matrix products that keep the logits
-in registers.
+What it computes is ``cross_entropy(hidden @ weightᵀ + bias, target)``, see there. Three ways, chosen by what is asked
+for (``strategy``): the two calls as they stand where the logits are few; ``linear_chunks``, matrix products of the BLAS
+library on some tokens at a time, where the loss is one number; ``linear_tiles``, matrix products that keep the logits
+in registers, where each token's loss is asked for.
 """
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import use_triton
-from ..frame.checks import check_floating, check_same_device, check_same_dtype
+from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
+from ..frame.invariance import is_batch_invariant
 from .checks import check_options, check_target, finish
 from .cross_entropy import cross_entropy
-from .launch import capability_of, strategy
+from .launch import METHODS, capability_of, strategy, tiles_fit
 from .linear_call import LinearCrossEntropyCall
 from .linear_cross_entropy_ops import sum_op, tokens_op
 from .objective import LossOptions
@@ -35,6 +36,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     return_lse: bool = False,
     gradient_filter: float | None = None,
+    method: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``cross_entropy(hidden @ weightᵀ + bias, target)`` without its logits (N, V), N = tokens of ``hidden``.
 
@@ -44,14 +46,19 @@ def linear_cross_entropy(
     weight's is summed in float32 over all tokens; on a CPU in bfloat16 each chunk's product, of 1024 tokens and more,
     is rounded to bfloat16 first, as the gradient of ``torch.nn.functional.linear`` is.
 
-    Memory beside the inputs and the gradients: copies of ``hidden`` in its dtype and in float32, and a
-    workspace of at most 256 MiB or, where that is more, a quarter of ``hidden`` and ``weight``. In float32
-    and on capability 10.0: a float32 copy of the weight's gradient, and a workspace of 256 MiB or half of
-    the weight.
+    There are two methods, and ``"auto"`` takes the faster (where logits are few, up to 64 MiB on a GPU and 1 MiB on a
+    CPU, neither: they are then computed at once):
 
-    Tokens that are ignored cost nothing: no matrix product has a row for them (but where logits are few, up to
-    64 MiB on a GPU and 1 MiB on a CPU). In float32 and on capability 10.0 the host waits, once a call, to hear
-    how many count; into a CUDA graph all are captured there.
+    - ``"chunks"`` of tokens, whose products the BLAS library computes: wherever the loss is reduced and ``return_lse``
+      is not set. Three matrix products, forward and backward together. Memory beside inputs and gradients: a workspace
+      of 256 MiB or half of the weight, whichever is more, and a float32 copy of the weight's gradient. The host waits
+      once per call for the number of tokens that count; into a CUDA graph all are captured.
+    - ``"tiles"``, which never write a logit: for ``reduction="none"``, ``return_lse`` and ``gradient_filter``, in 16
+      bits and at a width in steps of 64, but not on capability 10.0. Four matrix products, by Triton's own kernels.
+      Memory: copies of ``hidden`` in its dtype and in float32, and a workspace of 256 MiB or a quarter of ``hidden``
+      and ``weight``, whichever is more. Ask for them where memory is short.
+
+    Tokens that are ignored cost nothing in either: no matrix product has a row for them.
 
     The scheme is that of Liger (arXiv:2410.10989, section 3.2) by chunks of tokens and of cut cross-entropy
     (arXiv:2411.09009) by tiles; see ``linear_chunks`` and ``linear_tiles``.
@@ -65,9 +72,11 @@ def linear_cross_entropy(
         gradient_filter: treat the gradient of every logit whose probability is below this (and whose class is
             not the target) as 0; tiles left empty then skip two of the backward pass's three products. An
             approximation, which raises the loss of pretraining; None for exact.
+        method: ``"auto"``, ``"chunks"`` or ``"tiles"``, see above. Without kernels, as on a CPU, all are chunks; and in
+            batch-invariant mode ``"auto"`` is.
 
     Raises:
-        ValueError: for a shape, dtype, device or option that does not fit.
+        ValueError: for a shape, dtype, device or option that does not fit, and for tiles where there are none.
 
     Example::
 
@@ -78,12 +87,24 @@ def linear_cross_entropy(
         loss.backward()
     """
     _check(hidden, weight, bias, gradient_filter)
+    check_choice("method", method, METHODS)
     check_target(target, hidden, "hidden")
     check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
     hidden, weight, bias = autocast(hidden, weight, bias)
     tokens, (vocabulary, width) = target.numel(), weight.shape
     capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
-    how = strategy(tokens, vocabulary, width, hidden.dtype, capability)
+    per_token = reduction == "none" or return_lse
+    if is_batch_invariant():
+        if method == "tiles":
+            raise ValueError('method="tiles" depends on the batch: choose "auto" or "chunks" in batch-invariant mode')
+        method = "chunks"
+    skips = gradient_filter is not None  # Only tiles skip what is filtered.
+    how = strategy(tokens, vocabulary, width, hidden.dtype, capability, per_token or skips, method)
+    if how == "tiles" and not tiles_fit(width, hidden.dtype):
+        raise ValueError(
+            f'method="tiles" needs hidden in 16 bits and a width in steps of 64, got {hidden.dtype} and {width}: '
+            'choose "auto" or "chunks"'
+        )
     if how == "plain" and gradient_filter is None:
         return cross_entropy(
             F.linear(hidden, weight, bias),
@@ -103,7 +124,7 @@ def linear_cross_entropy(
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     call = LinearCrossEntropyCall(rows, weight, bias, flat_target, class_weight, gradient_filter, how, options)
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
-    if any(wanted) and how != "tiles" and reduction != "none" and not return_lse:
+    if any(wanted) and how != "tiles" and not per_token:
         loss = sum_op(wanted, call)[0]
         return finish(loss, None, target, class_weight, ignore_index, reduction, False)
     loss, lse = tokens_op(*call)

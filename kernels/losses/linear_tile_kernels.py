@@ -6,7 +6,7 @@ lies behind them is neither loaded nor computed.
 
 from ..frame._triton import tl, triton
 from .cross_entropy_kernels import shift_of
-from .loss_math import cap, gradient_factors, logit_gradient, token_loss
+from .loss_math import cap, exp, gradient_factors, logit_gradient, token_loss
 
 
 @triton.jit
@@ -27,17 +27,25 @@ def _wrapped(e, width):
 
 @triton.jit
 def _logits(
-    hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH: tl.constexpr
+    hidden, weight, bias, block, tile, start, tokens, vocabulary, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """The float32 logits of tokens ``row`` and classes ``column``; garbage, but no fault, past the ends."""
-    depth = tl.arange(0, DEPTH)
-    h = hidden + tl.where(row < tokens, row, 0).to(tl.int64)[:, None] * width + depth[None, :]
-    w = weight + tl.where(column < vocabulary, column, 0).to(tl.int64)[:, None] * width + depth[None, :]
-    z = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
-    for _ in range(0, width, DEPTH):
-        z = tl.dot(tl.load(h), tl.load(w).T, z)
-        h += DEPTH
-        w += DEPTH
+    """The float32 logits of a block of tokens and a tile of the classes from ``start`` on; garbage, but no fault, past
+    the ends. With TMA hidden and weight are descriptors, and else pointers."""
+    row = block * ROWS + tl.arange(0, ROWS)
+    column = start + tile * COLUMNS + tl.arange(0, COLUMNS)
+    z = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if TMA:
+        for k in range(0, width, DEPTH):
+            z = tl.dot(hidden.load([block * ROWS, k]), weight.load([start + tile * COLUMNS, k]).T, z)
+    else:
+        depth = tl.arange(0, DEPTH)
+        h = hidden + tl.where(row < tokens, row, 0).to(tl.int64)[:, None] * width + depth[None, :]
+        w = weight + tl.where(column < vocabulary, column, 0).to(tl.int64)[:, None] * width + depth[None, :]
+        for _ in range(0, width, DEPTH):
+            z = tl.dot(tl.load(h), tl.load(w).T, z)
+            h += DEPTH
+            w += DEPTH
     if bias is not None:
         z += tl.load(bias + column, column < vocabulary, other=0.0).to(tl.float32)[None, :]
     return z
@@ -48,6 +56,7 @@ def tile_statistics(
     hidden, weight, bias, target, class_weight, count, statistics, target_logit,
     tokens: tl.int64, vocabulary, width, splits, tiles_a_split, softcap,
     SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """Of each token and one split of the vocabulary: the largest logit, the sum of exponentials below it, and
     where smoothing asks for it the weighted sum of logits. The logits stay in registers."""
@@ -62,7 +71,7 @@ def tile_statistics(
     first = split * tiles_a_split
     for tile in range(first, tl.minimum(first + tiles_a_split, tl.cdiv(vocabulary, COLUMNS))):
         column = tile * COLUMNS + tl.arange(0, COLUMNS)
-        z = _logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH)
+        z = _logits(hidden, weight, bias, block, tile, 0, tokens, vocabulary, width, ROWS, COLUMNS, DEPTH, TMA)
         z = cap(z, softcap)
         inside = (column < vocabulary)[None, :]
         if SMOOTH:
@@ -77,7 +86,7 @@ def tile_statistics(
         z = tl.where(inside, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 1))
         shift = shift_of(higher)
-        total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
+        total = total * exp(top - shift) + tl.sum(exp(z - shift[:, None]), 1)
         top = higher
     at = statistics + split * tokens + row
     tl.store(at, top, row < tokens)
@@ -106,7 +115,7 @@ def combine_statistics(
         other_total = tl.load(at + splits * tokens, valid, other=0.0)
         higher = tl.maximum(top, other_top)
         shift = shift_of(higher)
-        total = total * tl.exp(top - shift) + other_total * tl.exp(other_top - shift)
+        total = total * exp(top - shift) + other_total * exp(other_top - shift)
         top = higher
         if label_smoothing is not None:
             weighted += tl.load(at + 2 * splits * tokens, valid, other=0.0)
@@ -128,7 +137,7 @@ def tile_gradients(
     grad_loss, grad_lse, hidden, weight, bias, target, class_weight, weight_sum, lse, count, gradients, live,
     tokens: tl.int64, vocabulary, width, start, columns, ignore_index: tl.int64,
     label_smoothing, z_loss, softcap, gradient_filter,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The derivative by the logits of ``columns`` classes from ``start`` on; 0 past the ends. Where gradients are
     filtered, ``live`` says of each tile whether any is left."""
@@ -138,7 +147,8 @@ def tile_gradients(
     row = block * ROWS + tl.arange(0, ROWS)
     here = tile * COLUMNS + tl.arange(0, COLUMNS)
     column = start + here
-    z = cap(_logits(hidden, weight, bias, row, column, tokens, vocabulary, width, DEPTH), softcap)
+    z = _logits(hidden, weight, bias, block, tile, start, tokens, vocabulary, width, ROWS, COLUMNS, DEPTH, TMA)
+    z = cap(z, softcap)
     label = tl.load(target + row, row < tokens, other=0).to(tl.int64)
     valid = (row < tokens) & (label != ignore_index)
     log_sum = tl.load(lse + row, valid, other=0.0)
@@ -164,7 +174,7 @@ def tile_gradients(
 
 @triton.jit
 def _is_live(live, block, column, columns, LIVE: tl.constexpr):
-    """Whether the filter left anything in the tile, LIVE × LIVE, of this block of tokens and this column."""
+    """Whether the filter left anything in the tile, LIVE columns wide, of this block of tokens and this column."""
     if live is None:
         return True
     else:  # noqa: RET505 (Triton compiles what follows a return, too)
@@ -208,7 +218,7 @@ def hidden_gradient(
 @triton.jit(do_not_specialize=["start"])
 def weight_gradient(
     gradients, live, hidden, count, grad_weight,
-    vocabulary, width, start, columns, LIVE: tl.constexpr,
+    vocabulary, width, start, columns, LIVE_ROWS: tl.constexpr, LIVE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """``gradients (N, C)ᵀ @ hidden (N, E)``: one float32 sum over all tokens that count, rounded once."""
@@ -221,7 +231,7 @@ def weight_gradient(
     h = hidden + depth.to(tl.int64)[:, None] * width + _wrapped(e, width)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n in range(0, tokens, DEPTH):
-        if _is_live(live, n // LIVE, block * ROWS, columns, LIVE):
+        if _is_live(live, n // LIVE_ROWS, block * ROWS, columns, LIVE):
             counted = (n + depth < tokens)[:, None]
             total = tl.dot(tl.load(d, counted, other=0.0).T, tl.load(h, counted, other=0.0), total)
         d += DEPTH * columns

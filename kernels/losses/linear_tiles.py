@@ -13,14 +13,15 @@ many these are stays on the device: programs of the others return at once.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..frame.launch import Chip, cdiv, run
+from ..frame.rows import aligned
 from .counted_tokens import counted_first
-from .launch import chunk_columns, hidden_launch, logits_launch, splits_of, weight_launch
+from .launch import TileLaunch, chunk_columns, hidden_launch, logits_launch, splits_of, weight_launch
 from .linear_call import LinearCrossEntropyCall
 from .linear_tile_kernels import (
     bias_gradient,
@@ -47,6 +48,16 @@ def compact(hidden: Tensor, target: Tensor, ignore_index: int) -> Compacted:
     return Compacted(hidden.index_select(0, order), target.index_select(0, order), order, count)
 
 
+def operands(hidden: Tensor, weight: Tensor, tile: TileLaunch) -> tuple[Any, Any]:
+    """As the products that make logits take them: by descriptor where the tile says so."""
+    if not tile.tma:
+        return hidden, weight
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    blocks = ((hidden, [tile.rows, tile.depth]), (weight, [tile.columns, tile.depth]))
+    return tuple(TensorDescriptor.from_tensor(matrix, block) for matrix, block in blocks)
+
+
 def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
     """Each token's loss and log-sum-exp (N,), float32."""
     (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
@@ -54,7 +65,7 @@ def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
     if not tokens:
         return loss, lse
     chip = Chip.of(call.hidden.device)
-    tile = logits_launch(chip)
+    tile = logits_launch(chip, call.heavy)
     chosen = objective(*call.objective)
     smooth = chosen.label_smoothing is not None
     few = compact(call.hidden, call.target, call.ignore_index)
@@ -64,10 +75,11 @@ def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
         tile_statistics,
         (cdiv(tokens, tile.rows) * splits,),
         call.hidden,
-        *(few.hidden, call.weight.contiguous(), call.bias, few.target, chosen.weight, few.count),
+        *operands(few.hidden, aligned(call.weight), tile),
+        *(call.bias, few.target, chosen.weight, few.count),
         *(statistics, target_logit, tokens, vocabulary, width),
         *(splits, cdiv(cdiv(vocabulary, tile.columns), splits), chosen.softcap),
-        **{"SMOOTH": smooth, **tile.options()},
+        **{"SMOOTH": smooth, "TMA": tile.tma, **tile.options()},
     )
     run(
         combine_statistics,
@@ -96,12 +108,14 @@ def backward(
     )
     if not tokens:
         return [grad_hidden, grad_weight, grad_bias]
-    weight, like = call.weight.contiguous(), call.hidden
+    weight, like = aligned(call.weight), call.hidden
     chip = Chip.of(like.device)
-    tile, for_hidden, for_weight = logits_launch(chip), hidden_launch(chip), weight_launch(chip)
+    tile = logits_launch(chip, call.heavy)
+    for_hidden, for_weight = hidden_launch(chip), weight_launch(chip)
     chosen = objective(*call.objective)
     few = compact(call.hidden, call.target, call.ignore_index)
     lse, grad_loss, grad_lse = (None if t is None else t.index_select(0, few.order) for t in (lse, grad_loss, grad_lse))
+    logit_operands = operands(few.hidden, weight, tile)
     columns = chunk_columns(tokens, vocabulary, width, like.itemsize, tile)
     blocks = cdiv(tokens, tile.rows)
     hidden_tiles = cdiv(tokens, for_hidden.rows) * cdiv(width, for_hidden.columns)
@@ -117,18 +131,20 @@ def backward(
             tile_gradients,
             (blocks * (columns // tile.columns),),
             like,
-            *(grad_loss, grad_lse, few.hidden, weight, call.bias, few.target, chosen.weight),
+            *(grad_loss, grad_lse, *logit_operands, call.bias, few.target, chosen.weight),
             *(chosen.weight_sum, lse, few.count, gradients, live, tokens, *part, chosen.ignore_index),
             *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, call.gradient_filter),
+            TMA=tile.tma,
             **tile.options(),
         )
         if grad_hidden is not None:
-            ends = {"LIVE": tile.rows, "FIRST": start == 0, "LAST": start + columns >= vocabulary}
+            ends = {"LIVE": tile.columns, "FIRST": start == 0, "LAST": start + columns >= vocabulary}
             inputs = (gradients, live, weight, few.order, few.count, sums, grad_hidden, tokens, *part)
             run(hidden_gradient, (hidden_tiles,), like, *inputs, **ends, **for_hidden.options())
         if grad_weight is not None:
             inputs = (gradients, live, few.hidden, few.count, grad_weight, *part)
-            run(weight_gradient, (weight_tiles,), like, *inputs, LIVE=tile.rows, **for_weight.options())
+            live_tile = {"LIVE_ROWS": tile.rows, "LIVE": tile.columns}
+            run(weight_gradient, (weight_tiles,), like, *inputs, **live_tile, **for_weight.options())
         if grad_bias is not None:
             inputs = (gradients, few.count, grad_bias, vocabulary, start, columns)
             run(bias_gradient, (cdiv(columns, 64),), like, *inputs, ROWS=64, COLUMNS=64, num_warps=4)

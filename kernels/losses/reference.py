@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.dtypes import widen
+from ..frame.fixed_order import tree_sum
+from ..frame.invariance import is_batch_invariant
 
 FARTHEST = 80.0  # log-probabilities farther apart belong to probabilities of 0, and exp of more overflows
 
@@ -32,6 +34,20 @@ def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
     return loss.sum() / torch.where(total == 0, 1, total)
 
 
+def log_softmax(z: Tensor) -> Tensor:
+    if not is_batch_invariant():
+        return z.log_softmax(-1)
+    below = z - z.amax(-1, keepdim=True)
+    return below - tree_sum(below.exp()).log().unsqueeze(-1)
+
+
+def class_sum(values: Tensor, weight: Tensor | None) -> Tensor:
+    """The sum over the classes of ``weight · values``."""
+    if is_batch_invariant():
+        return tree_sum(values if weight is None else values * weight)
+    return values.sum(-1) if weight is None else values @ weight
+
+
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -42,8 +58,9 @@ def cross_entropy(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored."""
-    z = cap(widen(logits), softcap)
-    log_p = z.log_softmax(-1)
+    dtype = widen(logits[..., :0]).dtype
+    z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
+    log_p = log_softmax(z)
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long().unsqueeze(-1)
     # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 12 bytes a logit.
@@ -53,10 +70,10 @@ def cross_entropy(
     counted = token_weight(target, w, ignore_index, z.dtype)
     loss = (label_smoothing - 1) * counted * target_log_p
     if label_smoothing:
-        loss = loss - label_smoothing / z.shape[-1] * (log_p.sum(-1) if w is None else log_p @ w)
+        loss = loss - label_smoothing / z.shape[-1] * class_sum(log_p, w)
     if z_loss:
         loss = loss + z_loss * counted * lse.square()
-    return torch.where(valid, loss, 0), torch.where(valid, lse, 0)
+    return torch.where(valid, loss, 0).to(dtype), torch.where(valid, lse, 0).to(dtype)
 
 
 def cross_entropy_gradient(

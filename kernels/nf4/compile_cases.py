@@ -20,6 +20,8 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
         (16, {"adapter": True}),
         (8, {"block_size": 32, "double_quant": False, "dtype": torch.float16}),
         (4, {"rows": 1024, "adapter": True}),
+        (4, {"width": 4160}),
+        (9, {"double_quant": False}),
         (64, {"adapter": True}),
         (64, {"rows": 28672}),
         (256, {"rows": 28672, "adapter": True}),
@@ -42,22 +44,25 @@ def linear_case(
     tiles: str,
     *,
     rows: int = 4096,
+    width: int = 4096,
     block_size: int = 64,
     double_quant: bool = True,
     adapter: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> CompileCase:
-    layout = Layout((rows, 4096), block_size, double_quant)
+    layout = Layout((rows, width), block_size, double_quant)
 
     def run() -> None:
         bias, lora_a, lora_b = (
-            _meta(*shape, dtype=dtype) if adapter else None for shape in ((rows,), (16, 4096), (rows, 16))
+            _meta(*shape, dtype=dtype) if adapter else None for shape in ((rows,), (16, width), (rows, 16))
         )
-        x, record = _meta(tokens, 4096, dtype=dtype), _meta(layout.nbytes, dtype=torch.uint8)
+        x, record = _meta(tokens, width, dtype=dtype), _meta(layout.nbytes, dtype=torch.uint8)
         forward(FrozenLinearCall(x, FrozenLayer(record, bias, lora_a, lora_b, 1.0, True, layout.arguments)))
 
     what = [f"{tokens} tokens, {rows} rows", str(dtype).removeprefix("torch.")]
-    what += [f"{block_size} a block, plain scales"] if block_size != 64 else []
+    what += [f"width {width}"] if width != 4096 else []
+    what += [f"{block_size} a block"] if block_size != 64 else []
+    what += ["plain scales"] if not double_quant else []
     what += ["bias and adapter"] if adapter else []
-    expect = {"linear_few_tokens": ("mma", "cp.async"), "linear_tiles": (tiles, "cp.async")}
+    expect = {"table_kernel": ("mma",), "linear_few_tokens": ("mma", "cp.async"), "linear_tiles": (tiles, "cp.async")}
     return CompileCase("nf4_linear", ", ".join(what), run, expect)

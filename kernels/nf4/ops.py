@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import without_autocast
@@ -12,7 +11,7 @@ from ..frame.dtypes import widen
 from ..frame.operator import define
 from . import dequantize, reference
 from .layout import Layout, LayoutArguments
-from .products import Factors, multiply
+from .products import Factors, linear, multiply, with_adapter
 
 
 class FrozenLayer(NamedTuple):
@@ -87,13 +86,11 @@ def forward(call: FrozenLinearCall) -> tuple[Tensor, Tensor]:
         if not kernels:
             weight = layer.numbers(x.dtype if layout is None else torch.float32)
             return reference.linear(x, weight, bias, lora_a, lora_b, lora_scale)
-        hidden = None if lora_a is None else F.linear(x, lora_a)
+        hidden = None if lora_a is None else linear(x, lora_a)
         if layout is not None:
             y = multiply(Factors(x, layer.weight, layout, bias, hidden, lora_b, lora_scale))
         else:
-            y = F.linear(x, layer.weight, bias)
-            if hidden is not None:
-                y.addmm_(hidden, lora_b.T, alpha=lora_scale)
+            y = with_adapter(linear(x, layer.weight, bias), hidden, lora_b, lora_scale)
         return y, x.new_empty(0) if hidden is None else hidden
 
 

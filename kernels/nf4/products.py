@@ -1,8 +1,9 @@
 """``x · Wᵀ`` on a packed weight, with what is added to it: which kernel, and its launch.
 
-Three ways, chosen by shape (``strategy``): a kernel that streams the packed weight once, for up to 16 tokens; a
-kernel on tiles of a matrix product, decoding as it goes; the whole weight decoded to a workspace, and the BLAS
-library. The workspace lives for one product.
+Three ways, chosen by shape (``strategy``): a kernel that streams the packed weight once, for up to 16 tokens (it
+decodes by a table in shared memory where Triton's Gluon can read one, else in registers); a kernel on tiles of a matrix
+product, decoding as it goes; the whole weight decoded to a workspace, and the BLAS library. The workspace lives for one
+product.
 """
 
 from typing import NamedTuple
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, run
 from ..frame.partials import sum_partials
 from ..frame.rows import evenly_spaced_rows
-from . import dequantize
+from ..linear.ops import multiply as multiply_rows
+from . import dequantize, table_kernel
 from .decode import ASSEMBLY
 from .launch import few_tokens_launch_for, run_bytes, strategy, tile_splits, tiles_launch_for
 from .layout import Layout
@@ -51,19 +54,56 @@ class Factors(NamedTuple):
 
 def multiply(factors: Factors) -> Tensor:
     """(M, N), in the dtype of x."""
+    if is_batch_invariant():
+        return by_workspace(factors)
     how = strategy(factors.x.shape[0], factors.layout, factors.x.dtype)
     return {"few tokens": by_few_tokens, "tiles": by_tiles, "workspace": by_workspace}[how](factors)
 
 
 def by_workspace(factors: Factors) -> Tensor:
     weight = dequantize.by_kernel(factors.record, factors.layout, factors.x.dtype)
-    y = F.linear(factors.x, weight, factors.bias)
-    if factors.hidden is not None:
-        y.addmm_(factors.hidden, factors.lora_b.T, alpha=factors.lora_scale)
-    return y
+    return with_adapter(linear(factors.x, weight, factors.bias), factors.hidden, factors.lora_b, factors.lora_scale)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product of the BLAS library, or in batch-invariant mode the one of this library."""
+    return multiply_rows(x, weight, bias, kernels=True) if is_batch_invariant() else F.linear(x, weight, bias)
+
+
+def with_adapter(y: Tensor, hidden: Tensor | None, lora_b: Tensor | None, lora_scale: float) -> Tensor:
+    """``y + lora_scale · hidden · lora_bᵀ``, in place."""
+    if hidden is None or lora_b is None:
+        return y
+    if is_batch_invariant():
+        return y.add_(multiply_rows(hidden, lora_b, None, kernels=True), alpha=lora_scale)
+    return y.addmm_(hidden, lora_b.T, alpha=lora_scale)
 
 
 def by_few_tokens(factors: Factors) -> Tensor:
+    by_lookup = table_kernel.takes(factors.layout, Chip.of(factors.x.device))
+    return (by_table if by_lookup else by_registers)(factors)
+
+
+def by_table(factors: Factors) -> Tensor:
+    x, x_stride = evenly_spaced_rows(factors.x)
+    tokens, (rows, width) = x.shape[0], factors.layout.shape
+    y = x.new_empty((tokens, rows))
+    x, record, _, *rest = factors.arguments(x, y)
+    run(
+        table_kernel.table_kernel,
+        (cdiv(rows, table_kernel.ROWS.value) if tokens else 0,),
+        x,
+        *(x, record, table_kernel.byte_table(x.dtype, x.device), *rest),
+        *(tokens, rows, width, x_stride, factors.rank, factors.lora_scale, *factors.layout.scale_starts),
+        DOUBLE_QUANT=factors.layout.double_quant,
+        GROUP=GROUP,
+        TOKENS=8 if tokens <= 8 else 16,
+        num_warps=table_kernel.PARTS.value,
+    )
+    return y
+
+
+def by_registers(factors: Factors) -> Tensor:
     x, x_stride = evenly_spaced_rows(factors.x)
     tokens, (rows, width) = x.shape[0], factors.layout.shape
     y = x.new_empty((tokens, rows))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.dtypes import widen
+from ..frame.invariance import is_batch_invariant
+from ..linear.ops import multiply
 
 GROUP = 256  # scales that share a nested scale
 SMALLEST_SCALE = 1e-38  # so that a block of zeros divides by no zero
@@ -138,9 +140,10 @@ def linear(
     """``(x @ weightᵀ + bias + lora_scale · hidden @ lora_bᵀ, hidden)`` with ``hidden = x @ lora_aᵀ``, which stays
     wide (Hu et al. 2021, arXiv:2106.09685)."""
     wide = widen(x)
-    y = F.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
+    product = multiply if is_batch_invariant() else F.linear
+    y = product(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
     if lora_a is None:
         return y.to(x.dtype), wide.new_empty(0)
-    hidden = F.linear(wide, lora_a.to(wide.dtype))
-    y = y + lora_scale * F.linear(hidden, lora_b.to(wide.dtype))
+    hidden = product(wide, lora_a.to(wide.dtype), None)
+    y = y + lora_scale * product(hidden, lora_b.to(wide.dtype), None)
     return y.to(x.dtype), hidden

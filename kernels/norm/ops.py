@@ -5,10 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..frame.invariance import is_batch_invariant
 from ..frame.launch import Chip, cdiv, contiguous, empty, run
 from ..frame.operator import define
 from ..frame.partials import sum_partials
-from ..frame.rows import row_count, rows_of
+from ..frame.rows import aligned, row_count, rows_of
 from .kernels import (
     norm_backward,
     norm_backward_wide,
@@ -86,6 +87,8 @@ def forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
     y, h, stats = call.allocate()
     x, weight, bias, residual, eps, weight_offset, center = call
     groups = _groups(weight, bias)
+    if is_batch_invariant():  # Another variant of the kernel, for strides or addresses, may add up a row otherwise.
+        x, residual = aligned(x), None if residual is None else aligned(residual)
     x, rows = rows_of(x)
     chosen = forward_launch(Chip.of(x.device), rows.width)
     per_group = rows.count // groups

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.kernels import is_batch_invariant, linear
 from llmfast.models.activations import ACTIVATIONS
 from llmfast.models.config import DecoderConfig
 from llmfast.models.feed_forward import GatedFeedForward
@@ -51,7 +52,8 @@ class Router(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(x.to(wide), self.weight.to(wide))  # (N, X)
+            product = linear if is_batch_invariant() else F.linear
+            logits = product(x.to(wide), self.weight.to(wide))  # (N, X)
             scores = logits.softmax(-1) if self.config.score == "softmax" else logits.sigmoid()
             chosen = (scores + self.bias).topk(self.config.active, dim=-1).indices
             weights = scores.gather(-1, chosen)

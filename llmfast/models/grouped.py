@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmfast.kernels import is_batch_invariant, linear
+
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows of group g times ``weight[g]`` transposed.
 
     On a GPU in bfloat16 this is one launch of PyTorch's grouped product, without waiting for the sizes of the groups;
-    otherwise, a product a group.
+    otherwise, and in batch-invariant mode, a product a group.
 
     Args:
         x: (N, E), rows sorted by group.
@@ -24,6 +26,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
+    if is_batch_invariant():
+        return torch.cat([linear(rows, matrix) for rows, matrix in zip(_split(x, ends), weight, strict=True)])
     aligned = x.shape[1] % 8 == 0 and weight.shape[1] % 8 == 0  # rows of 16 bytes
     if x.is_cuda and x.dtype == torch.bfloat16 and aligned:
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)

@@ -25,27 +25,37 @@ CHUNKS = sys.modules["llmfast.kernels.losses.linear_chunks"]
 LAUNCH = sys.modules["llmfast.kernels.losses.launch"]
 TILES = sys.modules["llmfast.kernels.losses.linear_tiles"]
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}
-# The strategy that each path and dtype takes once logits count as many.
+# Each way: its path, the dtype to try it in, and the method that takes it.
 WAYS = {
-    "reference": ("reference", torch.float32),
-    "chunks": ("triton", torch.float32),
-    "tiles": ("triton", torch.float16),
+    "reference": ("reference", torch.float32, "auto"),
+    "chunks": ("triton", torch.float32, "auto"),
+    "tiles": ("triton", torch.float16, "tiles"),
 }
+
+
+def take_few(monkeypatch, method="auto"):
+    """The method is taken even for few logits, in several chunks."""
+    monkeypatch.setattr(LAUNCH, "FEW_LOGITS", -1)
+    monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
+    monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
+    monkeypatch.setattr(TILES, "chunk_columns", lambda tokens, vocabulary, width, itemsize, tile: tile.columns)
+    taken = []
+    choose = MODULE.strategy
+
+    def strategy(*facts):
+        given = facts[-1] if method == "auto" else method
+        taken.append(choose(*facts[:-1], given))
+        return taken[-1]
+
+    monkeypatch.setattr(MODULE, "strategy", strategy)
+    return taken
 
 
 @pytest.fixture(params=WAYS)
 def way(request, device, monkeypatch):
-    """(device, dtype) at which this strategy is taken even for few logits, in several chunks."""
-    path, dtype = WAYS[request.param]
-    if device == "cuda" and request.param == "tiles" and torch.cuda.get_device_capability()[0] == 10:
-        pytest.skip("capability 10.0 takes chunks in every dtype")
-    monkeypatch.setattr(LAUNCH, "FEW_LOGITS", -1)
-    monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
-    monkeypatch.setattr(CHUNKS, "chunk_rows", lambda *sizes, **more: 48)
-    monkeypatch.setattr(TILES, "chunk_columns", lambda *sizes: 128)
-    taken = []
-    choose = MODULE.strategy
-    monkeypatch.setattr(MODULE, "strategy", lambda *facts: taken.append(choose(*facts)) or taken[-1])
+    """(device, dtype) at which this way is taken even for few logits, in several chunks."""
+    path, dtype, method = WAYS[request.param]
+    taken = take_few(monkeypatch, method)
     with backend(path):
         yield device, dtype
     assert set(taken) <= {request.param}
@@ -296,10 +306,70 @@ def test_few_logits_take_torch_linear_and_cross_entropy(device):
     )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("tma", [False, True])
+def test_tiles_by_descriptor_and_chunks_in_16_bits(device, monkeypatch, tma, reduction):
+    """Tiles that are twice as wide, where a chip copies by descriptor; with the filter, which counts in such tiles."""
+    if device == "cuda" and tma and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("descriptors are for 9.0 and later")
+    if tma:
+        monkeypatch.setattr(TILES, "logits_launch", lambda chip, heavy: LAUNCH.WIDE_BY_TMA)
+    take_few(monkeypatch, "tiles" if tma else "chunks")
+    inputs, target = problem((device, torch.float16), tokens=150, classes=600, bias=True)
+    for gradient_filter in (None, 1e-12):  # so low that it drops nothing
+        assert_matches(
+            lambda filter=gradient_filter, **x: linear_cross_entropy(
+                target=target, reduction=reduction, gradient_filter=filter, **x
+            ),
+            lambda **x: torch_linear_cross_entropy(target=target, reduction=reduction, **x),
+            inputs,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "capability", "taken"),
+    [
+        ({}, 90, "chunks"),
+        ({"reduction": "sum"}, 80, "chunks"),
+        ({"reduction": "none"}, 90, "tiles"),
+        ({"return_lse": True}, 90, "tiles"),
+        ({"gradient_filter": 1e-3}, 90, "tiles"),
+        ({"reduction": "none"}, 100, "chunks"),
+        ({"method": "tiles"}, 100, "tiles"),
+        ({"method": "tiles"}, None, "reference"),
+        ({"method": "chunks", "reduction": "none"}, 90, "chunks"),
+    ],
+)
+def test_method_that_is_taken(monkeypatch, options, capability, taken):
+    """Three products where the loss is one number, and no logits where each token's is asked for."""
+    calls = []
+    monkeypatch.setattr(LAUNCH, "FEW_LOGITS", -1)
+    monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
+    monkeypatch.setattr(MODULE, "use_triton", lambda *tensors: capability is not None)
+    monkeypatch.setattr(MODULE, "capability_of", lambda *device: capability)
+
+    def record(*call):
+        calls.append(call[6])
+        raise StopIteration
+
+    monkeypatch.setattr(MODULE, "tokens_op", record)
+    inputs, target = problem(("cpu", torch.float16))
+    with pytest.raises(StopIteration):
+        linear_cross_entropy(target=target, **inputs, **options)
+    assert calls == [taken]
+
+
+def test_tiles_are_refused_where_there_are_none(device):
+    for dtype, width in ((torch.float32, 64), (torch.float16, 40)):
+        inputs, target = problem((device, dtype), width=width)
+        with pytest.raises(ValueError, match=rf"needs hidden in 16 bits .* got {dtype} and {width}"):
+            linear_cross_entropy(target=target, method="tiles", **inputs)
+
+
 def test_workspace_stays_within_what_the_docstring_says():
     mib = 2**20
     for chip in CHIPS.values():
-        tile = logits_launch(chip)
+        tile = logits_launch(chip, False)
         for tokens, classes, width in ((8192, 128256, 4096), (16384, 248320, 2048), (2**20, 128256, 4096)):
             columns = chunk_columns(tokens, classes, width, 2, tile)
             assert columns * tokens * 2 <= max(256 * mib, (tokens + classes) * width * 2 // 4)
@@ -312,10 +382,11 @@ def test_captures_into_a_cuda_graph(monkeypatch, dtype):
     monkeypatch.setattr(LAUNCH, "FEW_ON_GPU", -1)
     inputs, target = problem(("cuda", dtype))
     hidden, weight = (tensor.requires_grad_() for tensor in inputs.values())
-    by_tiles = MODULE.strategy(70, 300, 64, dtype, MODULE.capability_of("cuda", hidden.device.index)) == "tiles"
+    by_tiles = dtype == torch.bfloat16
+    method = "tiles" if by_tiles else "chunks"
 
     def gradients():
-        return torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))
+        return torch.autograd.grad(linear_cross_entropy(hidden, weight, target, method=method), (hidden, weight))
 
     gradients()
     graph = torch.cuda.CUDAGraph()
@@ -338,6 +409,7 @@ def test_captures_into_a_cuda_graph(monkeypatch, dtype):
         ({"weight": torch.ones(5, 4).bfloat16()}, "weight must have the dtype of hidden"),
         ({"target": torch.ones(3, dtype=torch.long)}, r"target must hold .* shape \(2,\)"),
         ({"gradient_filter": 2.0}, "gradient_filter must be a probability"),
+        ({"method": "rows"}, "method must be one of 'auto', 'chunks', 'tiles', got 'rows'"),
         ({"class_weight": torch.ones(4)}, r"class_weight must have one element a class, \(5,\)"),
     ],
 )

@@ -1,6 +1,8 @@
 """nf4_linear: as exact as decoding followed by PyTorch's products, forward and backward, by every kernel."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_testing import (
+    assert_as_exact_as,
     assert_compiles,
     assert_keeps_inputs,
     assert_matches,
@@ -16,9 +19,12 @@ from kernel_testing import (
     random_tensor,
 )
 from llmfast.kernels import backend, dequantize_nf4, from_bitsandbytes, nf4_linear, quantize_nf4
+from llmfast.kernels.frame.launch import CHIPS, Chip
 from llmfast.kernels.nf4.decode import decode_assembly
 from llmfast.kernels.nf4.launch import strategy
-from llmfast.kernels.nf4.reference import code_values
+from llmfast.kernels.nf4.layout import Layout
+from llmfast.kernels.nf4.reference import GROUP, code_values
+from llmfast.kernels.nf4.table_kernel import byte_table, takes
 
 SCALE = 0.5
 
@@ -248,6 +254,72 @@ def test_assembly_decodes_every_index_at_every_place(quant_type, dtype):
             halves = [odd[:2], odd[2:], even[:2], even[2:]]
             expected = [(code[a] & 0xFFFF) | (code[b] & 0xFFFF) << 16 for a, b in halves]
             assert emulate(assembly, packed) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_table_holds_both_numbers_of_each_byte(dtype):
+    code = code_values("nf4", torch.device("cpu")).to(dtype)
+    pairs = byte_table(dtype, torch.device("cpu")).view(dtype).view(256, 2)
+    for byte in range(256):  # the earlier number is the high half
+        assert torch.equal(pairs[byte], torch.stack((code[byte >> 4], code[byte & 15])))
+
+
+def emulate_table(x, w, bias=None, lora_a=None, lora_b=None):
+    """``nf4_linear`` by the source of the kernel that has a table in shared memory."""
+    emulator = pytest.importorskip("gluon_emulator", reason="Gluon is a part of Triton")
+    path = Path(sys.modules["llmfast.kernels.nf4.table_kernel"].__file__)
+    (tokens, width), rows = x.shape, w.shape[0]
+    y = torch.full((tokens, rows), float("nan"), dtype=x.dtype)
+
+    def pointer(tensor):
+        return None if tensor is None else emulator.Pointer(tensor.contiguous().numpy().reshape(-1))
+
+    hidden = None if lora_a is None else F.linear(x, lora_a)
+    emulator.Emulator(path, "llmfast.kernels.nf4").launch(
+        "table_kernel", -(-rows // 16), 0,
+        *map(pointer, (x, w.bytes, byte_table(x.dtype, x.device), bias, hidden, lora_b, y)),
+        tokens, rows, width, width, 0 if lora_a is None else len(lora_a), SCALE, *w.layout.scale_starts,
+        DOUBLE_QUANT=w.layout.double_quant, GROUP=GROUP, TOKENS=8 if tokens <= 8 else 16,
+    )  # fmt: skip
+    return y
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "width", "rank"),
+    [
+        (1, 16, 256, 0),  # seven of eight warps have nothing to do
+        (3, 37, 2048, 0),
+        (8, 20, 2048 + 256, 4),
+        (16, 17, 4096 + 768, 20),
+    ],
+)
+def test_emulated_table_kernel_is_exact(tokens, rows, width, rank, double_quant):
+    """The interpreter knows no Gluon: here NumPy runs the kernel's source, and finds loads outside of a tensor."""
+    w = weight_of(rows, width, "cpu", double_quant=double_quant)
+    inputs = inputs_of(tokens, rows, width, torch.float16, "cpu", rank=rank, bias=rank > 0)
+
+    def algorithm():
+        return decode_then_multiply(w)(**{name: tensor.double() for name, tensor in inputs.items()})
+
+    found, peer = emulate_table(w=w, **inputs), decode_then_multiply(w)(**inputs)
+    assert_as_exact_as("y", found, peer, algorithm(), algorithm)
+
+
+@pytest.mark.parametrize(
+    ("layout", "taken"),
+    [
+        (Layout((8, 512)), True),
+        (Layout((8, 512), 64, False), True),
+        (Layout((8, 320)), False),  # a width that is no whole number of runs
+        (Layout((8, 512), 128), False),
+    ],
+)
+def test_table_kernel_takes_blocks_of_64_in_whole_runs(monkeypatch, layout, taken):
+    monkeypatch.setattr(sys.modules["llmfast.kernels.nf4.table_kernel"], "AVAILABLE", True)
+    for chip in CHIPS.values():
+        assert takes(layout, chip) is taken
+    assert not takes(layout, Chip(80, 64 * 1024, 304))
 
 
 @pytest.mark.gpu

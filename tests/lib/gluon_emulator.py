@@ -1,6 +1,7 @@
-"""Runs a warp-specialised Gluon kernel on the CPU, for Triton has no interpreter for Gluon.
+"""Runs Gluon kernels on the CPU, for Triton has no interpreter for Gluon.
 
-The kernel's own source is executed with NumPy in place of ``gl`` and ``hopper``. One partition runs at a time, up to
+The kernel's own source is executed with NumPy in place of ``gl``, ``ampere`` and ``hopper``. Of a warp-specialized
+kernel one partition runs at a time, up to
 its next barrier, copy or wait; which one, and which copy under way is done before, is drawn at random from a seed.
 Copies and products happen as late as the draw or a wait lets them, so that a tile released too early is overwritten
 while it is needed, and a missing signal is a deadlock. Layouts and registers are the compiler's business.
@@ -22,8 +23,11 @@ PATIENCE = 60  # seconds for a partition to reach its next stop
 class Array(np.ndarray):
     """A tensor in registers."""
 
-    def to(self, dtype):
-        return self.astype(dtype)
+    def to(self, dtype, bitcast=False):
+        return self.view(dtype) if bitcast else self.astype(dtype)
+
+    def permute(self, order):
+        return self.transpose(order)
 
     @property
     def type(self):
@@ -38,8 +42,18 @@ class Pointer:
     def __init__(self, memory, offset=0):
         self.memory, self.offset = memory, offset
 
+    @property
+    def dtype(self):
+        return SimpleNamespace(element_ty=self.memory.dtype.type)
+
     def __add__(self, offset):
         return Pointer(self.memory, self.offset + offset)
+
+    def to(self, dtype):
+        """As a pointer to numbers of another dtype."""
+        place = self.offset * self.memory.itemsize
+        assert np.all(place % np.dtype(dtype).itemsize == 0), "a pointer between two numbers"
+        return Pointer(self.memory.view(dtype), place // np.dtype(dtype).itemsize)
 
 
 class Shared:
@@ -61,6 +75,9 @@ class Shared:
     def store(self, values):
         self.data[...] = values
         self.state.unfenced = True
+
+    def gather(self, index, axis):
+        return array(np.take_along_axis(self.data, np.asarray(index), axis))
 
 
 class Barrier:
@@ -252,10 +269,16 @@ def language_of(program):
     def store(pointer, value, mask):
         pointer.memory[np.asarray(pointer.offset)[np.asarray(mask)]] = np.asarray(value)[np.asarray(mask)]
 
+    def load(pointer, mask=True, other=0):
+        place, mask = np.broadcast_arrays(pointer.offset, mask)
+        inside = (place >= 0) & (place < pointer.memory.size)
+        assert np.all(inside | ~mask), "a load outside of the tensor"
+        return array(np.where(mask, pointer.memory[np.where(mask, place, 0)], other).astype(pointer.memory.dtype))
+
     def cdiv(a, b):
         return -(-a // b)
 
-    layout = lambda *_: None  # noqa: E731
+    layout = lambda *_, **__: None  # noqa: E731
     return {
         "constexpr": lambda x: x, "float32": np.float32, "int64": np.int64, "static_range": range,
         "arange": lambda a, b, layout=None: array(np.arange(a, b)),
@@ -265,7 +288,10 @@ def language_of(program):
         "max": lambda x, axis: array(x.max(axis)), "sum": lambda x, axis: array(x.sum(axis)),
         "exp2": lambda x: array(np.exp2(x)), "log2": lambda x: array(np.log2(x)), "cdiv": cdiv,
         "convert_layout": lambda x, _: x, "NVMMADistributedLayout": layout, "SliceLayout": layout,
-        "DotOperandLayout": layout, "allocate_shared_memory": allocate, "store": store,
+        "DotOperandLayout": layout, "allocate_shared_memory": allocate, "store": store, "load": load,
+        "BlockedLayout": layout, "DistributedLinearLayout": layout, "SwizzledSharedLayout": layout,
+        "int16": np.int16, "int32": np.int32, "pointer_type": lambda dtype: dtype, "barrier": lambda: None,
+        "join": lambda a, b: array(np.stack((a, b), -1)),
         "program_id": lambda axis: array(program.number), "num_programs": lambda axis: program.programs,
         "warp_specialize": lambda partitions, warps, registers: program.run(partitions),
     }  # fmt: skip
@@ -297,6 +323,9 @@ def plain(names):
     return {name: x.value if isinstance(x, constexpr) else x for name, x in names.items()}
 
 
+AMPERE = SimpleNamespace(mma_v2=lambda a, b, acc: array(a.astype(np.float32) @ b.astype(np.float32) + acc))
+
+
 class Emulator:
     """The kernels of a file of Gluon code, as functions to run on NumPy arrays."""
 
@@ -312,7 +341,7 @@ class Emulator:
                 return FunctionType(function.__code__, names, function.__name__)
             return function
 
-        stand_ins = {"gl": self.gl, "hopper": self.hopper, "gluon": SimpleNamespace(jit=jit)}
+        stand_ins = {"gl": self.gl, "hopper": self.hopper, "ampere": AMPERE, "gluon": SimpleNamespace(jit=jit)}
         spec = importlib.util.spec_from_file_location(f"{package}.emulated", path)
         self.module = importlib.util.module_from_spec(spec)
         with mock.patch.multiple(sys.modules["llmfast.kernels.frame._triton"], **stand_ins):

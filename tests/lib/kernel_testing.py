@@ -27,6 +27,18 @@ widths = st.one_of(st.integers(1, 70), st.sampled_from([128, 255, 256]))
 lengths = st.sampled_from([0, 1, 2, 3, 5])
 
 
+def interpret_products_as_tensor_cores_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor core gives a row of a product the same bits wherever in the tile it stands; the BLAS library that
+    Triton's interpreter takes does not. In float64, rounded once, it does."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        total = a.data.astype("float64") @ b.data.astype("float64") + d.data
+        return interpreter.TensorHandle(total.astype(d.data.dtype), d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
 def require_interpreter() -> None:
     """Skips a test of kernels on the CPU where the interpreter is off, as on a machine with a GPU."""
     if os.environ.get("TRITON_INTERPRET") != "1":

@@ -124,10 +124,10 @@ def _largest_block(config: DecoderConfig, setup: TrainingSetup) -> float:
 
 
 def _loss_workspace(config: DecoderConfig, tokens: int, setup: TrainingSetup) -> float:
-    """What linear_cross_entropy takes beside inputs and gradients: copies of the hidden states, chunks of logits."""
-    c, E = _compute_bytes(setup), config.width
-    chunks = c * (tokens * E + config.table_rows * E) / 4
-    return min(max(LOSS_WORKSPACE, chunks), c * tokens * config.table_rows) + 4 * tokens * E
+    """What linear_cross_entropy takes beside inputs and gradients: a chunk of logits, and the float32 sum of the head's
+    gradient, which is there a second time while it is scaled."""
+    c, head = _compute_bytes(setup), config.table_rows * config.width
+    return min(max(LOSS_WORKSPACE, c * head / 2), c * tokens * config.table_rows) + 2 * 4 * head
 
 
 def _optimizer_state(config: DecoderConfig, setup: TrainingSetup) -> float:
