@@ -50,13 +50,16 @@ COMMANDS = {
         "llmfast.commands.huggingface:import_model", "Turn a Hugging Face folder into one of llmfast."
     ),
     "model export": Command("llmfast.commands.huggingface:export_model", "Write a model as a Hugging Face folder."),
+    "adapter info": Command("llmfast.commands.adapter:info", "Show what an adapter is and which base it needs."),
+    "adapter merge": Command("llmfast.commands.adapter:merge", "Add an adapter to the weights of its base."),
+    "adapter export": Command("llmfast.commands.adapter:export", "Write the adapter of a run as PEFT's files."),
     "train": Command("llmfast.commands.train:train", "Train a model by a configuration."),
     "sweep": Command("llmfast.commands.train:sweep", "Train over a grid of settings and compare the runs."),
     "classify": Command(
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
     "predict": Command("llmfast.commands.predict:predict", "Name the labels of texts with a trained classifier."),
-    "sft": Command("llmfast.commands.sft:sft", "Train a model to answer instructions (supervised finetuning)."),
+    "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(

@@ -6,6 +6,7 @@
 #include <longintrepr.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -111,13 +112,15 @@ void append_items(const Py_buffer& buffer, IdBuffer& ids) {
     const Py_ssize_t stride = buffer.strides ? buffer.strides[0] : buffer.itemsize;
     const size_t count = static_cast<size_t>(buffer.shape[0]);
     uint32_t* const out = ids.prepare(count);
-    SignalCounter counter;
-    for (size_t i = 0; i < count; ++i, at += stride) {
-        counter.add(1);
-        T value;
-        std::memcpy(&value, at, sizeof value);
-        if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) throw_no_id(nanobind::int_(value));
-        out[i] = static_cast<uint32_t>(value);
+    constexpr size_t kWindow = static_cast<size_t>(kIdsBetweenSignals);
+    for (size_t i = 0; i < count;) {
+        if (i > 0) check_signals();
+        for (const size_t end = std::min(i + kWindow, count); i < end; ++i, at += stride) {
+            T value;
+            std::memcpy(&value, at, sizeof value);
+            if (value < T{0} || static_cast<uint64_t>(value) > UINT32_MAX) throw_no_id(nanobind::int_(value));
+            out[i] = static_cast<uint32_t>(value);
+        }
     }
     ids.commit(count);
 }

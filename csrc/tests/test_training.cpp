@@ -1,6 +1,9 @@
 // Training by itself, without Python: any number of threads counts the same words and learns the same merges. Meant for
 // ThreadSanitizer too, which the short inputs of fuzz_train.cpp give less to see.
+#include <stdlib.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <numeric>
 #include <random>
@@ -63,10 +66,42 @@ Corpus counted(const std::string& text, unsigned threads) {
     return corpus;
 }
 
+// Files are read in blocks of 1 MB. Wherever these are cut, separators that overlap one another, and the text between
+// them, are those of the whole text.
+void test_cutting_at_separators(std::mt19937& random) {
+    const std::vector<std::string> separators = {"<|", "<|a|>", "|>b", "ba<", "\n\n<|a|><|a|>"};
+    std::vector<Special> specials;
+    for (const std::string& text : separators) specials.push_back({text, 0});
+    const Specials find(specials);
+    for (const size_t kinds : {size_t{3}, size_t{6}, size_t{8}}) {
+        static const char* const kParts[] = {"a", "b", "<|", "<|a|>", "|>", "<", " ", "\n"};
+        std::string text;
+        while (text.size() < 2'500'000) text += kParts[random() % kinds];
+        std::vector<std::string_view> documents;
+        for (size_t start = 0; start < text.size();) {
+            const Specials::Match match = find.find(text, start, find.every());
+            documents.push_back(std::string_view(text).substr(start, match.begin - start));
+            start = match.begin + (match.special ? match.special->bytes.size() : 0);
+        }
+        char path[] = "/tmp/llmfast-test-XXXXXX";
+        std::FILE* const file = fdopen(mkstemp(path), "wb");
+        std::fwrite(text.data(), 1, text.size(), file);
+        std::fclose(file);
+        for (const Pattern pattern : {Pattern::gpt2, Pattern::none}) {
+            Corpus expected(pattern, {}, 1), from_file(pattern, separators, 2);
+            expected.add_documents(documents);
+            from_file.add_file(path, nullptr);
+            LLMFAST_REQUIRE(by_bytes(from_file.words()) == by_bytes(expected.words()));
+        }
+        std::remove(path);
+    }
+}
+
 }  // namespace
 
 int main() {
     std::mt19937 random(0);
+    test_cutting_at_separators(random);
     const std::string text = made_up_text(random, 60'000);
     Corpus alone = counted(text, 1);
     const std::vector<Word> words = alone.words();

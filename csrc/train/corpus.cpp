@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 
 #include "system/buffer.h"
 #include "system/interrupt.h"
@@ -18,8 +19,16 @@
 namespace llmfast {
 namespace {
 
-constexpr size_t kBlock = 1 << 20;                  // bytes handed to a thread at a time
-constexpr std::chrono::milliseconds kPatience{20};  // between two checks for an interrupt while another thread reads
+constexpr size_t kBlock = 1 << 20;  // bytes handed to a thread at a time
+
+// Locks a mutex that another thread may hold for long, while it reads.
+void lock_with_checks(std::mutex& mutex) {
+    constexpr std::chrono::microseconds kPause{100};
+    while (!mutex.try_lock()) {
+        check_interrupt();
+        std::this_thread::sleep_for(kPause);
+    }
+}
 
 }  // namespace
 
@@ -149,7 +158,7 @@ std::vector<Word> Corpus::words() {
 }
 
 void Corpus::count(Source& source, const Progress& progress) {
-    std::timed_mutex mutex;
+    std::mutex mutex;
     std::atomic<uint64_t> bytes = bytes_read_;
     std::atomic<bool> failed = false;
     run_parallel(counts_.size(), counts_.size(), [&](size_t, size_t member) {
@@ -157,8 +166,8 @@ void Corpus::count(Source& source, const Progress& progress) {
             Source::Block block;
             while (!failed) {
                 {
-                    std::unique_lock lock(mutex, std::defer_lock);
-                    while (!lock.try_lock_for(kPatience)) check_interrupt();
+                    lock_with_checks(mutex);
+                    const std::lock_guard lock(mutex, std::adopt_lock);
                     if (!source.next(block)) return;
                 }
                 for (std::string_view text : block.texts) {

@@ -7,3 +7,4 @@ those of ``nf4`` and ``activation``.
 from .api import Adapted as Adapted
 from .api import lora_linear as lora_linear
 from .api import lora_mlp as lora_mlp
+from .api import swiglu_linear as swiglu_linear

@@ -88,11 +88,21 @@ def lora_mlp(x: Tensor, gate: Adapted, up: Adapted, down: Adapted) -> Tensor:
         y = lora_mlp(torch.randn(4, 10, 64), adapted(128, 64), adapted(128, 64), adapted(64, 128))
         y.square().mean().backward()
     """
-    return _swiglu_linear(gate(x), up(x), down)
+    return swiglu_linear(gate(x), up(x), down)
 
 
-def _swiglu_linear(gate: Tensor, up: Tensor, down: Adapted) -> Tensor:
-    """``down(swiglu(gate, up))``, of which nothing but gate and up is kept."""
+def swiglu_linear(gate: Tensor, up: Tensor, down: Adapted) -> Tensor:
+    """``down(silu(gate) · up)``, the second half of ``lora_mlp``: of it, nothing but gate and up is kept.
+
+    For feed-forward layers that compute gate and up in one product, of which both are then slices.
+
+    Args:
+        gate, up: (..., F).
+        down: weight (E, F) with its adapter.
+
+    Raises:
+        ValueError: as ``lora_linear``.
+    """
     check_same_shape("up(x)", up, "gate(x)", gate)
     w, lora_a, lora_b, bias, lora_scale = down
     check(gate, w, bias, lora_a, lora_b)

@@ -6,7 +6,7 @@ names go on with ``.absmax``, ``.quant_map``, ``.nested_absmax``, ``.nested_quan
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,8 +50,8 @@ def to_bitsandbytes(w: NF4Tensor) -> "Params4bit":
     return Params4bit.from_prequantized(packed, stats, device=str(w.device))
 
 
-def has_bitsandbytes_state(entries: Mapping[str, Tensor], name: str) -> bool:
-    """Whether a state dict holds the weight ``name`` as bitsandbytes writes it."""
+def has_bitsandbytes_state(entries: Container[str], name: str) -> bool:
+    """Whether a state dict, or the names in it, holds the weight ``name`` as bitsandbytes writes it."""
     return any(f"{name}.{STATE}{kind}" in entries for kind in ("nf4", "fp4"))
 
 

@@ -22,7 +22,7 @@ from llmfast.data.labeled import (
 )
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
-from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
+from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
 from llmfast.finetuning.outputs import outputs_of
 from llmfast.finetuning.predict import predict_one
 from llmfast.finetuning.problems import Problem, make_problem
@@ -111,6 +111,9 @@ class Classification(DecoderTask):
     @property
     def model_config(self) -> ClassifierConfig:
         return self.classifier
+
+    def memory(self) -> dict[str, float]:
+        return finetuning_memory(self.config, self.decoder_config)
 
     def flops_per_token(self) -> float:
         """Of the decoder without its output head: a forward pass; twice that for the gradients of an adapter, which go

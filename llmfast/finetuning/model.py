@@ -13,6 +13,7 @@ from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.vocabulary import grow_vocabulary
+from llmfast.training.optimizers.registry import OPTIMIZERS
 
 
 def finetuned_decoder(
@@ -31,7 +32,11 @@ def finetuned_decoder(
         ValueError: what ``add_adapter`` refuses.
     """
     generator = torch.Generator().manual_seed(config.training.seed)
-    decoder = Decoder(model, generator=generator) if start is None else start.decoder(model)
+    decoder = (
+        Decoder(model, generator=generator)
+        if start is None
+        else start.decoder(model, keep_4_bits=config.adapter == "qlora")
+    )
     if tokens is not None:
         grow_vocabulary(decoder, *tokens)
     if config.adapter == "qlora":
@@ -39,6 +44,34 @@ def finetuned_decoder(
     if config.adapter != "none":
         add_adapter(decoder, config.lora, generator=generator)
     return decoder
+
+
+def finetuning_memory(config: FinetuningConfig, model: DecoderConfig) -> dict[str, float]:
+    """Bytes of the weights, gradients and optimizer state of a run, which no batch size changes.
+
+    They are counted on a model without storage, so that the estimate comes before anything is loaded.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(model)
+        if config.adapter == "qlora":
+            quantize_decoder(decoder, progress=False)
+        if config.adapter != "none":
+            add_adapter(decoder, config.lora)
+    trained = {
+        name: parameter
+        for name, parameter in decoder.named_parameters()
+        if parameter.requires_grad and not any(is_frozen_by(pattern, f"decoder.{name}") for pattern in config.freeze)
+    }
+    choice = OPTIMIZERS[config.training.optimizer]
+    state = 0.0
+    for name, parameter in trained.items():
+        is_matrix = choice.matrix_state_bytes is not None and name.startswith("blocks.") and parameter.ndim == 2
+        state += parameter.numel() * (choice.matrix_state_bytes if is_matrix else choice.state_bytes)
+    return {
+        "weights": float(sum(parameter.nbytes for parameter in decoder.parameters())),
+        "gradients": float(sum(parameter.nbytes for parameter in trained.values())),
+        "optimizer": state,
+    }
 
 
 def freeze_parameters(model: nn.Module, patterns: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from llmfast.data.labeled import LabeledLoader
 from llmfast.data.loader import Loader
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import SupervisedConfig
-from llmfast.finetuning.model import finetuned_decoder, freeze_parameters
+from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
 from llmfast.inference.config import Sampling
 from llmfast.inference.generate import generate_tokens, stream_text
 from llmfast.integrations.opening import Start, open_start
@@ -88,6 +88,9 @@ class SupervisedFinetuning(DecoderTask):
         fitting = size if config.start is None else max(size, config.model.vocab_size)
         config.model = dataclasses.replace(config.model, vocab_size=fitting)
         return cls(config, prepared, start)
+
+    def memory(self) -> dict[str, float]:
+        return finetuning_memory(self.config, self.decoder_config)
 
     def flops_per_token(self) -> float:
         """Without the gradients of the weights, a third, where they are frozen below adapters."""

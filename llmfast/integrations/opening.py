@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from llmfast.config import from_dict
 from llmfast.integrations.huggingface import load_huggingface
 from llmfast.integrations.huggingface.config import from_config
+from llmfast.integrations.peft.files import base_name, is_adapter_folder, load_adapter, recorded_base
+from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.adapters.merge import merge_and_remove
 from llmfast.models.adapters.switch import switches
@@ -22,7 +25,7 @@ from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, STATE_FILE, load_decoder, model_folder, read_json, read_model
 from llmfast.models.quantize import quantize_decoder
-from llmfast.models.tensors import load_trained_tensors, model_tensors
+from llmfast.models.tensors import load_trained_tensors
 from llmfast.models.vocabulary import grow_vocabulary
 from llmfast.tokenizer import Tokenizer
 
@@ -43,14 +46,15 @@ class Start:
     is_classifier: bool = False
     """Whether it is a classifier, whose decoder is started from, without its head."""
 
-    def decoder(self, config: DecoderConfig | None = None) -> Decoder:
+    def decoder(self, config: DecoderConfig | None = None, *, keep_4_bits: bool = False) -> Decoder:
         """The model, in training mode, with an adapter that was trained merged into it.
 
         Args:
             config: whose ``FREE_SETTINGS`` the model gets; those of the folder if left out.
+            keep_4_bits: leave layers of a Hugging Face folder that bitsandbytes quantized in 4 bits; decoded if not.
         """
         if self.is_huggingface:
-            model = load_huggingface(self.folder)
+            model = load_huggingface(self.folder, keep_4_bits=keep_4_bits)
         elif self.is_classifier:
             model = _decoder_of_classifier(self.folder, self.config)
         else:
@@ -65,8 +69,24 @@ class Start:
         if config is not None:
             wanted = dataclasses.replace(self.config, **{name: getattr(config, name) for name in FREE_SETTINGS})
             if wanted != self.config:
-                model = Decoder.from_tensors(wanted, model_tensors(model))
-        return model.requires_grad_(True).train()
+                packed = {name: each for name, each in model.named_modules() if isinstance(each, NF4Linear)}
+                model = _with_config(model, wanted, packed)
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return model.train()
+
+
+def _with_config(model: Decoder, config: DecoderConfig, packed: dict[str, NF4Linear]) -> Decoder:
+    """The same weights in a decoder of another configuration; ``packed`` are the layers in 4 bits."""
+    with torch.device("meta"):
+        other = Decoder(config)
+    for name, layer in packed.items():
+        other.set_submodule(name, layer)
+    other.load_state_dict(model.state_dict(), assign=True)
+    if config.tie_embeddings:
+        other.head.weight = other.embedding.weight
+    other.renew_buffers()
+    return other
 
 
 def open_start(path: str | Path) -> Start:
@@ -101,10 +121,11 @@ def _decoder_of_classifier(folder: Path, config: DecoderConfig) -> Decoder:
 
 
 def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Decoder, Tokenizer]:
-    """The model and tokenizer of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, for evaluation.
+    """The model and tokenizer of a run (its newest checkpoint), a checkpoint, a Hugging Face folder, or a folder with
+    an adapter in PEFT's files, for evaluation.
 
-    A checkpoint that holds only what was trained, such as an adapter, is put on its base, whose checksum must be that
-    of the training; the adapter can be switched and merged.
+    An adapter, and whatever else is only a part of a model, is put on its base, whose checksum must be that of the
+    training, where the files tell. The adapter can be switched and merged.
 
     Args:
         path: the folder.
@@ -114,6 +135,8 @@ def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Dec
         ValueError: nothing to load there, a damaged file, or a base that is missing or another one.
     """
     path = Path(path)
+    if is_adapter_folder(path):
+        return _open_adapter(path, base)
     if (path / CONFIG_FILE).exists() and "model_type" in read_json(path / CONFIG_FILE):
         _check_no_base(path, base)
         return load_huggingface(path).eval(), Tokenizer.load(path)
@@ -158,10 +181,8 @@ def on_base(
     if not at.exists():
         raise ValueError(f"{folder} was trained on the base {recorded}, which is missing: give base, where it is now")
     start = open_start(at)
-    decoder = start.decoder(config)
-    known, wanted = (Tokenizer.load(each).n_vocab for each in (start.folder, folder))
-    if wanted > known:  # special tokens that were added for a chat template
-        grow_vocabulary(decoder, known, wanted)
+    decoder = start.decoder(config, keep_4_bits=recorded.quantized)
+    _grow_as(decoder, start.folder, folder)
     if recorded.quantized:
         quantize_decoder(decoder)
     if recorded.adapter is not None:
@@ -173,6 +194,30 @@ def on_base(
     check_base(describe_base(model, str(at)), state["base"], folder)
     load_trained_tensors(model, tensors)
     return model.eval().requires_grad_(False)
+
+
+def _open_adapter(folder: Path, base: str | Path | None) -> tuple[Decoder, Tokenizer]:
+    at = base or base_name(folder)
+    if at is None or not Path(at).exists():
+        where = "does not say where its base is" if at is None else f"has the base {at}, which is missing here"
+        raise ValueError(f"the adapter in {folder} {where}: give base, a run, a checkpoint or a Hugging Face folder")
+    start = open_start(at)
+    quantized = recorded_base(folder).get("quantized", False)
+    decoder = start.decoder(keep_4_bits=quantized)
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    if has_tokenizer:
+        _grow_as(decoder, start.folder, folder)
+    if quantized:
+        quantize_decoder(decoder)
+    load_adapter(decoder, folder)
+    return decoder.eval(), Tokenizer.load(folder if has_tokenizer else start.folder)
+
+
+def _grow_as(decoder: Decoder, start: Path, folder: Path) -> None:
+    """Give a decoder the special tokens that were added for a chat template when it was trained."""
+    known, wanted = (Tokenizer.load(each).n_vocab for each in (start, folder))
+    if wanted > known:
+        grow_vocabulary(decoder, known, wanted)
 
 
 def _check_no_base(folder: Path, base: Any) -> None:

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from llmfast.integrations.huggingface.names import FAMILIES
 from llmfast.integrations.transformers_attention import NAME, attention_forward, register
-from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, rms_norm, rope, swiglu
+from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, lora_mlp, rms_norm, rope, swiglu
+from llmfast.models.adapters.layers import as_adapted, head_weight
+from llmfast.models.adapters.lora import product_dtype
 
 PREFIXES = [family.prefix for family in FAMILIES.values() if family.patched]
 _RECORD = "_llmfast_patch"
@@ -225,6 +227,9 @@ def _activation_of(activation: nn.Module) -> str:
 
 
 def _swiglu_mlp_forward(self: nn.Module, x: Tensor) -> Tensor:
+    layers = [as_adapted(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
+    if None not in layers and any(layer.lora_a is not None for layer in layers):
+        return lora_mlp(x.to(product_dtype(x)), *layers)
     return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -301,12 +306,15 @@ def _loss_forward(module: nn.Module) -> Callable:
         given.pop("logits_to_keep", None)
         items, ignored = given.pop("num_items_in_batch", None), given.pop("ignore_index", -100)
         as_tuple = given.pop("return_dict", None) is False
+        weight = head_weight(self.lm_head)
+        if weight is None:  # adapters whose output is not one product
+            return original(self, *args, **kwargs)
         outputs = getattr(self, self.base_model_prefix)(**given)
         hidden = outputs.last_hidden_state
         targets = F.pad(labels, (0, 1), value=ignored)[..., 1:] if shifted is None else shifted
         loss = linear_cross_entropy(
             hidden,
-            self.lm_head.weight,
+            weight,
             targets.reshape(hidden.shape[:-1]).to(hidden.device),
             self.lm_head.bias,
             ignore_index=ignored,

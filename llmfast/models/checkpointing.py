@@ -35,6 +35,8 @@ _KEPT = frozenset(
         "aten::_grouped_mm",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "llmfast::attention",
+        "llmfast::frozen_linear",
+        "llmfast::swiglu_linear",
         "llmfast_models::grouped_linear",
     )
 )

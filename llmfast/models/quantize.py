@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ..kernels import NF4Linear
+from ..kernels import NF4Linear, from_bitsandbytes
 
 
 def quantize_model(
@@ -23,7 +23,8 @@ def quantize_model(
 ) -> nn.Module:
     """Replaces the linear layers of ``module``, in place, by ``NF4Linear`` (QLoRA, arXiv:2305.14314).
 
-    Layers are taken one after another, and the weight of each is let go as soon as it is quantized: besides what was
+    Layers that bitsandbytes has quantized are taken over to the bit, and those that are ``NF4Linear`` are left alone.
+    Others are taken one after another, and the weight of each is let go as soon as it is quantized: besides what was
     there, never more than one layer is held.
 
     Args:
@@ -46,7 +47,7 @@ def quantize_model(
         model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
         quantize_model(model, skip=())
     """
-    linears = [name for name, layer in module.named_modules(remove_duplicate=False) if type(layer) is nn.Linear]
+    linears = [name for name, layer in module.named_modules(remove_duplicate=False) if _is_linear(layer)]
     for wanted in skip:
         if wanted != "lm_head" and not any(_matches(name, wanted) for name in linears):
             raise ValueError(f"skip names {wanted!r}, but no linear layer is called so")
@@ -58,10 +59,24 @@ def quantize_model(
         places.setdefault(id(module.get_submodule(name)), []).append(name)
     for shared in _shown(list(places.values()), progress):
         linear = module.get_submodule(shared[0]).to(device=device)
-        layer = NF4Linear.from_linear(linear, block_size, double_quant).train(linear.training)
+        layer = _in_4_bits(linear, block_size, double_quant).train(linear.training)
         for name in shared:
             module.set_submodule(name, layer)
     return module
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear or _is_of_bitsandbytes(layer)
+
+
+def _is_of_bitsandbytes(layer: nn.Module) -> bool:
+    return type(layer).__name__ in ("Linear4bit", "LinearNF4", "LinearFP4")
+
+
+def _in_4_bits(linear: nn.Module, block_size: int, double_quant: bool) -> NF4Linear:
+    if _is_of_bitsandbytes(linear):
+        return NF4Linear.from_tensor(from_bitsandbytes(linear.weight), linear.bias)
+    return NF4Linear.from_linear(linear, block_size, double_quant)
 
 
 def quantize_decoder(decoder: nn.Module, *, progress: bool = True) -> nn.Module:

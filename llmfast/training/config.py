@@ -41,6 +41,9 @@ class TrainingConfig:
     context_warmup: float = 0.0
     """Share of the steps with rows cut into shorter ones: an eighth, a quarter, half of the context for a third of them
     each. The tokens of each step and their order stay the same."""
+    layer_decay: float = 1.0
+    """Learning rate of a block as a share of that of the block above it; the output head has the full rate, and the
+    embedding table one share less than the first block. Below 1 for finetuning: early layers change less."""
     weight_decay: float = 0.1
     """Decay of the matrices (not of norms and the embedding table)."""
     beta1: float = 0.9
@@ -95,6 +98,8 @@ class TrainingConfig:
         for name in ("learning_rate", "matrix_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:  # not a NaN either
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"training.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         for name in ("warmup", "decay", "final_learning_rate", "batch_warmup", "context_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} is a share, from 0 to 1; got {getattr(self, name)}")

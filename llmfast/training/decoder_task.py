@@ -39,8 +39,7 @@ class DecoderTask:
     def memory(self) -> dict[str, float]:
         setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
         parts = training_memory(self.decoder_config, setup)
-        trained = ("weights",) if self.keeps_base else ("weights", "gradients", "optimizer")
-        return {name: parts[name] for name in trained}
+        return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
 
     def base(self) -> str | None:
         return str(self.start.folder) if self.keeps_base else None

@@ -22,6 +22,8 @@ from llmfast.training.run_folder import RunFolder
 from llmfast.training.task import Report, Task
 from llmfast.training.trainer import Trainer
 
+MIB = 2**20
+
 
 @dataclass(frozen=True)
 class Session:
@@ -66,6 +68,11 @@ def new_session(
         world.on_main(begin)
         opened = _open(task, config, run, world, begins=True, report=report)
         trainer = _trainer(opened, world)
+        if trainer.parameters.share < 1:
+            report(f"training    {trainer.parameters}")
+            report(
+                "memory      " + ", ".join(f"{name} {size / MIB:,.1f} MiB" for name, size in opened.memory().items())
+            )
         plan(trainer)
         world.on_main(lambda: run.save_config(config))
     except BaseException:

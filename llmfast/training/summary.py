@@ -114,7 +114,7 @@ class SummaryWriter:
                     trainer.world.size,
                 )
             )
-        size = trainer.size
+        size = trainer.parameters
         steps = trainer.training.steps
         _write(self.file, Summary(trainer.task.command, size.all, size.trained, steps, stretches, self._figures))
 

@@ -174,8 +174,8 @@ def _one(folder: Path, settings: dict[str, Any], config: Any, task: type[Task], 
     result = SweepResult(
         folder=str(folder),
         settings=settings,
-        parameters=session.trainer.size.all,
-        trained_parameters=session.trainer.size.trained,
+        parameters=session.trainer.parameters.all,
+        trained_parameters=session.trainer.parameters.trained,
         steps=session.trainer.steps_done,
         figures=final if final is not None and math.isfinite(final["loss"]) else None,
     )

@@ -91,7 +91,7 @@ class Trainer:
         if not any(parameter.requires_grad for parameter in objective.model.parameters()):
             raise ValueError("there is nothing to train: every parameter of the model is frozen")
         # Counted before processes divide the model.
-        self.size = count_parameters(objective.model)
+        self.parameters = count_parameters(objective.model)
         self.base: Base | None = base_of(objective.model, task.base(), world)
         self.placement = Placement(
             objective,

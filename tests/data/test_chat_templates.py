@@ -142,6 +142,26 @@ def test_tool_calls_are_rendered_trained_and_refused_where_there_is_no_place(tmp
             open_chat(small_tokenizer(), name).encode(Conversation(TURNS, TOOLS))
 
 
+def test_what_a_template_puts_behind_the_end_of_a_turn_is_not_trained():
+    """In the manner of Phi 3, which ends the whole conversation with another token."""
+    closing = "{%- if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    chat = chatml(BUILTIN["chatml"].source + closing)
+    assert chat.keeps_turns
+    assert trained_texts(chat, chat.encode(Conversation(TURNS))) == ["A color.<|im_end|>", "\nAnother.<|im_end|>"]
+
+
+@pytest.mark.parametrize("trained", ["answers", "last", "everything"])
+@pytest.mark.parametrize("conversation", [Conversation(CALLS), Conversation(TURNS, TOOLS)])
+def test_a_template_that_leaves_tools_out_is_refused_for_them(trained, conversation):
+    """Trap: Llama 3's template renders a call as an empty answer, and tools not at all."""
+    chat = chatml(
+        "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(ValueError, match="leaves out the tool 'add'"):
+        chat.encode(conversation, trained)
+
+
 def test_a_template_that_is_not_prefix_preserving_is_known_when_it_is_loaded():
     """Trap: earlier answers trained as they are never generated."""
     always = FORGETFUL.replace(" and loop.last", "")

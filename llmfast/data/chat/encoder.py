@@ -50,11 +50,13 @@ class ChatEncoder:
         probe = (_user(question), _assistant(answer), _user(again), _assistant(last))
         single, several = Conversation(probe[:2]), Conversation(probe)
         text = template.render(single.messages)
+        self._end_text: str | None = None
         (span,) = self._spans(single).values()
         if span is None:
             raise ValueError(self._not_a_prefix("choose"))
         self.end_token = self._check_end(text[slice(*span)], answer)
         """The special token that ends an answer."""
+        self._end_text = tokenizer.decode([self.end_token])
         self.keeps_turns = all(self._spans(several).values())
         """Whether earlier turns are rendered as when they were the last, so that all of them can be trained at once."""
         if tokenizer.decode(self._tokens(text, "")) != text:
@@ -73,7 +75,9 @@ class ChatEncoder:
         assert places, "a conversation without an answer"
         if trained == "everything":
             found, marks = self._guard.guarded(conversation)
-            tokens = self._tokens(self.template.render(found.messages, found.tools), marks)
+            text = self.template.render(found.messages, found.tools)
+            self._check_tools(text, found)
+            tokens = self._tokens(text, marks)
             return Encoded(tokens, [True] * len(tokens))
         conversation = Conversation(conversation.messages[: places[-1] + 1], conversation.tools)
         found, marks = self._guard.guarded(conversation)
@@ -83,7 +87,9 @@ class ChatEncoder:
             raise ValueError(
                 self._not_a_prefix("choose" if len(wanted) == 1 else "set data.trained to last, or choose")
             )
-        parts = self._parts(self.template.render(found.messages, found.tools), spans, marks)
+        text = self.template.render(found.messages, found.tools)
+        self._check_tools(text, found)
+        parts = self._parts(text, spans, marks)
         tokens = [token for _, ids in parts for token in ids]
         flags = [place in wanted for place, ids in parts for _ in ids]
         stop = max((place for place, flag in enumerate(flags) if flag), default=-1) + 1
@@ -121,17 +127,31 @@ class ChatEncoder:
         for place in conversation.answers:
             prompt = self.template.render(messages[:place], tools, generation_prompt=True)
             answered = self.template.render(messages[: place + 1], tools)
-            start, stop = len(prompt), len(answered)
-            ends = [end for _, end in self._guard.tokens(whole[start:stop], marks)]
-            is_prefix = answered.startswith(prompt) and whole.startswith(answered)
-            spans[place] = (start, start + ends[-1] if ends else stop) if is_prefix else None
+            start = len(prompt)
+            stop = start + self._length(answered[start:], marks)
+            is_prefix = answered.startswith(prompt) and whole.startswith(answered[:stop])
+            spans[place] = (start, stop) if is_prefix else None
         return spans
+
+    def _length(self, rendered: str, marks: str) -> int:
+        """Where a rendered answer is over: behind the token that ends answers, or else its last special token."""
+        tokens = list(self._guard.tokens(rendered, marks))
+        ends = [end for start, end in tokens if rendered[start:end] == self._end_text] or [end for _, end in tokens]
+        return ends[-1] if ends else len(rendered)
 
     def _not_a_prefix(self, advice: str) -> str:
         return (
             f"the chat template {self.template.name} is not prefix-preserving: it renders the messages up to an answer "
             f"otherwise than in the whole conversation; {advice} another data.template"
         )
+
+    def _check_tools(self, text: str, conversation: Conversation) -> None:
+        """Check that tools and their calls are in the rendered text: templates made without them leave them out."""
+        functions = [tool.get("function", tool) for tool in conversation.tools]
+        functions += [call["function"] for each in conversation.messages for call in each.get("tool_calls", ())]
+        for name in {str(function.get("name", "")) for function in functions}:
+            if name not in text:
+                raise ValueError(f"the chat template {self.template.name} leaves out the tool {name!r}: chatml has it")
 
     def _check_end(self, rendered: str, answer: str) -> int:
         """The token that ends a rendered answer."""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.config import from_config, to_config, with_plain_embedding
 from llmfast.integrations.huggingface.names import Family
+from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
+from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 
@@ -34,13 +36,19 @@ TOKENIZER_FILES = (
 )
 
 
-def load_huggingface(folder: str | Path, *, dtype: torch.dtype = torch.float32, vocab_multiple: int = 1) -> Decoder:
+def load_huggingface(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, vocab_multiple: int = 1, keep_4_bits: bool = False
+) -> Decoder:
     """The model of a folder with config.json and safetensors, sharded or not.
+
+    Weights that bitsandbytes stored in 4 bits are decoded.
 
     Args:
         folder: Of the family GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or Qwen3-MoE.
         dtype: Of the parameters.
         vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).
+        keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:
+            nested ones cannot be joined where q, k and v become one layer).
 
     Raises:
         ValueError: no such folder, a damaged file, or a model that the decoder cannot be.
@@ -62,7 +70,22 @@ def load_huggingface(folder: str | Path, *, dtype: torch.dtype = torch.float32, 
         tensors = {name: reader.tensor(name, like).to(dtype).contiguous() for name, like in wanted.items()}
         if left := reader.left():
             raise ValueError(f"{folder} holds tensors that this model has no place for: {', '.join(left[:3])}")
-    return Decoder.from_tensors(config, tensors)
+    model = Decoder.from_tensors(config, tensors)
+    if keep_4_bits:
+        del tensors
+        _pack_again(model, reader.block_sizes)
+    return model
+
+
+def _pack_again(model: Decoder, block_sizes: dict[str, set[int]]) -> None:
+    """Put layers whose numbers were decoded from 4 bits in 4 bits again, one after another.
+
+    This changes nothing: the largest number of a block stands for 1, so that scale and codes come out as they were.
+    """
+    for name, sizes in block_sizes.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        if type(module) is nn.Linear and len(sizes) == 1 and None not in sizes:
+            model.set_submodule(name.removesuffix(".weight"), NF4Linear.from_linear(module, min(sizes), False))
 
 
 def save_huggingface(
@@ -139,11 +162,14 @@ class _Reader:
     def __init__(self, family: Family, config: DecoderConfig, names: set[str], read: Callable[[str], Tensor]):
         self.family, self.config, self.names, self.read = family, config, names, read
         self.used: set[str] = set()
+        self.block_sizes: dict[str, set[int | None]] = {}
+        """Of our tensors: the block sizes of those of theirs that are in 4 bits, and None where one is not."""
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
         if name.endswith("router.bias"):
             return torch.zeros(like.shape)
         theirs = self.family.their_names(name)
+        self.current = self.block_sizes.setdefault(name, set())
         if "{x}" in theirs[0]:
             experts = range(self.config.experts.count)
             tensor = torch.stack([self._joined([each.replace("{x}", str(x)) for each in theirs]) for x in experts])
@@ -151,6 +177,7 @@ class _Reader:
             tensor = self._joined(theirs)
         if _is_transposed(self.family, name, tensor):
             tensor = tensor.T
+            self.current.add(None)
         if name in ("embedding.weight", "head.weight") and len(tensor) < len(like):
             tensor = torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), tensor.shape[1])])
         if tensor.shape != like.shape:
@@ -168,7 +195,16 @@ class _Reader:
         if found not in self.names:
             raise ValueError(f"the tensor {name} is missing")
         self.used.add(found)
-        return self.read(found)
+        if not has_bitsandbytes_state(self.names, found):
+            self.current.add(None)
+            return self.read(found)
+        beside = self.names & set(bitsandbytes_names(found))
+        self.used |= beside
+        packed = from_bitsandbytes_state({each: self.read(each) for each in {found, *beside}}, found)
+        # Blocks lie side by side when matrices are joined, where each ends with a whole one.
+        whole = packed.layout.numbers % packed.layout.block_size == 0
+        self.current.add(packed.layout.block_size if whole and packed.layout.quant_type == "nf4" else None)
+        return dequantize_nf4(packed, torch.float32)
 
     def left(self) -> list[str]:
         """Tensors that were not asked for, those aside that are no parameters."""

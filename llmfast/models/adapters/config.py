@@ -66,9 +66,13 @@ class LoraConfig:
         """The rank of the adapter of a layer."""
         return _by_pattern(self.rank_pattern, name, self.rank)
 
+    def alpha_of(self, name: str) -> float:
+        """The alpha of the adapter of a layer."""
+        return _by_pattern(self.alpha_pattern, name, self.alpha)
+
     def scale_of(self, name: str) -> float:
         """What the update of a layer is multiplied by."""
-        rank, alpha = self.rank_of(name), _by_pattern(self.alpha_pattern, name, self.alpha)
+        rank, alpha = self.rank_of(name), self.alpha_of(name)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 

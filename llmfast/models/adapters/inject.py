@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.config import LoraConfig
 from llmfast.models.adapters.layers import Adapted, adapt, adapted_modules, restore_class
-from llmfast.models.adapters.lora import LayerAdapter, Lora, dense
+from llmfast.models.adapters.lora import WHOLE, LayerAdapter, Lora, dense
 from llmfast.models.adapters.switch import Switch, only_switch, switches
 from llmfast.models.adapters.targets import (
     Target,
     check_own_forward,
     find_modules,
     find_targets,
+    is_adaptable,
     is_inside,
     modules_of,
 )
@@ -125,6 +126,23 @@ def check_name(name: str) -> None:
         raise ValueError(f"the name of an adapter must not be empty and must have no dot, got {name!r}")
 
 
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once, without those that adapters brought."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in [("", model), *modules_of(model)]:
+        persistent = {leaf: each for leaf, each in module.named_buffers(recurse=False) if leaf in _saved_names(module)}
+        for leaf, tensor in {**dict(module.named_parameters(recurse=False)), **persistent}.items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{name}.{leaf}".lstrip(".")] = tensor
+    return found
+
+
+def _saved_names(module: nn.Module) -> set[str]:
+    return set(module._buffers) - module._non_persistent_buffers_set
+
+
 def base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of a model but for those that adapters brought."""
     for module in [model, *(module for _, module in modules_of(model))]:
@@ -143,12 +161,15 @@ def _inject(model: nn.Module, config: LoraConfig, name: str, switch: Switch, gen
         by_module.setdefault(target.module, []).append(target)
     adapters: dict[str, nn.Module] = _copies(saved)
     for module_name, parts in by_module.items():
+        module = model.get_submodule(module_name)
+        _check_bias(module_name, module, parts, config)
         adapters[module_name] = _layer_adapter(model.get_submodule(module_name), parts, config, generator)
     if config.bias == "all":
         for module_name, module in modules_of(model):
             has_bias = isinstance(getattr(module, "bias", None), nn.Parameter)
             if has_bias and module_name not in adapters and not is_inside(module_name, saved):
-                adapters[module_name] = _with_own_bias(module_name, module)
+                own = LayerAdapter({}, module.bias) if is_adaptable(module) else _with_own_bias(module_name, module)
+                adapters[module_name] = own
     if not adapters:
         raise ValueError("the configuration gives no layer of the model an adapter")
     for module_name, adapter in adapters.items():
@@ -156,6 +177,13 @@ def _inject(model: nn.Module, config: LoraConfig, name: str, switch: Switch, gen
         adapter.train(module.training)
         module.adapters[name] = adapter
     switch.configs[name] = config
+
+
+def _check_bias(name: str, module: Any, parts: list[Target], config: LoraConfig) -> None:
+    """The bias of a fused layer is trained whole."""
+    has_bias = config.bias != "none" and isinstance(getattr(module, "bias", None), nn.Parameter)
+    if has_bias and parts[0].part != WHOLE and sum(part.rows for part in parts) < module.out_features:
+        raise ValueError(f"lora.bias is {config.bias}, but a part of {name} has no bias of its own: name all its parts")
 
 
 def _layer_adapter(

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfast.kernels import Adapted as AdaptedWeight
 from llmfast.kernels import NF4Linear
-from llmfast.models.adapters.lora import LayerAdapter, Weight, dense, product
+from llmfast.models.adapters.lora import LayerAdapter, Weight, dense, product, product_dtype, requires_grad
 from llmfast.models.adapters.switch import Switch
 
 
@@ -98,7 +99,7 @@ class _AdaptedProduct(Adapted):
         parts = [
             _with_bias(out[places], self.bias)
             if own[name] is None
-            else own[name].change(x[places], out[places], self.frozen(), self.bias)
+            else own[name].biased(own[name].change(x[places], out[places], self.frozen()), self.bias)
             for name, places in groups.items()
         ]
         return torch.cat(parts)[torch.cat([*groups.values()]).argsort()]
@@ -178,6 +179,28 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, Adapted):
             yield name, module
+
+
+def as_adapted(layer: nn.Module, x: Tensor) -> AdaptedWeight | None:
+    """A linear layer as ``lora_mlp`` takes it, in the dtype of products with x; None where it is not frozen, or is more
+    than a product with an update in this pass."""
+    if isinstance(layer, Adapted):
+        adapter = layer.adapter(layer.switch.active)
+        is_plain = adapter is None or (isinstance(adapter, LayerAdapter) and len(adapter) and adapter.is_plain())
+        if layer.switch.rows is not None or not is_plain or not isinstance(layer, _AdaptedProduct):
+            return None
+        weight = layer.frozen()
+    elif type(layer) in (nn.Linear, NF4Linear):
+        adapter, weight = None, layer.quantized if isinstance(layer, NF4Linear) else layer.weight
+    else:
+        return None
+    if requires_grad(weight):
+        return None
+    weight, bias = weight.to(product_dtype(x)), layer.bias
+    if adapter is None:
+        return AdaptedWeight(weight, bias=bias)
+    a, b, scale = adapter.factors(weight.shape[0])
+    return AdaptedWeight(weight, a, b, bias if adapter.bias is None else adapter.bias, scale)
 
 
 def head_weight(head: nn.Module) -> Tensor | None:

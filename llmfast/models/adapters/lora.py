@@ -161,23 +161,25 @@ class LayerAdapter(nn.ModuleDict):
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """The linear layer ``weight``, ``bias`` with the updates, on x (..., K)."""
-        bias = bias if self.bias is None else self.bias
         if self.is_plain() and len(self) and not requires_grad(weight):
             a, b, scale = self.factors(weight.shape[0])
-            return _low_rank(x, weight, bias, a, b, scale)
-        return self.change(x, product(x, weight), weight, bias)
+            return _low_rank(x, weight, bias if self.bias is None else self.bias, a, b, scale)
+        return self.biased(self.change(x, product(x, weight), weight), bias)
 
-    def change(self, x: Tensor, out: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        """The same, from ``out``, the product without bias."""
+    def biased(self, out: Tensor, bias: Tensor | None) -> Tensor:
+        """``out`` with the adapter's bias, or with ``bias`` if it has none of its own."""
+        bias = bias if self.bias is None else self.bias
+        return out if bias is None else out + bias.to(out.dtype)
+
+    def change(self, x: Tensor, out: Tensor, weight: Weight) -> Tensor:
+        """The product with the updated weight, from ``out``, that with the weight as it is."""
         parts, at = [], 0
         for lora in self.values():
             parts += [out[..., at : lora.start], lora(x, out[..., lora.start : lora.stop], weight)]
             at = lora.stop
         parts.append(out[..., at:])
         parts = [part for part in parts if part.shape[-1]]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        bias = bias if self.bias is None else self.bias
-        return out if bias is None else out + bias.to(out.dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def updated(self, weight: Tensor) -> Tensor:
         """``weight`` (N, K) with the updates in it, in the adapter's dtype; differentiable."""
@@ -202,6 +204,12 @@ def product(x: Tensor, weight: Weight) -> Tensor:
     return nf4_linear(x, weight) if isinstance(weight, NF4Tensor) else F.linear(x, weight)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """That of a product with x: autocast's, where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def dense(weight: Weight) -> Tensor:
     """The numbers of a weight."""
     return dequantize_nf4(weight, torch.float32) if isinstance(weight, NF4Tensor) else weight
@@ -210,10 +218,8 @@ def dense(weight: Weight) -> Tensor:
 def _low_rank(x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
     if isinstance(weight, NF4Tensor):
         return nf4_linear(x, weight, bias, a, b, scale)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = x.to(product_dtype(x)), weight.to(product_dtype(x))
     return lora_linear(x, weight, a, b, bias, scale)
 
 

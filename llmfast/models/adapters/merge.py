@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.kernels import NF4Linear, dequantize_nf4, quantize_nf4
-from llmfast.models.adapters.inject import DEFAULT
+from llmfast.models.adapters.inject import DEFAULT, base_tensors
 from llmfast.models.adapters.layers import AdaptedLinear, adapted_modules, restore_class
 from llmfast.models.adapters.lora import LayerAdapter
 from llmfast.models.adapters.switch import only_switch
 from llmfast.models.decoder import Decoder
+from llmfast.models.tensors import checksum
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ def merge_adapter(model: nn.Module, name: str = DEFAULT) -> MergeReport:
     whose weight is tied to another's gets one of its own, and the model's configuration says so.
 
     Raises:
-        ValueError: no adapter of that name, or one is merged already.
+        ValueError: no adapter of that name, one is merged already, or the adapter was trained on another base.
     """
     switch = only_switch(model)
     switch.check(name)
+    if name in switch.bases and checksum(base_tensors(model)) != switch.bases[name]:
+        raise ValueError(f"the adapter {name!r} was trained on another base: its updates mean nothing in these weights")
     layers = [module for _, module in adapted_modules(model) if name in module.adapters]
     squares = torch.zeros(2, dtype=torch.float64)
     dequantized = 0
@@ -60,7 +63,9 @@ def merge_adapter(model: nn.Module, name: str = DEFAULT) -> MergeReport:
         if not isinstance(adapter, LayerAdapter):
             _set_parameters(module, dict(adapter.named_parameters(recurse=False)))
             continue
-        if isinstance(module, NF4Linear):
+        if not len(adapter):
+            pass  # only its bias is trained
+        elif isinstance(module, NF4Linear):
             dequantized += 1
             squares += _merge_packed(module, adapter)
         else:

@@ -42,13 +42,13 @@ def find_targets(model: nn.Module, config: LoraConfig, saved: Iterable[str] = ()
         ValueError: a pattern that fits nothing, a layer of a kind without adapters, or a fused layer that is named
             together with its parts.
     """
-    candidates = [each for each in _candidates(model) if not is_inside(each.module, saved)]
-    kept = [each for each in candidates if not matches_any(config.exclude_modules, each.name)]
+    found = [each for each in candidates(model) if not is_inside(each.module, saved)]
+    kept = [each for each in found if not matches_any(config.exclude_modules, each.name)]
     named = [pattern for pattern in config.target_modules if pattern != ALL_LINEAR]
     chosen = [each for each in kept if matches_any(named, each.name)]
     for pattern in named:
-        if not any(matches(pattern, each.name) for each in candidates):
-            raise ValueError(f"lora.target_modules has {pattern!r}, {_no_layer(model, pattern, candidates)}")
+        if not any(matches(pattern, each.name) for each in found):
+            raise ValueError(f"lora.target_modules has {pattern!r}, {_no_layer(model, pattern, found)}")
     if ALL_LINEAR in config.target_modules:
         head = output_head(model)
         taken = {each.module for each in chosen}
@@ -104,7 +104,8 @@ def is_adaptable(module: nn.Module) -> bool:
     return kind in (nn.Linear, NF4Linear, nn.Embedding) or is_conv1d(kind)
 
 
-def _candidates(model: nn.Module) -> Iterator[Target]:
+def candidates(model: nn.Module) -> Iterator[Target]:
+    """Everything that patterns can name: layers, and the parts of fused layers."""
     fused: dict[int, tuple[str, dict[str, int]]] = {}
     for name, module in [("", model), *modules_of(model)]:
         for child, parts in getattr(module, "fused", {}).items():
@@ -152,8 +153,8 @@ def is_inside(name: str, modules: Iterable[str]) -> bool:
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
-def _no_layer(model: nn.Module, pattern: str, candidates: list[Target]) -> str:
+def _no_layer(model: nn.Module, pattern: str, found: list[Target]) -> str:
     if any(matches(pattern, name) for name, _ in modules_of(model)):
         return "which is not a linear layer or an embedding"
-    nearest = difflib.get_close_matches(pattern, {each.name.rpartition(".")[2] for each in candidates}, n=1)
+    nearest = difflib.get_close_matches(pattern, {each.name.rpartition(".")[2] for each in found}, n=1)
     return "but no layer is called so" + (f"; did you mean {nearest[0]}?" if nearest else "")

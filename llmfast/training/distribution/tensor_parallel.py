@@ -7,12 +7,16 @@ norms and the loss are computed by all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmfast.models.config import DecoderConfig
+from llmfast.kernels import NF4Linear
+from llmfast.models.adapters.layers import Adapted
+from llmfast.models.adapters.lora import WHOLE, LayerAdapter, Lora
 from llmfast.models.decoder import Attention, Decoder
 from llmfast.training.distribution.sharding import Sharding
 
@@ -31,12 +35,14 @@ class TensorParallel:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.device = next(model.parameters()).device
         self.parts: dict[str, Sharding] = {}
+        # Whole parameters whose gradient is the sum of what each process computes from its own part of a layer.
+        self.summed: set[str] = set()
         for name, module in model.named_modules():
             if isinstance(module, Decoder):
                 self._divide(module, f"{name}." if name else "")
 
     def _divide(self, decoder: Decoder, prefix: str) -> None:
-        self._check(decoder.config)
+        self._check(decoder)
         for number, block in enumerate(decoder.blocks):
             name = f"{prefix}blocks.{number}"
             self._divide_attention(block.attention, f"{name}.attention")
@@ -51,9 +57,11 @@ class TensorParallel:
         return {name: self._select(name, tensor) for name, tensor in tensors.items()}
 
     def finish_gradients(self) -> None:
-        """Add over the processes what each computed from its own heads alone: the norms of queries and keys."""
+        """Add over the processes what each computed from its own part alone: the gradients of the norms of queries and
+        keys, and of the factors of adapters that are not divided."""
         for name, parameter in self.model.named_parameters():
-            if (".q_norm." in name or ".k_norm." in name) and parameter.grad is not None:
+            is_summed = name in self.summed or ".q_norm." in name or ".k_norm." in name
+            if is_summed and parameter.grad is not None:
                 dist.all_reduce(parameter.grad, group=self.group)
 
     def gradient_norm(self) -> Tensor:
@@ -65,7 +73,10 @@ class TensorParallel:
         dist.all_reduce(squares, group=self.group)
         return (squares + torch.nn.utils.get_total_norm(common).square()).sqrt()
 
-    def _check(self, config: DecoderConfig) -> None:
+    def _check(self, decoder: Decoder) -> None:
+        config = decoder.config
+        if any(isinstance(module, NF4Linear) for module in decoder.modules()):
+            raise ValueError("parallel.tensor does not divide weights in 4 bits; use ddp or fsdp")
         if config.experts.count:
             raise ValueError("parallel.tensor does not divide a mixture of experts; use fsdp")
         for name in ("kv_heads", "ff_width"):
@@ -99,11 +110,41 @@ class TensorParallel:
         if linear.bias is not None:
             linear.bias = self._keep(f"{name}.bias", linear.bias, 0, places)
         linear.out_features = len(linear.weight)
+        for adapter_name, adapter in self._adapters(linear, name):
+            if adapter.bias is not None:
+                adapter.bias = self._keep(f"{adapter_name}.bias", adapter.bias, 0, places)
+            for part, lora in adapter.items():
+                own = places
+                if part != WHOLE:
+                    own = [self._share(0, len(lora.b), rank) for rank in range(self.size)]
+                    lora.start //= self.size
+                for leaf in ("b", "initial_b", "magnitude"):
+                    self._keep_leaf(lora, f"{adapter_name}.{part}", leaf, 0, own)
+                self.summed.add(f"{adapter_name}.{part}.a")
 
     def _divide_inputs(self, linear: nn.Linear, name: str) -> SummedLinear:
         """Keep this process's share of the inputs; the outputs are summed over the processes."""
         places = [self._share(0, linear.in_features, rank) for rank in range(self.size)]
-        return SummedLinear(self._keep(f"{name}.weight", linear.weight, 1, places), linear.bias, self.group)
+        for adapter_name, adapter in self._adapters(linear, name):
+            for part, lora in adapter.items():
+                for leaf in ("a", "initial_a"):
+                    self._keep_leaf(lora, f"{adapter_name}.{part}", leaf, 1, places)
+                lora.group = self.group
+                self.summed |= {f"{adapter_name}.{part}.{leaf}" for leaf in ("b", "magnitude")}
+        weight = self._keep(f"{name}.weight", linear.weight, 1, places)
+        return SummedLinear(weight, linear.bias, self.group, linear if isinstance(linear, Adapted) else None)
+
+    def _adapters(self, linear: nn.Linear, name: str) -> Iterator[tuple[str, LayerAdapter]]:
+        for adapter_name, adapter in linear.adapters.items() if isinstance(linear, Adapted) else ():
+            if not isinstance(adapter, LayerAdapter):
+                raise ValueError(f"parallel.tensor does not divide {name}, which lora.modules_to_save trains in full")
+            yield f"{name}.adapters.{adapter_name}", adapter
+
+    def _keep_leaf(self, lora: Lora, name: str, leaf: str, dim: int, places: list[Tensor]) -> None:
+        tensor = getattr(lora, leaf)
+        if tensor is not None:
+            part = self._keep(f"{name}.{leaf}", tensor, dim, places)
+            setattr(lora, leaf, part if isinstance(tensor, nn.Parameter) else part.detach())
 
     def _share(self, start: int, width: int, rank: int) -> Tensor:
         each = width // self.size
@@ -134,14 +175,25 @@ class TensorParallel:
 
 
 class SummedLinear(nn.Module):
-    """A linear layer of which each process has some inputs: outputs are summed over the processes, then biased."""
+    """A linear layer of which each process has some inputs: outputs are summed over the processes, then biased.
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: Group):
+    With the adapters of ``adapted``, whose updates are sums over the inputs as well.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: Group, adapted: nn.Module | None = None):
         super().__init__()
         self.weight, self.bias, self.group = weight, bias, group
+        if adapted is not None:
+            self.adapters, self.switch = adapted.adapters, adapted.switch
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _SumOut.apply(F.linear(x, self.weight), self.group)
+        out, adapter = F.linear(x, self.weight), None
+        if hasattr(self, "switch") and self.switch.active in self.adapters:
+            adapter = self.adapters[self.switch.active]
+            out = adapter.change(x, out, self.weight)
+        out = _SumOut.apply(out, self.group)
+        if adapter is not None:
+            return adapter.biased(out, self.bias)
         return out if self.bias is None else out + self.bias
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -36,19 +37,50 @@ def build_optimizers(
     decaying = set(map(id, matrices + stacks))
     rest = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
     choice = OPTIMIZERS[config.optimizer]
+    factors = {id(parameters[name]): factor for name, factor in layer_factors(parameters, config.layer_decay).items()}
     optimizers: list[Optimizer] = []
     if choice.matrices is not None and matrices:
         own = {parameters[name]: each for name, each in shardings.items() if name in parameters}
-        optimizers.append(choice.matrices(matrices, config, own))
+        rate = config.matrix_learning_rate
+        optimizers.append(choice.matrices(_by_rate(matrices, factors, rate), config, own))
         matrices = []
-    if groups := _groups(matrices + stacks, rest, config.weight_decay):
+    groups = [
+        group | {"weight_decay": decay}
+        for chosen, decay in ((matrices + stacks, config.weight_decay), (rest, 0.0))
+        for group in _by_rate(chosen, factors, config.learning_rate)
+    ]
+    if groups:
         optimizers.append(choice.rest(groups, config))
     return optimizers
 
 
-def _groups(decaying: list[Tensor], rest: list[Tensor], weight_decay: float) -> list[dict]:
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
+    """The factor on the learning rate of each parameter by name, by the depth of its layer (``training.layer_decay``).
+
+    >>> layer_factors(["embedding.weight", "blocks.0.norm.weight", "blocks.1.norm.weight", "head.weight"], 0.5)
+    {'embedding.weight': 0.125, 'blocks.0.norm.weight': 0.25, 'blocks.1.norm.weight': 0.5, 'head.weight': 1.0}
+    """
+    blocks = {name: int(found[1]) for name in names if (found := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+    top = max(blocks.values(), default=-1) + 1
+
+    def below(name: str) -> int:
+        """How many steps below the output head."""
+        if name in blocks:
+            return top - blocks[name]
+        return top + 1 if _BEFORE_BLOCKS.search(name) else 0
+
+    return {name: decay ** below(name) for name in names}
+
+
+_BEFORE_BLOCKS = re.compile(r"(?:^|\.)(embedding|positions|smear)\.")
+
+
+def _by_rate(parameters: list[Tensor], factors: dict[int, float], rate: float) -> list[dict]:
+    """Groups of equal factors, each with its learning rate."""
+    groups: dict[float, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        groups[factors[id(parameter)]].append(parameter)
+    return [{"params": chosen, "lr": factor * rate} for factor, chosen in groups.items()]
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:

@@ -24,8 +24,8 @@ class Choice:
     """Makes the optimizer of groups of parameters."""
     state_bytes: float
     """Bytes of its state per parameter."""
-    matrices: Callable[[list[Tensor], TrainingConfig, dict[Tensor, Sharding]], Optimizer] | None = None
-    """Makes the optimizer of the matrices inside blocks, where they have one of their own."""
+    matrices: Callable[[list[dict], TrainingConfig, dict[Tensor, Sharding]], Optimizer] | None = None
+    """Makes the optimizer of groups of the matrices inside blocks, where they have one of their own."""
     matrix_state_bytes: float | None = None
     """Bytes of its state per parameter."""
 
@@ -42,11 +42,11 @@ def _adamw_8bit(groups: list[dict], config: TrainingConfig) -> Optimizer:
     return AdamW8bit(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), seed=config.seed)
 
 
-def _muon(matrices: list[Tensor], config: TrainingConfig, shardings: dict[Tensor, Sharding]) -> Optimizer:
+def _muon(groups: list[dict], config: TrainingConfig, shardings: dict[Tensor, Sharding]) -> Optimizer:
     from llmfast.training.optimizers.muon import Muon
 
     rate, decay = config.matrix_learning_rate, config.weight_decay
-    return Muon(matrices, lr=rate, weight_decay=decay, shardings=shardings)
+    return Muon(groups, lr=rate, weight_decay=decay, shardings=shardings)
 
 
 # Two float32 moments; two bytes with a float32 scale for each 256 of them; one float32 momentum.
