@@ -99,8 +99,8 @@ def llmfast(vocabulary: Vocabulary) -> Library:
 def our_encoding(vocabulary: Vocabulary) -> Any:
     """One that has learnt nothing of texts yet."""
     from llmfast.tokenizer import Encoding, get_encoding
+    from llmfast.tokenizer.formats.rank_files import read_ranks
     from llmfast.tokenizer.patterns import CL100K
-    from llmfast.tokenizer.rank_files import read_ranks
 
     if not vocabulary.published:
         ranks = read_ranks(vocabulary.ranks)

@@ -84,7 +84,7 @@ def test_wheel_has_one_top_level_package(wheel):
         names = archive.namelist()
     top_level = {name.partition("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"llmfast"}
-    assert {"llmfast/kernels/__init__.py", "llmfast/py.typed", "llmfast/cli.py"} <= set(names)
+    assert {"llmfast/kernels/__init__.py", "llmfast/py.typed", "llmfast/_bpe.pyi", "llmfast/cli.py"} <= set(names)
     assert any(name.startswith("llmfast/_bpe.") and name.endswith(".so") for name in names)
     in_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "kernels").rglob("*.py")}
     assert {f"llmfast/{name}" for name in in_kernels} <= set(names)

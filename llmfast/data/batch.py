@@ -75,10 +75,10 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where batches come from, with a place of its own that checkpoints keep.
+    """Where batches come from. Its position is saved in checkpoints.
 
     A source may be slow and may use the model that is being trained, as rollouts do. To resume exactly, it draws
-    whatever is random from (seed, position), and all else that later batches depend on is in its state.
+    all randomness from (seed, position), and its state holds everything else that later batches depend on.
     """
 
     @property

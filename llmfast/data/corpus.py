@@ -30,8 +30,8 @@ class Document:
     def is_held_out(self, fraction: float) -> bool:
         """Whether it belongs to the validation side: decided by its content alone.
 
-        So the answer is the same on every machine and in any order, and a text that occurs twice can not be on both
-        sides.
+        The answer is therefore the same on every machine and in any order, and a text that occurs twice cannot be on
+        both sides.
         """
         return is_held_out(self.text.encode("utf-8", "surrogatepass"), fraction)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +85,14 @@ class Texts:
         return {"rows": self.rows, "texts": self.count, "state": self._rows.state_dict()}
 
 
-def _divided(rows: Iterable, share: Share) -> tuple[Iterable, Share]:
+def _divided(rows: Any, share: Share) -> tuple[Any, Share]:
     """Rows to read, and the share of them to take: of a dataset in files enough, some are not read at all."""
     if share.count > 1 and hasattr(rows, "shard") and getattr(rows, "num_shards", share.count) >= share.count:
         return rows.shard(num_shards=share.count, index=share.index), Share()
     return rows, share
 
 
-def load_rows(source: str) -> tuple[Iterable, str | None]:
+def load_rows(source: str) -> tuple[Any, str | None]:
     """The rows of ``hf:NAME[:SPLIT[:COLUMN]]`` or a short name, streamed, and the column asked for.
 
     Raises:
@@ -105,7 +105,7 @@ def load_rows(source: str) -> tuple[Iterable, str | None]:
     else:
         name, split, column = (*source.removeprefix("hf:").split(":"), "", "")[:3]
         hub = Hub(name)
-    options = {"data_files": hub.files, "revision": hub.revision}
+    options: dict[str, Any] = {"data_files": hub.files, "revision": hub.revision}
     if hub.path == "text":  # one row a line by default
         options["sample_by"] = "document"
     try:

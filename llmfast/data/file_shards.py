@@ -29,8 +29,8 @@ Texts = list[memoryview]
 
 
 def encode_files(
-    files: Iterable[str | os.PathLike],
-    folder: str | os.PathLike,
+    files: Iterable[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
     num_threads: int | None = None,
@@ -44,7 +44,7 @@ def encode_files(
 
     Args:
         files: paths; their order is that of the documents.
-        folder: made if need be. Parts of an earlier run with the same files and tokenizer are kept.
+        folder: created if missing. Parts of an earlier run with the same files and tokenizer are kept.
         tokenizer: must have an end-of-text token.
         num_threads: all cores if None.
         progress: called with the bytes of text done and in all, after each part.

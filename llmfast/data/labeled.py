@@ -75,7 +75,7 @@ class LabeledSplit:
         lengths = self.lengths[places]
         width = min(-(-int(lengths.max()) // ROUNDED) * ROUNDED, self.max_tokens)
         columns = np.arange(width)
-        # The tokens read behind the end of a text are those of the next one; padding replaces them.
+        # Tokens read beyond the end of a text belong to the next one; padding replaces them.
         tokens = self.shards.read_at((self.starts[places][:, None] + columns).ravel()).reshape(-1, width)
         tokens = np.where(columns < lengths[:, None], tokens, self.shards.eot_token).astype(np.int64)
         return Batch(
@@ -182,7 +182,7 @@ def open_labeled(folder: Path, *, max_tokens: int, verify: bool = True) -> Prepa
 
 
 def describe_labeled(prepared: PreparedLabels, report: Report) -> None:
-    """What there is to train and to evaluate on, a line for each side, and which labels are missing where."""
+    """Reports the texts to train and to evaluate on, one line per split, and the labels that a split lacks."""
     for name, split in prepared.splits.items():
         cut = f"; {split.cut:,} are cut at data.max_tokens" if split.cut else ""
         report(f"{name:<11} {len(split):,} texts: {_described(split)}{cut}")
@@ -343,5 +343,5 @@ def _utf8(text: str) -> bytes:
 
 
 def _natural(name: str) -> tuple[bool, int, str]:
-    """Numbers in the order of their values, before names in the order of the alphabet."""
+    """A sort key: numbers by value first, then names in alphabetical order."""
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)

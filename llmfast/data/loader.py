@@ -93,7 +93,7 @@ class Loader:
     def _refill(self, wanted: Wanted) -> None:
         """Take the batches from ``wanted`` on that were made ahead, or make them, and have the following made."""
         expected, future = self._ahead or (None, None)
-        batches = future.result() if wanted == expected else self._make(*wanted)
+        batches = future.result() if future and wanted == expected else self._make(*wanted)
         position, batch_size, context = wanted
         ends = range(position, position + len(batches) * batch_size, batch_size)
         self._ready = deque(((at, batch_size, context), batch) for at, batch in zip(ends, batches, strict=True))

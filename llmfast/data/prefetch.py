@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
@@ -14,9 +14,9 @@ _END = object()
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items in the same order, up to ``depth`` of them made in a thread before they are asked for.
 
-    An error in making one is raised where it would have come. Leaving early ends the thread.
+    An error in making an item is raised in its place. Leaving the loop early ends the thread.
     """
-    ready: queue.Queue = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
 
     def put(item: object) -> bool:

@@ -254,7 +254,7 @@ def _groups(
         yield group, place
 
 
-def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict:
+def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decides the shards."""
     reads = {name: to_dict(config)[name] for name in ("sources", "column", "validation_fraction")}
     return {"tokenizer": tokenizer.fingerprint, **reads}
@@ -283,12 +283,13 @@ def _by_hash(fraction: float) -> HeldOut:
 def _split_rule(corpus: Corpus, fraction: float) -> HeldOut:
     """The rule that says which documents are held out; both sides get at least one document."""
     sides = set()
-    first = None
+    first: Document | None = None
     for document in corpus:
         first = first or document
         sides.add(document.is_held_out(fraction))
         if len(sides) == 2:
             return _by_hash(fraction)
+    assert first is not None, "a corpus without a document raises"
     # A small corpus: its hashes all fell on one side. The first document then goes to the other side.
     if not any(document.text != first.text for document in corpus):
         raise ValueError(f"{corpus.describe()}: one short document only, so nothing can be held out for validation")

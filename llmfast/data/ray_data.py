@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class EncodeBatch:
             writer.add(tokens, len(texts), sum(map(len, texts)))
             writer.finish()
         (shard,) = writer.shards
-        return Shard(**asdict(shard) | {"file": f"{name}/{shard.file}"})
+        return replace(shard, file=f"{name}/{shard.file}")
 
 
 def prepare_on_ray(

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from llmfast.data.shards import Share
 
@@ -249,7 +249,7 @@ def file_kind(path: Path) -> str:
 def _open(path: Path) -> BinaryIO:
     """The file as it was before it was compressed."""
     if path.suffix.lower() == ".gz":
-        return gzip.open(path)
+        return cast(BinaryIO, gzip.open(path))
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(_ZstandardFile(path))
     return open(path, "rb")
@@ -268,7 +268,7 @@ class _ZstandardFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             if self._decoder.eof:
                 data = self._decoder.unused_data or self._file.read(2**20)

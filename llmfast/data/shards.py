@@ -375,7 +375,7 @@ def _index_files(folder: Path) -> list[Path]:
     return wanted
 
 
-def read_index(path: Path) -> dict:
+def read_index(path: Path) -> dict[str, Any]:
     """The content of an index.
 
     Raises:

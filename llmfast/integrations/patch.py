@@ -4,9 +4,9 @@
     llmfast.patch(model)
 
 Only this one object changes: its modules get a ``forward`` of their own, classes stay as they are, and ``unpatch``
-takes it all back. Parameters, names and saved files are untouched.
+restores everything. Parameters, names and saved files are untouched.
 
-Where another program builds the model, ask for it by its class, before: ``llmfast.patch(Qwen3ForCausalLM)`` patches
+If another program builds the model, patch its class first: ``llmfast.patch(Qwen3ForCausalLM)`` patches
 each that is built from then on, until ``llmfast.unpatch(Qwen3ForCausalLM)``.
 """
 
@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmfast.integrations.huggingface.names import FAMILIES
+from llmfast.integrations.huggingface.families import FAMILIES
 from llmfast.integrations.transformers_attention import NAME, attention_forward, register
-from llmfast.kernels import geglu, gelu, layer_norm, linear_cross_entropy, lora_mlp, rms_norm, rope, swiglu
+from llmfast.kernels import layer_norm, linear_cross_entropy, lora_mlp, rms_norm, rope, swiglu
+from llmfast.models.activations import of_module
 from llmfast.models.adapters.layers import as_adapted, head_weight
 from llmfast.models.adapters.lora import product_dtype
 
@@ -38,12 +39,12 @@ _INIT = "_llmfast_init"  # of a class that is patched: its own __init__, or None
 
 @dataclass
 class _Record:
-    """What ``unpatch`` takes back."""
+    """What ``unpatch`` restores."""
 
     forwards: list[tuple[nn.Module, Any]]
-    """Modules, and the ``forward`` that they had of their own before, if any."""
+    """Modules, and the ``forward`` that each had as an instance attribute before, if any."""
     attention: list[tuple[Any, str]]
-    """Configurations, and the attention implementation that they named."""
+    """Configurations, and the attention implementation that each named before."""
 
 
 def patch(
@@ -69,7 +70,7 @@ def patch(
             of logits, which are never formed.
 
     Raises:
-        ValueError: nothing to patch here, patched already, or an activation without a kernel.
+        ValueError: the model holds nothing to patch, is patched already, or has an activation without a kernel.
     """
     if isinstance(model, type):
         parts = {"norms": norms, "activations": activations, "attention": attention, "loss": loss}
@@ -94,7 +95,7 @@ def patch(
 
 
 def unpatch(model: nn.Module | type[nn.Module]) -> nn.Module | type[nn.Module]:
-    """Take back what ``patch`` did; returns the model.
+    """Undo ``patch``; returns the model.
 
     Given a class, models built from then on are plain; those that were patched stay so until each is given, too.
 
@@ -162,11 +163,8 @@ def _replacement(kind: type) -> tuple[str, Callable] | None:
 
     The attention of GPT-2 keeps its forward, which calls the implementation that its configuration names.
     """
-    if kind is nn.LayerNorm:
-        return "norm", lambda _: _layer_norm_forward
-    name = kind.__name__
-    family = next((each for each in sorted(PREFIXES, key=len, reverse=True) if name.startswith(each)), None)
-    return _REPLACEMENTS.get((family, name.removeprefix(family or "")))
+    found = "layer_norm" if kind is nn.LayerNorm else _KIND_OF_CLASS.get(kind.__name__)
+    return REPLACEMENTS.get(found)
 
 
 def _own_configurations(model: nn.Module) -> list[Any]:
@@ -186,7 +184,8 @@ def _rms_norm_forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
 
 
-def _gemma_norm_forward(self: nn.Module, x: Tensor) -> Tensor:
+def _rms_norm_from_one_forward(self: nn.Module, x: Tensor) -> Tensor:
+    """Gemma's, whose weight is what is added to one."""
     return rms_norm(x, self.weight, eps=self.eps, weight_offset=1.0)
 
 
@@ -196,49 +195,36 @@ def _layer_norm_forward(self: nn.Module, input: Tensor) -> Tensor:
 
 # --- activations ----------------------------------------------------------------------------------------------------
 
-_ACTIVATIONS = {  # of torch.nn and transformers.activations
-    "SiLU": "silu",
-    "SiLUActivation": "silu",
-    "GELU": "none",
-    "GELUActivation": "none",
-    "GELUTanh": "tanh",
-    "NewGELUActivation": "tanh",
-}
-
 
 def _gated_mlp(module: nn.Module) -> Callable:
-    kind = _activation_of(module.act_fn)
-    return _swiglu_mlp_forward if kind == "silu" else functools.partial(_geglu_mlp_forward, kind)
+    return functools.partial(_gated_mlp_forward, _activation_of(module.act_fn, gated=True))
 
 
 def _gelu_mlp(module: nn.Module) -> Callable:
-    kind = _activation_of(module.act)
-    if kind == "silu":
-        raise ValueError("there is no kernel for silu without a gate: patch(model, activations=False)")
-    return functools.partial(_gelu_mlp_forward, kind)
+    return functools.partial(_gelu_mlp_forward, _activation_of(module.act, gated=False))
 
 
-def _activation_of(activation: nn.Module) -> str:
-    """silu, or the approximation of gelu."""
-    name = type(activation).__name__
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"there is no kernel for the activation {name}: patch(model, activations=False)")
-    return _ACTIVATIONS[name]
+def _activation_of(module: nn.Module, *, gated: bool) -> Callable[..., Tensor]:
+    """The kernel that computes what the module does, with a gate or without."""
+    activation = of_module(module, gated=gated)
+    if activation is None:
+        without = "" if gated else " without a gate"
+        raise ValueError(
+            f"there is no kernel for the activation {type(module).__name__}{without}: patch(model, activations=False)"
+        )
+    return activation.function()
 
 
-def _swiglu_mlp_forward(self: nn.Module, x: Tensor) -> Tensor:
-    layers = [as_adapted(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
-    if None not in layers and any(layer.lora_a is not None for layer in layers):
-        return lora_mlp(x.to(product_dtype(x)), *layers)
-    return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+def _gated_mlp_forward(activation: Callable[..., Tensor], self: nn.Module, x: Tensor) -> Tensor:
+    if activation is swiglu:
+        layers = [as_adapted(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
+        if None not in layers and any(layer.lora_a is not None for layer in layers):
+            return lora_mlp(x.to(product_dtype(x)), *layers)
+    return self.down_proj(activation(self.gate_proj(x), self.up_proj(x)))
 
 
-def _geglu_mlp_forward(approximate: str, self: nn.Module, x: Tensor) -> Tensor:
-    return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x), approximate=approximate))
-
-
-def _gelu_mlp_forward(approximate: str, self: nn.Module, hidden_states: Tensor) -> Tensor:
-    return self.dropout(self.c_proj(gelu(self.c_fc(hidden_states), approximate=approximate)))
+def _gelu_mlp_forward(activation: Callable[..., Tensor], self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return self.dropout(self.c_proj(activation(self.c_fc(hidden_states))))
 
 
 # --- attention ------------------------------------------------------------------------------------------------------
@@ -340,17 +326,15 @@ def _output(loss: Tensor, outputs: Any) -> Any:
     )
 
 
-def _table() -> dict[tuple[str, str], tuple[str, Callable]]:
-    """What is patched, by family and by the rest of a class's name."""
-    parts = {("GPT2", "MLP"): ("activation", _gelu_mlp), ("GPT2", "LMHeadModel"): ("loss", _loss_forward)}
-    for family in PREFIXES:
-        if family != "GPT2":
-            norm = _gemma_norm_forward if family.startswith("Gemma") else _rms_norm_forward
-            parts[family, "RMSNorm"] = "norm", lambda _, norm=norm: norm
-            parts[family, "MLP"] = "activation", _gated_mlp
-            parts[family, "Attention"] = "attention", lambda _: _attention_forward
-            parts[family, "ForCausalLM"] = "loss", _loss_forward
-    return parts
-
-
-_REPLACEMENTS = _table()
+# The kinds of modules that the description of a family names: the part of ``patch`` that each belongs to, and what
+# makes the new forward of a module.
+REPLACEMENTS: dict[str, tuple[str, Callable[[nn.Module], Callable]]] = {
+    "layer_norm": ("norm", lambda _: _layer_norm_forward),
+    "rms_norm": ("norm", lambda _: _rms_norm_forward),
+    "rms_norm_from_one": ("norm", lambda _: _rms_norm_from_one_forward),
+    "gated_mlp": ("activation", _gated_mlp),
+    "gelu_mlp": ("activation", _gelu_mlp),
+    "attention": ("attention", lambda _: _attention_forward),
+    "loss": ("loss", _loss_forward),
+}
+_KIND_OF_CLASS = {family.prefix + rest: kind for family in FAMILIES.values() for rest, kind in family.patched.items()}

@@ -5,9 +5,8 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="llmfast")
 
 Prefill, training and cached decoding take flash_attention; padding masks become sequence lengths. A mask of
-another pattern (prefix-bidirectional, chunked, several sequences in a row distinguished by positions) is formed in
-full and attended
-to in plain PyTorch: the same result, at eager speed.
+another pattern (prefix-bidirectional, chunked, several sequences in a row distinguished by positions) is built in full,
+and attention runs in plain PyTorch: the result is the same, at eager speed.
 """
 
 import torch
@@ -37,8 +36,8 @@ def attention_mask(
     attention_mask=None,
     **kwargs,
 ):
-    """What the layers get as their mask: None, the padding mask (B, T), or where neither says it all, the
-    whole mask (B, 1, S, T). The pattern is plain where transformers lets PyTorch's SDPA skip its mask."""
+    """The mask that the layers receive: None, the padding mask (B, T), or, where neither suffices, the whole mask
+    (B, 1, S, T). The pattern is plain where transformers lets PyTorch's SDPA skip its mask."""
     from transformers.masking_utils import sdpa_mask
 
     plain = kwargs.get("allow_is_causal_skip", True) or kwargs.get("allow_is_bidirectional_skip", False)

@@ -1,7 +1,7 @@
 """The activations of feed-forwards: the one place to add another.
 
-An entry says which kernel it is and what transformers calls it. Configurations, feed-forwards and Hugging Face folders
-follow from the table.
+An entry says which kernel computes it, what transformers calls it, and which modules are the same. Configurations,
+feed-forwards, Hugging Face folders and ``llmfast.patch`` follow from the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 ActivationName = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]
 
@@ -29,22 +29,27 @@ class Activation:
     """Its keyword arguments."""
     transformers: tuple[str, ...]
     """Its names in a config.json; the first is the one that is written."""
+    modules: tuple[str, ...]
+    """Classes of torch.nn and transformers.activations that compute it, without their gate."""
 
-    def function(self) -> Callable[[Tensor], Tensor]:
-        """What a feed-forward calls."""
+    def function(self) -> Callable[..., Tensor]:
+        """What a feed-forward calls, with the packed tensor, or with gate and up."""
         from llmfast import kernels
 
         function = getattr(kernels, self.kernel)
         return partial(function, **self.options) if self.options else function
 
 
-_NONE, _TANH = {"approximate": "none"}, {"approximate": "tanh"}
+_EXACT, _TANH = {"approximate": "none"}, {"approximate": "tanh"}
+_SILU_MODULES = ("SiLU", "SiLUActivation")
+_EXACT_MODULES = ("GELU", "GELUActivation")
+_TANH_MODULES = ("GELUTanh", "NewGELUActivation", "PytorchGELUTanh")
 ACTIVATIONS: dict[str, Activation] = {
-    "swiglu": Activation(True, "swiglu", {}, ("silu",)),
-    "geglu": Activation(True, "geglu", _NONE, ("gelu",)),
-    "geglu_tanh": Activation(True, "geglu", _TANH, ("gelu_pytorch_tanh",)),
-    "gelu": Activation(False, "gelu", _NONE, ("gelu",)),
-    "gelu_tanh": Activation(False, "gelu", _TANH, ("gelu_new", "gelu_pytorch_tanh")),
+    "swiglu": Activation(True, "swiglu", {}, ("silu",), _SILU_MODULES),
+    "geglu": Activation(True, "geglu", _EXACT, ("gelu",), _EXACT_MODULES),
+    "geglu_tanh": Activation(True, "geglu", _TANH, ("gelu_pytorch_tanh",), _TANH_MODULES),
+    "gelu": Activation(False, "gelu", _EXACT, ("gelu",), _EXACT_MODULES),
+    "gelu_tanh": Activation(False, "gelu", _TANH, ("gelu_new", "gelu_pytorch_tanh"), _TANH_MODULES),
 }
 assert tuple(ACTIVATIONS) == get_args(ActivationName)
 
@@ -57,3 +62,11 @@ def transformers_names(*, gated: bool) -> dict[str, str]:
         if activation.gated == gated
         for theirs in activation.transformers
     }
+
+
+def of_module(module: nn.Module, *, gated: bool) -> Activation | None:
+    """The activation of that kind that a module of torch.nn or transformers computes, or None."""
+    name = type(module).__name__
+    if name == "GELU" and getattr(module, "approximate", "none") == "tanh":
+        name = "GELUTanh"
+    return next((each for each in ACTIVATIONS.values() if each.gated == gated and name in each.modules), None)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def ids_of_added(encoding: Encoding, tokens: Iterable[str] | Mapping[str, int]) -> dict[str, int]:
-    """The ids of tokens that are to be added to an encoding: those given, or those behind its largest.
+    """The ids of tokens that are to be added to an encoding: the given ids, or those after its largest id.
 
     Raises:
-        TypeError: what is no text or no id.
-        ValueError: an empty text; a text or an id that is a token's already.
+        TypeError: a token that is not a str, or an id that is not an integer.
+        ValueError: an empty text, or a text or an id that an existing token has.
     """
     if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
         raise TypeError(f"tokens must be a sequence of str, got {arguments.kind(tokens)}")

@@ -23,7 +23,7 @@ def check_text(text: object, name: str = "text") -> None:
 
 
 def check_texts(texts: object, name: str, *, allow_bytes: bool = False) -> None:
-    """``TypeError`` unless `texts` is a sequence of str (or of bytes-like objects), for one text is none."""
+    """``TypeError`` unless `texts` is a sequence of str (or of bytes-like objects); a single text is not one."""
     refuse_single(texts, name)
     wanted, said = ((str, *_BYTES), "a str or bytes") if allow_bytes else (str, "a str")
     for i, text in enumerate(texts):  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def check_texts(texts: object, name: str, *, allow_bytes: bool = False) -> None:
 
 
 def refuse_single(texts: object, name: str) -> None:
-    """``TypeError`` for one text in the place of several, and for what holds none at all."""
+    """``TypeError`` for a single text where several are expected, and for objects that hold no texts."""
     if isinstance(texts, str | bytes | bytearray | memoryview):
         raise TypeError(f"{name} must be a sequence of texts, got one {kind(texts)}: put it in a list")
     if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set):
@@ -95,7 +95,7 @@ def _is_integer(value: object) -> bool:
 
 
 def check_errors(errors: object) -> None:
-    """``ValueError`` for what ``bytes.decode`` knows no error handler of, even where no byte is at fault."""
+    """``ValueError`` unless `errors` names an error handler of ``bytes.decode``, even where no byte is at fault."""
     if not isinstance(errors, str):
         raise TypeError(f"errors must be a str, got {kind(errors)}")
     try:

@@ -83,8 +83,8 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def compare(
-    texts: Iterable[str | os.PathLike],
-    encodings: Iterable[str | os.PathLike | Encoding] = ("gpt2", "cl100k_base", "o200k_base"),
+    texts: Iterable[str | os.PathLike[str]],
+    encodings: Iterable[str | os.PathLike[str] | Encoding] = ("gpt2", "cl100k_base", "o200k_base"),
 ) -> Comparison:
     """Counts the tokens of UTF-8 files under several encodings.
 
@@ -100,7 +100,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a text or a tokenizer that does not exist.
-        ValueError: no text, no encoding, or a file that is not UTF-8.
+        ValueError: there is no text or no encoding, or a file is not UTF-8.
     """
     paths, encodings = [Path(text) for text in texts], list(encodings)
     if not paths or not encodings:
@@ -131,7 +131,7 @@ def _row(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
 def _script(line: str) -> str:
     letters: Counter[str] = Counter()
     for match in _LETTERS.finditer(line):
-        letters[match.lastgroup.replace("_", " ")] += len(match.group())
+        letters[(match.lastgroup or "").replace("_", " ")] += len(match.group())
     if not letters:
         return "no letters"
     if letters.keys() & _KANA:

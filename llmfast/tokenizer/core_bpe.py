@@ -1,4 +1,4 @@
-"""``Encoding._core_bpe``: private in tiktoken, and used by other programs all the same."""
+"""``Encoding._core_bpe``: private in tiktoken, but used by other programs."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from llmfast.tokenizer import arguments
 from llmfast.tokenizer.streaming import StreamDecoder
 
 if TYPE_CHECKING:
-    from llmfast.tokenizer.rules_engine import Engine
+    from llmfast.tokenizer.engine import Engine
 
 
 class Decoding:

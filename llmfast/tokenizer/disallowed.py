@@ -1,4 +1,4 @@
-"""Text that must not be encoded: special tokens that a caller has not allowed."""
+"""Refuses text that contains special tokens which the caller has not allowed."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from llmfast.tokenizer.disallowed import (
     check_disallowed as check_disallowed,  # which the engine looks up here
 )
 from llmfast.tokenizer.disallowed import raise_disallowed_special_token
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.engine import Buffer
+from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.streaming import separable_parts
 from llmfast.tokenizer.text_rules import TextRules
 
@@ -150,7 +151,7 @@ class Encoding(Decoding):
 
     def encode_documents(
         self,
-        documents: Sequence[str | patterns.Buffer],
+        documents: Sequence[str | Buffer],
         *,
         append_eot: bool = True,
         num_threads: int | None = None,
@@ -241,10 +242,13 @@ class Encoding(Decoding):
         ([256, 169], [(0, 2), (1, 2)])
         """
         ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
-        if isinstance(self._engine, rules_engine.RulesEngine):
-            return ids, self._engine.offsets(text, ids, allowed_special, disallowed_special)
         whole = patterns.joined_surrogates(text)
-        covered = offsets.character_offsets(whole, [len(self._engine.token_bytes(token)) for token in ids])
+        if isinstance(self._engine, rules_engine.RulesEngine):
+            covered = self._engine.offsets(whole, ids, allowed_special, disallowed_special)
+        elif isinstance(self._engine, patterns.RegexCore):
+            covered = self._engine.offsets(whole, allowed_special, disallowed_special)
+        else:
+            covered = offsets.character_offsets(whole, list(map(len, self.decode_tokens_bytes(ids))))
         return ids, covered if len(whole) == len(text) else offsets.with_surrogate_pairs(text, covered)
 
     def count(self, text: str) -> int:

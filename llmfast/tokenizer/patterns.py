@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Set
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from llmfast import _bpe
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.engine import Buffer, Engine, Ids, Specials
+from llmfast.tokenizer.formats.rank_files import RankFile
+from llmfast.tokenizer.offsets import Offsets, character_offsets
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+if TYPE_CHECKING:
+    import regex
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -81,7 +86,7 @@ NATIVE = {
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(pat_str: str):
+def compiled(pat_str: str) -> regex.Pattern[str]:
     """The expression, as the `regex` library runs it; ValueError for what is none."""
     import regex
 
@@ -93,7 +98,7 @@ def compiled(pat_str: str):
         raise ValueError(f"the splitting pattern {pat_str!r} is no regular expression: {error}") from None
 
 
-def compiled_forward(pat_str: str):
+def compiled_forward(pat_str: str) -> regex.Pattern[str]:
     """The same for splitting text, which goes from its start to its end."""
     import regex
 
@@ -103,8 +108,8 @@ def compiled_forward(pat_str: str):
     return pattern
 
 
-# A pattern that backtracks may take time that is exponential in the length of a text. To find one piece, it may take so
-# many seconds of the process's CPU time, and as many more as the text has times a million characters.
+# A pattern that backtracks may take time that is exponential in the length of a text. Finding one piece may take this
+# many seconds of CPU time, and as many again for each million characters of the text.
 SECONDS_PER_PIECE = 10.0
 _PIECES_AT_ONCE = 1024
 
@@ -123,39 +128,59 @@ def pieces(pat_str: str, text: str) -> Iterator[str]:
 
 
 def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
-    """The same in lists of many pieces. The time that a caller takes between them does not count."""
+    """The same in lists of many pieces. Time that the caller spends between lists does not count."""
+    for group in _groups_of_matches(pat_str, text):
+        yield [match.group() for match in group]
+
+
+def piece_spans(pat_str: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where each of `pieces` starts and ends.
+
+    >>> list(piece_spans("[a-z]+|[0-9]", "ab 12"))
+    [(0, 2), (3, 4), (4, 5)]
+    """
+    for group in _groups_of_matches(pat_str, text):
+        for match in group:
+            yield match.span()
+
+
+def _groups_of_matches(pat_str: str, text: str) -> Iterator[list[regex.Match[str]]]:
     pattern = compiled_forward(pat_str)
-    keeps_all = without_gaps(pat_str) is not None
+    expression = without_gaps(pat_str)
     limit = SECONDS_PER_PIECE * (1 + len(text) / 1_000_000)
-    start, stop = -1, 0
-    while start < stop:  # each search starts behind a piece of the one before
-        start = stop
-        group, stop = _some_pieces(pattern, text, start, limit)
-        if keeps_all and sum(map(len, group)) < (stop if stop > start else len(text)) - start:
-            raise ValueError(_matches_nothing(without_gaps(pat_str)))
+    start, stop = 0, -1
+    while stop != start:  # each search starts behind a piece of the one before
+        start = max(stop, 0)
+        group, stop = _some_matches(pattern, text, start, limit)
+        end = stop if stop > start else len(text)
+        if expression is not None and sum(len(match.group()) for match in group) < end - start:
+            raise ValueError(_lost_characters(expression))
         yield group
 
 
-def _some_pieces(pattern, text: str, start: int, limit: float) -> tuple[list[str], int]:
-    """The next pieces from `start` on, and where to search for more of them: at `start` where there are no more."""
-    found: list[str] = []
-    stop = start
-    try:
-        for match in pattern.finditer(text, start, timeout=limit):
-            if piece := match.group():
-                found.append(piece)
-                stop = match.end()
-                if len(found) == _PIECES_AT_ONCE:
-                    return found, stop
-    except TimeoutError:
-        if not found:
+def _some_matches(
+    pattern: regex.Pattern[str], text: str, start: int, limit: float
+) -> tuple[list[regex.Match[str]], int]:
+    """The next matches from `start` on that are not empty, and where to search for more: at `start` if at the end."""
+    matches = pattern.finditer(text, start, timeout=limit)
+    while True:
+        found: list[regex.Match[str]] = []
+        is_late = False
+        try:
+            found.extend(itertools.islice(matches, _PIECES_AT_ONCE))
+        except TimeoutError:
+            is_late = True  # those before are in the list
+        pieces = [match for match in found if match.end() > match.start()]
+        if not is_late and len(found) < _PIECES_AT_ONCE:
+            return pieces, start
+        if pieces:
+            return pieces, pieces[-1].end()
+        if is_late:
             raise ValueError(
                 f"the splitting pattern {pattern.pattern!r} takes more than {limit:.0f} seconds to find the piece at "
                 f"character {start} of a text; write it without nested repetitions, such as (a+)+ or (?:a|aa)+, or "
                 "with possessive ones, such as (?:a|aa)++"
-            ) from None
-        return found, stop
-    return found, start
+            )
 
 
 _GAPS = r"(?:{0})|(?:(?!{0})[\s\S])+"
@@ -176,7 +201,7 @@ def with_gaps(expression: str) -> str:
     if _REFERENCE.search(expression):
         raise ValueError(f"the splitting pattern {expression!r} refers back to a group, which is not supported")
     if matches_empty_text(expression):
-        raise ValueError(_matches_nothing(expression))
+        raise ValueError(_lost_characters(expression))
     return _GAPS.format(expression)
 
 
@@ -189,7 +214,8 @@ def matches_empty_text(expression: str) -> bool:
     return compiled(expression).fullmatch("") is not None
 
 
-def _matches_nothing(expression: str | None) -> str:
+def _lost_characters(expression: str) -> str:
+    """The error for a pattern between whose matches characters are lost."""
     return (
         f"the splitting pattern {expression!r} matches the empty text, so that characters would be lost; write + "
         "in the place of *, and no alternative that is empty or only looks ahead or behind"
@@ -204,11 +230,10 @@ def without_gaps(pat_str: str) -> str | None:
 
 def engine(ranks: dict[bytes, int] | RankFile, specials: dict[str, int], pat_str: str) -> Engine:
     """The engine for a pattern."""
-    if isinstance(ranks, RankFile):
-        ranks = ranks.data if ranks.may_have_changed else ranks.contents
+    given = ranks.for_engine if isinstance(ranks, RankFile) else ranks
     if pat_str in NATIVE:
-        return _bpe.Core(ranks, specials, NATIVE[pat_str])
-    return RegexCore(ranks, specials, pat_str)
+        return _bpe.Core(given, specials, NATIVE[pat_str])
+    return RegexCore(given, specials, pat_str)
 
 
 def certain_boundary(pat_str: str, text: Buffer, start: int) -> int:
@@ -243,23 +268,17 @@ def last_certain_boundary(pat_str: str) -> Callable[[str, int, int], int | None]
 
 
 class RegexCore:
-    """The engine's face for a pattern that it does not know: `regex` splits, the engine merges."""
+    """An engine for patterns that the C++ engine does not know: `regex` splits the text, and the C++ engine merges."""
 
     def __init__(self, ranks: dict[bytes, int] | bytes, specials: dict[str, int], pat_str: str):
         self._core = _bpe.Core(ranks, specials, "none")
         compiled_forward(pat_str)  # which checks it
         self._pat_str = pat_str
-        for shared in (
-            "find",
-            "largest_id",
-            "n_ordinary",
-            "token_bytes",
-            "decode",
-            "decode_bytes",
-            "encode_piece",
-            "merge_piece",
-        ):
-            setattr(self, shared, getattr(self._core, shared))
+        # What has nothing to do with the pattern.
+        self.largest_id, self.n_ordinary = self._core.largest_id, self._core.n_ordinary
+        self.encode_piece, self.merge_piece = self._core.encode_piece, self._core.merge_piece
+        self.find, self.token_bytes = self._core.find, self._core.token_bytes
+        self.decode, self.decode_bytes = self._core.decode, self._core.decode_bytes
 
     def _encode_pieces(self, text: str, ids: list[int], errors: str | None = None) -> int | None:
         """Appends the ids of the pieces of `text`; returns how many the last one has, or None if there is none."""
@@ -280,7 +299,7 @@ class RegexCore:
     def count(self, text: str) -> int:
         return len(self.encode_ordinary(text))
 
-    def encode_with_last(self, text: str, allowed: str | Set[str], disallowed) -> tuple[list[int], int]:
+    def encode_with_last(self, text: str, allowed: Specials, disallowed: Specials) -> tuple[list[int], int]:
         ids: list[int] = []
         last = 0
         for part in self._core.cut_at_specials(text, allowed, disallowed):
@@ -292,22 +311,48 @@ class RegexCore:
                 last = last if of_last is None else of_last
         return ids, last
 
-    def encode(self, text: str, allowed: str | Set[str], disallowed) -> list[int]:
+    def encode(self, text: str, allowed: Specials, disallowed: Specials) -> list[int]:
         return self.encode_with_last(text, allowed, disallowed)[0]
 
-    def encode_to_numpy(self, text: str, allowed: str | Set[str], disallowed):
+    def encode_to_numpy(self, text: str, allowed: Specials, disallowed: Specials) -> npt.NDArray[np.uint32]:
         return np.array(self.encode(text, allowed, disallowed), dtype=np.uint32)
 
-    def encode_batch(self, texts, allowed, disallowed, threads: int) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], allowed: Specials, disallowed: Specials, threads: int
+    ) -> list[list[int]]:
         return [self.encode(text, allowed, disallowed) for text in texts]
 
-    def encode_documents(self, documents, separator: int | None, threads: int, narrow: bool):
+    def encode_documents(
+        self, documents: Iterable[str | Buffer], separator: int | None, threads: int, narrow: bool
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
         ends = [] if separator is None else [separator]
         parts = [self._encode_document(one) + ends for one in documents]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
         dtype = np.uint16 if narrow else np.uint32
         return np.fromiter((token for part in parts for token in part), dtype=dtype), offsets
+
+    def offsets(self, text: str, allowed: Specials, disallowed: Specials) -> Offsets:
+        """The characters of `text` that each of its ids covers: what the pattern does not match has no id."""
+        found: Offsets = []
+        at = 0
+        for part in self._core.cut_at_specials(text, allowed, disallowed):
+            if isinstance(part, int):
+                stop = at + len(self._known_bytes(part).decode("utf-8"))
+                found.append((at, stop))
+                at = stop
+                continue
+            for start, stop in piece_spans(self._pat_str, part):
+                piece = part[start:stop]
+                lengths = [len(self._known_bytes(token)) for token in self.encode_piece(piece.encode("utf-8"))]
+                found += [(at + start + begin, at + start + end) for begin, end in character_offsets(piece, lengths)]
+            at += len(part)
+        return found
+
+    def _known_bytes(self, token: int) -> bytes:
+        found = self.token_bytes(token)
+        assert found is not None, "an id of the engine"
+        return found
 
     def _encode_document(self, document: str | Buffer) -> list[int]:
         if isinstance(document, str):
@@ -316,9 +361,6 @@ class RegexCore:
         ids: list[int] = []
         self._encode_pieces(str(document, "utf-8", "surrogateescape"), ids, "surrogateescape")
         return ids
-
-
-Engine = _bpe.Core | RegexCore
 
 
 def joined_surrogates(text: str) -> str:

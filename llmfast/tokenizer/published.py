@@ -8,11 +8,14 @@ import tempfile
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tiktoken import load
 
 from llmfast import _bpe
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.formats.rank_files import RankFile
+
+Constructor = Callable[[], dict[str, Any]]
 
 _CACHE_VARIABLES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")  # those of tiktoken, in its order
 
@@ -24,10 +27,12 @@ _TO_BYTE = {0x100 + i: byte for i, byte in enumerate(_HIDDEN)} | {0x20: None}
 
 @contextmanager
 def _telling_how_to_fill_the_cache(*addresses: str) -> Iterator[None]:
-    """Where a download fails, the same exception says which files tiktoken's cache lacks, and where they belong."""
+    """If a download fails, raises the same exception, with the files that the cache lacks and where they belong."""
     try:
         yield
     except OSError as error:  # which those of `requests` are
+        if error.filename is not None:  # a file of this machine, such as a cache that cannot be written
+            raise
         cache = next((os.environ[name] for name in _CACHE_VARIABLES if name in os.environ), None)
         folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if cache is None else cache
         files = {address: hashlib.sha1(address.encode()).hexdigest() for address in addresses}
@@ -66,8 +71,8 @@ def data_gym_to_mergeable_bpe_ranks(
 ) -> dict[bytes, int]:
     """tiktoken's function of that name: the ranks in GPT-2's merges file.
 
-    The JSON file beside it says the same again. It is read, for tiktoken to compare the two, only where the merges
-    come without a hash to check, or where it says something else on single bytes.
+    The JSON file beside it holds the same information. It is read, so that tiktoken compares the two, only where the
+    merges have no hash to check, or where it overrides the tokens of single bytes.
     """
     if vocab_bpe_hash is None or clobber_one_byte_tokens:
         with _telling_how_to_fill_the_cache(vocab_bpe_file, encoder_json_file):
@@ -82,13 +87,14 @@ def data_gym_to_mergeable_bpe_ranks(
     return dict(zip(tokens, range(len(tokens)), strict=True))
 
 
-def with_fast_loaders(constructor: Callable[[], dict]) -> Callable[[], dict]:
+def with_fast_loaders(constructor: Constructor) -> Constructor:
     """A constructor of `tiktoken_ext` that finds the two functions above where it looks for tiktoken's."""
     ours = {function.__name__: function for function in (load_tiktoken_bpe, data_gym_to_mergeable_bpe_ranks)}
     names = getattr(constructor, "__globals__", {})
     if not any(names.get(name) is getattr(load, name) for name in ours):
         return constructor
-    replaced = dict(names) | {name: ours[name] for name in ours if names.get(name) is getattr(load, name)}
+    found = {name: function for name, function in ours.items() if names.get(name) is getattr(load, name)}
+    replaced: dict[str, Any] = {**names, **found}
     for name, value in names.items():  # one constructor may call another
         if isinstance(value, types.FunctionType) and value.__globals__ is names:
             replaced[name] = types.FunctionType(value.__code__, replaced, name, value.__defaults__, value.__closure__)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,13 @@ import regex
 from llmfast import _bpe
 from llmfast.tokenizer import patterns
 from llmfast.tokenizer.disallowed import check_disallowed
+from llmfast.tokenizer.engine import Buffer, Engine, Ids, Specials
+from llmfast.tokenizer.formats.rank_files import RankFile
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decoded_bytes, token_bytes, token_text
 from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level
-from llmfast.tokenizer.offsets import character_offsets
-from llmfast.tokenizer.rank_files import RankFile
+from llmfast.tokenizer.offsets import Offsets, character_offsets
 from llmfast.tokenizer.text_rules import NFC, Search, TextRules
 
 _NONE: frozenset[str] = frozenset()
@@ -28,9 +29,9 @@ _NONE: frozenset[str] = frozenset()
 _DIGIT = r"[[\p{N}]--[\U0001246F\U00012475-\U0001247F\U00012550-\U00012686]]"
 _DIGITS = {"each": regex.compile(rf"(?V1)({_DIGIT})"), "runs": regex.compile(rf"(?V1)({_DIGIT}+)")}
 
-# In the text of a token, Ġ stands for a space.
-_SPACES = regex.compile(r"\A[Ġ\p{White_Space}]*")
-_SPACES_AT_END = regex.compile(r"[Ġ\p{White_Space}]*\Z")
+# White space in the text of a token, where Ġ stands for a space.
+_SPACE = "Ġ" + "".join(map(chr, (*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B))))
+_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
 
 class Span(NamedTuple):
@@ -132,7 +133,7 @@ class RulesEngine:
         normal.pop("", None)
         return Search(first), Search(normal)
 
-    def _wanted(self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]) -> frozenset[str]:
+    def _wanted(self, text: str, allowed: Specials, disallowed: Specials) -> frozenset[str]:
         """The added tokens that count; ValueError where the text holds a disallowed one."""
         every = self._specials.keys()
         named = every if allowed == "all" else every & frozenset(allowed)
@@ -146,7 +147,7 @@ class RulesEngine:
     def encode_ordinary(self, text: str) -> list[int]:
         return self.encode(text, _NONE, ())
 
-    def encode(self, text: str, allowed: str | Set[str], disallowed: str | Collection[str]) -> list[int]:
+    def encode(self, text: str, allowed: Specials, disallowed: Specials) -> list[int]:
         if not self._is_searched_here:
             return self._numbers.list(self._inner.encode(*self._native(text, allowed, disallowed)))
         text = patterns.joined_surrogates(text)
@@ -165,7 +166,7 @@ class RulesEngine:
     def _merged(self, piece: str) -> list[int]:
         return self._numbers.list(self._inner.encode_piece(token_bytes(piece)))
 
-    def _native(self, text: str, allowed: str | Set[str], disallowed: str | Collection[str]) -> tuple:
+    def _native(self, text: str, allowed: Specials, disallowed: Specials) -> tuple[str, Specials, Specials]:
         """The arguments for the engine's own search, by which it finds the same."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -189,22 +190,24 @@ class RulesEngine:
     def _everything(self) -> Search:
         return Search({token.content: token for token in self.rules.added})
 
-    def encode_to_numpy(self, text: str, allowed, disallowed) -> npt.NDArray[np.uint32]:
+    def encode_to_numpy(self, text: str, allowed: Specials, disallowed: Specials) -> npt.NDArray[np.uint32]:
         if not self._is_searched_here:
             return self._numbers.array(self._inner.encode_to_numpy(*self._native(text, allowed, disallowed)))
         return np.array(self.encode(text, allowed, disallowed), dtype=np.uint32)
 
-    def encode_batch(self, texts: Sequence[str], allowed, disallowed, threads: int) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], allowed: Specials, disallowed: Specials, threads: int
+    ) -> list[list[int]]:
         if not self._is_searched_here:
             natives = [self._native(text, allowed, disallowed) for text in texts]
-            arguments = natives[0][1:] if natives else (_NONE, ())
-            rows = self._inner.encode_batch([native[0] for native in natives], *arguments, threads)
+            _, allowed, disallowed = natives[0] if natives else ("", _NONE, _NONE)
+            rows = self._inner.encode_batch([native[0] for native in natives], allowed, disallowed, threads)
             return [self._numbers.list(row) for row in rows]
         return [self.encode(text, allowed, disallowed) for text in texts]
 
     def encode_documents(
-        self, documents: Sequence[str | patterns.Buffer], separator: int | None, threads: int, narrow: bool
-    ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
+        self, documents: Iterable[str | Buffer], separator: int | None, threads: int, narrow: bool
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
         dtype = np.uint16 if narrow else np.uint32
         texts: list[str | bytes] = []  # of all documents, for the engine to encode together
         between: list[tuple[int, list[int]]] = []  # behind so many texts, ids
@@ -229,7 +232,7 @@ class RulesEngine:
         offsets[1:] = [ends[n_texts] + inserted for n_texts, inserted in counts]
         return np.insert(ids, places, np.array(values, dtype=dtype)), offsets
 
-    def _document_parts(self, document: str | patterns.Buffer) -> Iterator[str | bytes | list[int]]:
+    def _document_parts(self, document: str | Buffer) -> Iterator[str | bytes | list[int]]:
         """Texts for the engine, and lists of ids."""
         if isinstance(document, str):
             text, errors = patterns.joined_surrogates(document), "strict"
@@ -256,7 +259,7 @@ class RulesEngine:
     def count(self, text: str) -> int:
         return len(self.encode_to_numpy(text, _NONE, ()))
 
-    def encode_with_last(self, text: str, allowed, disallowed) -> tuple[list[int], int]:
+    def encode_with_last(self, text: str, allowed: Specials, disallowed: Specials) -> tuple[list[int], int]:
         if not self._is_searched_here:
             ids, last = self._inner.encode_with_last(*self._native(text, allowed, disallowed))
             return self._numbers.list(ids), last
@@ -285,15 +288,13 @@ class RulesEngine:
 
     # ---- Offsets
 
-    def offsets(
-        self, text: str, ids: list[int], allowed: str | Set[str], disallowed: str | Collection[str]
-    ) -> list[tuple[int, int]]:
+    def offsets(self, text: str, ids: list[int], allowed: Specials, disallowed: Specials) -> list[tuple[int, int]]:
         """The characters of `text` that each of its `ids` covers."""
         wanted = self._wanted(text, allowed, disallowed)
         is_changed = self._normalize is not None and (self.rules.normalizer != NFC or self._normalize(text) != text)
         found = self._aligned(text, wanted) if self._cut or is_changed else self._in_place(text, wanted)
         texts = [
-            text[slice(*place)] if is_added else self._token_text(token)
+            self._added_text(token, text[slice(*place)]) if is_added else self._model_text(token)
             for token, (is_added, place) in zip(ids, found, strict=True)
         ]
         places = [place for _, place in found]
@@ -311,9 +312,9 @@ class RulesEngine:
             if span.token is not None:
                 found.append((True, (span.start, span.stop)))
                 continue
-            lengths = [len(self.token_bytes(token)) for token in self._ids_of(span.text)]
+            places = self._places_in(span.text)
             prefix = len(span.text) - (span.stop - span.start)  # a space, in the place of the character behind it
-            for start, stop in character_offsets(span.text, lengths):
+            for start, stop in places:
                 place = span.start + max(start - prefix, 0), span.start + max(stop - prefix, 1)
                 found.append((False, place))
         return found
@@ -332,14 +333,31 @@ class RulesEngine:
                 found.append((False, (places[begin][0], places[end - 1][1])))
         return found
 
+    def _places_in(self, part: str) -> Offsets:
+        """The characters of a part, which is not cut here, that each of its ids covers."""
+        if isinstance(self._inner, patterns.RegexCore):
+            return self._inner.offsets(part, _NONE, ())
+        return character_offsets(part, self._lengths(self._inner.encode_ordinary(part)))
+
     def _byte_spans(self, part: str) -> list[tuple[int, int]]:
         if self.rules.model:
             return self._piece_spans(part)
-        ends = list(accumulate((len(self.token_bytes(token)) for token in self._ids_of(part)), initial=0))
-        return list(pairwise(ends))
+        if self._cut:
+            lengths = self._lengths(self._inner.encode_piece(token_bytes(part)))
+        elif isinstance(self._inner, patterns.RegexCore):
+            ends = list(accumulate((len(character.encode()) for character in part), initial=0))
+            return [(ends[start], ends[stop]) for start, stop in self._inner.offsets(part, _NONE, ())]
+        else:
+            lengths = self._lengths(self._inner.encode_ordinary(part))
+        return list(pairwise(accumulate(lengths, initial=0)))
+
+    def _lengths(self, inner_ids: list[int]) -> list[int]:
+        """In bytes of the text, which are not always those that a token decodes to: an added token may have its id."""
+        return [len(self._inner.token_bytes(token) or b"") for token in inner_ids]
 
     @functools.cached_property
     def _piece_spans(self) -> Callable[[str], list[tuple[int, int]]]:
+        assert self.rules.model is not None
         return library.piece_spans_of(self.rules.model)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as above
@@ -371,7 +389,7 @@ class RulesEngine:
         inside = self._numbers.one_inside(token)
         return None if inside is None else self._inner.token_bytes(inside)
 
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
             return self._inner.decode_bytes(tokens)
         return b"".join(map(self._known_bytes, _listed(tokens)))
@@ -382,7 +400,7 @@ class RulesEngine:
             raise KeyError(f"Invalid token for decoding: {token}")
         return found
 
-    def decode(self, tokens: Sequence[int], errors: str) -> str:
+    def decode(self, tokens: Iterable[int], errors: str) -> str:
         if self._join is not None:
             return self._join([self._token_text(token) for token in _listed(tokens)])
         if self._numbers.is_identity and (not self._decoded or self._decoded.keys().isdisjoint(_listed(tokens))):
@@ -393,13 +411,26 @@ class RulesEngine:
         text = self._texts.get(token)
         return token_text(self._known_bytes(token)) if text is None else text
 
+    def _added_text(self, token: int, text: str) -> str:
+        """The text in which an added token was found, from that of its characters."""
+        return self._normal(text) if token in self._found_late else text
+
+    @functools.cached_property
+    def _found_late(self) -> frozenset[int]:
+        return frozenset(token.id for token in self.rules.added if token.normalized)
+
+    def _model_text(self, token: int) -> str:
+        """The text of a token in the vocabulary: an added token may have the same id."""
+        text = self._vocabulary.get(token)
+        return token_text(self._inner_bytes(token) or self._known_bytes(token)) if text is None else text
+
+    @property
+    def _vocabulary(self) -> dict[int, str]:
+        return self.rules.decoder[1] if self.rules.decoder else {}
+
     @functools.cached_property
     def _texts(self) -> dict[int, str]:
-        _, texts = self.rules.decoder or (None, {})
-        return texts | {token.id: self._written(token) for token in self.rules.added}
-
-
-Engine: TypeAlias = patterns.Engine | RulesEngine
+        return self._vocabulary | {token.id: self._written(token) for token in self.rules.added}
 
 
 def engine(
@@ -414,7 +445,7 @@ def engine(
 def _trimmed(token: str, place: tuple[int, int], may_keep: bool) -> tuple[int, int]:
     """Without the spaces at both ends of a token; `may_keep` a single one at its start, which was not in the text."""
     start, stop = place
-    leading, trailing = (len(spaces.search(token).group()) for spaces in (_SPACES, _SPACES_AT_END))
+    leading, trailing = (len(token) - len(strip(_SPACE)) for strip in (token.lstrip, token.rstrip))
     if leading and not (may_keep and leading == 1):
         start = min(start + leading, stop)
     if trailing and stop >= trailing:
@@ -431,12 +462,12 @@ def _check_is_utf8(text: str) -> None:
         ) from None
 
 
-def _listed(tokens: Sequence[int]) -> Sequence[int]:
-    return tokens.tolist() if isinstance(tokens, np.ndarray) else tokens
+def _listed(tokens: Iterable[int]) -> list[int]:
+    return tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
 
 
 class _Numbers:
-    """The ids of a tokenizer outside, and those that its engine has, where an id is a rank: the same for most."""
+    """Translates between a tokenizer's ids and its engine's, which are ranks. For most tokenizers they are equal."""
 
     def __init__(self, ids: tuple[int, ...] | None, added: dict[str, int]):
         self.is_identity = ids is None
@@ -474,5 +505,5 @@ class _Numbers:
     def list(self, ids: list[int]) -> list[int]:
         return ids if self.is_identity else self._outside[ids].tolist() if ids else []
 
-    def array(self, ids: npt.NDArray) -> npt.NDArray:
+    def array(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return ids if self.is_identity else self._outside[ids]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import codecs
 import functools
-import itertools
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llmfast.tokenizer import arguments, patterns
+from llmfast.tokenizer.disallowed import raise_disallowed_special_token
+from llmfast.tokenizer.finding import TextFinder
 
 if TYPE_CHECKING:
-    from llmfast.tokenizer.encoding import Encoding
+    from llmfast.tokenizer.decoding import Decoding
 
 
 class StreamDecoder:
@@ -31,7 +30,7 @@ class StreamDecoder:
     (['n', '', 'é'], '')
     """
 
-    def __init__(self, encoding: Encoding):
+    def __init__(self, encoding: Decoding):
         self._token_bytes = encoding.decode_single_token_bytes
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -40,7 +39,7 @@ class StreamDecoder:
         return self._characters.decode(self._token_bytes(token))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an incomplete character. The decoder is then as new."""
+        """The rest of the text at the end: U+FFFD for an incomplete character. The decoder can then be used again."""
         rest = self._characters.decode(b"", final=True)
         self._characters.reset()
         return rest
@@ -52,7 +51,7 @@ def separable_parts(
     pat_str: str,
     found: frozenset[str] = frozenset(),
     disallowed: frozenset[str] = frozenset(),
-    raise_disallowed: Callable[[str], None] | None = None,
+    raise_disallowed: Callable[[str], NoReturn] = raise_disallowed_special_token,
     touching: bool = True,
 ) -> Iterator[str]:
     """The joined text of `chunks` in parts whose ids, one part after the other, are the ids of the whole.
@@ -70,7 +69,7 @@ def separable_parts(
             white space around them, or that must not be part of a word.
     """
     boundary = patterns.last_certain_boundary(pat_str)
-    specials, forbidden = _any_of(found), _any_of(disallowed)
+    specials, forbidden = _finder(found), _finder(disallowed)
     longest = max(map(len, found | disallowed), default=1)
     kept = ""
     settled = 0  # special tokens that start before this place have been found
@@ -79,13 +78,13 @@ def separable_parts(
         arguments.check_text(chunk, f"chunks[{i}]")
         kept += chunk
         certain = max(settled, len(kept) - longest + 1)  # what starts before this place is there to its end
-        if disallowed and (match := forbidden.search(kept, settled)) and match.start() < certain:
-            raise_disallowed(match.group())
+        if disallowed and (span := forbidden.first(kept, settled)) and span[0] < certain:
+            raise_disallowed(kept[slice(*span)])
         if found:
-            for match in specials.finditer(kept, max(settled, end)):
-                if match.start() >= certain:
+            for start, stop in specials.spans(kept, max(settled, end)):
+                if start >= certain:
                     break
-                end = match.end()
+                end = stop
         cut = end if touching else 0
         if boundary and (last := boundary(kept, max(end, settled - 2), certain)) and (touching or end < last < certain):
             cut = last
@@ -96,32 +95,12 @@ def separable_parts(
             yield kept[:cut]
             kept = kept[cut:]
             settled, end = max(0, settled - cut), max(0, end - cut)
-    if disallowed and (match := forbidden.search(kept, settled)):
-        raise_disallowed(match.group())
+    if disallowed and (span := forbidden.first(kept, settled)):
+        raise_disallowed(kept[slice(*span)])
     if kept:
         yield kept
 
 
 @functools.lru_cache(maxsize=128)
-def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    """The expression for the longest of the texts that starts at a place; for none it matches nowhere."""
-    return re.compile(_by_prefix(sorted(texts)) if texts else r"(?!)")
-
-
-def _by_prefix(texts: list[str]) -> str:
-    """What matches the longest of the sorted texts, each prefix that several share written once.
-
-    To try thousands of texts one after the other at every "<" would take as many steps.
-
-    >>> _by_prefix(["a", "abc", "abd", "x"])
-    '(?:a(?:b(?:c|d)|)|x)'
-    """
-    if len(texts) == 1:
-        return re.escape(texts[0])
-    branches = []
-    for _, group in itertools.groupby(texts, key=lambda text: text[:1]):
-        members = list(group)
-        shared = os.path.commonprefix(members)  # noqa: RUF071 - of characters, as is meant
-        branches.append(re.escape(shared) + (_by_prefix([text[len(shared) :] for text in members]) if shared else ""))
-    # The end of a text comes behind what would make it longer.
-    return f"(?:{'|'.join(sorted(branches, key=lambda branch: branch == ''))})"
+def _finder(texts: frozenset[str]) -> TextFinder:
+    return TextFinder(texts)

@@ -1,6 +1,6 @@
 """Tokenizers to read: byte-pair encoding and characters in plain Python, each definition word for word.
 
-They are slow on purpose: nothing is cached, nothing is clever. ``ByteBPE`` is the specification that the C++
+They are slow on purpose: nothing is cached and nothing is optimized. ``ByteBPE`` is the specification that the C++
 engine is tested against; ``llmfast.tokenizer.Tokenizer`` is the same thing, thousands of times faster.
 
 Source of the algorithm: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from llmfast.tokenizer.patterns import pieces
 
@@ -22,8 +23,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 WHOLE = r"(?s).+"  # no splitting: a text is one word, as in minbpe's basic tokenizer
 
+Value = TypeVar("Value")
 Pair = tuple[int, int]
-Order = Callable[[int, Pair], tuple]
+Order = Callable[[int, Pair], tuple[Any, ...]]
 
 
 def count_words(documents: Iterable[str], pattern: str = GPT2_PATTERN) -> Counter[bytes]:
@@ -140,7 +142,7 @@ def learn_merges(
 
 
 class CharacterTokenizer:
-    """One token a character: id i is the i-th of the distinct characters in code-point order.
+    """One token per character: id i is the i-th of the distinct characters in code-point order.
 
     >>> tokenizer = CharacterTokenizer.train("hello world")
     >>> tokenizer.vocab_size, tokenizer.encode("hold")
@@ -175,8 +177,8 @@ class CharacterTokenizer:
         return "".join(look_up(self.characters, token) for token in tokens)
 
 
-def look_up(vocabulary: Sequence, token: int):
-    """What a token stands for; Python itself would take -1 for the last one."""
+def look_up(vocabulary: Sequence[Value], token: int) -> Value:
+    """What a token stands for. Unlike plain indexing, this refuses negative ids."""
     if not 0 <= token < len(vocabulary):
         raise ValueError(f"{token} is not a token: they go from 0 to {len(vocabulary) - 1}")
     return vocabulary[token]

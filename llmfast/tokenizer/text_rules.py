@@ -1,4 +1,4 @@
-"""Rules by which text is read beside those of byte-level BPE, as Hugging Face's files may state them.
+"""Rules for reading text in addition to those of byte-level BPE, as files of Hugging Face may state them.
 
 Text may be normalized first, added tokens may be found by rules of their own, and what cuts text into pieces, merges
 them or joins their texts may be something that the engine does not know.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import regex
 
+from llmfast.tokenizer.finding import TextFinder
 from llmfast.tokenizer.huggingface.added_tokens import FLAGS, AddedToken
 from llmfast.tokenizer.huggingface.byte_text import decodes_to_itself
 
@@ -72,7 +73,7 @@ class TextRules:
 
     @property
     def are_needed(self) -> bool:
-        """Whether anything would be otherwise without them."""
+        """Whether the rules change anything."""
         return bool(self.decoded or self.trims or self.decoder) or self.change_ids or not self._decode_as_written
 
     @property
@@ -86,7 +87,7 @@ class TextRules:
 
     @functools.cached_property
     def change_ids(self) -> bool:
-        """Whether the ids of some text would be others without them."""
+        """Whether the rules change the ids of some text."""
         parts = (
             self.normalizer,
             self.prefix_space,
@@ -99,7 +100,7 @@ class TextRules:
 
     @functools.cached_property
     def need_search(self) -> bool:
-        """Whether the engine's own search for added tokens would not find the same."""
+        """Whether the engine's own search for added tokens would find others."""
         if self.prefix_space or self.digits or self.steps is not None or self.normalizer not in (None, NFC):
             return True
         if any(token.single_word or token.lstrip or token.rstrip for token in self.added):
@@ -108,7 +109,7 @@ class TextRules:
         if self.normalizer and (late or not all(_survives_normalizing(token.content) for token in self.added)):
             return True
         first = {token.content for token in self.added}.difference(late)
-        if len(late) * len(first) > _MOST_COMPARED:
+        if sum(map(len, late)) * sum(map(len, first)) > _MOST_COMPARED:
             return True
         return any(_may_overlap(one, other) for one in late for other in first)
 
@@ -157,7 +158,7 @@ def _survives_normalizing(text: str) -> bool:
     return text.isascii() and _MADE_BY_NORMALIZING.isdisjoint(text)
 
 
-_MOST_COMPARED = 10_000  # pairs of tokens
+_MOST_COMPARED = 4_000_000  # pairs of characters
 
 
 def _may_overlap(one: str, other: str) -> bool:
@@ -182,65 +183,27 @@ class Search:
 
     def __init__(self, tokens: dict[str, AddedToken]):
         self.tokens = tokens
-        self.pattern = regex.compile(longest_of(tokens)) if tokens else None
+        self._finder = TextFinder(tokens)
 
     def split(self, text: str) -> Iterator[tuple[int, int, AddedToken | None]]:
         """Where each stretch of `text` starts and ends, and which token it is, or None for text between tokens."""
         at = 0
-        for match in self.pattern.finditer(text) if self.pattern else ():
-            start, stop = match.span()
-            token = self.tokens[match.group()]
+        for start, stop in self._finder.spans(text) if self.tokens else ():
+            token = self.tokens[text[start:stop]]
             if token.single_word and ((start > 0 and _WORD.match(text, start - 1)) or _WORD.match(text, stop)):
                 continue
             if token.lstrip:
-                start = max(at, _SPACE_BEFORE.match(text, endpos=start).start())
+                start = max(at, start - _length(_SPACE_BEFORE.match(text, endpos=start)))
             if token.rstrip:
-                stop = _SPACE.match(text, stop).end()
+                stop += _length(_SPACE.match(text, stop))
             if at < start:
                 yield at, start, None
-            yield start, stop, token
-            at = stop
+            if start < stop:  # white space that the token before has taken may be all of it
+                yield start, stop, token
+                at = stop
         if at < len(text):
             yield at, len(text), None
 
 
-def longest_of(texts: Collection[str]) -> str:
-    """The expression for the longest of the texts that starts at a place, written as a tree of their beginnings.
-
-    >>> longest_of(["ab", "abc", "x"])
-    '(?:ab(?:c)?|x)'
-    """
-    tree: dict[str, Any] = {}
-    for text in texts:
-        node = tree
-        for character in text:
-            node = node.setdefault(character, {})
-        node[""] = {}
-    try:
-        return _expression_of(tree) or r"(?!)"
-    except _TooDeep:
-        return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True)))
-
-
-_MOST_LEVELS = 100  # of groups in each other
-
-
-class _TooDeep(Exception):
-    pass
-
-
-def _expression_of(tree: dict[str, Any], level: int = 0) -> str:
-    if level > _MOST_LEVELS:
-        raise _TooDeep
-    branches = []
-    for character, node in tree.items():
-        if not character:
-            continue
-        written = regex.escape(character)
-        while len(node) == 1 and "" not in node:  # a run without branches
-            ((character, node),) = node.items()
-            written += regex.escape(character)
-        branches.append(written + _expression_of(node, level + 1))
-    if not branches:
-        return ""
-    return f"(?:{'|'.join(branches)})" + ("?" if "" in tree else "")
+def _length(match: regex.Match[str] | None) -> int:
+    return len(match.group()) if match else 0

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfast.files import atomic_write
-from llmfast.tokenizer import arguments, patterns, rank_files, tokenizer_files, training
+from llmfast.tokenizer import arguments, patterns, training
 from llmfast.tokenizer.additions import ids_of_added
 from llmfast.tokenizer.encoding import Encoding
-from llmfast.tokenizer.hub import folder_of
+from llmfast.tokenizer.formats import rank_files, tokenizer_files
+from llmfast.tokenizer.formats.hub import folder_of
 from llmfast.tokenizer.huggingface import vocab_and_merges, writing
 from llmfast.tokenizer.huggingface.contents import Contents
 from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 PATTERNS = training.PATTERNS
 
-# How tokenizer families call the token between documents, ours first.
+# What tokenizer families call the token between documents, ours first.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>")
 
 
@@ -63,9 +64,9 @@ class Tokenizer(Encoding):
         num_threads: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Tokenizer:
-        """Learns a vocabulary: again and again, the most frequent pair of adjacent tokens becomes a token.
+        """Learns a vocabulary by repeatedly merging the most frequent pair of adjacent tokens into a new token.
 
-        The result depends on nothing but the text and the arguments; on threads least of all.
+        The result depends only on the text and the arguments, and not on the number of threads.
 
         Args:
             source: documents (an iterable of str or bytes, such as ``(row["text"] for row in dataset)``, or of lists
@@ -75,12 +76,12 @@ class Tokenizer(Encoding):
             vocab_size: how many tokens to end with: 256 bytes, the merges, and the special tokens.
             pattern: what cuts text into words, inside which merges happen: a name (``gpt2``, ``cl100k``,
                 ``llama3``, ``qwen2``, ``o200k``, ``deepseek``; ``none`` to cut nowhere) or a regular expression for
-                the `regex` library, which is slower and reads each file whole. What lies between its matches is a
-                word, too.
-            special_tokens: their ids follow those of the merges. In the text they end a document and are not
-                learned from.
-            min_frequency: stop before a pair that is rarer. 2 by default: a pair that occurs once says
-                nothing about other text, and letting it go saves much memory.
+                the `regex` library, which is slower and reads each file whole. The text between its matches forms
+                words, too.
+            special_tokens: their ids follow those of the merges. In the text they separate documents, and nothing is
+                learned from them.
+            min_frequency: stop at pairs that are rarer than this. The default is 2, because a pair that occurs once
+                says nothing about other text, and dropping such pairs saves much memory.
             tie_break: which of equally frequent pairs is merged first: ``bytes``, the lexicographically
                 greatest (left bytes, right bytes); ``smallest_ids``, the smallest (left id, right id);
                 ``huggingface``, the same with bytes numbered as GPT-2 does, which gives the merges of Hugging
@@ -124,14 +125,14 @@ class Tokenizer(Encoding):
         ids = {special: len(ranks) + i for i, special in enumerate(specials)}
         return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is made if need be.
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is created if it is missing.
 
-        Both are Hugging Face's formats: ``tokenizers.Tokenizer.from_file`` and transformers'
-        ``AutoTokenizer`` read them and give equal ids. Each file is replaced at once; a killed process leaves
-        the old one whole. A tokenizer that was loaded from a ``tokenizer.json`` is written as it was, with the files
-        that say what it is used for: its configuration, special tokens, chat templates and generation defaults. A
-        pattern of your own is written as it stands, though Hugging Face's expressions are not quite Python's.
+        Both are formats of Hugging Face: ``tokenizers.Tokenizer.from_file`` and transformers' ``AutoTokenizer`` read
+        them and give equal ids. Each file is replaced atomically, so a killed process leaves the old one intact. A
+        tokenizer that was loaded from a ``tokenizer.json`` is written as it was, with the files that say what it is
+        used for: its configuration, special tokens, chat templates and generation defaults. A pattern of your own is
+        written as it stands, though Hugging Face's expressions are not quite Python's.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,11 +162,11 @@ class Tokenizer(Encoding):
             config |= {"eos_token": end}
         return config
 
-    def save_vocab_and_merges(self, folder: str | os.PathLike) -> None:
-        """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, made if need be.
+    def save_vocab_and_merges(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``vocab.json`` and ``merges.txt``, as GPT-2 was published, into `folder`, created if missing.
 
-        A ``tokenizer_config.json`` beside them says which tokens are added ones. None of them says the pattern: `load`
-        takes GPT-2's unless it is told otherwise.
+        A ``tokenizer_config.json`` beside them lists the added tokens. No file records the splitting pattern: `load`
+        assumes that of GPT-2 unless `pattern` is given.
 
         Raises:
             ValueError: a token that no merge makes, or rules of text, for which the files have no place.
@@ -173,8 +174,8 @@ class Tokenizer(Encoding):
         for name, content in vocab_and_merges.to_vocab_and_merges(self._contents).items():
             atomic_write(Path(folder) / name, content)
 
-    def save_ranks(self, path: str | os.PathLike) -> None:
-        """Writes a tiktoken rank file, which has neither pattern nor special tokens.
+    def save_ranks(self, path: str | os.PathLike[str]) -> None:
+        """Writes a tiktoken rank file, which records neither the pattern nor special tokens.
 
         Raises:
             ValueError: a tokenizer whose ids do not follow its merges: a rank file has one number for both.
@@ -186,7 +187,7 @@ class Tokenizer(Encoding):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         pattern: str | None = None,
         special_tokens: dict[str, int] | None = None,
@@ -201,12 +202,12 @@ class Tokenizer(Encoding):
                 of them. What Hugging Face adds around a text (post-processors), truncation and padding are kept for
                 `save`, and not applied. Parts that the engine does not know are left to Hugging Face's tokenizers
                 library, which then must be installed.
-            pattern, special_tokens: instead of what the file says. A rank file says neither; both are known
-                for those that OpenAI published.
+            pattern, special_tokens: used instead of those in the file. A rank file contains neither; both are known
+                for the rank files that OpenAI published.
 
         Raises:
-            FileNotFoundError: nothing there.
-            ValueError: a damaged file, or a kind of tokenizer that this is not; names the file and the fault.
+            FileNotFoundError: there is no tokenizer at `path`.
+            ValueError: the file is damaged or holds another kind of tokenizer; the message names file and fault.
         """
         path = tokenizer_files.find(Path(path))
         contents = tokenizer_files.read(path, None if pattern is None else _pattern(pattern))
@@ -225,25 +226,25 @@ class Tokenizer(Encoding):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike,
+        name: str | os.PathLike[str],
         *,
         revision: str | None = None,
         token: str | bool | None = None,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         pattern: str | None = None,
         special_tokens: dict[str, int] | None = None,
     ) -> Tokenizer:
         """`load` of a model's tokenizer on the Hugging Face hub, or of a path.
 
-        Only the files of the tokenizer are fetched, by huggingface_hub, into its cache; what is there needs no network.
+        Only the tokenizer's files are downloaded, by huggingface_hub, into its cache; cached files need no network.
 
         Args:
-            name: of a model, such as ``Qwen/Qwen3-8B``; or a path, which is read as by `load`.
+            name: the name of a model, such as ``Qwen/Qwen3-8B``, or a path, which is read as by `load`.
             revision: a branch, tag or commit.
             token: for models that are not public; the one that you are logged in with if None.
             cache_dir: the hub's cache; that of the environment if None.
-            local_files_only: take what the cache has, and never ask the network.
+            local_files_only: use the cache only, and never the network.
             pattern, special_tokens: as for `load`.
 
         Raises:
@@ -278,7 +279,7 @@ class Tokenizer(Encoding):
         tokenizer._beside = self._beside
         return tokenizer
 
-    def to_transformers(self, **options) -> transformers.PreTrainedTokenizerFast:
+    def to_transformers(self, **options: Any) -> transformers.PreTrainedTokenizerFast:
         """The same tokenizer for transformers, with our engine inside: see `llmfast.tokenizer.speed_up`.
 
         Special tokens in text are always encoded as such. `options` go to ``PreTrainedTokenizerFast``: ``pad_token``,

@@ -1,6 +1,6 @@
-"""Learning a byte-pair vocabulary from text: words are counted in C++ on all cores, then merged exactly.
+"""Learns a byte-pair vocabulary from text: words are counted in C++ on all cores, then merged exactly.
 
-The result is that of the naive definition (`llmfast.tokenizer.teaching.learn_merges`), found without it.
+The result equals that of the naive definition, `llmfast.tokenizer.teaching.learn_merges`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmfast import _bpe
 from llmfast.tokenizer import arguments, patterns
+from llmfast.tokenizer.finding import TextFinder
 from llmfast.tokenizer.patterns import joined_surrogates
 
 Document = str | bytes
 Documents = Iterable[Document | Sequence[Document]]
-Source = Documents | str | os.PathLike | Sequence[os.PathLike]
+Source = Documents | str | os.PathLike[str] | Sequence[os.PathLike[str]]
 TieBreak = Literal["bytes", "huggingface", "smallest_ids"]
 Progress = Callable[[str, int, int | None], None]
 
@@ -95,14 +96,14 @@ def learn_ranks(
 
 
 def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
-    """Splits what the caller gave into files to read and documents to take as they are."""
+    """Splits the source into files to read and documents to use as they are."""
     if isinstance(source, bytes):
         raise ValueError("source is one bytes object; to train on its text, pass it in a list: [text]")
     if isinstance(source, str | os.PathLike):
         return [_existing_file(source)], ()
     if not isinstance(source, Iterable):
         raise TypeError(f"source must be documents or files, got {arguments.kind(source)}")
-    items = iter(source)
+    items: Iterator[Any] = iter(source)
     first = next(items, None)
     if first is None:
         raise ValueError("there is no text to train on: source is empty")
@@ -113,7 +114,7 @@ def _files_and_documents(source: Source) -> tuple[list[Path], Documents]:
     return [], chain([first], items)
 
 
-def _existing_file(path: str | os.PathLike) -> Path:
+def _existing_file(path: str | os.PathLike[str]) -> Path:
     if not os.path.exists(path):
         shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
         raise FileNotFoundError(f"no file {shown!r} to train on; to train on text itself, pass a list: [text]")
@@ -123,7 +124,7 @@ def _existing_file(path: str | os.PathLike) -> Path:
 
 
 def _single(documents: Documents) -> Iterator[Document]:
-    """The documents one by one, those in lists, too."""
+    """The documents one by one, including those inside lists."""
     for item in documents:
         for document in item if isinstance(item, list | tuple) else (item,):
             if not isinstance(document, str | bytes):
@@ -163,12 +164,17 @@ class _RegexCounter:
     """Counts words by any other pattern, with the `regex` library: one thread, files read whole."""
 
     def __init__(self, pat_str: str, separators: Sequence[str]):
-        import regex
-
         self.corpus = _bpe.Corpus("none", [], 1)
         self._pat_str = pat_str
-        by_length = sorted(separators, key=len, reverse=True)
-        self._split = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)").split
+        self._separators = TextFinder(separators)
+
+    def _split(self, text: str) -> Iterator[str]:
+        """The text between separators."""
+        start = 0
+        for begin, end in self._separators.spans(text):
+            yield text[start:begin]
+            start = end
+        yield text[start:]
 
     def add_file(self, file: Path, progress: Callable[[int], None] | None) -> None:
         self.add_documents([file.read_bytes()], progress)

@@ -2,7 +2,7 @@
 
 transformers' fast tokenizers hand text to an object of Hugging Face's tokenizers library. `Backend` puts methods of its
 own in the place of those of that object that encode and decode; everything else is left as it is, so that the tokenizer
-keeps its class, its files and every option, and other libraries can go on working with the object.
+keeps its class, its files and every option, and other libraries can continue to use the object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from llmfast.tokenizer.arguments import available_cores
 from llmfast.tokenizer.encoding import Encoding
@@ -77,7 +77,7 @@ class Backend:
             return self.original("encode_batch")(input, is_pretokenized, add_special_tokens)
         batch = _Batch(self, built, input, add_special_tokens, cut)
         rows = built.encoding.encode_batch(
-            input,
+            list(input),
             num_threads=available_cores() if sum(map(len, input)) >= _WORTH_THREADS else 1,
             **batch.specials,
         )
@@ -99,10 +99,10 @@ class Backend:
 
     # ---- What changes the tokenizer, for which the engine is then built again
 
-    def add_tokens(self, tokens: list) -> int:
+    def add_tokens(self, tokens: list[Any]) -> int:
         return self._changed_by("add_tokens", tokens)
 
-    def add_special_tokens(self, tokens: list) -> int:
+    def add_special_tokens(self, tokens: list[Any]) -> int:
         return self._changed_by("add_special_tokens", tokens)
 
     def train(self, *arguments: Any, **options: Any) -> None:
@@ -117,7 +117,7 @@ class Backend:
         finally:
             self._made = None
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Of the tokenizer: a copy has an engine, too."""
         return _restored, (self.theirs.__getstate__(),)
 
@@ -130,7 +130,7 @@ class Backend:
         return made[1]
 
     def _state(self) -> tuple[Any, ...]:
-        """What tells whether a part was replaced, or changed in place; the model is too large to be compared."""
+        """A value that changes when a part is replaced or changed in place. The model is too large to be compared."""
         theirs = self.theirs
         parts = (theirs.normalizer, theirs.pre_tokenizer, theirs.post_processor, theirs.decoder)
         return theirs.get_vocab_size(), *(part and part.__getstate__() for part in parts)
@@ -173,7 +173,7 @@ class _Frame(NamedTuple):
 
     @classmethod
     def of(cls, theirs: tokenizers.Tokenizer, add_special_tokens: bool) -> _Frame:
-        """Seen on a text of one letter."""
+        """Found by encoding a text of one letter."""
         from tokenizers import PreTokenizedString
 
         if theirs.post_processor is None:
@@ -185,7 +185,7 @@ class _Frame(NamedTuple):
         start, stop = mask.index(0), len(mask) - mask[::-1].index(0)
         return cls(framed.ids[:start], framed.ids[stop:], (types[:start], types[start], types[stop:]))
 
-    def around(self, row: list, before: list, after: list) -> list:
+    def around(self, row: list[Any], before: list[Any], after: list[Any]) -> list[Any]:
         return [*before, *row, *after] if before or after else row
 
 
@@ -206,17 +206,17 @@ class _Cut(NamedTuple):
             return None
         return cls(frame, room, truncation["direction"] == "left")
 
-    def cuts(self, row: Sequence) -> bool:
-        return self.room is not None and len(row) > self.room
-
-    def applied_to(self, row: list) -> list:
-        if not self.cuts(row):
+    def applied_to(self, row: list[Any]) -> list[Any]:
+        if self.room is None or len(row) <= self.room:
             return row
         return row[-self.room :] if self.left else row[: self.room]
 
-    def length_of(self, row: Sequence) -> int:
+    def cuts(self, row: Sequence[Any]) -> bool:
+        return self.room is not None and len(row) > self.room
+
+    def length_of(self, row: Sequence[Any]) -> int:
         """With the frame around it."""
-        inside = self.room if self.cuts(row) else len(row)
+        inside = len(row) if self.room is None else min(len(row), self.room)
         return inside + len(self.frame.before) + len(self.frame.after)
 
 
@@ -231,7 +231,7 @@ def _padded_length(lengths: Iterable[int], padding: dict[str, Any] | None) -> in
 
 
 class _Batch:
-    """What was asked for, and how: what is asked of the results later depends on it."""
+    """The arguments of a call, which attributes of its results are computed from later."""
 
     def __init__(self, backend: Backend, built: _Built, texts: Sequence[str], add_special_tokens: bool, cut: _Cut):
         theirs = backend.theirs
@@ -254,7 +254,7 @@ class _Batch:
             finally:
                 self._set(*now)
 
-    def _set(self, truncation: dict | None, padding: dict | None) -> None:
+    def _set(self, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:
         theirs = self.backend.theirs
         if theirs.truncation != truncation:
             theirs.enable_truncation(**truncation) if truncation else theirs.no_truncation()
@@ -263,7 +263,7 @@ class _Batch:
 
 
 class EncodedText:
-    """What ``tokenizers.Encoding`` tells of a text; Hugging Face's library works out what is seldom asked for."""
+    """The attributes of ``tokenizers.Encoding``; rarely used ones are computed by Hugging Face's library."""
 
     def __init__(self, batch: _Batch, index: int, row: list[int], length: int):
         self._batch, self._index, self._frame = batch, index, batch.cut.frame
@@ -311,11 +311,11 @@ class EncodedText:
     def _inside(self) -> int:
         return len(self._row) - len(self._frame.before) - len(self._frame.after)
 
-    def _padded(self, row: list, pad: Any) -> list:
+    def _padded(self, row: list[Any], pad: Any) -> list[Any]:
         """`pad` is a value, or the name of one in the padding's settings."""
         if not self._missing:
             return row
-        padding = self._batch.padding
+        padding = self._batch.padding or {}
         filled = [padding[pad] if isinstance(pad, str) else pad] * self._missing
         return filled + row if padding["direction"] == "left" else row + filled
 

@@ -1,14 +1,17 @@
-"""Encoding text that is not finished: what may still change when more follows (`encode_with_unstable`)."""
+"""Encodes unfinished text, and finds the tokens that may change when more text follows (`encode_with_unstable`)."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
+from typing import TypeVar
 
-from llmfast.tokenizer import patterns
+from llmfast.tokenizer.engine import Engine
+
+Found = TypeVar("Found")
 
 
-def encode_bytes(core: patterns.Engine, text: bytes) -> list[int]:
+def encode_bytes(core: Engine, text: bytes) -> list[int]:
     """The ids of bytes that need not be UTF-8: from the last piece before the fault on, all is one piece."""
     if not isinstance(text, bytes):
         raise TypeError(f"expected bytes, got {type(text).__name__}")
@@ -23,7 +26,7 @@ def encode_bytes(core: patterns.Engine, text: bytes) -> list[int]:
 
 
 def with_completions(
-    core: patterns.Engine, sorted_tokens: list[bytes], ids: list[int], last: int
+    core: Engine, sorted_tokens: list[bytes], ids: list[int], last: int
 ) -> tuple[list[int], list[list[int]]]:
     """Of the ids of a text whose last piece has `last` of them: those that stay, and what may follow them."""
     if last == 0:
@@ -31,7 +34,9 @@ def with_completions(
     last = _with_spaces_before(core, ids, last)
     stable, unstable = ids[: len(ids) - last], core.decode_bytes(ids[len(ids) - last :])
 
-    completions = {(core.find(token),) for token in _starting_with(sorted_tokens, unstable)}
+    completions: set[tuple[int, ...]] = set()
+    for token in _starting_with(sorted_tokens, unstable):
+        completions.add((_known(core.find(token)),))
     # A token may straddle the end of the text: try each that starts with a suffix of it. No suffix can be longer than
     # the longest token, which is looked up only where that shortens the search.
     longest = len(unstable) if len(unstable) < 128 else max(map(len, sorted_tokens))
@@ -46,7 +51,7 @@ def with_completions(
     return stable, [list(completion) for completion in completions]
 
 
-def _with_spaces_before(core: patterns.Engine, ids: list[int], last: int) -> int:
+def _with_spaces_before(core: Engine, ids: list[int], last: int) -> int:
     """`last` tokens at the end of `ids` may change; if they begin with white space, so may all before it."""
 
     def is_space(token: int) -> bool:
@@ -65,7 +70,7 @@ def _starting_with(sorted_tokens: list[bytes], prefix: bytes) -> Iterator[bytes]
         yield sorted_tokens[at]
 
 
-def _covering(core: patterns.Engine, text: bytes, length: int) -> tuple[int, ...]:
+def _covering(core: Engine, text: bytes, length: int) -> tuple[int, ...]:
     """The first tokens of `text` that together have `length` bytes."""
     try:
         ids = core.encode_ordinary(text.decode("utf-8"))
@@ -73,10 +78,15 @@ def _covering(core: patterns.Engine, text: bytes, length: int) -> tuple[int, ...
         ids = core.merge_piece(text)
     covered = 0
     for count, token in enumerate(ids, 1):
-        covered += len(core.token_bytes(token))
+        covered += len(_known(core.token_bytes(token)))
         if covered >= length:
             return tuple(ids[:count])
     return tuple(ids)
+
+
+def _known(found: Found | None) -> Found:
+    assert found is not None, "a token of the vocabulary"
+    return found
 
 
 def _last_character(text: bytes) -> bytes:

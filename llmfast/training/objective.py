@@ -17,7 +17,7 @@ class Ratio(NamedTuple):
     """A figure with a denominator of its own: both are summed over parts and processes, then divided."""
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Maximum(NamedTuple):

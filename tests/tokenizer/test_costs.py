@@ -4,15 +4,14 @@ Twice the input may take three times as long; each attack that is tried here too
 the process, the smallest of several: what else runs on the machine hardly changes them.
 """
 
-import math
 import mmap
 import random
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from stopwatch import doubling
 
 from llmfast import _bpe
 from llmfast.tokenizer import Encoding, patterns
@@ -23,20 +22,6 @@ MASK = 2**64 - 1
 
 def whole(ranks=BYTES) -> Encoding:
     return Encoding("whole", pat_str=patterns.WHOLE, mergeable_ranks=ranks, special_tokens={})
-
-
-def doubling(work, some, repeats: int = 5) -> float:
-    """How many times as long `work` takes for twice as much, from `some(1)` to `some(4)`: two doublings."""
-    smallest = []
-    for times in (1, 4):
-        amount = some(times)
-        taken = []
-        for _ in range(repeats):
-            start = time.process_time()
-            work(amount)
-            taken.append(time.process_time() - start)
-        smallest.append(min(taken))
-    return math.sqrt(smallest[1] / smallest[0])
 
 
 def colliding(count: int) -> list[bytes]:

@@ -11,8 +11,8 @@ from published_files import TEXT, published_like
 from tokenizers import pre_tokenizers
 
 from llmfast.tokenizer import Tokenizer, patterns
+from llmfast.tokenizer.formats.tokenizer_files import BESIDE
 from llmfast.tokenizer.huggingface import expressions
-from llmfast.tokenizer.tokenizer_files import BESIDE
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
 from llmfast.tokenizer import Tokenizer, patterns
+from llmfast.tokenizer.huggingface.byte_text import token_text
+from llmfast.tokenizer.huggingface.reading import from_json
 
 # Texts that share ends, hold each other, start with a space, and change when they are normalized.
 CONTENTS = [
@@ -153,3 +155,58 @@ def test_bytes_that_are_not_utf8_come_back(tmp_path):
     raw = b"\xff\xfe cafe" + "\u0301 e\u0301".encode() + b"\x80"
     ids, _ = ours.encode_documents([raw], append_eot=False)
     assert ours.decode_bytes(ids) == b"\xff\xfe caf" + "\u00e9 \u00e9".encode() + b"\x80"
+
+
+def file_with(added, normalizer=None, post_processor=None, **byte_level):
+    vocabulary = {token_text(bytes([byte])): byte for byte in range(256)}
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True} | byte_level
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": normalizer, "pre_tokenizer": step,
+        "post_processor": post_processor, "decoder": step, "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "added_tokens": [
+            {"id": 256 + i, "content": content, **flags, **dict.fromkeys(which, True)}
+            for i, (content, *which) in enumerate(added)
+        ],
+    }  # fmt: skip
+
+
+ODD = {
+    "white space that two tokens take": ([(" ", "lstrip", "rstrip"), ("<a>", "rstrip")], {}),
+    "white space behind one and before another": ([("<a>", "rstrip"), (" b", "lstrip"), ("  ",)], {}),
+    "a byte that is an added token": ([("Ġ", "normalized"), ("Ċ",)], {"normalizer": {"type": "Lowercase"}}),
+    "a byte that is an added token, trimmed": (
+        [("Ġ", "normalized")],
+        {
+            "normalizer": {"type": "Lowercase"},
+            "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        },
+    ),
+    "a byte that a normalizer prepends to": (
+        [("Ġ", "normalized")],
+        {"normalizer": {"type": "Prepend", "prepend": "x"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_added_tokens_are_found_where_hugging_face_finds_them(name):
+    """Traps: white space taken twice; the id of an added token that is also that of a byte, which decodes otherwise."""
+    added, parts = ODD[name]
+    source = json.dumps(file_with(added, **parts))
+    theirs = tokenizers.Tokenizer.from_str(source)
+    ours = Tokenizer.of_contents("odd", from_json(json.loads(source)))
+    for text in ("a  b", "<a>  b <a> <a>", "  \n b", " ", "\n \n", "x <a>\t\r\n b  ", "Ġ Ċ\n", "é 中 😀  b", ""):
+        expected = theirs.encode(text)
+        assert ours.encode_with_offsets(text) == (expected.ids, expected.offsets), text
+        assert ours.decode(expected.ids) == theirs.decode(expected.ids)
+
+
+def test_lone_surrogates_have_offsets_under_rules():
+    source = file_with([("<a>", "rstrip")])
+    ours = Tokenizer.of_contents("rules", from_json(source))
+    for text in ("\ud800<a> x", "a\ud83d\ude00 <a>\udc00"):
+        ids, offsets = ours.encode_with_offsets(text)
+        assert ids == ours.encode(text)
+        assert offsets[0] == (0, 1)
+        assert offsets[-1][1] == len(text)

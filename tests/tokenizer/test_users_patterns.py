@@ -78,3 +78,46 @@ def test_a_pattern_that_searches_backwards_is_refused():
             calls(r"(?r)\w+|\s", "one two")[call]()
     with pytest.raises(ValueError, match="searches backwards"):
         list(patterns.pieces(r"(?r)\w+|\s", "one two"))
+
+
+@pytest.mark.parametrize("pat_str", [r"\b|\w+", r"(?=x)|[a-w]+", r"(?<=a)|[a-z ]"])
+def test_a_pattern_that_matches_nothing_beside_some_texts_is_refused_there(pat_str):
+    """Trap: it does not match the empty text, and yet leaves characters of this one neither to itself nor to a gap."""
+    assert not patterns.matches_empty_text(pat_str)
+    message = "so that characters would be lost"
+    text = "x-a-x ab"
+    encoding = Encoding("gaps", pat_str=patterns.with_gaps(pat_str), mergeable_ranks=RANKS, special_tokens={})
+    assert encoding.encode("123") == [*b"123"]
+    for call in (
+        lambda: Tokenizer.train([text], 257, pattern=pat_str),
+        lambda: encoding.encode(text),
+        lambda: encoding.encode_batch([text]),
+        lambda: encoding.encode_documents([text.encode()], append_eot=False),
+        lambda: list(encoding.encode_iterable([text])),
+        lambda: list(patterns.pieces(patterns.with_gaps(pat_str), text)),
+        lambda: list(patterns.piece_spans(patterns.with_gaps(pat_str), text)),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            call()
+        assert repr(pat_str)[1:-1] in str(refused.value)
+
+
+@pytest.mark.parametrize("pat_str", [r"[a-z]+", r"(?<=a)b|a|\s", r"é|\w", r"x*"])
+def test_offsets_skip_what_a_pattern_leaves_out(pat_str):
+    """Trap: ids taken to cover the text without gaps."""
+    text = "ab, cé! aab b\u0301<|end|>a 😀\ud83d\ude00xx"
+    encoding = Encoding("gaps", pat_str=pat_str, mergeable_ranks=RANKS, special_tokens={"<|end|>": 300})
+    ids, offsets = encoding.encode_with_offsets(text, allowed_special="all")
+    assert ids == encoding.encode(text, allowed_special="all")
+    parts = text.split("<|end|>")
+    expected = []
+    for i, part in enumerate(parts):
+        at = sum(map(len, parts[:i])) + 7 * i
+        expected += [
+            (at + place, at + place + 1)
+            for match in regex.finditer(pat_str, part)
+            for place in range(*match.span())
+            for _ in part[place].encode("utf-8", "surrogatepass")
+        ]
+        expected += [(at + len(part), at + len(part) + 7)] * (i + 1 < len(parts))
+    assert offsets == expected

@@ -1,4 +1,4 @@
-"""Reading and writing the folders: tensors of ours from theirs and back, tokenizer files as they are."""
+"""Reads and writes the folders: converts tensors between their names and ours, and copies tokenizer files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.config import from_config, to_config, with_plain_embedding
-from llmfast.integrations.huggingface.names import Family
+from llmfast.integrations.huggingface.family import Family
 from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
 from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
 from llmfast.models.config import DecoderConfig
@@ -44,14 +44,14 @@ def load_huggingface(
     Weights that bitsandbytes stored in 4 bits are decoded.
 
     Args:
-        folder: Of the family GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or Qwen3-MoE.
-        dtype: Of the parameters.
-        vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).
+        folder: A model of the family GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or Qwen3-MoE.
+        dtype: The dtype of the parameters.
+        vocab_multiple: Pad the embedding table to a multiple of this (64 for GPT-2's 50257 tokens).
         keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:
             nested ones cannot be joined where q, k and v become one layer).
 
     Raises:
-        ValueError: no such folder, a damaged file, or a model that the decoder cannot be.
+        ValueError: the folder holds no model, a file is damaged, or the decoder cannot represent the model.
     """
     folder = Path(folder)
     config_file = folder / "config.json"
@@ -103,13 +103,13 @@ def save_huggingface(
     those families know no such factor.
 
     Args:
-        family: As ``model_type`` of transformers; the one that fits if left out.
-        dtype: Of the tensors; the parameters' own if left out.
+        family: The ``model_type`` of transformers; the first that fits if left out.
+        dtype: The dtype of the tensors; that of the parameters if left out.
         tokenizer_from: A folder whose tokenizer files are copied.
         max_shard_size: Larger models are split over several files.
 
     Raises:
-        ValueError: a model that no such folder can describe, or a folder that holds something already.
+        ValueError: the family cannot describe the model, or the folder is not empty.
         OSError: the disk is full or not writable.
     """
     from huggingface_hub import save_torch_state_dict
@@ -131,7 +131,7 @@ def save_huggingface(
 
 
 def check_new(folder: str | Path) -> None:
-    """A folder is written as a whole, in the place of what was there: refused where that is anything.
+    """Refuses a folder that is not empty, because a folder is written as a whole.
 
     Raises:
         ValueError: the folder holds something, or is a file.
@@ -157,7 +157,7 @@ def _own_tensors(model: Decoder, config: DecoderConfig) -> dict[str, Tensor]:
 
 
 class _Reader:
-    """Our tensors, put together from those of a folder."""
+    """Assembles our tensors from those of a folder."""
 
     def __init__(self, family: Family, config: DecoderConfig, names: set[str], read: Callable[[str], Tensor]):
         self.family, self.config, self.names, self.read = family, config, names, read
@@ -207,7 +207,7 @@ class _Reader:
         return dequantize_nf4(packed, torch.float32)
 
     def left(self) -> list[str]:
-        """Tensors that were not asked for, those aside that are no parameters."""
+        """Tensors of the folder that are parameters and were not read."""
         tied = {"lm_head.weight"} if self.config.tie_embeddings else set()
         left = self.names - self.used - tied
         return sorted(name for name in left if not re.fullmatch(self.family.ignored, name))

@@ -1,7 +1,7 @@
 """Hugging Face's files of byte-level BPE: ``tokenizer.json``, and ``vocab.json`` with ``merges.txt``.
 
-Their merging is told by a list of merges, ours (and tiktoken's) by the ranks of tokens; their text is normalized, cut
-and searched for added tokens in steps of many kinds, ours by a pattern. Reading finds out what the engine can do by
-itself, leaves the rest to Hugging Face's own library, and refuses what is not byte-level BPE, so that a tokenizer that
-loads gives equal ids, offsets and texts, always.
+Their files list merges in order, where our engine (like tiktoken) uses ranks of tokens; they normalize, split and
+search text in steps of many kinds, where the engine uses one pattern. Reading translates what the engine can do by
+itself, leaves the rest to Hugging Face's own library, and refuses what is not byte-level BPE. A tokenizer that loads
+gives ids, offsets and texts equal to those of Hugging Face.
 """

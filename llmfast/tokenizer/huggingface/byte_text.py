@@ -16,7 +16,7 @@ def _byte_characters() -> list[str]:
     return characters
 
 
-class _ByteOfCharacter(dict):
+class _ByteOfCharacter(dict[int, int | str]):
     def __missing__(self, character: int) -> int:
         return 0xFFFF  # not a byte: encoding it as Latin-1 fails
 

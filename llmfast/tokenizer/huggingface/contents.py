@@ -1,4 +1,4 @@
-"""What a tokenizer's files say, in the form that a `Tokenizer` is made of."""
+"""The contents of a tokenizer's files, in the form that a `Tokenizer` is built from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmfast.tokenizer.text_rules import TextRules
 class Contents(NamedTuple):
     """`rules` is None where byte-level BPE and special tokens are all there is.
 
-    `source` is the content of the ``tokenizer.json`` that said all this, if one did.
+    `source` is the content of the ``tokenizer.json`` that this was read from, if there was one.
     """
 
     pat_str: str

@@ -29,7 +29,7 @@ class Group(NamedTuple):
     """`kind` is "" (only grouping), "i" (ignoring case) or a lookaround such as "=" and "<!"."""
 
     kind: str
-    alternatives: tuple
+    alternatives: tuple[Any, ...]
 
 
 class CharacterSet(NamedTuple):
@@ -46,7 +46,7 @@ class Words(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def meaning(expression: str) -> tuple:
+def meaning(expression: str) -> tuple[Any, ...]:
     """A value that is equal for expressions that differ in spelling only.
 
     >>> meaning("[b-da]|(?:x)") == meaning("[abcd]|x"), meaning("a+") == meaning("a*")
@@ -71,7 +71,7 @@ def is_portable(expression: str) -> bool:
         return False
 
 
-def _parsed(expression: str) -> tuple[tuple, bool]:
+def _parsed(expression: str) -> tuple[tuple[Any, ...], bool]:
     parser = _Parser(expression)
     alternatives = parser.alternatives()
     if parser.at < len(expression):
@@ -110,13 +110,13 @@ class _Parser:
         self.at += 1
         return self.text[self.at - 1]
 
-    def alternatives(self, ignore_case: bool = False) -> tuple:
+    def alternatives(self, ignore_case: bool = False) -> tuple[Any, ...]:
         found = [self.sequence(ignore_case)]
         while self.take("|"):
             found.append(self.sequence(ignore_case))
         return _with_words(found, ignore_case)
 
-    def sequence(self, ignore_case: bool) -> tuple:
+    def sequence(self, ignore_case: bool) -> tuple[Any, ...]:
         items: list[Repeated] = []
         while self.at < len(self.text) and not self.next_is("|") and not self.next_is(")"):
             items.append(self.repeated(self.atom(ignore_case)))
@@ -298,7 +298,7 @@ def _folds_simply(words: frozenset[str]) -> bool:
     return all(word.isascii() and not any(two in word for two in ("ss", "ff", "fi", "fl", "st")) for word in words)
 
 
-def _with_words(alternatives: list[tuple], ignore_case: bool) -> tuple:
+def _with_words(alternatives: list[tuple[Any, ...]], ignore_case: bool) -> tuple[Any, ...]:
     """The alternatives, of which those that stand together and are plain words become one set of words."""
     result: list[Any] = []
     for alternative in alternatives:
@@ -317,12 +317,17 @@ def _with_words(alternatives: list[tuple], ignore_case: bool) -> tuple:
     return tuple(result)
 
 
+_MOST_WORDS = 32
+
+
 def _can_join(some: frozenset[str], others: frozenset[str]) -> bool:
-    """Whether none of the words begins another, so that their order does not matter."""
-    return not any(one.startswith(other) or other.startswith(one) for one in some for other in others)
+    """Whether the words are few and none of them begins another, so that their order does not matter."""
+    return len(some) + len(others) <= _MOST_WORDS and not any(
+        one.startswith(other) or other.startswith(one) for one in some for other in others
+    )
 
 
-def _words(sequence: tuple, ignore_case: bool) -> Words | None:
+def _words(sequence: tuple[Any, ...], ignore_case: bool) -> Words | None:
     """The few words that a sequence matches; None if it matches others."""
     texts, ignored, cased = {""}, ignore_case, False
     for item in sequence:
@@ -344,14 +349,14 @@ def _words(sequence: tuple, ignore_case: bool) -> Words | None:
                 return None
             ignored, cased = inner, True
         texts = {text + option for text in texts for option in options}
-    if len(texts) > 32:
-        return None
+        if len(texts) > _MOST_WORDS:  # looked at in each step: they multiply
+            return None
     if cased and ignored:
         texts = {text.lower() for text in texts}
     return Words(cased and ignored, frozenset(texts))
 
 
-def may_be_empty(alternatives: tuple) -> bool:
+def may_be_empty(alternatives: tuple[Any, ...]) -> bool:
     """Whether an expression of this meaning may match between two characters."""
     return any("" in one.words if isinstance(one, Words) else all(map(_is_empty, one)) for one in alternatives)
 

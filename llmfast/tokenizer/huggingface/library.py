@@ -1,6 +1,6 @@
-"""Parts of a file that only Hugging Face's own library applies, because they are rare or cannot be told to the engine.
+"""Parts of a file that are left to Hugging Face's own library, because they are rare or the engine cannot express them.
 
-What is computed here is exact because it is theirs, and as slow.
+The results are exact, because they are computed by that library, and as slow.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.fields import kind_of
@@ -70,7 +70,8 @@ def decoder_of(decoder: Any) -> Callable[[list[str]], str]:
     return tokenizer_of(decoder=decoder).decoder.decode if decoder else " ".join
 
 
-_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_Form: TypeAlias = Literal["NFC", "NFD", "NFKC", "NFKD"]
+_FORMS: tuple[_Form, ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
@@ -79,11 +80,12 @@ def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
     if forms == ["NFC"]:  # of which Python's tables and theirs say the same
         return lambda text: unicodedata.normalize("NFC", text)
     theirs = tokenizer_of(normalizer=normalizer).normalizer.normalize_str
-    if not set(forms) <= set(_FORMS):
+    known: list[_Form] = [form for form in _FORMS if form in forms]
+    if len(known) < len(set(forms)):
         return theirs
 
     def normalized(text: str) -> str:
-        return text if all(unicodedata.is_normalized(form, text) for form in forms) else theirs(text)
+        return text if all(unicodedata.is_normalized(form, text) for form in known) else theirs(text)
 
     return normalized
 
@@ -91,10 +93,10 @@ def normalizer_of(normalizer: dict[str, Any]) -> Callable[[str], str]:
 def character_offsets_of(
     added: Iterable[AddedToken], normalizer: Any, pre_tokenizer: Any
 ) -> Callable[[str], list[tuple[bool, tuple[int, int]]]]:
-    """A function that tells where what a text is turned into comes from.
+    """A function that maps what a text is turned into back to its characters.
 
-    For each added token in it, and each byte between them, in order: whether it is an added token, and its first
-    character and the one behind its last.
+    For each added token in it, and each byte between them, in order, it returns whether it is an added token, its first
+    character, and the one behind its last.
     """
     steps = [*steps_of(pre_tokenizer or None, "pretokenizers"), _EACH_CHARACTER]
     aligner = tokenizer_of(

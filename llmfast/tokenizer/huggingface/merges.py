@@ -84,7 +84,8 @@ def _places(ranks: dict[bytes, int], place_of: dict[tuple[bytes, bytes], int]) -
     for rank, parts in _bpe.derive_merges(ranks):
         token = token_of[rank]
         if len(parts) == 2:
-            place = place_of.get(tuple(map(token_of.get, parts)))
+            left, right = (token_of[part] for part in parts)
+            place = place_of.get((left, right))
             if place is None:
                 return None
             found[token] = place

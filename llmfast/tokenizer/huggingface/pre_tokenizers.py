@@ -1,4 +1,4 @@
-"""How a ``tokenizer.json`` has text cut into pieces, told to the engine as one expression where that is possible."""
+"""How a ``tokenizer.json`` splits text into pieces, as one expression for the engine where that is possible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IN_ONIGURUMA = {
 
 
 @functools.cache
-def _native() -> dict[tuple, str]:
+def _native() -> dict[tuple[Any, ...], str]:
     """The engine's patterns by the meanings of the expressions that say the same in a file."""
     found = {tuple(map(expressions.meaning, theirs)): ours for ours, theirs in IN_ONIGURUMA.items()}
     for pattern in patterns.NATIVE:
@@ -48,12 +48,12 @@ def _native() -> dict[tuple, str]:
     return found
 
 
-def read_pre_tokenizer(pre_tokenizer: Any, normalizes_to_bytes: bool = False) -> Splitting:
+def read_pre_tokenizer(pre_tokenizer: Any, normalizes_to_bytes: int = 0) -> Splitting:
     """How the pre-tokenizer of a file cuts text; ValueError for one that is not byte-level.
 
     Args:
         pre_tokenizer: the file's.
-        normalizes_to_bytes: whether the file's normalizer has turned the text into byte-level characters already.
+        normalizes_to_bytes: how many times the file's normalizer has turned the text into byte-level characters.
     """
     steps = steps_of(pre_tokenizer, "pretokenizers")
     kinds = [kind_of(step) for step in steps]
@@ -113,25 +113,25 @@ def _as_pattern(steps: list[Any], kinds: list[str | None]) -> Splitting | None:
     found = [_expression(split) for split in splits]
     if None in found:
         return None
-    pattern = _pattern(tuple(found), hows)
-    return pattern and Splitting(pattern)
+    pattern = _pattern([each for each in found if each is not None], hows)
+    return None if pattern is None else Splitting(pattern)
 
 
-def _pattern(found: tuple[str, ...], hows: list[dict[str, Any]]) -> str | None:
+def _pattern(found: list[str], hows: list[dict[str, Any]]) -> str | None:
     try:
         meanings = tuple(map(expressions.meaning, found))
     except expressions.NotUnderstood:
         return None
-    if len(found) > 1:
+    first, *others = found
+    if others:
         return _native().get(meanings) if MATCHES_ONLY not in hows else None
-    (expression,) = found
-    if expression in patterns.NATIVE and expressions.is_portable(expression):
-        return expression
+    if first in patterns.NATIVE and expressions.is_portable(first):
+        return first
     if meanings in _native():
         return _native()[meanings]
-    if not expressions.is_portable(expression) or expressions.may_be_empty(meanings[0]):
+    if not expressions.is_portable(first) or expressions.may_be_empty(meanings[0]):
         return None
-    return expression if hows == [MATCHES_ONLY] else patterns.with_gaps(expression)
+    return first if hows == [MATCHES_ONLY] else patterns.with_gaps(first)
 
 
 def _expression(split: dict[str, Any]) -> str | None:

@@ -1,6 +1,6 @@
 """``vocab.json`` with ``merges.txt``, in which GPT-2 and its kin were published, and the files beside them.
 
-The two files tell neither how text is split nor which tokens are added ones; ``tokenizer_config.json``,
+The two files record neither how text is split nor which tokens are added ones; ``tokenizer_config.json``,
 ``added_tokens.json`` and ``special_tokens_map.json`` do, where they are there.
 """
 
@@ -149,8 +149,9 @@ def to_vocab_and_merges(contents: Contents) -> dict[str, str]:
     file = to_json(contents)
     model = file["model"]
     made = {merge.replace(" ", "") for merge in model["merges"]}
+    text_of = {number: text for text, number in model["vocab"].items()}
     for rank, parts in _bpe.derive_merges(contents.mergeable_ranks):
-        if len(parts) != 2 and not made.issuperset([_text_of(model, rank)]):
+        if len(parts) != 2 and text_of[rank] not in made:
             raise ValueError(
                 f"no merge makes token {rank}, which merges.txt cannot say; save tokenizer.json instead, which can"
             )
@@ -161,7 +162,3 @@ def to_vocab_and_merges(contents: Contents) -> dict[str, str]:
         "merges.txt": "\n".join(["#version: 0.2", *model["merges"], ""]),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2),
     }
-
-
-def _text_of(model: dict[str, Any], number: int) -> str:
-    return next(text for text, other in model["vocab"].items() if other == number)

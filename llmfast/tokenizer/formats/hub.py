@@ -27,11 +27,11 @@ FILES = (
 
 
 def folder_of(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """The folder with a tokenizer's files: `name` where that is a folder or file, else one of the hub's cache.
@@ -58,7 +58,7 @@ def folder_of(
             os.fspath(name),
             revision=revision,
             token=token,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
             local_files_only=local_files_only,
             allow_patterns=list(FILES),
         )

@@ -1,4 +1,4 @@
-"""tiktoken's rank files: one line a token, its bytes in base64 and its rank."""
+"""tiktoken's rank files: one line per token, with its bytes in base64 and its rank."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
 
 
 class RankFile(UserDict[bytes, int]):
-    """The tokens of a rank file, for whose contents the engine has no need of a dict: made when it is asked for."""
+    """The tokens of a rank file. The engine reads the contents itself, so the dict is built only when it is used."""
 
     def __init__(self, contents: bytes):
         self.contents = contents
 
     @functools.cached_property
-    def data(self) -> dict[bytes, int]:
+    def data(self) -> dict[bytes, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _bpe.parse_ranks(self.contents)
 
     @property
-    def may_have_changed(self) -> bool:
-        return "data" in self.__dict__
+    def for_engine(self) -> dict[bytes, int] | bytes:
+        """The contents as they are, unless somebody has the dict and may have changed it."""
+        return self.data if "data" in self.__dict__ else self.contents
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmfast.tokenizer import rank_files, tekken, training
+from llmfast.tokenizer import training
+from llmfast.tokenizer.formats import rank_files, tekken
 from llmfast.tokenizer.huggingface import vocab_and_merges
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.contents import Contents
@@ -39,7 +40,7 @@ def find(path: Path) -> Path:
 
 
 def read(path: Path, pattern: str | None) -> Contents:
-    """What the file of a tokenizer says. `pattern` is for formats that do not tell how text is split."""
+    """Reads the file of a tokenizer. `pattern` is for formats that do not record how text is split."""
     for vocabulary, merges in vocab_and_merges.NAMES:
         if path.name in (vocabulary, merges):
             return vocab_and_merges.read_vocab_and_merges(path.parent / vocabulary, path.parent / merges, pattern)
@@ -59,8 +60,8 @@ def _read_ranks(path: Path, pattern: str | None) -> Contents:
     if _is_sentencepiece(path):
         raise ValueError(f"{path} is a sentencepiece model, which is not byte-level BPE: llmfast does not read it")
     ranks = rank_files.read_ranks(path)
-    known_pattern, specials = rank_files.PUBLISHED.get(path.stem, (None, {}))
-    if pattern is None and known_pattern is None:
+    known_pattern, specials = rank_files.PUBLISHED.get(path.stem, ("", {}))
+    if pattern is None and not known_pattern:
         raise ValueError(
             f"{path} does not say how text is split: load it with Tokenizer.load(path, pattern=...), "
             "and special_tokens= if it has any"

@@ -1,0 +1,126 @@
+"""The families of transformers that llmfast reads, writes or patches: the one place to add another.
+
+Where several families can say a decoder, it is written as the first of them.
+"""
+
+from __future__ import annotations
+
+from llmfast.integrations.huggingface import tensor_names
+from llmfast.integrations.huggingface.family import Family
+from llmfast.integrations.huggingface.settings import (
+    Activation,
+    Copies,
+    Fixed,
+    MixtralExperts,
+    Only,
+    QkvBias,
+    QwenExperts,
+    Renamed,
+    Rope,
+    Setting,
+    SwitchedWindow,
+    Window,
+)
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_width": "head_dim",
+    "ff_width": "intermediate_size",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+_NEEDED = ("vocab_size", "width", "layers", "heads", "context")
+
+
+def _llama(*, norm_eps: float = 1e-6, rope_base: float = 10_000.0) -> tuple[Setting, ...]:
+    """The settings of Llama, which most families share; the arguments are what a file need not say."""
+    return (
+        Only({"attention_bias": False, "mlp_bias": False}),
+        Renamed(_SIZES, {"norm_eps": norm_eps}, required=_NEEDED),
+        Rope(rope_base),
+        Activation("hidden_act", default="silu", gated=True),
+        Renamed({"tie_embeddings": "tie_word_embeddings"}, {"tie_embeddings": False}),
+    )
+
+
+_GPT2 = (
+    Only({"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}),
+    Renamed(
+        {
+            "vocab_size": "vocab_size",
+            "width": "n_embd",
+            "layers": "n_layer",
+            "heads": "n_head",
+            "ff_width": "n_inner",
+            "context": "n_positions",
+            "norm_eps": "layer_norm_epsilon",
+            "dropout": "resid_pdrop",
+            "tie_embeddings": "tie_word_embeddings",
+        },
+        {"norm_eps": 1e-5, "dropout": 0.1, "tie_embeddings": True},
+        required=_NEEDED,
+    ),
+    Copies("dropout", ("attn_pdrop", "embd_pdrop")),
+    Activation("activation_function", default="gelu_new", gated=False),
+    Fixed({"positions": "learned", "norm": "layer", "biases": "all"}),
+)
+
+_GPT2_MODULES = {"MLP": "gelu_mlp", "LMHeadModel": "loss"}
+_LLAMA_MODULES = {"RMSNorm": "rms_norm", "MLP": "gated_mlp", "Attention": "attention", "ForCausalLM": "loss"}
+_GEMMA_MODULES = _LLAMA_MODULES | {"RMSNorm": "rms_norm_from_one"}
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            _GPT2,
+            tensor_names.GPT2,
+            _GPT2_MODULES,
+            conv1d=True,
+            ignored=r".*\.attn\.(masked_)?bias",
+        ),
+        Family("llama", "LlamaForCausalLM", _llama(), tensor_names.LLAMA, _LLAMA_MODULES),
+        Family("mistral", "MistralForCausalLM", (*_llama(), Window(default=4096)), tensor_names.LLAMA, _LLAMA_MODULES),
+        Family(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            (*_llama(), QkvBias(), SwitchedWindow(by_layer=True)),
+            tensor_names.LLAMA,
+            _LLAMA_MODULES,
+        ),
+        Family(
+            "qwen3",
+            "Qwen3ForCausalLM",
+            (Fixed({"head_width": 128, "qk_norm": True}), *_llama(), SwitchedWindow(by_layer=True)),
+            tensor_names.LLAMA,
+            _LLAMA_MODULES,
+        ),
+        Family("gemma", "GemmaForCausalLM", patched=_GEMMA_MODULES),
+        Family("gemma2", "Gemma2ForCausalLM", patched=_GEMMA_MODULES),
+        Family(
+            "mixtral",
+            "MixtralForCausalLM",
+            (*_llama(norm_eps=1e-5, rope_base=1e6), Window(), MixtralExperts()),
+            tensor_names.MIXTRAL,
+        ),
+        Family(
+            "qwen2_moe",
+            "Qwen2MoeForCausalLM",
+            (*_llama(), QkvBias(), SwitchedWindow(by_layer=True), QwenExperts(shared=True)),
+            tensor_names.QWEN_MOE,
+        ),
+        Family(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            (Fixed({"qk_norm": True}), *_llama(), SwitchedWindow(by_layer=False), QwenExperts(shared=False)),
+            tensor_names.QWEN_MOE,
+        ),
+    )
+}
+DECODERS = {name: family for name, family in FAMILIES.items() if family.settings}

@@ -1,0 +1,81 @@
+"""What families of transformers call the decoder's tensors.
+
+A table maps a module of ours to one or more of theirs: several are laid end to end along the first dimension, and names
+with ``{x}``, one per expert, are stacked. ``{i}`` is the layer. Modules are named without ``.weight`` and ``.bias``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Table = Mapping[str, tuple[str, ...]]
+
+
+def _blocks(theirs: str, table: Table) -> Table:
+    """A table of the modules inside of a block, whose name in their models is given."""
+    return {f"blocks.{{i}}.{ours}": tuple(f"{theirs}.{each}" for each in names) for ours, names in table.items()}
+
+
+_AROUND_LLAMA = {"embedding": ("model.embed_tokens",), "norm": ("model.norm",), "head": ("lm_head",)}
+_ATTENTION = _blocks(
+    "model.layers.{i}",
+    {
+        "attention_norm": ("input_layernorm",),
+        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention.q_norm": ("self_attn.q_norm",),
+        "attention.k_norm": ("self_attn.k_norm",),
+        "attention.out": ("self_attn.o_proj",),
+        "feed_forward_norm": ("post_attention_layernorm",),
+    },
+)
+LLAMA = {
+    **_AROUND_LLAMA,
+    **_ATTENTION,
+    **_blocks(
+        "model.layers.{i}",
+        {"feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"), "feed_forward.down": ("mlp.down_proj",)},
+    ),
+}
+MIXTRAL = {
+    **_AROUND_LLAMA,
+    **_ATTENTION,
+    **_blocks(
+        "model.layers.{i}.block_sparse_moe",
+        {
+            "feed_forward.router": ("gate",),
+            "feed_forward.experts.gate_up": ("experts.{x}.w1.weight", "experts.{x}.w3.weight"),
+            "feed_forward.experts.down": ("experts.{x}.w2.weight",),
+        },
+    ),
+}
+QWEN_MOE = {
+    **LLAMA,
+    **_blocks(
+        "model.layers.{i}.mlp",
+        {
+            "feed_forward.router": ("gate",),
+            "feed_forward.experts.gate_up": ("experts.{x}.gate_proj.weight", "experts.{x}.up_proj.weight"),
+            "feed_forward.experts.down": ("experts.{x}.down_proj.weight",),
+            "feed_forward.shared.gate_up": ("shared_expert.gate_proj", "shared_expert.up_proj"),
+            "feed_forward.shared.down": ("shared_expert.down_proj",),
+            "feed_forward.shared_gate": ("shared_expert_gate",),
+        },
+    ),
+}
+GPT2 = {
+    "embedding": ("transformer.wte",),
+    "positions": ("transformer.wpe",),
+    **_blocks(
+        "transformer.h.{i}",
+        {
+            "attention_norm": ("ln_1",),
+            "attention.qkv": ("attn.c_attn",),
+            "attention.out": ("attn.c_proj",),
+            "feed_forward_norm": ("ln_2",),
+            "feed_forward.up": ("mlp.c_fc",),
+            "feed_forward.down": ("mlp.c_proj",),
+        },
+    ),
+    "norm": ("transformer.ln_f",),
+    "head": ("lm_head",),
+}
