@@ -99,6 +99,7 @@ def by_table(factors: Factors) -> Tensor:
         GROUP=GROUP,
         TOKENS=8 if tokens <= 8 else 16,
         num_warps=table_kernel.PARTS.value,
+        maxnreg=table_kernel.registers(tokens),
     )
     return y
 

@@ -44,10 +44,10 @@ class ProductLaunch:
 @lru_cache
 def product_launch(chip: Chip, size: int, itemsize: int) -> ProductLaunch:
     """Three stages of two tiles take 96 KiB, which every chip has. Matrices of less than four tiles per side get
-    smaller ones: more programs, and less of the triangle's diagonal computed twice. So does float32, to fit, with
-    twice the warps per tile: its three products of parts spill on four."""
+    smaller ones: more programs, and less of the triangle's diagonal computed twice. So does float32, to fit; with
+    twice the warps they would repeat one another's products."""
     if itemsize == 4:
-        return ProductLaunch(64, 32, warps=8, stages=3)
+        return ProductLaunch(64, 32, warps=4, stages=3)
     if size < 512:
         return ProductLaunch(64, 64, warps=4, stages=3)
     return ProductLaunch(128, 64, warps=8, stages=3)
