@@ -43,7 +43,7 @@ def without_gpu() -> str | None:
 
 
 def report(arguments: list[str]) -> None:
-    from .report import render
+    from .reporting.report import render
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of result files")
@@ -54,14 +54,14 @@ def report(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     if options.readme:
-        from .charts import draw_charts
-        from .pages import pages, refreshed
+        from .reporting.charts import draw_charts
+        from .reporting.pages import pages, refreshed
 
         for page in pages():
             page.write_text(refreshed(page.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
         draw_charts(options.folder)
     if options.plots:
-        from .plots import draw
+        from .reporting.plots import draw
 
         for path in draw(options.folder, options.plots):
             print(path)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .report import render
+from .reporting.report import render
 from .results import FOLDER, ROOT
 from .suites import SUITES
 

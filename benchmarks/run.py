@@ -11,7 +11,7 @@ from typing import Protocol
 
 from . import measure
 from .compare import one_line, release_memory
-from .report import ceilings_line
+from .reporting.report import ceilings_line
 from .results import FOLDER, LIBRARIES, TEXT_LIBRARIES, Report, Result, describe_machine, read
 from .suites import SUITES
 

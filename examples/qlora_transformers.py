@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from llmfast.kernels import NF4Linear
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmfast.finetuning import LoraConfig, add_adapter
 from llmfast.models.quantize import quantize_model
 
 SHAPES = {
@@ -36,20 +36,6 @@ KEY_HEADS = {"tiny": 2, "8b": 8}
 VOCABULARIES = {"tiny": 256, "8b": 128256}  # the text is bytes and uses only the first 256
 
 
-class LoRALinear(nn.Module):
-    """A frozen 4-bit layer and its adapter, initialized to zero (Hu et al. 2021, arXiv:2106.09685)."""
-
-    def __init__(self, base: NF4Linear, rank: int, alpha: float):
-        super().__init__()
-        self.base, self.scale = base, alpha / rank
-        like = {"device": base.weight.device, "dtype": torch.float32}
-        self.lora_a = nn.Parameter(torch.randn(rank, base.in_features, **like) / base.in_features**0.5)
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x, self.lora_a, self.lora_b, self.scale)
-
-
 def build_model(shape: str, device: str) -> LlamaForCausalLM:
     config = LlamaConfig(**SHAPES[shape], vocab_size=VOCABULARIES[shape], num_key_value_heads=KEY_HEADS[shape])
     torch.manual_seed(0)
@@ -63,10 +49,7 @@ def build_model(shape: str, device: str) -> LlamaForCausalLM:
 
 def with_llmfast(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     quantize_model(model, skip=("lm_head",))
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, NF4Linear):
-            model.set_submodule(name, LoRALinear(layer, rank, alpha))
-    return model
+    return add_adapter(model, LoraConfig(rank=rank, alpha=alpha))
 
 
 def with_peft(model: nn.Module, rank: int, alpha: float) -> nn.Module:

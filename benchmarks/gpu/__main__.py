@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 
 from .call import WORK, Call
-
-
-def has_gpu() -> bool:
-    return any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg"))
+from .place import has_gpu
 
 
 def main(arguments: list[str]) -> int:

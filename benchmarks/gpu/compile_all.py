@@ -1,7 +1,7 @@
 """Compiles every launch choice for this chip on all cores, into Triton's cache, from which tests and benchmarks take
 them; else each process would wait minutes for the compiler.
 
-    python -m benchmarks.gpu.compile_all [CAPABILITY]     90 where there is no GPU
+    python -m benchmarks.gpu.compile_all [--few]     for 9.0 where there is no GPU; --few: a case of each family of ops
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+
+from .place import has_gpu
 
 FIRST = ("attention", "losses", "nf4")  # the families whose kernels take longest to compile
 
@@ -38,7 +40,17 @@ def compile_case(family: str, index: int, target: str) -> tuple[int, list[str]]:
 
     case = prepared(family, target)[index]
     kernels = compiled(case, target)
+    for _, kernel in kernels:
+        build_launcher(kernel)
     return len(kernels), [f"{case.op} {case.case}: {name}: {k}" for name, k in kernels if isinstance(k, Exception)]
+
+
+def build_launcher(kernel: object) -> None:
+    """Triton up to 3.6 has the C compiler build a launcher for every signature, at the first launch."""
+    from triton.backends.nvidia import driver
+
+    if hasattr(driver, "make_launcher") and has_gpu() and not isinstance(kernel, Exception):
+        driver.CudaLauncher(kernel.src, kernel.metadata)
 
 
 def capability() -> str:
@@ -47,12 +59,13 @@ def capability() -> str:
     return "{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else "90"
 
 
-def main(target: str) -> int:
+def main(arguments: list[str]) -> int:
     from llmfast.kernels.compile_check.measure import op_families
 
+    target, few = capability(), 1 if "--few" in arguments else None
     start, kernels, faults = time.monotonic(), 0, []
     families = sorted(op_families(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    tasks = [(family, index) for family in families for index in range(len(cases_of(family, target)))]
+    tasks = [(family, index) for family in families for index in range(len(cases_of(family, target)[:few]))]
     workers = min(os.cpu_count() or 1, len(tasks))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         waiting = [pool.submit(compile_case, *task, target) for task in tasks]
@@ -67,4 +80,4 @@ def main(target: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else capability()))
+    sys.exit(main(sys.argv[1:]))

@@ -30,6 +30,10 @@ def place(site: Path, wheels: Path | None) -> list[str]:
     return [wheel.name for wheel in unpacked]
 
 
+def has_gpu() -> bool:
+    return any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def fingerprint() -> str:
     """Of all sources that a call depends on."""
     digest = hashlib.sha256()

@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..fresh import stream_of, streams
 from ..results import ROOT, TEXT, Result
-from ..streams import Streaming
-from ..text_jobs import TextJob
-from ..texts import DOCUMENT, Text
-from ..tokenizers import (
+from ..text.fresh import stream_of, streams
+from ..text.streams import Streaming
+from ..text.text_jobs import TextJob
+from ..text.texts import DOCUMENT, Text
+from ..text.tokenizers import (
     FORMS_OF_VOCABULARIES,
     LIBRARIES,
     Absent,
@@ -218,7 +218,7 @@ def load_apart(library: str, vocabulary: Vocabulary) -> subprocess.CompletedProc
     command = [
         sys.executable,
         "-m",
-        "benchmarks.load_library",
+        "benchmarks.text.load_library",
         library,
         vocabulary.name,
         str(vocabulary.ranks),

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from ..compare import without_paths
 from ..jobs import FEWEST_ROUNDS
 from ..results import ROOT, TEXT, Result
-from ..texts import code
-from ..train_vocabulary import END, GPT2, PEERS
+from ..text.texts import code
+from ..text.train_vocabulary import END, GPT2, PEERS
 
 MEGABYTES = {"cpu": 20, "cpu-quick": 1, "tiny": 0.1}
 VOCABULARY = {"cpu": 32_768, "cpu-quick": 1024, "tiny": 300}
@@ -104,7 +104,7 @@ class Training:
     def apart(self, name: str) -> dict[str, Any]:
         """Trains once in a process that may use so many cores."""
         cores = sorted(os.sched_getaffinity(0))[: self.threads]
-        command = [sys.executable, "-m", "benchmarks.train_vocabulary", name, str(self.path), str(self.size)]
+        command = [sys.executable, "-m", "benchmarks.text.train_vocabulary", name, str(self.path), str(self.size)]
         done = subprocess.run(
             [*command, str(self.threads)],
             cwd=ROOT,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.charts import CHARTS, as_svg
+from benchmarks.reporting.charts import CHARTS, as_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,6 +7,7 @@ import torch
 from ..frame.launch import cdiv
 from .launch import padded_width
 from .reference import dropout_threshold
+from .tiles import DEVICE, HOST, POINTERS
 
 
 def as_heads(x):
@@ -17,6 +18,9 @@ def as_heads(x):
 def addressable(x):
     """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits
     reach within a tile."""
+    batch, head, row, element = x.stride() if x.dim() == 4 else (0, *x.stride())
+    if element == 1 and row < 2**23 and not (batch | head | row | x.storage_offset()) & 7:  # nearly always
+        return x
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
     aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
     return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
@@ -32,8 +36,10 @@ def matrices(**named):
     """Launch arguments for tensors (B, H, S, D): the tensor, and its strides in units of eight elements."""
     arguments = dict(named)
     for name, x in named.items():
-        for i, kind in enumerate(("batch", "head", "row")):
-            arguments[f"{name}_{kind}"] = x.stride(i) // 8 if x.shape[i] > 1 else 0
+        (B, H, S, _), (batch, head, row, _) = x.shape, x.stride()
+        arguments[f"{name}_batch"] = batch // 8 if B > 1 else 0
+        arguments[f"{name}_head"] = head // 8 if H > 1 else 0
+        arguments[f"{name}_row"] = row // 8 if S > 1 else 0
     return arguments
 
 
@@ -50,15 +56,45 @@ def typical_keys(S, T, left, right):
     return max(high - low, 0)
 
 
-def tile_arguments(tile, head_dim):
+def tile_arguments(tile, by_rows, by_keys, packed):
+    """Launch arguments for a tile: its sizes, and the tensors that it addresses, of which ``by_rows`` are taken
+    BLOCK_M rows at a time and ``by_keys`` BLOCK_N.
+
+    Dense tensors arrive as tensor descriptors where tiles come by TMA: made here, each costs the kernel nothing, while
+    a program that makes its own waits for each to reach memory. Packed sequences end where only the chip knows.
+    """
+    head_dim = next(iter(by_rows.values())).shape[3]
     width = padded_width(head_dim)
+    tensors = {**by_rows, **by_keys}
+    arguments = matrices(**tensors)
+    how = POINTERS
+    if tile.tma:
+        how = DEVICE if packed or not all(map(can_describe, tensors.values())) else HOST
+    if how is HOST:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        for group, rows in ((by_rows, tile.block_m), (by_keys, tile.block_n)):
+            for name, x in group.items():
+                arguments[name] = TensorDescriptor(x, *shape_and_strides(x), [1, 1, rows, width])
     return {
+        **arguments,
         "D": head_dim,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": width,
-        "TMA": tile.tma,
+        "TMA": how.value,
     }
+
+
+def can_describe(x):
+    """Whether a tensor descriptor can address x: it has none for an expanded dimension or an empty tensor."""
+    return x.numel() > 0 and all(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
+
+
+def shape_and_strides(x):
+    """For a descriptor of x (B, H, S, D); the stride of a dimension of one element, which may be anything, is D."""
+    strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape, x.stride(), strict=True)]
+    return list(x.shape), [*strides[:3], 1]
 
 
 def scalar_arguments(scale, left, right, softcap):

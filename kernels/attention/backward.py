@@ -8,12 +8,12 @@ from ..frame._triton import tl, triton
 from .tiles import (
     INF,
     LOG2_E,
+    POINTERS,
     PRECISION,
     RUNTIME_INTEGERS,
     keep_mask,
     key_ranges,
     load_rows,
-    load_tile,
     locate,
     logits,
     make_source,
@@ -41,8 +41,8 @@ def delta_kernel(
     entry = program // tiles // heads
     out = matrix(out, entry, head, 0, out_batch, out_head, out_row)
     d_out = matrix(d_out, entry, head, 0, d_out_batch, d_out_head, d_out_row)
-    o = load_tile(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
-    g = load_tile(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, False).to(tl.float32)
+    o = load_rows(out, first_row, out_row, rows_in_all, D, BLOCK_M, BLOCK_D, POINTERS, True).to(tl.float32)
+    g = load_rows(d_out, first_row, d_out_row, rows_in_all, D, BLOCK_M, BLOCK_D, POINTERS, True).to(tl.float32)
     rows = first_row + tl.arange(0, BLOCK_M)
     offset = (entry * heads + head) * rows_in_all.to(tl.int64) + rows
     value = tl.sum(o * g, 1)
@@ -85,16 +85,18 @@ def gather_keys_gradient(
         first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
         rows = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_source, first, q_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(k, q.T, input_precision=PRECISION), scale, softcap)
-        p = tl.exp2(x - load_lse(lse, rows, S)[None, :])
+        product = tl.dot(k, q.T, input_precision=PRECISION)
+        d_out = load_rows(d_out_source, first, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
+        row_lse = load_lse(lse, rows, S)
+        row_delta = tl.load(delta + rows, mask=rows < S, other=0.0)
+        dp = tl.dot(v, d_out.T, input_precision=PRECISION)  # Runs while the probabilities are computed.
+        x = logits(product, scale, softcap)
+        p = tl.exp2(x - row_lse[None, :])
         if MASKED:
             p = tl.where(sees(rows[None, :], keys[:, None], S, T, left, right), p, 0.0)
-        d_out = load_rows(d_out_source, first, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(v, d_out.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[None, :], keys[:, None])
-        row_delta = tl.load(delta + rows, mask=rows < S, other=0.0)
         dropped, ds = score_gradient(p, dp, x, row_delta[None, :], softcap, keep, keep_scale)
         dv = tl.dot(dropped.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
@@ -124,22 +126,19 @@ def keys_gradient_kernel(
     if first_key >= T:
         return
     entry = sequence if cu_q is None else 0
-    k = matrix(k, entry, kv_head, k_start, k_batch, k_head, k_row)
-    v = matrix(v, entry, kv_head, k_start, v_batch, v_head, v_row)
-    dk = matrix(dk, entry, kv_head, k_start, dk_batch, dk_head, dk_row)
-    dv = matrix(dv, entry, kv_head, k_start, dv_batch, dv_head, dv_row)
-
+    k_source = make_source(k, entry, kv_head, k_start, k_batch, k_head, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    v_source = make_source(v, entry, kv_head, k_start, v_batch, v_head, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     keys = first_key + tl.arange(0, BLOCK_N)
-    k_tile = load_tile(k, first_key, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
-    v_tile = load_tile(v, first_key, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    k_tile = load_rows(k_source, first_key, k_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
+    v_tile = load_rows(v_source, first_key, v_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     low, full_low, full_high, high = row_ranges(first_key, S, T, left, right, BLOCK_M, BLOCK_N)
     for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
-        q_source = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
-        q_source = make_source(q_source, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
-        d_out_source = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
-        d_out_source = make_source(d_out_source, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
+        q_source = make_source(q, entry, head, q_start, q_batch, q_head, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
+        d_out_source = make_source(
+            d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA
+        )
         row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
@@ -147,8 +146,10 @@ def keys_gradient_kernel(
                 row_offset, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale,
                 softcap, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
             )  # fmt: skip
-    store_tile(dk, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
-    store_tile(dv, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D, TMA)
+    dk_source = make_source(dk, entry, kv_head, k_start, dk_batch, dk_head, dk_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    store_tile(dk_source, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
+    dv_source = make_source(dv, entry, kv_head, k_start, dv_batch, dv_head, dv_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    store_tile(dv_source, first_key, dv_row, T, dv_tile, D, BLOCK_N, BLOCK_D, TMA)
 
 
 @triton.jit
@@ -163,12 +164,13 @@ def gather_queries_gradient(
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        x = logits(tl.dot(q, k.T, input_precision=PRECISION), scale, softcap)
+        product = tl.dot(q, k.T, input_precision=PRECISION)
+        v = load_rows(v_source, first, v_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
+        dp = tl.dot(d_out, v.T, input_precision=PRECISION)  # Runs while the probabilities are computed.
+        x = logits(product, scale, softcap)
         p = tl.exp2(x - lse[:, None])
         if MASKED:
             p = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), p, 0.0)
-        v = load_rows(v_source, first, v_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        dp = tl.dot(d_out, v.T, input_precision=PRECISION)
         keep = None
         if seed is not None:
             keep = keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :])
@@ -199,18 +201,18 @@ def queries_gradient_kernel(
     if first_row >= S:
         return
     entry = sequence if cu_q is None else 0
-    q = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
-    d_out = matrix(d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row)
-    dq = matrix(dq, entry, head, q_start, dq_batch, dq_head, dq_row)
-    k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
-    v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
+    kv_head = head // GROUP
+    k_source = make_source(k, entry, kv_head, k_start, k_batch, k_head, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    v_source = make_source(v, entry, kv_head, k_start, v_batch, v_head, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    q_source = make_source(q, entry, head, q_start, q_batch, q_head, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    d_out_source = make_source(
+        d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA
+    )
     row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
-    k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
-    v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     rows = first_row + tl.arange(0, BLOCK_M)
-    q_tile = load_tile(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
-    d_out_tile = load_tile(d_out, first_row, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    q_tile = load_rows(q_source, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA, True)
+    d_out_tile = load_rows(d_out_source, first_row, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA, True)
     row_lse = load_lse(lse + row_offset, rows, S)
     row_delta = tl.load(delta + row_offset + rows, mask=rows < S, other=0.0)
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -221,4 +223,5 @@ def queries_gradient_kernel(
             low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
             seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
         )  # fmt: skip
-    store_tile(dq, first_row, dq_row, S, dq_tile * natural_scale, D, BLOCK_M, BLOCK_D, TMA)
+    dq_source = make_source(dq, entry, head, q_start, dq_batch, dq_head, dq_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    store_tile(dq_source, first_row, dq_row, S, dq_tile * natural_scale, D, BLOCK_M, BLOCK_D, TMA)

@@ -16,11 +16,9 @@ from .tiles import (
     keep_mask,
     key_ranges,
     load_rows,
-    load_tile,
     locate,
     logits,
     make_source,
-    matrix,
     sees,
     step_start,
     steps,
@@ -29,42 +27,61 @@ from .tiles import (
 
 
 @triton.jit
+def softmax_step(
+    product, denominator, maximum, rows, first, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """(probabilities, denominator, maximum, factor for what was summed before), after the products with one more tile
+    of keys: online softmax in the base-2 exponent, see FlashAttention-2, section 3.1."""
+    keys = first + tl.arange(0, BLOCK_N)
+    if MASKED or softcap is not None:
+        x = logits(product, scale, softcap)
+        if MASKED:
+            x = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), x, -INF)
+        new_maximum = tl.maximum(maximum, tl.max(x, 1))
+        base = tl.where(new_maximum == -INF, 0.0, new_maximum)  # Rows that have seen nothing yet.
+        p = tl.exp2(x - base[:, None])
+    else:
+        # The scale is positive, so it can wait until after the maximum: one fused multiply-add per element.
+        new_maximum = tl.maximum(maximum, tl.max(product, 1) * scale)
+        base = new_maximum
+        p = tl.exp2(product * scale - base[:, None])
+    rescale = tl.exp2(maximum - base)
+    denominator = denominator * rescale + tl.sum(p, 1)
+    if seed is not None:
+        p = tl.where(keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :]), p, 0.0)
+    return p, denominator, new_maximum, rescale
+
+
+@triton.jit
 def attend_keys(
-    acc, denominator, maximum, q, k_source, v_source, k_stride, v_stride, low, full_low, full_high, high,
-    rows, S, T,
-    left, right, scale, softcap, seed, threshold, sequence, head, D: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+    acc, denominator, maximum, waiting, before, begin, q, k_source, v_source, k_stride, v_stride,
+    low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the masked keys or the full ones, in the base-2 exponent: see FlashAttention-2,
-    section 3.1."""
-    for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
+    """Adds the masked tiles of keys or the full ones, from step ``begin`` on. ROTATED: ``waiting`` are the
+    probabilities of the tile at ``before``, whose product with their values runs while the tensor cores would
+    otherwise wait for the softmax of the next tile."""
+    for step in tl.range(begin, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
         first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
-        keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         product = tl.dot(q, k.T, input_precision=PRECISION)
-        if MASKED or softcap is not None:
-            x = logits(product, scale, softcap)
-            if MASKED:
-                x = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), x, -INF)
-            new_maximum = tl.maximum(maximum, tl.max(x, 1))
-            base = tl.where(new_maximum == -INF, 0.0, new_maximum)  # Rows that have seen nothing yet.
-            p = tl.exp2(x - base[:, None])
-        else:
-            # The scale is positive, so it can wait until after the maximum: one fused multiply-add an
-            # element.
-            new_maximum = tl.maximum(maximum, tl.max(product, 1) * scale)
-            base = new_maximum
-            p = tl.exp2(product * scale - base[:, None])
-        rescale = tl.exp2(maximum - base)
-        denominator = denominator * rescale + tl.sum(p, 1)
+        if ROTATED:
+            v = load_rows(v_source, before, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, True)
+            acc = tl.dot(waiting.to(v.dtype), v, acc, input_precision=PRECISION)
+        p, denominator, maximum, rescale = softmax_step(
+            product, denominator, maximum, rows, first, S, T, left, right, scale, softcap,
+            seed, threshold, sequence, head, BLOCK_N, MASKED,
+        )  # fmt: skip
         acc = acc * rescale[:, None]
-        if seed is not None:
-            p = tl.where(keep_mask(seed, threshold, sequence, head, rows[:, None], keys[None, :]), p, 0.0)
-        v = load_rows(v_source, first, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-        maximum = new_maximum
-    return acc, denominator, maximum
+        if ROTATED:
+            waiting = p
+            before = first
+        else:
+            v = load_rows(v_source, first, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
+            acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return acc, denominator, maximum, waiting, before
 
 
 @triton.jit
@@ -74,19 +91,17 @@ def attend_rows(
     entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
     threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, IN_ORDER: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
-    q = matrix(q, entry, head, q_start, q_batch, q_head, q_row)
-    out = matrix(out, entry, head, q_start, out_batch, out_head, out_row)
-    k = matrix(k, entry, head // GROUP, k_start, k_batch, k_head, k_row)
-    v = matrix(v, entry, head // GROUP, k_start, v_batch, v_head, v_row)
+    kv_head = head // GROUP
+    k_source = make_source(k, entry, kv_head, k_start, k_batch, k_head, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    v_source = make_source(v, entry, kv_head, k_start, v_batch, v_head, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
+    q_source = make_source(q, entry, head, q_start, q_batch, q_head, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
     lse += (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
 
-    k_source = make_source(k, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
-    v_source = make_source(v, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     rows = first_row + tl.arange(0, BLOCK_M)
-    q_tile = load_tile(q, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    q_tile = load_rows(q_source, first_row, q_row, S, D, BLOCK_M, BLOCK_D, TMA, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if sinks is None:
         maximum = tl.full([BLOCK_M], -INF, tl.float32)
@@ -98,18 +113,33 @@ def attend_rows(
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
     if IN_ORDER:  # Every tile of keys by the same arithmetic, first to last, whichever rows are beside a row.
         full_high = full_low
-    for phase in tl.static_range(2):  # First without masks, then the boundaries.
-        acc, denominator, maximum = attend_keys(
-            acc, denominator, maximum, q_tile, k_source, v_source, k_row, v_row,
-            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
-            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
+    waiting, before, taken = 0, 0, 0
+    if ROTATED:  # The first tile, whose values the loop takes, is not in the loop.
+        before = tl.where(full_high > full_low, full_low, step_start(0, low, full_low, full_high, BLOCK_N, True))
+        k_tile = load_rows(k_source, before, k_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
+        waiting, denominator, maximum, _ = softmax_step(
+            tl.dot(q_tile, k_tile.T, input_precision=PRECISION), denominator, maximum, rows, before,
+            S, T, left, right, scale, softcap, seed, threshold, sequence, head, BLOCK_N, True,
         )  # fmt: skip
+        taken = 1
+    for phase in tl.static_range(2):  # First without masks, then the boundaries.
+        acc, denominator, maximum, waiting, before = attend_keys(
+            acc, denominator, maximum, waiting, before, taken, q_tile, k_source, v_source, k_row, v_row,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, ROTATED, phase == 1,
+        )  # fmt: skip
+        if ROTATED:
+            taken = tl.where(full_high > full_low, 0, 1)
+    if ROTATED:
+        v_tile = load_rows(v_source, before, v_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
+        acc = tl.dot(waiting.to(v_tile.dtype), v_tile, acc, input_precision=PRECISION)
 
     empty = denominator == 0.0
     denominator = tl.where(empty, 1.0, denominator)
     acc = acc * (keep_scale / denominator)[:, None]
     tl.store(lse + rows, tl.where(empty, -INF, (maximum + tl.log2(denominator)) * LN_2), mask=rows < S)
-    store_tile(out, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)
+    out_source = make_source(out, entry, head, q_start, out_batch, out_head, out_row, S, D, BLOCK_M, BLOCK_D, TMA)
+    store_tile(out_source, first_row, out_row, S, acc, D, BLOCK_M, BLOCK_D, TMA)
 
 
 @triton.jit
@@ -147,7 +177,8 @@ def forward_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
     threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, PERSISTENT: tl.constexpr, IN_ORDER: tl.constexpr,
+    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, PERSISTENT: tl.constexpr,
+    IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
         tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
@@ -160,5 +191,5 @@ def forward_kernel(
                 q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
                 out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
                 heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,
-                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, IN_ORDER,
+                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, ROTATED, IN_ORDER,
             )  # fmt: skip

@@ -86,10 +86,6 @@ def load(
             head = head_in_all % heads
             entry = head_in_all // heads
             first_row = tile * GROUPS * ROWS
-            for group in gl.static_range(GROUPS):
-                place = [entry, head, first_row + group * ROWS, 0]
-                full, empty = q_full.index(group), q_empty.index(group)
-                copy_tile(q_descriptor, place, full, empty, q_buffer.index(group), taken & 1)
             count, _masked = key_tiles(first_row, S, T, right, BLOCK_N)
             for i in range(count):
                 place = [entry, head // GROUP, (count - 1 - i) * BLOCK_N, 0]
@@ -99,6 +95,11 @@ def load(
                 full, empty = slot(v_full, used, STAGES), slot(v_empty, used, STAGES)
                 copy_tile(v_descriptor, place, full, empty, slot(v_buffer, used, STAGES), phase)
                 used += 1
+                if i == 0:  # The first keys and values do not wait until the queries before these are released.
+                    for group in gl.static_range(GROUPS):
+                        place = [entry, head, first_row + group * ROWS, 0]
+                        full, empty = q_full.index(group), q_empty.index(group)
+                        copy_tile(q_descriptor, place, full, empty, q_buffer.index(group), taken & 1)
             taken += 1
 
 

@@ -1,9 +1,17 @@
 """Launch choices of the attention kernels: tile sizes, warps and pipeline stages by chip, width and dtype.
 
-What set them: every choice compiles for its chips without spilling registers and fits their shared memory (the
-compile check holds them to it), and among those that do, the largest tile, since a larger tile reads its operands
-fewer times. One exception: float32 at D = 256 spills with every tile that was tried, and runs nevertheless. Where a
-measurement on a chip decides otherwise, its comment says so, or a row of ``tables/attention.json`` (see ``tuned``).
+What set them: every choice compiles for its chips and fits their shared memory, spills nothing inside an inner loop,
+and issues no matrix product twice (the compile check holds them to it). Among those that do, the largest tile, since a
+larger tile reads its operands fewer times.
+
+How warps come to repeat one another's products: Triton lays all warps of a kernel's chained products along one side,
+the rows if the first product that it meets has as many rows as columns or more, else the columns. A warp covers 16
+rows or 8 columns (a group of four warps 64 rows of wgmma); where the other product of the chain is smaller than that
+times the warps, warps compute the same. At D = 256 the output's tile is wide, so warps lie along columns, and the tile
+of scores needs 8 columns per warp.
+
+Where a measurement on a chip decides otherwise, its comment says so, or a row of ``tables/attention.json`` (see
+``tuned``).
 """
 
 import contextlib
@@ -20,13 +28,16 @@ WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
 @dataclass(frozen=True)
 class Tile:
     """BLOCK_M queries by BLOCK_N keys. ``tma``: tiles arrive by tensor descriptor, which is TMA on 9.0 and 10.0; on
-    8.x descriptors would lose the cp.async pipeline, and on 12.0, which multiplies from registers, they spill."""
+    8.x descriptors would lose the cp.async pipeline, and on 12.0, which multiplies from registers, they spill.
+    ``rotated``, of the forward pass: the product with the values of a tile of keys is issued after that with the keys
+    of the next tile, so that it runs while their softmax is computed; for 9.0, where products are asynchronous."""
 
     block_m: int
     block_n: int
     warps: int
     stages: int
     tma: bool = False
+    rotated: bool = False
 
 
 # How the forward pass is launched: a program a tile; a persistent grid (see ``persistent_programs``); on 9.0, and only
@@ -74,16 +85,17 @@ def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     if itemsize == 4:
         return Tile(32 if width <= 64 else 16, 32 if width <= 128 else 16, 4, 1)
     if is_datacenter(chip):
-        if width <= 64:
-            return Tile(128, 32, 8, 3, tma=True) if heavy else Tile(128, 128, 8, 3, tma=True)
-        if width == 128:
-            return Tile(128, 32, 8, 2, tma=True) if heavy else Tile(128, 128, 8, 2, tma=True)
-        return Tile(64, 32, 8, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
+        # Where a step has four products of 256 columns, or random numbers, ptxas moves the softmax behind the wait
+        # for the products, and rotating gains nothing.
+        rotated = chip.capability == 90 and width <= 128 and not heavy
+        if width <= 128:
+            return Tile(128, 32 if heavy else 128, 8, 3 if width <= 64 else 2, tma=True, rotated=rotated)
+        return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     if width <= 64:
         return Tile(128, 64, 8, 3)
     if width == 128:
         return Tile(128, 64, 8, 3 if chip.shared_memory > 128 * 1024 else 2)
-    return Tile(64, 32, 8, 2)
+    return Tile(64, 64, 8, 1)
 
 
 # What starting a program takes, in steps over a tile of keys (2 µs at 128 × 128 on 9.0): until a multiprocessor has it
@@ -125,33 +137,37 @@ def persistent_programs(chip: Chip, warps: int) -> int:
 def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
-    if itemsize == 4:
-        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 8, 1)
-    if width == 256 and heavy:
-        return Tile(16, 32, 8, 2)
+    if itemsize == 4:  # At D > 64, 32 × 16 spills in the loop; with 16 × 16, warps repeat the products of scores.
+        return Tile(32, 16, 4, 1) if width <= 64 else Tile(16, 16, 8, 1)
+    if width == 256:  # On 9.0 and 10.0 by mma.sync: the two accumulators of a wgmma of 64 keys are all registers.
+        return Tile(32, 32, 4, 2)
+    if chip.capability >= 100 and is_datacenter(chip):  # Accumulators pass from tensor memory through registers.
+        if heavy:  # By mma.sync; with softcap, two stages spill.
+            return Tile(32, 32, 4, 1)
+        return Tile(64, 64, 8, 2 if width <= 64 else 1, tma=True)
     if is_datacenter(chip):
-        if chip.capability >= 100:  # Accumulators stand in tensor memory and pass through registers.
-            if heavy or width == 256:  # By mma.sync; with softcap, two stages spill.
-                return Tile(32, 32, 8, 1 if heavy else 2)
-            return Tile(64, 64, 8, 2 if width <= 64 else 1, tma=True)
-        if width == 256:
-            return Tile(16, 64, 8, 2, tma=True)
-        return Tile(32 if heavy and width == 128 else 64, 64, 8, 2, tma=True)
-    if width == 256 or (width == 128 and heavy):
-        return Tile(32, 32, 8, 2)
-    return Tile(32, 64, 8, 2)
+        if heavy:
+            return Tile(64 if width <= 64 else 32, 64, 4, 2, tma=True)
+        return Tile(64, 128, 8, 2, tma=True)
+    if width <= 64:
+        return Tile(32, 128, 8, 2)
+    return Tile(32, 32, 4, 2) if heavy else Tile(64, 64, 8, 1)
 
 
 @tuned("attention", Tile)
 def queries_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:
-        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 16, 4, 1)
+        return Tile(16, 32 if width <= 64 else 16, 4, 1)
     if is_datacenter(chip):
         if width == 256:
-            return Tile(64, 32, 8 if chip.capability == 90 else 4, 2, tma=True)
+            return Tile(64, 32, 4, 2, tma=True) if heavy or chip.capability > 90 else Tile(128, 32, 8, 2, tma=True)
         return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
-    return Tile(64, 64 if width <= 128 else 16, 8, 2)
+    if width <= 64:
+        return Tile(128, 64, 8, 2)
+    if width == 128:
+        return Tile(64, 64, 8, 2)
+    return Tile(64 if chip.shared_memory > 128 * 1024 else 32, 64, 8, 1)
 
 
 def splits_keys(queries: int, group: int, keys: int) -> bool:

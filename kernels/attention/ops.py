@@ -142,14 +142,14 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         persistent_programs(chip, tile.warps) if form == PERSISTENT else tiles * H * B,
         q,
         tile,
-        **matrices(q=q, k=k, v=v, out=out_heads),
         **size_arguments(q, k, cu_q, cu_k),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
-        **tile_arguments(tile, D),
+        **tile_arguments(tile, {"q": q, "out": out_heads}, {"k": k, "v": v}, cu_q is not None),
         lse=lse,
         sinks=sinks,
         tiles=tiles,
+        ROTATED=tile.rotated,
         PERSISTENT=form == PERSISTENT,
         IN_ORDER=invariant,
     )
@@ -183,7 +183,6 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
         BLOCK_D=padded_width(D),
     )
     shared = {
-        **matrices(q=q, k=k, v=v, d_out=d_out),
         **size_arguments(q, k, cu_q, cu_k),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
@@ -191,17 +190,16 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
         "lse": lse,
         "delta": delta,
     }
+    by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
     choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
     tile = chosen("keys_gradient") or keys_gradient_tile(*choice)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
-    grads = matrices(dk=dk, dv=dv)
-    fixed = tile_arguments(tile, D)
-    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **grads, **fixed, tiles=tiles)
+    own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
+    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, tiles=tiles)
     tile = queries_gradient_tile(*choice)
     tiles = tile_count(S, tile.block_m, cu_q)
-    grads = matrices(dq=dq)
-    fixed = tile_arguments(tile, D)
-    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **grads, **fixed, tiles=tiles)
+    own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
+    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **own, tiles=tiles)
     return *gradients, delta
 
 

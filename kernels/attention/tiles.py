@@ -19,6 +19,10 @@ LN_2 = tl.constexpr(0.6931471805599453)
 PRECISION = tl.constexpr("tf32x3")
 
 
+# How tiles are addressed: see ``make_source``.
+POINTERS, DEVICE, HOST = (tl.constexpr(how) for how in ("pointers", "device", "host"))
+
+
 # No kernel is compiled again when these change.
 RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", "right", "threshold"] + [
     f"{name}_{stride}"
@@ -126,13 +130,23 @@ def matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride):
 
 
 @triton.jit
-def make_source(base, stride, length, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr):
-    """What ``load_rows`` reads from: a tensor descriptor (by TMA; zeros outside) or the pointer itself."""
-    if TMA:
+def make_source(
+    base, entry, head, first_row, batch_stride, head_stride, row_stride, length,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """What ``load_rows`` and ``store_tile`` address: the (length, D) matrix of one head of one sequence.
+
+    TMA says how: by a descriptor of the whole tensor that the host made (``base``, zeros outside), by one of the
+    matrix that the program makes, which packed sequences need, or by pointers.
+    """
+    if TMA == HOST:
+        return base, entry, head
+    elif TMA == DEVICE:  # noqa: RET505 (Triton compiles what follows a return, too)
+        pointer = matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride)
         # An empty side is never read, but a descriptor of no rows is invalid.
-        return tl.make_tensor_descriptor(base, [max(length, 1), D], [stride * 8, 1], [BLOCK, BLOCK_D])
-    else:  # noqa: RET505 (Triton compiles what follows a return, too)
-        return base
+        return tl.make_tensor_descriptor(pointer, [max(length, 1), D], [row_stride * 8, 1], [BLOCK, BLOCK_D])
+    else:
+        return matrix(base, entry, head, first_row, batch_stride, head_stride, row_stride)
 
 
 @triton.jit
@@ -154,9 +168,12 @@ def load_rows(
     CHECK: tl.constexpr,
 ):
     """Rows first ... first + BLOCK of a (length, D) matrix, zeros outside; without CHECK they lie inside."""
-    if TMA:
+    if TMA == HOST:
+        descriptor, entry, head = source
+        return descriptor.load([entry, head, first, 0]).reshape([BLOCK, BLOCK_D])
+    elif TMA == DEVICE:  # noqa: RET505 (Triton compiles what follows a return, too)
         return source.load([first, 0])
-    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+    else:
         row = tl.arange(0, BLOCK)
         column = tl.arange(0, BLOCK_D)
         inside = (column < D)[None, :]
@@ -169,52 +186,22 @@ def load_rows(
 
 
 @triton.jit
-def load_tile(
-    base,
-    first,
-    stride,
-    length,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
-):
-    """A tile that is loaded once."""
-    return load_rows(
-        make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA),
-        first,
-        stride,
-        length,
-        D,
-        BLOCK,
-        BLOCK_D,
-        TMA,
-        True,
-    )
-
-
-@triton.jit
 def store_tile(
-    base,
-    first,
-    stride,
-    length,
-    value,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TMA: tl.constexpr,
+    source, first, stride, length, value, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr
 ):
     """The rows of the tile that lie inside a (length, D) matrix. A descriptor also spares the registers of
     one pointer a row, which the compiler would compute before the loop and keep."""
-    value = value.to(base.dtype.element_ty)
-    if TMA:
-        make_source(base, stride, length, D, BLOCK, BLOCK_D, TMA).store([first, 0], value)
+    if TMA == HOST:
+        descriptor, entry, head = source
+        descriptor.store([entry, head, first, 0], value.to(descriptor.dtype).reshape([1, 1, BLOCK, BLOCK_D]))
+    elif TMA == DEVICE:
+        source.store([first, 0], value.to(source.dtype))
     else:
         row = tl.arange(0, BLOCK)
         column = tl.arange(0, BLOCK_D)
         inside = (first + row < length)[:, None] & (column < D)[None, :]
-        tl.store(tile_pointers(base, first, stride, row, column), value, mask=inside)
+        pointers = tile_pointers(source, first, stride, row, column)
+        tl.store(pointers, value.to(source.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -58,9 +58,9 @@ class Row(Launched):
         products: matrix products issued over those needed, in FLOPs, in the inner loop where the two differ most; None
             without such loops.
         spilled: bytes of local memory per thread.
-        loop_spills: loads and stores of local memory inside loops.
-        overlapped: the smallest share, over inner loops with products and exponentials, of the exponentials that run
-            while a product of a warp group is under way; None without such loops.
+        loop_spills: loads and stores of local memory inside inner loops.
+        overlapped: the share of exponentials that run while a product of a warp group is under way, in the shortest
+            inner loop that has both, which is the one without masks; None without such loops.
     """
 
     warps: int
@@ -222,13 +222,13 @@ def _of_cubin(kernel, *command: str) -> str:
 def _read_loops(kernel) -> dict:
     disassembly = disassemble(kernel)
     inner = sass.product_loops(disassembly)
-    exponentials = [loop.exponentials() for loop in inner]
-    shares = [covered / total for covered, total in exponentials if total]
+    by_length = sorted(inner, key=lambda loop: len(loop.instructions))
+    covered, total = next((each for each in (loop.exponentials() for loop in by_length) if each[1]), (0, 0))
     issued = [sass.issued(loop, kernel.metadata.num_warps) for loop in inner]
     return {
         "products": sass.repetition(issued, sass.needed(kernel.asm["ttgir"])),
-        "loop_spills": sum(loop.spills for loop in sass.loops(disassembly)),
-        "overlapped": round(min(shares), 2) if shares else None,
+        "loop_spills": sum(loop.spills for loop in sass.inner_loops(disassembly)),
+        "overlapped": round(covered / total, 2) if total else None,
     }
 
 

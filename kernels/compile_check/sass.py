@@ -19,7 +19,7 @@ GROUP_PRODUCT = re.compile(r"\b[HIQ]GMMA\.(\d+)x(\d+)x(\d+)")  # of a group of f
 BLOCK_PRODUCT = re.compile(r"\bUTC[HIQ]MMA\b.*\bidesc\[(UR\d+)\]")  # of a program (tcgen05)
 LOCAL_MEMORY = re.compile(r"\b(?:LDL|STL)\b")
 EXPONENTIAL = re.compile(r"\bMUFU\.EX2\b")
-COMMIT = re.compile(r"GMMA\b.*\bgsb0")
+COMMIT = re.compile(r"\bgsb0$")  # ends a group of products that is waited for together
 WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)")
 
 
@@ -44,17 +44,19 @@ class Loop:
 
         The loop is walked through twice, since a product may be under way from one iteration to the next.
         """
-        under_way = covered = total = 0
+        issued = committed = covered = total = 0  # instructions not yet committed; groups that were
         for _ in range(2):
             covered = total = 0
             for instruction in self.instructions:
-                if COMMIT.search(instruction):
-                    under_way += 1
+                if GROUP_PRODUCT.search(instruction):
+                    issued += 1
+                    if COMMIT.search(instruction):
+                        issued, committed = 0, committed + 1
                 elif wait := WAIT.search(instruction):
-                    under_way = min(under_way, int(wait[1]))
+                    committed = min(committed, int(wait[1]))
                 elif EXPONENTIAL.search(instruction):
                     total += 1
-                    covered += under_way > 0
+                    covered += issued + committed > 0
         return covered, total
 
 
@@ -77,6 +79,15 @@ def loops(sass: str) -> list[Loop]:
         body = frozenset(bodies[header])
         found.append(Loop(body, tuple(each for block in sorted(body) for each in blocks[block])))
     return found
+
+
+WAIT_LENGTH = 16  # instructions that a loop which only waits (for a barrier, say) may have
+
+
+def inner_loops(sass: str) -> list[Loop]:
+    """The loops that contain no other one; loops that only wait do not count."""
+    working = [each for each in loops(sass) if each.has_products or each.spills or len(each.instructions) > WAIT_LENGTH]
+    return [loop for loop in working if not any(other.blocks < loop.blocks for other in working)]
 
 
 def product_loops(sass: str) -> list[Loop]:

@@ -40,7 +40,7 @@ def other_gradient(program):
 
 
 def test_a_program_with_another_gradient_is_wrong_and_never_the_best(bench, train_step, tmp_path):
-    from benchmarks.report import render
+    from benchmarks.reporting.report import render
 
     report = run(bench, "train_step", [changed(toy_job(train_step), "PyTorch", other_gradient)], tmp_path)
     found = {result.contender: result for result in report.results}

@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.fixture(scope="module")
 def pages(bench):
-    return importlib.import_module("benchmarks.pages")
+    return importlib.import_module("benchmarks.reporting.pages")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_no_line_begins_with_a_figure(path):
 
 def test_the_charts_show_the_figures_of_the_result_file(pages, tmp_path):
     """Trap: a chart left behind by a newer measurement. Versions of matplotlib differ in anything but the text."""
-    charts = importlib.import_module("benchmarks.charts")
+    charts = importlib.import_module("benchmarks.reporting.charts")
     for drawn in charts.draw_charts(out=tmp_path):
         committed = ROOT / "docs" / "images" / drawn.name
         assert words(drawn) == words(committed), "python -m benchmarks report --readme draws it"

@@ -33,7 +33,7 @@ def measured(bench, tmp_path_factory):
 
 
 def test_pictures_are_drawn_of_what_was_measured(bench, measured, tmp_path):
-    from benchmarks.plots import draw
+    from benchmarks.reporting.plots import draw
 
     drawn = list(draw(measured, tmp_path))
     kinds = sorted(path.stem.rsplit("-", 1)[1] for path in drawn)
@@ -62,6 +62,6 @@ def test_reports_need_nothing_but_the_files(measured, tmp_path):
 
 
 def test_jobs_report_tokens_a_second(bench, measured):
-    from benchmarks.report import render
+    from benchmarks.reporting.report import render
 
     assert "| loader | tokens=1.05M B=32 S=256 | batch | " in render(measured, short=True)

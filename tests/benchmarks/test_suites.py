@@ -121,7 +121,7 @@ def raises(x, weight):
 @pytest.mark.parametrize("function", [wrong_output, wrong_gradient, not_a_number])
 def test_wrong_contender_is_reported_as_wrong_and_never_the_best(bench, norm, function, tmp_path):
     from benchmarks.contenders import given
-    from benchmarks.report import render
+    from benchmarks.reporting.report import render
 
     case = norm.rms_norm_case(8, 64)
     case = replace(case, contenders=[*case.contenders, given("peer", function)])

@@ -14,12 +14,12 @@ NAMES = ("llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok"
 
 @pytest.fixture(scope="module")
 def tokenizers(bench):
-    return importlib.import_module("benchmarks.tokenizers")
+    return importlib.import_module("benchmarks.text.tokenizers")
 
 
 @pytest.fixture(scope="module")
 def texts(bench):
-    return importlib.import_module("benchmarks.fresh").streams(0.2)
+    return importlib.import_module("benchmarks.text.fresh").streams(0.2)
 
 
 def library(tokenizers, name, what):
@@ -34,7 +34,7 @@ def library(tokenizers, name, what):
 
 def same(bench, name, found, expected):
     """Ours has to be right; a peer that is not takes no part."""
-    status, note = importlib.import_module("benchmarks.text_jobs").verdict(found, expected)
+    status, note = importlib.import_module("benchmarks.text.text_jobs").verdict(found, expected)
     if name != "llmfast" and status == "wrong":
         pytest.skip(f"{name}: {note}")
     assert status == "ok", note

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def text_jobs(bench):
-    return importlib.import_module("benchmarks.text_jobs")
+    return importlib.import_module("benchmarks.text.text_jobs")
 
 
 def run(job):
@@ -21,11 +21,11 @@ def run(job):
 @pytest.fixture(scope="module")
 def measured(bench, tmp_path_factory):
     """Both suites at their smallest, without the shared texts: (report, text of the file) of each."""
-    texts = importlib.import_module("benchmarks.texts")
-    tokenizers = importlib.import_module("benchmarks.tokenizers")
+    texts = importlib.import_module("benchmarks.text.texts")
+    tokenizers = importlib.import_module("benchmarks.text.tokenizers")
     folder = tmp_path_factory.mktemp("measured")
     empty = tmp_path_factory.mktemp("empty")
-    fresh = importlib.import_module("benchmarks.fresh")
+    fresh = importlib.import_module("benchmarks.text.fresh")
     reports = {}
     with pytest.MonkeyPatch.context() as patch:
         for module in (texts, tokenizers, fresh):
@@ -75,7 +75,7 @@ def test_result_files_hold_no_path_of_this_machine(measured, suite):
 
 
 def test_other_ids_are_wrong_and_missing_libraries_are_named(text_jobs):
-    from benchmarks.tokenizers import Absent
+    from benchmarks.text.tokenizers import Absent
 
     calls = {
         "right": lambda: [[1, 2], [3]],
@@ -96,14 +96,14 @@ def test_other_ids_are_wrong_and_missing_libraries_are_named(text_jobs):
 def stream(bench):
     """A short stream under the vocabulary that every machine has."""
     fresh, streams, tokenizers = map(
-        importlib.import_module, ("benchmarks.fresh", "benchmarks.streams", "benchmarks.tokenizers")
+        importlib.import_module, ("benchmarks.text.fresh", "benchmarks.text.streams", "benchmarks.text.tokenizers")
     )
     text = fresh.stream_of("this file", Path(__file__).read_text(encoding="utf-8") * 8)
     return streams.Streaming(tokenizers.trained(), "tests", "lists", text, 20_000, 2)
 
 
 def test_a_stream_gives_a_cold_and_a_steady_result(stream, monkeypatch):
-    streams = importlib.import_module("benchmarks.streams")
+    streams = importlib.import_module("benchmarks.text.streams")
     monkeypatch.setattr(streams, "LIBRARIES", {"llmfast": None, "tiktoken": None, "gigatoken": None, "rs_bpe": None})
     results = stream.run("cpu", 3, {})
     for name in ("llmfast", "tiktoken"):
@@ -118,7 +118,7 @@ def test_a_stream_gives_a_cold_and_a_steady_result(stream, monkeypatch):
 
 def test_a_stream_that_ends_wrong_or_fails_says_so(stream, monkeypatch):
     """Traps: ids that differ late in a stream, a library that takes its process with it."""
-    streams = importlib.import_module("benchmarks.streams")
+    streams = importlib.import_module("benchmarks.text.streams")
     monkeypatch.setattr(streams, "LIBRARIES", {"llmfast": None})
     expected = streams.expected_of(stream.vocabulary, stream.part_bytes, stream.text.whole)
     other = [*expected[:-1], (expected[-1][0], "other")]
@@ -140,7 +140,7 @@ def test_a_stream_that_ends_wrong_or_fails_says_so(stream, monkeypatch):
 
 
 def test_a_slow_library_encodes_the_first_parts_only(stream, monkeypatch):
-    streams = importlib.import_module("benchmarks.streams")
+    streams = importlib.import_module("benchmarks.text.streams")
     worker = streams.Worker("llmfast")
     worker.times, worker.seconds = [1.0] * (streams.FEWEST + 1), streams.SECONDS + 1
     worker.encode(9, 10, "ids")  # there is no process to ask
@@ -148,7 +148,7 @@ def test_a_slow_library_encodes_the_first_parts_only(stream, monkeypatch):
 
 
 def test_a_stream_has_nothing_twice(bench, tmp_path, monkeypatch):
-    fresh = importlib.import_module("benchmarks.fresh")
+    fresh = importlib.import_module("benchmarks.text.fresh")
     assert list(fresh.unrepeated(["one", "two", "one", "", "three", "four"], 9)) == ["one", "two", "thr"]
     assert list(fresh.unrepeated(["zwölf"], 3)) == ["zw"]  # no half of a character
     catalog = tmp_path / "de.mo"
@@ -164,7 +164,7 @@ def test_a_stream_has_nothing_twice(bench, tmp_path, monkeypatch):
 
 def test_gpt2_is_given_to_fastokens_as_it_was_published(bench):
     """Trap: by GPT-2's expression as a Split it takes another path, an eighth as fast."""
-    tokenizers = importlib.import_module("benchmarks.tokenizers")
+    tokenizers = importlib.import_module("benchmarks.text.tokenizers")
     known = {str(each): each for each in tokenizers.vocabularies()}
     if "gpt2" not in known:
         pytest.skip("needs the published rank files")
@@ -175,7 +175,7 @@ def test_gpt2_is_given_to_fastokens_as_it_was_published(bench):
 
 def test_documents_of_a_stream_are_mixed(bench):
     """Trap: a stream that is in one language first, and then in another."""
-    fresh, texts = (importlib.import_module(f"benchmarks.{name}") for name in ("fresh", "texts"))
+    fresh, texts = (importlib.import_module(f"benchmarks.text.{name}") for name in ("fresh", "texts"))
     text = "a" * 10 * texts.DOCUMENT + "b" * 10 * texts.DOCUMENT
     documents = fresh.stream_of("letters", text).documents
     assert Counter("".join(documents)) == Counter(text)

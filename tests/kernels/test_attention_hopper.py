@@ -99,11 +99,11 @@ import re, subprocess, tempfile
 import triton
 from llmfast.kernels.attention.compile_cases import PLAIN, training_case
 from llmfast.kernels.attention.launch import WARP_GROUPS
-from llmfast.kernels.compile_check.measure import compile_for, compiled
+from llmfast.kernels.compile_check.measure import chip_of, compile_for, compiled
 import torch
 
 compile_for("90")
-(_, kernel), = compiled(training_case("", torch.bfloat16, 128, PLAIN, None, form=WARP_GROUPS), "90")
+(_, kernel), = compiled(training_case("", torch.bfloat16, 128, PLAIN, None, chip_of("90"), form=WARP_GROUPS), "90")
 ptx = kernel.asm["ptx"]
 # Two groups, each with a first product, a masked and an unmasked loop of two products, and a last one: 8 of 16 wide.
 assert len(re.findall("wgmma.mma_async", ptx)) == 2 * 6 * 8, len(re.findall("wgmma.mma_async", ptx))

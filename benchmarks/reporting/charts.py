@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..results import FOLDER, OURS, ROOT, Result, read
 from .pages import PASSES, SHOWN
 from .report import rate
-from .results import FOLDER, OURS, ROOT, Result, read
 
 CHARTS = ROOT / "docs" / "images"
 VOCABULARY = "o200k_base"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-DATA = Path(os.environ.get("LLMFAST_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("LLMFAST_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 DOCUMENT = 16_384  # characters
 # Letters of scripts that are written differently: with and without spaces, one to three bytes a letter.
 SCRIPTS = {

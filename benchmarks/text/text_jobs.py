@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import measure
-from .compare import one_line
-from .results import TEXT, Result
+from .. import measure
+from ..compare import one_line
+from ..results import TEXT, Result
 from .tokenizers import Absent
 
 FEWEST_ROUNDS = 3

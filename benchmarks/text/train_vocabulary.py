@@ -1,6 +1,6 @@
 """Trains a vocabulary once and prints the measurement as JSON.
 
-    python -m benchmarks.train_vocabulary TRAINER FILE SIZE THREADS
+    python -m benchmarks.text.train_vocabulary TRAINER FILE SIZE THREADS
 
 A program of its own, which imports nothing else that takes part: its peak of memory is that of one trainer.
 """

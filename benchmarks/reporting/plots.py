@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..results import OURS, PYTORCH, TEXT, Report, Result, read_all
 from .report import NO_DTYPES, grouped, shape_text
-from .results import OURS, PYTORCH, TEXT, Report, Result, read_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

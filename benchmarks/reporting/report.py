@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .results import OURS, PYTORCH, TEXT, Report, Result, read_all
+from ..results import OURS, PYTORCH, TEXT, Report, Result, read_all
 
 
 def render(folder: Path, short: bool = False, sizes: tuple[str, ...] = ()) -> str:

@@ -24,8 +24,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..results import FOLDER, OURS, ROOT, Report, Result, read
 from .report import best_of, grouped, legend, machine_line, op_table, rate, short_rows_of, speed, table
-from .results import FOLDER, OURS, ROOT, Report, Result, read
 
 # What the pages show. To show another machine, or another pass, change it here and run the command above.
 SHOWN = {

@@ -1,6 +1,6 @@
 """Encodes parts of a stream of text, in a process of its own, as it is asked to.
 
-    python -m benchmarks.stream_library LIBRARY VOCABULARY RANKS FORM PART_BYTES FILE
+    python -m benchmarks.text.stream_library LIBRARY VOCABULARY RANKS FORM PART_BYTES FILE
 
 It says whether it takes part, in a line of JSON, then reads the number of a part from each line of its input, and
 answers with the seconds that encoding took and a digest of the ids.

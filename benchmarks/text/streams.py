@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .compare import without_paths
-from .results import ROOT, TEXT, Result
+from ..compare import without_paths
+from ..results import ROOT, TEXT, Result
 from .stream_library import digest, parts
 from .texts import Text
 from .tokenizers import LIBRARIES, Vocabulary, missing, tiktoken
@@ -116,7 +116,7 @@ class Worker:
         with (
             tempfile.TemporaryFile("w+") as self.errors,
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.stream_library", *map(str, command)],
+                [sys.executable, "-m", "benchmarks.text.stream_library", *map(str, command)],
                 cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             ) as self.process,
         ):  # fmt: skip

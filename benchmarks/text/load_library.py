@@ -1,6 +1,6 @@
 """Prints the seconds that a library, imported, needs for its first ids.
 
-    python -m benchmarks.load_library LIBRARY VOCABULARY RANKS [FILE]
+    python -m benchmarks.text.load_library LIBRARY VOCABULARY RANKS [FILE]
 
 A program of its own, which imports nothing else that takes part.
 """

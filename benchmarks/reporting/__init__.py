@@ -1,0 +1,1 @@
+"""What becomes of result files: tables, plots, and the figures in README.md and docs/."""
