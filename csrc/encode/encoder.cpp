@@ -19,6 +19,7 @@ constexpr size_t kBatch = 256;  // pieces whose slots are prefetched before the 
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;  // unknown pieces are merged in batches, to overlap cache misses
 constexpr size_t kLongSlots = 1 << 19;  // 2 MB
+constexpr size_t kMoreSlots = 1 << 21;  // 64 MB: texts in many languages have 600,000 different pieces in 57 MB
 
 // Slots for a vocabulary's short tokens and for pieces to be cached: 50 MB of prose have 150,000 that are not tokens.
 size_t slots_for(size_t tokens) {
@@ -74,6 +75,7 @@ struct Encoder::Unknowns {
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
       short_pieces_(slots_for(vocabulary_.size())),
+      more_short_pieces_(kMoreSlots),
       long_pieces_(kLongSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {
@@ -114,10 +116,11 @@ void Encoder::insert(std::string_view piece, const Key& key, const Piece& merged
         if (!long_pieces_.find(piece, key.low)) long_pieces_.insert(piece, key.low, merged.ids, merged.count);
         return;
     }
-    if (short_pieces_.is_full() || short_pieces_.find(key, short_pieces_.index(key))) return;
+    ShortPieceCache& cache = short_pieces_.is_full() ? more_short_pieces_ : short_pieces_;
+    if (cache.is_full() || cache.find(key, cache.index(key))) return;
     const bool fits = merged.count <= ShortPieceCache::kMostIds;
     const uint32_t place = fits ? 0 : long_pieces_.append(merged.ids, merged.count, {});
-    if (fits || place) short_pieces_.insert(key, merged.ids, merged.count, place);
+    if (fits || place) cache.insert(key, merged.ids, merged.count, place);
 }
 
 size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up) const {
@@ -139,6 +142,10 @@ size_t Encoder::encode_piece(std::string_view piece, IdBuffer& ids, bool look_up
 LLMFAST_NOINLINE size_t Encoder::look_up(std::string_view piece, const Key& key, size_t index, uint32_t* out) const {
     if (key.high != kNoKey) {
         if (const ShortPieceCache::Slot* const slot = short_pieces_.find(key, index)) return copy(*slot, out);
+        if (short_pieces_.is_full()) {
+            const ShortPieceCache::Slot* const slot = more_short_pieces_.find(key, more_short_pieces_.index(key));
+            if (slot) return copy(*slot, out);
+        }
         if (has_all_tokens_) return 0;
         out[0] = vocabulary_.find(bytes_of(key));
         return out[0] != kNoToken;

@@ -112,7 +112,7 @@ LLMFAST_AVX512_INLINE inline void transpose(Lanes* rows) {
     }
 }
 
-// The vector form of PortableLanes in merge_lanes.cpp.
+// The vector form of x.
 class Avx512Lanes {
   public:
     LLMFAST_AVX512 void start(const PairPlaces& places, std::span<Piece* const> pieces) {

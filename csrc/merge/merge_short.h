@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "merge/pair_table.h"
+#include "merge/piece.h"
 #include "system/cpu_features.h"
 
 namespace llmfast {
@@ -22,7 +23,7 @@ class ShortMerge {
         left_ = ~0ull >> (64 - count);
         std::fill_n(keys_, (count + 15) / 16 * 16, kNone);
         uint32_t all = 0;
-        for (size_t i = 0; i < count; ++i) all |= ids[i];
+        for (size_t i = 0; i < count; ++i) all |= ids[i] &= ~kCut;
         if (all < 256) {
             for (size_t i = 0; i + 1 < count; ++i) keys_[i] = key_of(places.low_pairs[ids[i] << 8 | ids[i + 1]], i);
         } else {
@@ -31,10 +32,11 @@ class ShortMerge {
         best_ = smallest();
     }
 
-    // Merges the next pair in place; returns false if there is none. The minimum of the remaining keys is computed
-    // while the new pairs are fetched from memory.
-    bool step(const PairPlaces& places) {
-        if (best_ >= kNone) return false;
+    bool is_done() const { return best_ >= kNone; }
+
+    // Merges the next pair in place. The minimum of the remaining keys is computed while the new pairs are fetched from
+    // memory.
+    void merge_best(const PairPlaces& places) {
         const size_t place = best_ & 63, gone = next(place);
         const uint32_t merged = ids_[place] = best_ >> 6;
         left_ &= ~(1ull << gone);
@@ -45,7 +47,6 @@ class ShortMerge {
         best_ = smallest();
         if (behind < 64) renew(place, places.find(merged, ids_[behind]));
         if (before) renew(previous, places.find(ids_[previous], merged));
-        return true;
     }
 
     // Writes the remaining ids and, unless `starts` is null, where their parts start. Returns how many there are.
@@ -89,7 +90,8 @@ class ShortMerge {
 inline size_t merge_short_portable(PairPlaces places, uint32_t* ids, size_t count, uint32_t* starts) {
     ShortMerge merge;
     merge.start(places, ids, count);
-    while (merge.step(places)) {
+    while (!merge.is_done()) {
+        merge.merge_best(places);
     }
     return merge.finish(starts);
 }
