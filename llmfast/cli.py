@@ -58,8 +58,9 @@ COMMANDS = {
     "classify": Command(
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
-    "predict": Command("llmfast.commands.classify:predict", "Name the class of texts with a trained classifier."),
+    "predict": Command("llmfast.commands.predict:predict", "Name the labels of texts with a trained classifier."),
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
+    "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
@@ -205,7 +206,7 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
         hint, default = hints[parameter.name], parameter.default
         if dataclasses.is_dataclass(default):
             parameters.append(parameter.replace(annotation=hint, default=unfilled(default)))
-        elif parameter.name == "config" and (cls := _dataclass_in(hint)):
+        elif parameter.name == "config" and (cls := _dataclass_in(hint) or _config_of_task(arguments)):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
             start = _starting_values(cls, arguments)
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
@@ -237,15 +238,28 @@ def _dataclass_in(hint: Any) -> type | None:
     return next(filter(dataclasses.is_dataclass, typing.get_args(hint) or [hint]), None)
 
 
-def _starting_values(cls: type, arguments: list[str]) -> Any:
-    """The configuration that ``--config`` names, read first because it sets the defaults."""
+def _config_of_task(arguments: list[str]) -> type:
+    """The configuration of the task that ``--task`` names, or of pretraining."""
+    from llmfast.commands.tasks import TASKS, task_named
+
+    name = _value_of("--task", arguments)
+    return task_named(name if name in TASKS else "train").config_class
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The value of an option that decides which other ones there are, read before them."""
     import argparse
 
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, nargs="?", dest="value")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def _starting_values(cls: type, arguments: list[str]) -> Any:
+    """The configuration that ``--config`` names, read first because it sets the defaults."""
     from llmfast import config
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    file = parser.parse_known_args(arguments)[0].config
+    file = _value_of("--config", arguments)
     return config.load_unfilled(cls, file) if file else config.unfilled(cls())
 
 

@@ -1,11 +1,12 @@
 """Every recipe is a configuration that could be trained."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llmfast import config as config_files
-from llmfast.finetuning.config import SupervisedConfig
+from llmfast.commands.tasks import task_named
 from llmfast.training.config import RunConfig
 from llmfast.training.sweep import combinations, read_grid
 
@@ -14,12 +15,13 @@ RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.ya
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_how_it_is_run(path):
-    assert f"recipes/{path.name}" in path.read_text()
-    if path.name.startswith("sweep-"):
+    text = path.read_text()
+    assert f"recipes/{path.name}" in text
+    command = re.search(r"llmfast(?:\.cli)? (\w+) [^\n]*recipes/" + re.escape(path.name), text).group(1)
+    if command == "sweep":
         assert combinations(read_grid(path), RunConfig())
     else:
-        kind = SupervisedConfig if f"llmfast sft --config recipes/{path.name}" in path.read_text() else RunConfig
-        assert config_files.load(kind, path).training.steps > 0
+        assert config_files.load(task_named(command).config_class, path).training.steps > 0
 
 
 def test_gpt2_has_its_size():

@@ -20,7 +20,7 @@ FORWARD = ("forward_kernel", "forward_hopper_kernel")
 BACKWARD = ("keys_gradient_kernel", "queries_gradient_kernel")
 # On 9.0, of the exponentials in a step: those that run beside the product with the values of the tile before, and
 # beside dP's product.
-SOFTMAX_OVERLAP, GRADIENT_OVERLAP = 0.9, 0.6
+SOFTMAX_OVERLAP, GRADIENT_OVERLAP = 0.85, 0.6
 MANY = 1000  # sequences, of which no multiprocessor count leaves a large part of the last round idle
 PLAIN = {"causal": True}
 DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
@@ -100,6 +100,8 @@ def training_case(
         if batch != MANY and form is None:
             backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))
 
+    if instructions and "cp.async" in instructions and width == 256:  # One stage fetches nothing ahead.
+        instructions = ("mma",)
     expected = instructions and dict.fromkeys((*FORWARD, "queries_gradient_kernel"), instructions)
     # Packed sequences end where only the chip knows: their descriptors are made there.
     avoided = None if packed else dict.fromkeys((*FORWARD, *BACKWARD), ("device-built tensormap",))

@@ -1,8 +1,7 @@
-"""``llmfast classify`` and ``llmfast predict``."""
+"""``llmfast classify``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from llmfast.finetuning.config import ClassificationConfig
@@ -15,8 +14,13 @@ def classify(
     resume: Path | None = None,
     learning_rate: float | None = None,
     profile: bool = False,
+    dry_run: bool = False,
+    overfit_one_batch: bool = False,
 ) -> None:
     """Train a classifier of texts, from a trained model or from nothing. Under torchrun, on all its processes.
+
+    At the end, the held-out texts are evaluated: figures in the terminal and in evaluation.json, and the plots
+    confusion.png and reliability.png.
 
     Args:
         config: What to train, on what, and how.
@@ -25,61 +29,29 @@ def classify(
             --out if it holds a run, from its newest whole checkpoint, else begin it.
         learning_rate: Resume with this peak learning rate instead (with --resume).
         profile: Write a profiler trace of a few steps to profile.json in the run folder.
+        dry_run: Only say what would be trained: parameters, memory, time, the first batch as text.
+        overfit_one_batch: Only check that the model can memorize one batch, in at most training.steps steps.
 
     Raises:
         ValueError: a configuration that cannot be, unreadable data, a damaged run folder.
         KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    from llmfast.commands.running import run_task
+    from llmfast.commands.running import run_task, try_task
     from llmfast.finetuning.classification import Classification
+    from llmfast.finetuning.report import evaluate_classifier
 
+    config = config or ClassificationConfig()
+    if dry_run or overfit_one_batch:
+        try_task(Classification, config, out=out, resume=resume, dry_run=dry_run)
+        return
     with run_task(
         Classification,
-        config or ClassificationConfig(),
+        config,
         out=out,
         resume=resume,
         learning_rate=learning_rate,
         profile=profile,
-    ) as (session, console):
-        final = session.trainer.evaluate()
-        console.print(f"validation  loss {final['loss']:.3f}, accuracy {final['accuracy']:.1%}")
+    ) as (session, console, _):
+        evaluate_classifier(session, console)
     folder = session.run.folder
     console.print(f"saved in    {folder}; use it with: llmfast predict {folder} --text TEXT")
-
-
-def predict(
-    run: Path,
-    /,
-    *,
-    text: str | None = None,
-    file: Path | None = None,
-    base: Path | None = None,
-) -> None:
-    """Name the class of texts: for each, a line with the label, its probability and the text, separated by tabs.
-
-    Args:
-        run: A run folder of llmfast classify (its newest checkpoint is used) or a checkpoint folder.
-        text: The text to classify; the lines of --file if left out, or of standard input.
-        file: A text file with a text in each line.
-        base: Where the frozen base of the classifier lies now, if it was moved since the training.
-
-    Raises:
-        ValueError: no classifier there, a damaged file, a base that is missing or another one.
-    """
-    if text is not None and file is not None:
-        raise ValueError("give either --text or --file, not both")
-
-    import torch
-
-    from llmfast.finetuning.predict import load_classifier
-    from llmfast.finetuning.predict import predict as predictions
-
-    model, tokenizer = load_classifier(run, base=base)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if text is not None:
-        texts = iter([text])
-    else:
-        lines = sys.stdin if file is None else file.read_text(encoding="utf-8-sig").splitlines()
-        texts = (line.strip() for line in lines if line.strip())
-    for each in predictions(model, tokenizer, texts):
-        print(each.label, f"{each.probability:.4f}", each.text, sep="\t", flush=file is None)

@@ -205,6 +205,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
 def _finish(session: Session, console: Console) -> None:
     from llmfast.commands.generate import generate
     from llmfast.data.prepare import compression_baselines
+    from llmfast.training.summary import add_figures
     from llmfast.visualization.curves import plot_losses
 
     run, task, trainer = session.run, session.task, session.trainer
@@ -212,6 +213,7 @@ def _finish(session: Session, console: Console) -> None:
     # Overlapping windows: every held-out token is predicted from at least half a context, as in real use.
     final = task.evaluate(trainer, stride=max(1, task.context // 2))
     run.log(step=trainer.steps_done, **{f"final_{name}": figure for name, figure in final.items()})
+    add_figures(run.folder, final)
     baselines = compression_baselines(prepared.validation, prepared.tokenizer)
     plot_losses(run.records(), run.loss_plot, units=task.units(1.0), marks=baselines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 AUTO = Path("auto")
 
 
+class Finished(NamedTuple):
+    """A run that has been trained."""
+
+    session: Session
+    console: Console
+    figures: dict[str, float]
+    """Of the whole validation split."""
+
+
 @contextlib.contextmanager
 def run_task(
     task: type[Task],
@@ -26,8 +35,8 @@ def run_task(
     resume: Path | None,
     learning_rate: float | None = None,
     profile: bool = False,
-) -> Iterator[tuple[Session, Console]]:
-    """Train ``task`` in a new run or a resumed one, on all processes; yields the finished session to evaluate it.
+) -> Iterator[Finished]:
+    """Train ``task`` in a new run or a resumed one, on all processes, and evaluate it; yields what came of it.
 
     Args:
         task: what is trained.
@@ -45,6 +54,7 @@ def run_task(
 
     from llmfast.training.distribution.world import world
     from llmfast.training.loop import fit
+    from llmfast.training.summary import add_figures
 
     _check_folders(out, resume, learning_rate)
     with world(config.training.device) as this:
@@ -57,7 +67,10 @@ def run_task(
             raise KeyboardInterrupt(
                 f"stopped at step {session.trainer.steps_done:,} and saved; resume with: {again}"
             ) from None
-        yield session, console
+        figures = session.trainer.evaluate()
+        if this.is_main:
+            add_figures(session.run.folder, figures)
+        yield Finished(session, console, figures)
         # A full disk costs the picture, not the run.
         with contextlib.suppress(OSError):
             _plot(session)

@@ -55,8 +55,7 @@ def sft(
         resume=resume,
         learning_rate=learning_rate,
         profile=profile,
-    ) as (session, console):
-        final = session.trainer.evaluate()
+    ) as (session, console, final):
         console.print(f"validation  loss {final['loss']:.3f} on answers, perplexity {final['perplexity']:.2f}")
     folder = session.run.folder
     console.print(f"saved in    {folder}; talk to it with: llmfast generate {folder} --chat TEXT")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from llmfast.commands.tasks import TaskName, task_named
 from llmfast.training.config import RunConfig
 
 
@@ -47,8 +49,7 @@ def train(
         resume=resume,
         learning_rate=learning_rate,
         profile=profile,
-    ) as (session, console):
-        final = session.trainer.evaluate()
+    ) as (session, console, final):
         console.print(f"validation  loss {final['loss']:.3f}, {final['bits_per_byte']:.3f} bits per byte")
     folder = session.run.folder
     console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")
@@ -57,7 +58,8 @@ def train(
 def sweep(
     grid: Path,
     *,
-    config: RunConfig | None = None,
+    task: TaskName = "train",
+    config: Any = None,
     out: Path = Path("runs/sweep"),
 ) -> None:
     """Train every combination of the values in a grid, then compare them in a table and plots.
@@ -66,6 +68,7 @@ def sweep(
 
     Args:
         grid: YAML file: settings, each with a list of values, as in training.learning_rate: [1e-3, 3e-3].
+        task: What is trained, by its command; the settings are those of that command.
         config: What all the runs have in common.
         out: Folder for the runs, table.txt, results.json, losses.png and one plot per setting.
 
@@ -81,4 +84,5 @@ def sweep(
         raise ValueError("a sweep trains in one process: start it without torchrun")
 
     console = Console(highlight=False, soft_wrap=True)
-    run_sweep(read_grid(grid), config or RunConfig(), out, console=console)
+    kind = task_named(task)
+    run_sweep(read_grid(grid), config or kind.config_class(), out, task=kind, console=console)

@@ -41,29 +41,45 @@ class DataConfig(SourceConfig):
     """Attention stays inside documents and positions count from their starts."""
 
 
+ProblemName = Literal["single_label", "multi_label", "regression"]
+"""What is asked about a text: one of several labels, any number of them, or a number."""
+
+
 @dataclass
 class LabeledDataConfig:
-    """Texts with labels."""
+    """Texts with labels or numbers."""
 
     sources: tuple[str, ...] = ()
-    """Files with texts and labels: .tsv, .csv or .jsonl, or LABEL=FILE with a text in each line."""
+    """Files with texts and labels: .tsv, .csv, .jsonl or .parquet, or LABEL=FILE with a text in each line."""
+    problem: ProblemName = "single_label"
+    """single_label: each text has one label; multi_label: any number of them; regression: a number."""
     text: str = "text"
     """Name of the column of texts."""
     label: str = "label"
-    """Name of the column of labels."""
+    """Name of the column of labels, or of numbers."""
+    separator: str = ","
+    """Stands between the labels of a text in tables (multi_label); in JSON Lines and Parquet they are lists."""
     tokenizer: str | None = None
     """A tokenizer to use: a folder, a file, or a published name such as gpt2. If left out, it is that of the model to
     start from, or else one is trained on the texts."""
     vocab_size: int = 1024
     """Size of the vocabulary to train, special tokens included."""
-    validation_fraction: float = 0.2
-    """Share of the texts held out, chosen by a hash of their content."""
+    validation_fraction: float = 0.1
+    """Share of the texts held out for evaluations during training, chosen by a hash of their words."""
+    test_fraction: float = 0.1
+    """Share of the texts held out for the end, chosen the same way; 0 for none."""
     max_tokens: int = 128
     """Longer texts are cut after this many tokens, counting the one before the text; how many is reported."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+            raise ValueError(
+                f"data.test_fraction must be from 0 to below 1 - data.validation_fraction, got {self.test_fraction}"
+            )
+        if not self.separator:
+            raise ValueError("data.separator must not be empty")
         if self.max_tokens < 2:
             raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
 

@@ -66,7 +66,10 @@ class ExampleSplit:
         return len(self.starts)
 
     def batch(self, places: np.ndarray) -> Batch:
-        """Examples as ``tokens`` and ``targets`` (B, S), int64, padded at the end; padding is no target."""
+        """Examples as ``tokens`` and ``targets`` (B, S), int64, padded at the end; padding is no target.
+
+        ``is_real`` (B, S) is false for padding.
+        """
         lengths = self.lengths[places]
         width = min(-(-int(lengths.max()) // ROUNDED) * ROUNDED, self.max_tokens)
         columns = np.arange(width)
@@ -81,6 +84,7 @@ class ExampleSplit:
         return Batch(
             tokens=torch.from_numpy(np.where(inside, tokens, self.shards.eot_token)),
             targets=torch.from_numpy(np.where(trained, targets, IGNORED)),
+            is_real=torch.from_numpy(inside),
         )
 
     def packed(self) -> PackedWindows:

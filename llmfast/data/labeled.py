@@ -1,8 +1,8 @@
-"""Labeled texts prepared for training: token shards with a label for each document, and batches of them.
+"""Labeled texts prepared for training: token shards with a target for each document, and batches of them.
 
-A prepared folder holds ``train`` and ``validation``, each token shards (``llmfast.data.shards``) with ``labels.json``
-beside them, and the tokenizer. ``labels.json`` has the names of all labels, and the place of each document's label
-among them.
+A prepared folder holds the tokenizer, and ``train``, ``validation`` and, unless it is left out, ``test``, each token
+shards (``llmfast.data.shards``) with ``labels.json`` beside them. That has the names of all labels, and for each
+document the place of its label among them, or the places of its labels, or its number.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ import numpy as np
 import torch
 
 from llmfast.data.batch import Batch
-from llmfast.data.config import LabeledDataConfig
+from llmfast.data.config import LabeledDataConfig, ProblemName
 from llmfast.data.corpus import is_held_out
-from llmfast.data.labeled_text import LabeledText, read_labeled
+from llmfast.data.labeled_text import LabeledText, Target, read_labeled
 from llmfast.data.order import shuffled
-from llmfast.data.prepare import END_OF_TEXT, SPLITS, load_tokenizer
+from llmfast.data.prepare import END_OF_TEXT, load_tokenizer
 from llmfast.data.shards import ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer
 
 LABELS_FILE = "labels.json"
+SPLITS = ("train", "validation", "test")
 ROUNDED = 16  # rows are padded to a multiple of this: few lengths, so that little is compiled
 Report = Callable[[str], None]
 
 
 class LabeledSplit:
-    """One side of prepared data: documents as rows of tokens, each with its label.
+    """One side of prepared data: documents as rows of tokens, each with its target.
 
-    A row is the end-of-text token, after which a document begins, and the tokens of the text.
+    A row is the end-of-text token, after which a document begins, and the tokens of the text. ``targets`` are (N,)
+    int64 places of labels, (N, L) float32 ones and zeros (multi-label), or (N,) float32 numbers (regression).
     """
 
     def __init__(self, folder: Path, *, max_tokens: int, verify: bool = True):
         self.shards = TokenShards(folder, verify=verify)
         record = _read_labels(folder / LABELS_FILE)
         self.names: list[str] = record["names"]
-        self.labels = np.array(record["labels"], np.int64)
+        self.problem: ProblemName = record.get("problem", "single_label")
+        self.targets = _targets(record["labels"], self.problem, len(self.names))
         starts, lengths = self.shards.document_spans
-        if len(starts) != len(self.labels):
-            raise ValueError(f"{folder} has {len(starts)} documents and {len(self.labels)} labels")
+        if len(starts) != len(self.targets):
+            raise ValueError(f"{folder} has {len(starts)} documents and {len(self.targets)} labels")
         self.max_tokens = max_tokens
         self.starts = starts - 1
         self.lengths = np.minimum(lengths, max_tokens)
@@ -54,10 +57,21 @@ class LabeledSplit:
         self.checksum = hashlib.sha256(digest.encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    def counts(self) -> np.ndarray:
+        """How many texts have each label, (L,) int64."""
+        if self.targets.ndim == 2:
+            return self.targets.sum(0).astype(np.int64)
+        return np.bincount(self.targets, minlength=len(self.names))
+
+    def decode(self, tokenizer: Tokenizer, place: int) -> str:
+        """The text at ``place``, as far as its row goes."""
+        row = self.batch(np.array([place]))
+        return tokenizer.decode(row.tokens[0, 1 : int(row.lengths[0])].tolist())
 
     def batch(self, places: np.ndarray) -> Batch:
-        """Examples as ``tokens`` (B, S) padded at the end, ``lengths`` (B,) and ``labels`` (B,), all int64."""
+        """Examples: int64 ``tokens`` (B, S) padded at the end and ``lengths`` (B,), and ``labels`` as ``targets``."""
         lengths = self.lengths[places]
         width = min(-(-int(lengths.max()) // ROUNDED) * ROUNDED, self.max_tokens)
         columns = np.arange(width)
@@ -67,7 +81,7 @@ class LabeledSplit:
         return Batch(
             tokens=torch.from_numpy(tokens),
             lengths=torch.from_numpy(lengths),
-            labels=torch.from_numpy(self.labels[places]),
+            labels=torch.from_numpy(self.targets[places]),
         )
 
 
@@ -78,6 +92,13 @@ class PreparedLabels:
     tokenizer: Tokenizer
     train: LabeledSplit
     validation: LabeledSplit
+    test: LabeledSplit | None = None
+
+    @property
+    def splits(self) -> dict[str, LabeledSplit]:
+        """The sides that there are, by name."""
+        found = {"train": self.train, "validation": self.validation}
+        return found if self.test is None else found | {"test": self.test}
 
     @property
     def names(self) -> list[str]:
@@ -126,30 +147,25 @@ class LabeledLoader:
 
 
 def prepare_labeled(config: LabeledDataConfig, folder: Path, *, report: Report = lambda line: None) -> None:
-    """Read texts and labels, encode them, and write both sides under ``folder``, whole or not at all.
+    """Read texts and targets, encode them, and write all sides under ``folder``, whole or not at all.
+
+    The side of a text is decided by a hash of its words, so that it is the same on every machine and in any order, and
+    copies of a text are all on one side, whatever white space they differ in.
 
     Raises:
-        ValueError: nothing to read, fewer than two labels, or a side without a text.
+        ValueError: nothing to read, too few labels, a side without a text, or a label without one to train on.
     """
-    examples = list(read_labeled(config.sources, text=config.text, label=config.label))
-    names = sorted({example.label for example in examples}, key=_natural)
-    if len(names) < 2:
-        raise ValueError(f"a classifier needs at least two labels, but there are only {names or 'no texts'}")
-    sides: dict[str, list[LabeledText]] = {split: [] for split in SPLITS}
-    for example in examples:
-        held_out = is_held_out(_utf8(example.text), config.validation_fraction)
-        sides["validation" if held_out else "train"].append(example)
-    for split, side in sides.items():
-        if not side:
-            raise ValueError(
-                f"of {len(examples)} texts none is in the {split} split; data.validation_fraction decides how many are"
-            )
+    examples = list(read_labeled(config))
+    names = _names(examples, config.problem)
+    sides = _divided(examples, config)
+    _check_training_labels(sides, names, config.problem)
+    _report_copies(examples, report)
     with atomic_folder(folder) as partial:
         tokenizer = _tokenizer(config, sides["train"])
         report(f"vocabulary  {tokenizer.n_vocab:,} tokens, {config.tokenizer or 'trained on the texts'}")
         tokenizer.save(partial)
         for split, side in sides.items():
-            _write(partial / split, tokenizer, side, names)
+            _write(partial / split, tokenizer, side, names, config.problem)
 
 
 def open_labeled(folder: Path, *, max_tokens: int, verify: bool = True) -> PreparedLabels:
@@ -159,17 +175,29 @@ def open_labeled(folder: Path, *, max_tokens: int, verify: bool = True) -> Prepa
         ValueError: something is missing or damaged.
     """
     tokenizer = Tokenizer.load(folder)
-    splits = [LabeledSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in SPLITS]
-    return PreparedLabels(tokenizer, *splits)
+    found = [split for split in SPLITS if split != "test" or (folder / split).exists()]
+    return PreparedLabels(
+        tokenizer, **{split: LabeledSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in found}
+    )
 
 
 def describe_labeled(prepared: PreparedLabels, report: Report) -> None:
-    """Reports the texts to train and to evaluate on, one line per split."""
-    for name, split in (("train", prepared.train), ("validation", prepared.validation)):
-        counts = np.bincount(split.labels, minlength=len(prepared.names))
-        shares = ", ".join(f"{label} {count:,}" for label, count in zip(prepared.names, counts, strict=True))
+    """Reports the texts to train and to evaluate on, one line per split, and the labels that a split lacks."""
+    for name, split in prepared.splits.items():
         cut = f"; {split.cut:,} are cut at data.max_tokens" if split.cut else ""
-        report(f"{name:<11} {len(split):,} texts: {shares}{cut}")
+        report(f"{name:<11} {len(split):,} texts: {_described(split)}{cut}")
+        missing = [] if split.problem == "regression" else np.flatnonzero(split.counts() == 0)
+        if len(missing):
+            labels = ", ".join(repr(split.names[place]) for place in missing)
+            report(f"            no text of {labels}: the figures of the {name} split say nothing about them")
+
+
+def _described(split: LabeledSplit) -> str:
+    if split.problem == "regression":
+        numbers = split.targets.astype(np.float64)
+        return f"mean {numbers.mean():.4g}, from {numbers.min():.4g} to {numbers.max():.4g}"
+    counts = zip(split.names, split.counts(), strict=True)
+    return ", ".join(f"{label} {count:,}" for label, count in counts)
 
 
 def encode_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[int]:
@@ -186,6 +214,67 @@ def pad_rows(rows: Sequence[Sequence[int]], padding: int) -> Batch:
     return Batch(tokens=tokens, lengths=lengths)
 
 
+def _divided(examples: list[LabeledText], config: LabeledDataConfig) -> dict[str, list[LabeledText]]:
+    """The examples of each side."""
+    held_out = {"validation": config.validation_fraction, "test": config.test_fraction}
+    sides: dict[str, list[LabeledText]] = {split: [] for split in SPLITS if split == "train" or held_out[split]}
+    for example in examples:
+        words = _utf8(_words(example.text))
+        if is_held_out(words, held_out["validation"]):
+            sides["validation"].append(example)
+        elif is_held_out(words, held_out["validation"] + held_out["test"]):
+            sides["test"].append(example)
+        else:
+            sides["train"].append(example)
+    for split, side in sides.items():
+        if not side:
+            raise ValueError(
+                f"of {len(examples)} texts none is in the {split} split; data.validation_fraction and "
+                "data.test_fraction decide how many are"
+            )
+    return sides
+
+
+def _names(examples: list[LabeledText], problem: ProblemName) -> list[str]:
+    """All labels: numbers in the order of their values, then names in that of the alphabet."""
+    if problem == "regression":
+        return []
+    found = {
+        label
+        for example in examples
+        for label in ([example.target] if isinstance(example.target, str) else example.target)
+    }
+    names, fewest = sorted(found, key=_natural), 2 if problem == "single_label" else 1
+    if len(names) < fewest:
+        wanted = "two labels" if fewest == 2 else "one label"
+        raise ValueError(f"a classifier needs at least {wanted}, but there are only {names or 'no texts'}")
+    return names
+
+
+def _check_training_labels(sides: dict[str, list[LabeledText]], names: list[str], problem: ProblemName) -> None:
+    targets = [example.target for example in sides["train"]]
+    if problem == "regression":
+        if len(set(targets)) < 2:
+            raise ValueError(f"every text of the train split has the number {targets[0]}: there is nothing to learn")
+        return
+    known = set(targets) if problem == "single_label" else set().union(*targets)
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(
+            f"the train split has no text of {', '.join(map(repr, missing))}, which no classifier can learn then: give "
+            "more such texts, or leave out those there are"
+        )
+
+
+def _report_copies(examples: list[LabeledText], report: Report) -> None:
+    targets: dict[str, set[Target]] = {}
+    for example in examples:
+        targets.setdefault(_words(example.text), set()).add(example.target)
+    if copies := len(examples) - len(targets):
+        different = sum(len(each) > 1 for each in targets.values())
+        beside = f"; {different:,} texts have copies with another label" if different else ""
+        report(f"copies      {copies:,} of {len(examples):,} texts are copies of others, on the same side{beside}")
+
+
 def _tokenizer(config: LabeledDataConfig, examples: list[LabeledText]) -> Tokenizer:
     if config.tokenizer:
         return load_tokenizer(config.tokenizer)
@@ -193,7 +282,9 @@ def _tokenizer(config: LabeledDataConfig, examples: list[LabeledText]) -> Tokeni
     return Tokenizer.train(texts, config.vocab_size, special_tokens=(END_OF_TEXT,))
 
 
-def _write(folder: Path, tokenizer: Tokenizer, examples: list[LabeledText], names: list[str]) -> None:
+def _write(
+    folder: Path, tokenizer: Tokenizer, examples: list[LabeledText], names: list[str], problem: ProblemName
+) -> None:
     folder.mkdir()
     writer = ShardWriter(
         folder,
@@ -206,14 +297,30 @@ def _write(folder: Path, tokenizer: Tokenizer, examples: list[LabeledText], name
     writer.add(tokens, len(texts), sum(map(len, texts)))
     writer.finish()
     place = {name: number for number, name in enumerate(names)}
-    record = {"names": names, "labels": [place[example.label] for example in examples]}
+    encode = {
+        "single_label": place.__getitem__,
+        "multi_label": lambda labels: sorted(place[label] for label in labels),
+        "regression": float,
+    }[problem]
+    record = {"names": names, "problem": problem, "labels": [encode(example.target) for example in examples]}
     atomic_write(folder / LABELS_FILE, json.dumps(record | {"sha256": _digest(record)}) + "\n")
+
+
+def _targets(labels: list[Any], problem: ProblemName, count: int) -> np.ndarray:
+    if problem == "regression":
+        return np.array(labels, np.float32)
+    if problem == "single_label":
+        return np.array(labels, np.int64)
+    targets = np.zeros((len(labels), count), np.float32)
+    for row, places in enumerate(labels):
+        targets[row, places] = 1
+    return targets
 
 
 def _read_labels(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["sha256"] != _digest({name: record[name] for name in ("names", "labels")}):
+        if record["sha256"] != _digest({name: value for name, value in record.items() if name != "sha256"}):
             raise ValueError("its SHA-256 is not that of its content")
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
@@ -224,6 +331,11 @@ def _read_labels(path: Path) -> dict[str, Any]:
 
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _words(text: str) -> str:
+    """The text with single spaces for all its white space: what copies have in common."""
+    return " ".join(text.split())
 
 
 def _utf8(text: str) -> bytes:

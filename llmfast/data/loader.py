@@ -106,24 +106,20 @@ class Loader:
         count = max(1, AT_ONCE // (mine * self.windows.context))
         firsts = position + np.arange(count) * batch_size + self.share.index * mine
         rows = self._read((firsts[:, None] + np.arange(mine)).ravel())
-        parts = zip(
-            *(each.reshape(count, -1, context) for each in (rows.tokens, rows.targets, rows.begins)),
-            strict=True,
-        )
-        return [self._batch(*part) for part in parts]
+        columns = {name: each.reshape(count, -1, context) for name, each in rows.columns().items()}
+        return [self._batch(**{name: each[place] for name, each in columns.items()}) for place in range(count)]
 
     def _read(self, positions: np.ndarray) -> Rows:
         epochs, places = np.divmod(positions, self.windows.count)
         if epochs[0] == epochs[-1]:
             return self.windows.read(places, self.seed, int(epochs[0]))
         parts = [self.windows.read(places[epochs == epoch], self.seed, int(epoch)) for epoch in np.unique(epochs)]
-        return Rows(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "targets", "begins"))
-        )
+        names = parts[0].columns()
+        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
-    def _batch(self, tokens: np.ndarray, targets: np.ndarray, begins: np.ndarray) -> Batch:
+    def _batch(self, begins: np.ndarray, **columns: np.ndarray) -> Batch:
         cu_seqlens = _cu_seqlens(begins) if self.document_masks else None
-        batch = Batch(cu_seqlens, tokens=torch.from_numpy(tokens), targets=torch.from_numpy(targets))
+        batch = Batch(cu_seqlens, **{name: torch.from_numpy(column) for name, column in columns.items()})
         return batch.pinned() if torch.cuda.is_available() else batch
 
 

@@ -23,6 +23,12 @@ class Rows:
     """int64: the token after each, or IGNORED."""
     begins: np.ndarray
     """bool: whether a document's input begins here, which it does with the end-of-text token before its first."""
+    is_real: np.ndarray | None = None
+    """bool: false for padding; None where there is none."""
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The fields that there are, by name."""
+        return {name: column for name, column in vars(self).items() if column is not None}
 
 
 class Windows(Protocol):
@@ -113,10 +119,11 @@ class PackedWindows:
         places = np.cumsum(lengths) - lengths
         begins = np.zeros(len(tokens), bool)
         begins[places] = True  # also of padding, which sees nothing of the documents before it
+        is_real = np.ones(len(tokens), bool)
         if is_padding.any():
             padding = _ranges(places[is_padding], lengths[is_padding])
-            tokens[padding], targets[padding] = self.shards.eot_token, IGNORED
-        return Rows(*(each.reshape(-1, self.context) for each in (tokens, targets, begins)))
+            tokens[padding], targets[padding], is_real[padding] = self.shards.eot_token, IGNORED, False
+        return Rows(*(each.reshape(-1, self.context) for each in (tokens, targets, begins, is_real)))
 
 
 def _pieces(starts: np.ndarray, lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,19 +1,20 @@
-"""Sequence classification: the task of naming the class of a text."""
+"""Sequence classification: the task of naming the labels of a text, or its number."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmfast.data.batch import Batch
 from llmfast.data.labeled import (
     LabeledLoader,
+    LabeledSplit,
     PreparedLabels,
     describe_labeled,
     open_labeled,
@@ -22,37 +23,43 @@ from llmfast.data.labeled import (
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
 from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
+from llmfast.finetuning.outputs import outputs_of
+from llmfast.finetuning.predict import predict_one
+from llmfast.finetuning.problems import Problem, make_problem
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
-from llmfast.models.folder import write_config
+from llmfast.models.config import DecoderConfig
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.objective import Loss, Objective
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
-EVALUATED_AT_ONCE = 64
 PART_TEXTS = 512  # of the validation split, for evaluations during training
 
 
 class ClassificationObjective(Objective):
-    """Cross entropy of the labels, a mean over the texts of a batch; reports the accuracy."""
+    """The loss of a problem, a mean over the texts of a batch by their weights."""
 
     model: SequenceClassifier
 
+    def __init__(self, model: SequenceClassifier, problem: Problem):
+        super().__init__(model)
+        self.problem = problem
+
     def weight(self, batch: Batch) -> Tensor:
-        return torch.tensor(batch.rows, device=batch.labels.device)
+        return self.problem.weights(batch.labels).sum()
 
     def forward(self, batch: Batch) -> Loss:
-        logits, balancing = self.model(batch.tokens, batch.lengths)
-        loss = F.cross_entropy(logits, batch.labels)
+        outputs, balancing = self.model(batch.tokens, batch.lengths)
+        loss = self.problem.losses(outputs, batch.labels).sum() / self.weight(batch)
         if balancing is not None:
             loss = loss + balancing
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
-        return Loss(loss, {"accuracy": accuracy})
+        return Loss(loss, self.problem.training_figures(outputs.detach(), batch.labels))
 
 
-class Classification:
+class Classification(DecoderTask):
     """The task on prepared labeled texts (see ``llmfast.training.task.Task``).
 
     Raises:
@@ -69,18 +76,22 @@ class Classification:
         if self.context > config.model.context:
             raise ValueError(f"data.max_tokens {self.context} is more than the model's context {config.model.context}")
         decoder = dataclasses.replace(config.model, tie_embeddings=True)
-        self.classifier = ClassifierConfig(decoder, tuple(prepared.names), self.context)
+        self.classifier = ClassifierConfig(
+            decoder, tuple(prepared.names), self.context, prepared.train.problem, *_offset_and_scale(prepared.train)
+        )
+        # Evaluations use this one, on the CPU; that of the objective goes where the model is.
+        self.problem = make_problem(self.classifier, config.class_weights, prepared.train)
 
     @classmethod
     def prepare(cls, config: ClassificationConfig, folder: Path, *, report: Report) -> None:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         prepare_labeled(config.data, folder, report=report)
 
     @classmethod
     def open(
         cls, config: ClassificationConfig, folder: Path, *, begins: bool, verify: bool, report: Report
     ) -> Classification:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         prepared = open_labeled(folder, max_tokens=config.data.max_tokens, verify=verify)
         start = None
         if begins:
@@ -93,75 +104,53 @@ class Classification:
             config.model = started_config(config.model, start)
         return cls(config, prepared, start)
 
-    @staticmethod
-    def _use_tokenizer_of_start(config: ClassificationConfig) -> None:
-        if config.start is not None and config.data.tokenizer is None:
-            config.data.tokenizer = str(open_start(config.start).folder)
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        return self.classifier.decoder
 
-    def fingerprints(self) -> dict[str, str]:
-        return {
-            "data": self.prepared.train.checksum[:12],
-            "tokenizer": self.tokenizer.fingerprint[:12],
-        }
+    @property
+    def model_config(self) -> ClassifierConfig:
+        return self.classifier
 
     def memory(self) -> dict[str, float]:
-        return finetuning_memory(self.config, self.classifier.decoder)
+        return finetuning_memory(self.config, self.decoder_config)
 
     def flops_per_token(self) -> float:
-        """Of the decoder without its output head: forward alone through a frozen base, else three times that."""
-        parts = flops_by_part(self.classifier.decoder, self.context)
+        """Of the decoder without its output head: a forward pass; twice that for the gradients of an adapter, which go
+        through frozen weights; three times where weights have gradients."""
+        parts = flops_by_part(self.decoder_config, self.context)
         flops = sum(count for part, count in parts.items() if part != "head")
+        if self.config.adapter != "none":
+            return flops * 2 / 3
         return flops / 3 if self.config.keeps_base else flops
 
     def objective(self) -> Objective:
         decoder = without_head(finetuned_decoder(self.config, self.start, self.config.model))
         model = SequenceClassifier(decoder, self.classifier)
         freeze_parameters(model, self.config.freeze)
-        return ClassificationObjective(model)
-
-    def base(self) -> str | None:
-        return str(self.start.folder) if self.config.keeps_base else None
+        return ClassificationObjective(model, copy.deepcopy(self.problem))
 
     def source(self, share: Share, policy: Policy) -> LabeledLoader:
         return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)
 
     def evaluate(self, policy: Policy, *, part: bool = False) -> dict[str, float]:
-        """Mean loss and accuracy over held-out texts."""
-        split = self.prepared.validation
-        count = min(len(split), PART_TEXTS) if part else len(split)
-        chosen = np.arange(count) * len(split) // count
-        batches = [
-            split.batch(chosen[first : first + EVALUATED_AT_ONCE]) for first in range(0, count, EVALUATED_AT_ONCE)
-        ]
-
-        def measure(batch: Batch) -> tuple[float, float]:
-            batch = batch.to(policy.device)
-            with policy.autocast():
-                logits, _ = model(batch.tokens, batch.lengths)
-            losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            return float(losses.double().sum()), float((logits.argmax(1) == batch.labels).sum())
-
-        with policy.inference() as model:
-            table = policy.team.figures(measure, batches, 2)
-        loss, right = (sum(column) / count for column in zip(*table, strict=True))
-        return {"loss": loss, "accuracy": right}
+        """The loss and the problem's figures over held-out texts, each a figure of all of them at once."""
+        outputs = outputs_of(self.prepared.validation, policy, most=PART_TEXTS if part else None)
+        return outputs.figures(self.problem)
 
     def sample(self, policy: Policy) -> tuple[str, str]:
-        """A held-out text, and the label that the model gives it with its probability."""
+        """A held-out text, and what the model says of it."""
         split = self.prepared.validation
-        batch = split.batch(np.array([0])).to(policy.device)
-        with policy.inference() as model, policy.autocast():
-            logits, _ = model(batch.tokens, batch.lengths)
-        probabilities = logits[0].softmax(0)
-        if not probabilities.isfinite().all():
-            raise ValueError("the model's logits hold NaN or infinity: it has diverged")
-        best = int(probabilities.argmax())
-        text = self.tokenizer.decode(batch.tokens[0, 1 : int(batch.lengths[0])].tolist())
-        return text, f" → {self.prepared.names[best]} ({float(probabilities[best]):.0%})"
+        logits = torch.from_numpy(outputs_of(split, policy, most=1).logits[0])
+        if not logits.isfinite().all():
+            raise ValueError("the model's outputs hold NaN or infinity: it has diverged")
+        prediction = predict_one(split.decode(self.tokenizer, 0), logits, self.classifier)
+        return prediction.text, f" → {prediction.described()}"
 
-    def units(self, loss: float) -> dict[str, float]:
-        return {}
 
-    def save_assets(self, folder: Path) -> None:
-        write_config(folder, self.classifier)
-        self.tokenizer.save(folder)
+def _offset_and_scale(train: LabeledSplit) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers to learn; 0 and 1 where there are labels."""
+    if train.problem != "regression":
+        return 0.0, 1.0
+    numbers = train.targets.astype(np.float64)
+    return float(numbers.mean()), float(numbers.std())

@@ -29,7 +29,7 @@ class FinetuningConfig:
 
     start: str | None = None
     """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
-    folder. The model's settings and its tokenizer come from there."""
+    folder. The model's settings and its tokenizer come from there. Of a classifier, the decoder below its head."""
     adapter: Literal["none", "lora", "qlora"] = "none"
     """none: train the weights themselves. lora: train low-rank adapters of the frozen weights. qlora: the same with the
     weights of the linear layers in 4 bits."""
@@ -58,11 +58,18 @@ class FinetuningConfig:
 class ClassificationConfig(FinetuningConfig):
     """One run that trains a classifier of texts."""
 
+    class_weights: Literal["equal", "balanced"] | dict[str, float] = "equal"
+    """How much the labels count in the loss: all the same, each inversely to the number of its texts, or as given by
+    name (1 where none is). With several labels per text, the weight is that of the texts that have the label."""
+    calibrate: bool = False
+    """Fit a temperature to the validation split after the training, which makes probabilities mean what they say."""
     data: LabeledDataConfig = field(default_factory=LabeledDataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data.problem == "regression" and (self.calibrate or self.class_weights != "equal"):
+            raise ValueError("calibrate and class_weights are for labels: with data.problem regression leave them out")
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: texts are not cut into rows")
 

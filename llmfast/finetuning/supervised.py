@@ -27,8 +27,8 @@ from llmfast.inference.generate import generate_tokens, stream_text
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.adapters.config import matches_any
 from llmfast.models.decoder import Decoder
-from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.objective import Objective
 from llmfast.training.pretraining import NextToken
 from llmfast.training.start import started_config
@@ -39,7 +39,7 @@ PART_EXAMPLES = 256  # of the validation split, for evaluations during training
 SAMPLE_TOKENS = 60
 
 
-class SupervisedFinetuning:
+class SupervisedFinetuning(DecoderTask):
     """The task on prepared instructions (see ``llmfast.training.task.Task``).
 
     Its objective is that of pretraining: the cross entropy of the tokens that are targets, which are those of answers.
@@ -61,14 +61,14 @@ class SupervisedFinetuning:
 
     @classmethod
     def prepare(cls, config: SupervisedConfig, folder: Path, *, report: Report) -> None:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         prepare_instructions(config.data, folder, report=report)
 
     @classmethod
     def open(
         cls, config: SupervisedConfig, folder: Path, *, begins: bool, verify: bool, report: Report
     ) -> SupervisedFinetuning:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         needs_start = config.start is not None and (begins or config.keeps_base)
         start = open_start(config.start) if needs_start else None
         if start is not None:
@@ -89,16 +89,8 @@ class SupervisedFinetuning:
         config.model = dataclasses.replace(config.model, vocab_size=fitting)
         return cls(config, prepared, start)
 
-    @staticmethod
-    def _use_tokenizer_of_start(config: SupervisedConfig) -> None:
-        if config.start is not None and config.data.tokenizer is None:
-            config.data.tokenizer = str(open_start(config.start).folder)
-
-    def fingerprints(self) -> dict[str, str]:
-        return {"data": self.prepared.train.checksum[:12], "tokenizer": self.tokenizer.fingerprint[:12]}
-
     def memory(self) -> dict[str, float]:
-        return finetuning_memory(self.config, self.config.model)
+        return finetuning_memory(self.config, self.decoder_config)
 
     def flops_per_token(self) -> float:
         """Without the gradients of the weights, a third, where they are frozen below adapters."""
@@ -112,9 +104,6 @@ class SupervisedFinetuning:
         if tokens is not None:
             _check_rows_are_trained(decoder)
         return NextToken(decoder)
-
-    def base(self) -> str | None:
-        return str(self.start.folder) if self.config.keeps_base else None
 
     def source(self, share: Share, policy: Policy) -> Source:
         seed = self.config.training.seed
@@ -153,13 +142,6 @@ class SupervisedFinetuning:
             answer = generate_tokens(model, prompt, SAMPLE_TOKENS, sampling=Sampling(temperature=0.0), stop=ends)
             text = "".join(stream_text(self.tokenizer, (token for token in answer if token not in ends)))
         return self.tokenizer.decode(prompt), text
-
-    def units(self, loss: float) -> dict[str, float]:
-        return {}
-
-    def save_assets(self, folder: Path) -> None:
-        write_config(folder, self.config.model)
-        self.tokenizer.save(folder)
 
 
 def _growth(start: Start, tokenizer: Tokenizer) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from llmfast.models.adapters.switch import switches
 from llmfast.models.base import Base, check_base, describe_base
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.folder import CONFIG_FILE, load_decoder, model_folder, read_json, read_model
+from llmfast.models.folder import CONFIG_FILE, STATE_FILE, load_decoder, model_folder, read_json, read_model
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.tensors import load_trained_tensors
 from llmfast.models.vocabulary import grow_vocabulary
@@ -43,6 +43,8 @@ class Start:
     """Where tensors and tokenizer are: of a run, its newest checkpoint."""
     config: DecoderConfig
     is_huggingface: bool
+    is_classifier: bool = False
+    """Whether it is a classifier, whose decoder is started from, without its head."""
 
     def decoder(self, config: DecoderConfig | None = None, *, keep_4_bits: bool = False) -> Decoder:
         """The model, in training mode, with an adapter that was trained merged into it.
@@ -53,6 +55,8 @@ class Start:
         """
         if self.is_huggingface:
             model = load_huggingface(self.folder, keep_4_bits=keep_4_bits)
+        elif self.is_classifier:
+            model = _decoder_of_classifier(self.folder, self.config)
         else:
             model = open_decoder(self.folder)
         if switches(model):
@@ -102,9 +106,18 @@ def open_start(path: str | Path) -> Start:
         return Start(path, config, is_huggingface=True)
     folder = model_folder(path)
     tree = read_json(folder / CONFIG_FILE)
-    if "decoder" in tree:
-        raise ValueError(f"start: {folder} holds a classifier, not a language model")
-    return Start(folder, from_dict(DecoderConfig, tree), is_huggingface=False)
+    if is_classifier := "decoder" in tree:
+        tree = tree["decoder"]
+        if read_json(folder / STATE_FILE).get("base"):
+            raise ValueError(f"start: {folder} holds only the trained part of a classifier: start from a whole one")
+    return Start(folder, from_dict(DecoderConfig, tree), is_huggingface=False, is_classifier=is_classifier)
+
+
+def _decoder_of_classifier(folder: Path, config: DecoderConfig) -> Decoder:
+    _, _, tensors = read_model(folder)
+    prefix = "decoder."
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return Decoder.from_tensors(config, own)
 
 
 def open_model(path: str | Path, *, base: str | Path | None = None) -> tuple[Decoder, Tokenizer]:
@@ -138,7 +151,7 @@ def open_decoder(folder: Path, *, base: str | Path | None = None) -> Decoder:
         ValueError: as ``open_model``.
     """
     folder = Path(folder)
-    state = read_json(folder / "state.json")
+    state = read_json(folder / STATE_FILE)
     if not state.get("base"):
         _check_no_base(folder, base)
         return load_decoder(folder)

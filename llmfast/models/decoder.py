@@ -125,13 +125,16 @@ class Block(nn.Module):
             self.feed_forward = GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
         self.dropout = dropout(config)
 
-    def forward(self, x: Tensor, places: Places, cache: LayerCache | None = None) -> tuple[Tensor, Routed | None]:
+    def forward(
+        self, x: Tensor, places: Places, cache: LayerCache | None = None, is_real: Tensor | None = None
+    ) -> tuple[Tensor, Routed | None]:
         attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
         # The sum and its norm in one pass over memory.
         normed, x = self.feed_forward_norm(attended, residual=x)
-        added, routed = self.feed_forward(normed), None
         if self.has_experts:
-            added, routed = added
+            added, routed = self.feed_forward(normed, is_real)
+        else:
+            added, routed = self.feed_forward(normed), None
         return x + self.dropout(added), routed
 
 
@@ -214,6 +217,7 @@ class Decoder(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
+        is_real: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
@@ -223,11 +227,12 @@ class Decoder(nn.Module):
                 row after row. Tokens then see their own document only, and positions count from its start. Entries
                 may repeat; no document may be longer than the context.
             cache: what was read before; this call's tokens are added to it. Not together with ``cu_seqlens``.
+            is_real: (B, S) bool, false for padding, which does not count when experts are balanced.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
         """
-        states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache)
+        states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache, is_real=is_real)
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
         weight = head_weight(self.head)
@@ -237,7 +242,14 @@ class Decoder(nn.Module):
             loss = cross_entropy(self.head(states)[..., : self.config.vocab_size], targets)
         return loss if balancing is None else loss + balancing
 
-    def hidden(self, tokens: Tensor, *, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Hidden:
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
+        is_real: Tensor | None = None,
+    ) -> Hidden:
         """What the head reads: the last hidden states of ``tokens`` (B, S), for other heads and losses.
 
         Arguments and errors are those of ``forward``.
@@ -251,7 +263,7 @@ class Decoder(nn.Module):
         routed = []
         for index, block in enumerate(self.blocks):
             layer_cache = cache.layers[index] if cache is not None else None
-            x, from_router = run_block(self.activation_checkpointing, block, x, places, layer_cache)
+            x, from_router = run_block(self.activation_checkpointing, block, x, places, layer_cache, is_real)
             if from_router is not None:
                 routed.append(from_router)
         x = self.norm(x)

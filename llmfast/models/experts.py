@@ -19,7 +19,7 @@ from llmfast.models.grouped import grouped_linear
 
 
 class Routed(NamedTuple):
-    """What a router did with N tokens: the material of its balancing losses and statistics."""
+    """What a router did with the real tokens among N: the material of its balancing losses and statistics."""
 
     counts: Tensor
     """How many times each expert was chosen, (X,) int64."""
@@ -27,6 +27,8 @@ class Routed(NamedTuple):
     """Mean score of each expert, (X,), differentiable."""
     z: Tensor
     """Mean squared log-sum-exp of the logits, a scalar, differentiable."""
+    sent: Tensor
+    """How many tokens each expert gets, padding included, (X,) int64."""
 
 
 class Router(nn.Module):
@@ -41,8 +43,10 @@ class Router(nn.Module):
         # Moved by Decoder.balance_experts and not by gradients; it decides which experts are chosen, not their weight.
         self.register_buffer("bias", torch.zeros(self.config.count))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Routed]:
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> tuple[Tensor, Tensor, Routed]:
         """x (N, E) -> experts (N, k), their weights (N, k) in float32, and statistics.
+
+        Padding is sent to experts as every token is, but the statistics leave it out: ``is_real`` (N,) is false there.
 
         In float32 under autocast too: which of two close experts wins must not depend on rounding.
         """
@@ -55,10 +59,17 @@ class Router(nn.Module):
             weights = scores.gather(-1, chosen)
             if self.config.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
-            counts = (chosen.flatten()[:, None] == torch.arange(scores.shape[1], device=x.device)).sum(0)
+            is_chosen = chosen[..., None] == torch.arange(scores.shape[1], device=x.device)  # (N, k, X)
+            sent = is_chosen.sum((0, 1))
             # Softmax scores stay as they are; sigmoid scores are made to sum to 1.
             shares = scores / scores.sum(-1, keepdim=True)
-            return chosen, weights, Routed(counts, shares.mean(0), logits.logsumexp(-1).square().mean())
+            z = logits.logsumexp(-1).square()
+            if is_real is None:
+                return chosen, weights, Routed(sent, shares.mean(0), z.mean(), sent)
+            real = is_real.to(wide)
+            number = real.sum().clamp(min=1)
+            counts = (is_chosen & is_real[:, None, None]).sum((0, 1))
+            return chosen, weights, Routed(counts, (real @ shares) / number, (real @ z) / number, sent)
 
 
 class Experts(nn.Module):
@@ -87,12 +98,13 @@ class MixtureOfExperts(nn.Module):
         self.shared = GatedFeedForward(config, shared) if shared else None
         self.shared_gate = nn.Linear(config.width, 1, bias=False) if config.experts.shared_gate else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routed]:
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> tuple[Tensor, Routed]:
+        """x (B, S, E), of which the tokens where ``is_real`` (B, S) is false are padding."""
         flat = x.reshape(-1, x.shape[-1])  # (N, E)
-        chosen, weights, routed = self.router(flat)
+        chosen, weights, routed = self.router(flat, None if is_real is None else is_real.flatten())
         N, k = chosen.shape
         order = chosen.flatten().argsort(stable=True)  # places in (N·k), those of expert 0 first
-        ends = routed.counts.cumsum(0).to(torch.int32)
+        ends = routed.sent.cumsum(0).to(torch.int32)
         out = self.experts(flat[order // k], ends)
         # Back in the order of tokens, and summed over k there: a scattered sum would not be the same in every run.
         out = out[order.argsort()].view(N, k, -1)
@@ -110,8 +122,8 @@ def balancing_loss(routed: list[Routed], config: DecoderConfig) -> Tensor:
     all experts are used alike), and z_loss_weight · mean squared log-sum-exp of the logits (ST-MoE, eq. 5).
     """
     total = 0.0
-    for counts, scores, z in routed:
-        shares = counts / counts.sum().clamp(min=1)
-        total = total + config.experts.auxiliary_weight * len(counts) * (shares * scores).sum()
-        total = total + config.experts.z_loss_weight * z
+    for each in routed:
+        shares = each.counts / each.counts.sum().clamp(min=1)
+        total = total + config.experts.auxiliary_weight * len(shares) * (shares * each.scores).sum()
+        total = total + config.experts.z_loss_weight * each.z
     return total / len(routed)

@@ -23,6 +23,7 @@ from llmfast.training.monitoring.profiling import StepProfiler
 from llmfast.training.monitoring.tracking import Tracker, open_trackers
 from llmfast.training.session import Session
 from llmfast.training.signals import stop_requests
+from llmfast.training.summary import SummaryWriter
 from llmfast.training.trainer import StepResult
 
 __all__ = ["fit", "save"]
@@ -57,6 +58,7 @@ class _Fit:
         self.display = Display(self.training.steps, console=quiet)
         self.saver = Saver(session.run.folder, session.trainer)
         self.pace = Pace(session.trainer)
+        self.summary = SummaryWriter(session.run.folder, session.trainer) if self.world.is_main else None
         self.trackers: list[Tracker] = []
         self.profiler = StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
         self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
@@ -82,6 +84,7 @@ class _Fit:
         if self.profiler and (message := self.profiler.finish()):
             self.display.say(message)
         self.saver.wait()
+        self._summarize()
         # Nothing more to do when a finished run is resumed; a second save would only rewrite the same bytes.
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
             self.saver.save(validation_loss=self._validation_loss())
@@ -145,6 +148,7 @@ class _Fit:
         if _due(training.checkpoint_every, step) and step < training.steps:
             with self._surviving_full_disk():
                 self.saver.save(validation_loss=self._validation_loss())
+                self._summarize()
 
     def _evaluate(self, step: int) -> None:
         figures = self._validate()
@@ -171,6 +175,10 @@ class _Fit:
         if self.validation is None or self.validation[0] != self.trainer.steps_done:
             self._validate()
         return self.validation[1]
+
+    def _summarize(self) -> None:
+        if self.summary is not None:
+            self.summary.write(self.pace.seconds, self.pace.tokens)
 
     @contextlib.contextmanager
     def _surviving_full_disk(self) -> Iterator[None]:

@@ -21,11 +21,10 @@ from llmfast.inference.config import Sampling
 from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.decoder import Decoder
-from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.config import RunConfig
+from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.objective import Loss, Objective
-from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
@@ -42,10 +41,11 @@ class NextToken(Objective):
         return (batch.targets != IGNORED).sum()
 
     def forward(self, batch: Batch) -> Loss:
-        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens))
+        is_real = batch.columns.get("is_real")
+        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, is_real=is_real))
 
 
-class Pretraining:
+class Pretraining(DecoderTask):
     """The task on prepared token shards (see ``llmfast.training.task.Task``).
 
     Raises:
@@ -62,13 +62,13 @@ class Pretraining:
 
     @classmethod
     def prepare(cls, config: RunConfig, folder: Path, *, report: Report) -> None:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         if not config.data.prepared:
             prepare(config.data, folder, report=report)
 
     @classmethod
     def open(cls, config: RunConfig, folder: Path, *, begins: bool, verify: bool, report: Report) -> Pretraining:
-        cls._use_tokenizer_of_start(config)
+        cls.use_tokenizer_of_start(config)
         elsewhere = config.data.prepared
         prepared = open_prepared(Path(elsewhere) if elsewhere else folder, verify=verify)
         if elsewhere and begins:
@@ -82,28 +82,11 @@ class Pretraining:
             config.model = started_config(config.model, start)
         return cls(config, prepared, start)
 
-    @staticmethod
-    def _use_tokenizer_of_start(config: RunConfig) -> None:
-        data = config.data
-        if config.start is not None and data.tokenizer is None and data.prepared is None:
-            data.tokenizer = str(open_start(config.start).folder)
-
     @functools.cached_property
     def windows(self) -> Windows:
         """The rows of training."""
         windows = PackedWindows if self.config.data.packing == "best_fit" else StreamWindows
         return windows(self.prepared.train, self.context)
-
-    def fingerprints(self) -> dict[str, str]:
-        return {
-            "data": self.prepared.train.checksum[:12],
-            "tokenizer": self.tokenizer.fingerprint[:12],
-        }
-
-    def memory(self) -> dict[str, float]:
-        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
-        parts = training_memory(self.config.model, setup)
-        return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
 
     def flops_per_token(self) -> float:
         return self.config.model.flops_per_token()
@@ -115,9 +98,6 @@ class Pretraining:
             generator = torch.Generator().manual_seed(self.config.training.seed)
             model = Decoder(self.config.model, generator=generator)
         return NextToken(model)
-
-    def base(self) -> None:
-        return None
 
     def source(self, share: Share, policy: Policy) -> Loader:
         return Loader(
@@ -166,7 +146,3 @@ class Pretraining:
     def units(self, loss: float) -> dict[str, float]:
         shards = self.prepared.train
         return {"bits/byte": loss * len(shards) / shards.text_bytes / math.log(2)}
-
-    def save_assets(self, folder: Path) -> None:
-        write_config(folder, self.config.model)
-        self.tokenizer.save(folder)

@@ -6,7 +6,7 @@ import math
 
 from llmfast.training.config import TrainingConfig
 
-# Of the batch or the context in their warm-ups: few shapes, so that little is recompiled.
+# The sizes in a warm-up of the batch or the context. There are few of them, so that little is recompiled.
 DIVISORS = (8, 4, 2)
 
 

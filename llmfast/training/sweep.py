@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -21,11 +21,15 @@ from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
 from llmfast.training.loop import fit
 from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.pretraining import Pretraining
 from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import new_session, resumed_session
+from llmfast.training.summary import add_figures
+from llmfast.training.task import Task
 from llmfast.visualization.curves import plot_sweep
 
 Grid = dict[str, list[Any]]
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,25 @@ class SweepResult:
     folder: str
     settings: dict[str, Any]
     parameters: int
-    tokens: int
-    loss: float | None
-    """On the whole validation split, nats per token; None for a run that diverged."""
-    bits_per_byte: float | None
+    trained_parameters: int
+    steps: int
+    figures: dict[str, float] | None
+    """On the whole validation split, the loss among them; None for a run that diverged."""
+
+    @property
+    def loss(self) -> float | None:
+        return None if self.figures is None else self.figures["loss"]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it: the figures beside the rest."""
+        record = asdict(self)
+        return record | (record.pop("figures") or {"loss": None})
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> SweepResult:
+        """The inverse of ``record``."""
+        own = {field.name: record.pop(field.name) for field in dataclasses.fields(cls) if field.name != "figures"}
+        return cls(**own, figures=None if record["loss"] is None else record)
 
 
 def read_grid(path: Path) -> Grid:
@@ -55,7 +74,7 @@ def read_grid(path: Path) -> Grid:
     return tree
 
 
-def combinations(grid: Grid, config: RunConfig) -> list[tuple[dict[str, Any], RunConfig]]:
+def combinations(grid: Grid, config: Config) -> list[tuple[dict[str, Any], Config]]:
     """Every combination of values, with the configuration it makes.
 
     Raises:
@@ -68,7 +87,7 @@ def combinations(grid: Grid, config: RunConfig) -> list[tuple[dict[str, Any], Ru
     return found
 
 
-def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     """``config`` with settings changed by name (``model.width``); what is derived from them follows.
 
     Raises:
@@ -77,14 +96,14 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     tree = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        tree[field.name] = to_dict(_underived(value)) if dataclasses.is_dataclass(value) else value
+        tree[field.name] = to_dict(_underived(value) if dataclasses.is_dataclass(value) else value)
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         place = tree
         for step in filter(None, section.split(".")):
             place = place.setdefault(step, {})
         place[key] = value
-    return from_dict(RunConfig, tree)
+    return from_dict(type(config), tree)
 
 
 def _underived(section: Any) -> Any:
@@ -100,72 +119,85 @@ def _underived(section: Any) -> Any:
     return bare
 
 
-def run_sweep(grid: Grid, config: RunConfig, out: Path, *, console: Console) -> list[SweepResult]:
+def run_sweep(
+    grid: Grid, config: Any, out: Path, *, task: type[Task] = Pretraining, console: Console
+) -> list[SweepResult]:
     """Train every combination under ``out`` (those done already are kept), then write the table and the plots.
+
+    Args:
+        grid: settings with lists of values.
+        config: what all runs have in common, of the class that ``task`` has.
+        out: the folder.
+        task: what is trained.
+        console: where to print.
 
     Raises:
         ValueError: a setting that does not exist, or a value that cannot be; nothing is trained then.
         KeyboardInterrupt: stopped; the same call resumes.
     """
     runs = combinations(grid, config)
-    data = out / "data"
-    if not config.data.prepared:
-        if not data.exists():
-            prepare(config.data, data, report=console.print)
-        for _, each in runs:
-            each.data.prepared = str(data)
+    if isinstance(config, RunConfig) and not config.data.prepared:
+        _prepare_once([each for _, each in runs], config, out / "data", console)
     results = []
     for number, (settings, each) in enumerate(runs, 1):
         console.print(f"\nrun {number} of {len(runs)}: {_words(settings)}")
-        results.append(_one(out / "runs" / _folder_name(settings), settings, each, console))
+        results.append(_one(out / "runs" / _folder_name(settings), settings, each, task, console))
     results.sort(key=lambda result: math.inf if result.loss is None else result.loss)
     _present(results, grid, out, console)
     return results
 
 
-def _one(folder: Path, settings: dict[str, Any], config: RunConfig, console: Console) -> SweepResult:
+def _prepare_once(configs: list[RunConfig], config: RunConfig, data: Path, console: Console) -> None:
+    """Pretraining data are large: all runs read the same."""
+    if not data.exists():
+        prepare(config.data, data, report=console.print)
+    for each in configs:
+        each.data.prepared = str(data)
+
+
+def _one(folder: Path, settings: dict[str, Any], config: Any, task: type[Task], console: Console) -> SweepResult:
     file = folder / "result.json"
     if file.exists():
-        return SweepResult(**json.loads(file.read_text()))
+        return SweepResult.from_record(json.loads(file.read_text()))
     if RunFolder(folder).config_file.exists():
-        session = resumed_session(folder)
+        session = resumed_session(folder, task=task)
     else:
-        session = new_session(folder, config, report=lambda line: None)
+        session = new_session(folder, config, task=task, report=lambda line: None)
     try:
         fit(session, console=console)
         final = session.trainer.evaluate()
     except BadStepError as error:  # where learning rates are compared, one may be too high
         console.print(f"ended: {error}", markup=False)
         final = None
-    known = final is not None and math.isfinite(final["loss"])
+    else:
+        add_figures(folder, final)
     result = SweepResult(
         folder=str(folder),
         settings=settings,
-        parameters=session.config.model.parameters,
-        tokens=session.trainer.source.state()["position"] * session.task.context,
-        loss=final["loss"] if known else None,
-        bits_per_byte=final["bits_per_byte"] if known else None,
+        parameters=session.trainer.parameters.all,
+        trained_parameters=session.trainer.parameters.trained,
+        steps=session.trainer.steps_done,
+        figures=final if final is not None and math.isfinite(final["loss"]) else None,
     )
-    atomic_write(file, json.dumps(asdict(result), indent=2) + "\n")
+    atomic_write(file, json.dumps(result.record(), indent=2) + "\n")
     return result
 
 
 def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Console) -> None:
-    table = Table(*grid, "parameters", "tokens", "loss", "bits per byte", box=None, pad_edge=False)
+    names = list(dict.fromkeys(name for result in results for name in result.figures or {}))
+    shown = [name.replace("_", " ") for name in names]
+    table = Table(*grid, "parameters", "trained", "steps", *shown, box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     for result in results:
-        figures = (
-            f"{result.parameters:,}",
-            f"{result.tokens:,}",
-            *("diverged" if each is None else f"{each:.4f}" for each in (result.loss, result.bits_per_byte)),
-        )
-        table.add_row(*map(str, result.settings.values()), *figures)
+        counts = (f"{count:,}" for count in (result.parameters, result.trained_parameters, result.steps))
+        figures = ("diverged" if result.figures is None else f"{result.figures[name]:.4f}" for name in names)
+        table.add_row(*map(str, result.settings.values()), *counts, *figures)
     console.print()
     console.print(table)
     with open(out / "table.txt", "w", encoding="utf-8") as file:
         Console(file=file, width=200).print(table)
-    atomic_write(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    atomic_write(out / "results.json", json.dumps([result.record() for result in results], indent=2) + "\n")
     logs = {_words(result.settings): RunFolder(Path(result.folder)).records() for result in results}
     plots = plot_sweep(logs, [(result.settings, result.loss) for result in results if result.loss is not None], out)
     console.print(f"\nsaved in    {out}: table.txt, results.json, {', '.join(plot.name for plot in plots)}")

@@ -90,6 +90,7 @@ class Trainer:
         objective = task.objective()
         if not any(parameter.requires_grad for parameter in objective.model.parameters()):
             raise ValueError("there is nothing to train: every parameter of the model is frozen")
+        # Counted before processes divide the model.
         self.parameters = count_parameters(objective.model)
         self.base: Base | None = base_of(objective.model, task.base(), world)
         self.placement = Placement(

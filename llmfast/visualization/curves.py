@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from llmfast.files import atomic_write
+from llmfast.visualization.files import save_png
 
 # What every run logs; any other name is a figure of its objective or of its evaluations.
 _ALWAYS = {"step", "loss", "gradient_norm", "learning_rate_factor"}
@@ -69,7 +68,7 @@ def plot_losses(
         axes.legend(loc="upper right", frameon=True)
         for number, name in enumerate(names):
             _plot_figure(figure.add_subplot(grid[1 + number // 2, number % 2]), name, records)
-        _save(figure, path)
+        save_png(figure, path)
 
 
 def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
@@ -117,17 +116,17 @@ def plot_sweep(
             axes.plot(steps, _smoothed(losses), label=name)
         axes.set(
             xlabel="step",
-            ylabel="training loss, smoothed (nats per token)",
+            ylabel="training loss, smoothed",
             title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
-        _save(figure, files[0])
+        save_png(figure, files[0])
         names = list(results[0][0]) if results else []
         for name in names:
             files.append(folder / f"{name.rpartition('.')[2]}.png")
             figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
             _plot_setting(figure.subplots(), name, results)
-            _save(figure, files[-1])
+            save_png(figure, files[-1])
     return files
 
 
@@ -144,15 +143,9 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
         axes.plot(values, [loss for _, loss in points], marker="o", label=others or None)
     if numeric and all(settings[name] > 0 for settings, _ in results):
         axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel="validation loss (nats per token)")
+    axes.set(xlabel=name, ylabel="validation loss")
     if len(lines) > 1:
         axes.legend(fontsize=8)
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    atomic_write(path, buffer.getvalue())
 
 
 def _series(records: list[dict[str, Any]], key: str):

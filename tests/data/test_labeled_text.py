@@ -9,6 +9,10 @@ from llmfast.data.labeled import open_labeled, prepare_labeled
 from llmfast.data.labeled_text import read_labeled
 
 
+def reading(*sources, **settings):
+    return LabeledDataConfig(sources=tuple(map(str, sources)), **settings)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -31,15 +35,15 @@ from llmfast.data.labeled_text import read_labeled
 def test_forms(tmp_path, name, content, expected):
     """Traps: quotation marks in tab-separated files, byte-order marks, CRLF, line separators inside JSON strings."""
     (tmp_path / name).write_bytes(content.encode())
-    assert list(read_labeled([str(tmp_path / name)])) == expected
+    assert list(read_labeled(reading(tmp_path / name))) == expected
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
-    assert list(read_labeled([str(tmp_path / f"{name}.gz")])) == expected
+    assert list(read_labeled(reading(tmp_path / f"{name}.gz"))) == expected
 
 
 def test_a_file_of_one_label_and_columns_by_name(tmp_path):
     (tmp_path / "a.neg.txt").write_text("one \n\n two\r\n")
     (tmp_path / "b.jsonl").write_text('{"review": "three", "stars": 5}\n')
-    found = read_labeled([f"bad={tmp_path / 'a.neg.txt'}", str(tmp_path / "b.jsonl")], text="review", label="stars")
+    found = read_labeled(reading(f"bad={tmp_path / 'a.neg.txt'}", tmp_path / "b.jsonl", text="review", label="stars"))
     assert list(found) == [("one", "bad"), ("two", "bad"), ("three", "5")]
 
 
@@ -61,7 +65,7 @@ def test_a_file_of_one_label_and_columns_by_name(tmp_path):
 def test_what_is_no_example_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        list(read_labeled([str(tmp_path / name)]))
+        list(read_labeled(reading(tmp_path / name)))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_labels_are_in_natural_order_and_damage_is_named(tmp_path):
     prepare_labeled(config, tmp_path / "out")
     prepared = open_labeled(tmp_path / "out", max_tokens=4)
     assert prepared.names == [str(number) for number in range(11)]
-    assert len(prepared.train) + len(prepared.validation) == 200
+    assert sum(map(len, prepared.splits.values())) == 200
     assert prepared.train.cut == len(prepared.train)
     assert prepared.train.checksum != open_labeled(tmp_path / "out", max_tokens=5).train.checksum
     file = tmp_path / "out" / "train" / "labels.json"

@@ -281,3 +281,19 @@ def test_every_text_is_seen_once_an_epoch_by_any_number_of_processes(tmp_path):
         assert [row[: int(size)] for row, size in zip(together, lengths, strict=True)] == found
         rows += map(tuple, found)
     assert len(set(rows[: len(split)])) == len(split)
+
+
+def test_a_classifier_can_start_from_another_one(tmp_path):
+    """A large set of labeled texts helps with a small one of other labels: the decoder is kept, the head is new."""
+    first = new_labels_run(tmp_path / "first")
+    losses(first.trainer, 2)
+    save(first)
+    rows = [f"the phone was {word} {number}\t{word}" for number in range(60) for word in ("red", "blue", "green")]
+    (tmp_path / "colors.tsv").write_text("\n".join(rows))
+    config = labels_config(tmp_path / "colors.tsv", start=str(first.run.folder))
+    second = new_session(tmp_path / "second", config, task=Classification, report=lambda line: None)
+    model = second.trainer.model
+    for name, tensor in model_tensors(first.trainer.model.decoder).items():
+        assert torch.equal(tensor, model_tensors(model.decoder)[name]), name
+    assert model.head.weight.shape == (3, 16)
+    assert not model.head.weight.any()

@@ -30,8 +30,10 @@ def write_labels(file: Path, count: int = 120) -> Path:
 
 
 def labels_config(file: Path, **settings: object) -> ClassificationConfig:
-    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig and of FinetuningConfig."""
-    run = {name: settings.pop(name) for name in ("start", "adapter", "lora", "freeze") if name in settings}
+    """A one-layer classifier of the texts in ``file``; settings of TrainingConfig and of the run, and of ``data``."""
+    names = ("start", "adapter", "lora", "freeze", "class_weights")
+    run = {name: settings.pop(name) for name in names if name in settings}
+    data = settings.pop("data", {})
     training = {
         "steps": 8,
         "batch_size": 8,
@@ -43,7 +45,7 @@ def labels_config(file: Path, **settings: object) -> ClassificationConfig:
     } | settings
     model = {} if "start" in run else {"width": 16, "layers": 1, "heads": 2, "context": 32, "dropout": 0.1}
     return ClassificationConfig(
-        data=LabeledDataConfig(sources=(str(file),), vocab_size=280, max_tokens=16),
+        data=LabeledDataConfig(sources=(str(file),), vocab_size=280, max_tokens=16, **data),
         model=DecoderConfig(**model),
         training=TrainingConfig(**training),
         **run,

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+from small_labels import labels_config, write_labels
 from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
@@ -173,6 +174,22 @@ def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp
     assert main(command) == 0  # all done already: nothing is trained again
     assert {path: path.read_text() for path in tmp_path.rglob("log.jsonl")} == logs
     assert "step 1/" not in capsys.readouterr().out
+
+
+def test_every_task_can_be_swept(tmp_path, capsys):
+    config_files.save(labels_config(write_labels(tmp_path / "a.tsv"), steps=2), tmp_path / "config.yaml")
+    (tmp_path / "grid.yaml").write_text("data.max_tokens: [8, 16]\n")
+    out = tmp_path / "sweep"
+    command = ["sweep", str(tmp_path / "grid.yaml"), "--task", "classify", "--config", str(tmp_path / "config.yaml")]
+    assert main([*command, "--out", str(out), "--class_weights", "bad", "2"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert {result["settings"]["data.max_tokens"] for result in results} == {8, 16}
+    assert all(0 <= result["accuracy"] <= 1 for result in results)
+    assert "macro f1" in capsys.readouterr().out
+    assert main(["compare", *(result["folder"] for result in results)]) == 0
+    assert capsys.readouterr().out.count("classify") == 2
+    with pytest.raises(SystemExit):
+        main([*command, "--out", str(tmp_path / "x"), "--data.packing", "stream"])  # a setting of llmfast train
 
 
 def test_a_sweep_goes_on_after_a_run_that_diverged(config_file, tmp_path, capsys):

@@ -125,7 +125,7 @@ def best_checkpoint(run: Path) -> Path | None:
 
 
 def _validation_loss(folder: Path) -> float | None:
-    """That of a checkpoint; None if it was not evaluated, or is damaged."""
+    """The validation loss of a checkpoint; None if it was not evaluated, or is damaged."""
     try:
         return read_json(folder / STATE_FILE).get("validation_loss")
     except ValueError:
@@ -133,7 +133,7 @@ def _validation_loss(folder: Path) -> float | None:
 
 
 def drop_old_checkpoints(run: Path, *, keep_last: int, keep_best: bool) -> None:
-    """Remove all checkpoints but the newest ``keep_last`` and, if wished, the best."""
+    """Remove all checkpoints but the newest ``keep_last`` and, with ``keep_best``, the best."""
     best = best_checkpoint(run) if keep_best else None
     for old in checkpoints(run)[:-keep_last]:
         if old != best:

@@ -75,7 +75,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Return when what was begun is on the disk."""
+        """Wait until the checkpoint that was begun is on the disk."""
         pending, self._pending = self._pending, None
         if pending is not None:
             written, finish = pending
@@ -83,7 +83,7 @@ class Saver:
             finish()
 
     def poll(self) -> None:
-        """Complete what was begun if it is written by now."""
+        """Complete the checkpoint that was begun if it is written by now."""
         if self._pending is None:
             return
         waiting = not self._pending[0].done()

@@ -68,7 +68,7 @@ def read_sharded(folder: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _place(name: str, stored: Any, model: dict[str, Tensor]) -> Tensor:
-    """An empty tensor for a stored one: divided as its parameter is, if it has the same shape, else whole."""
+    """An empty tensor to read a stored one into: divided as its parameter is if the shapes are equal, else whole."""
     parameter = model.get(name.rpartition("/")[0])
     if isinstance(parameter, DTensor) and stored.size == parameter.shape:
         return torch.empty_like(parameter, dtype=stored.properties.dtype, requires_grad=False)

@@ -46,7 +46,7 @@ class Placement:
         model = objective.model
         self.is_divided = world.size > 1 and config.strategy != "ddp"
         self.tensor: TensorParallel | None = None
-        # The processes that hold copies of this one's parameters: all of them, if None.
+        # The processes that hold copies of this process's parameters; None means all processes.
         group = None
         if self.is_divided:
             self._divide(model, config, precision)
@@ -62,7 +62,7 @@ class Placement:
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.team = Team(self.data_share, self._sum_of_shares)
         self.model = model
-        # Of the parameters that DTensor does not describe.
+        # Shardings of the parameters that are not DTensors.
         self.shardings: dict[str, Sharding] = {} if self.tensor is None else self.tensor.parts
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.

@@ -20,7 +20,7 @@ class Sharding:
 
     dim: int
     places: list[Tensor]
-    """Of each process: the indices along ``dim`` that it has."""
+    """For each process, the indices along ``dim`` that it holds."""
     group: dist.ProcessGroup
     device: torch.device
     """Where the group exchanges tensors; parts may be kept elsewhere (CPU offload)."""
@@ -34,12 +34,12 @@ class Sharding:
         return len(self.places)
 
     def part(self, whole: Tensor, rank: int | None = None) -> Tensor:
-        """What one process has of ``whole``; this one if none is named."""
+        """The part of ``whole`` that a process holds; this process if ``rank`` is left out."""
         places = self.places[self.rank if rank is None else rank]
         return whole.index_select(self.dim, places.to(whole.device))
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """The whole of the parts of all processes."""
+        """Gathers the parts of all processes into the whole tensor."""
         whole = parts[0].new_empty(self.whole_shape(parts[0]))
         for places, part in zip(self.places, parts, strict=True):
             whole.index_copy_(self.dim, places.to(whole.device), part)
@@ -77,7 +77,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
-    """Of n processes' parts of matrices: each process gets matrices rank, rank + n, rank + 2n … whole.
+    """Gather matrices from the parts that n processes hold: each gets matrices rank, rank + n, rank + 2n, ... whole.
 
     All processes of the one group that the shardings share must call it, with the same matrices.
     """
@@ -90,7 +90,7 @@ def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tenso
 
 
 def scatter_in_turn(wholes: list[Tensor], like: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
-    """The way back: this process's part of each matrix, which has the shape of its tensor in ``like``."""
+    """The inverse of ``gather_in_turn``: this process's part of each matrix, shaped as its tensor in ``like``."""
     rank, count = shardings[0].rank, shardings[0].count
     mine = shardings[rank::count]
     sent = [[sharding.part(whole, to) for whole, sharding in zip(wholes, mine, strict=True)] for to in range(count)]
@@ -105,7 +105,7 @@ def _exchange(
     sharding: Sharding,
     dtype: torch.dtype,
 ) -> list[list[Tensor]]:
-    """Send ``sent[r]`` to process r; from each, tensors of the shapes ``wanted[r]``. One message to and from each."""
+    """Send ``sent[r]`` to process r and receive tensors of shapes ``wanted[r]`` from it, in one message each way."""
     flat = [tensor.reshape(-1).to(sharding.device, dtype) for tensors in sent for tensor in tensors]
     message = torch.cat([torch.empty(0, device=sharding.device, dtype=dtype), *flat])
     sizes = [sum(shape.numel() for shape in shapes) for shapes in wanted]

@@ -46,7 +46,7 @@ class World:
         return tensor
 
     def barrier(self) -> None:
-        """Return when all processes are here."""
+        """Waits until all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -71,7 +71,7 @@ class World:
         return result
 
     def broadcast(self, value: T) -> T:
-        """The main process's ``value``, in all."""
+        """Sends the main process's ``value`` to all processes and returns it."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box)

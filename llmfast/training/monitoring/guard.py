@@ -14,7 +14,7 @@ ENOUGH = 20  # with fewer of them, no spike is detected
 
 
 class BadStepError(ValueError):
-    """A run ended by a bad step, as its policy says."""
+    """A bad step ended the run, as ``training.on_bad_step`` asks."""
 
 
 class LossScaler:

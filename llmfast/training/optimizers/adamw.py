@@ -133,7 +133,7 @@ def call(closure: Callable[[], Tensor] | None) -> Tensor | None:
 
 
 def alike(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict, list[Tensor]]]:
-    """The parameters that have a gradient, with their group, in lists of one group, device and dtypes each."""
+    """Lists of parameters with gradients, each with its group: parameters of a list share group, device and dtypes."""
     for group in optimizer.param_groups:
         lists = defaultdict(list)
         for parameter in group["params"]:
@@ -144,7 +144,7 @@ def alike(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict, list[Tensor]
 
 
 def update_settings(optimizer, group: dict, dtype: torch.dtype, stream: int) -> dict:
-    """The arguments of an update that group and optimizer decide."""
+    """The arguments of an update that follow from the group and the optimizer."""
     stochastic = optimizer.rounding == "stochastic" and dtype == torch.bfloat16
     names = ("lr", "betas", "eps", "weight_decay")
     return {name: group[name] for name in names} | {
@@ -154,8 +154,8 @@ def update_settings(optimizer, group: dict, dtype: torch.dtype, stream: int) -> 
 
 
 def gradient_scale(optimizer) -> tuple[Tensor | None, Tensor | None]:
-    """What gradients are to be multiplied by, to undo ``GradScaler`` and to clip; and its flag for gradients that are
-    not finite."""
+    """The factor for gradients that undoes ``GradScaler`` and clips, and the scaler's flag for gradients that are not
+    finite."""
     loss_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
     scale = None if loss_scale is None else loss_scale.double().reciprocal().float()
     if optimizer.clip_norm is not None:
@@ -175,7 +175,7 @@ def add_master(state: dict[str, Tensor], parameter: Tensor, rounding: Rounding) 
 
 
 def saved_states(optimizer, state_dict: dict) -> Iterator[tuple[Tensor, dict]]:
-    """Each parameter with what was saved of it; matched by the order of the parameters."""
+    """Each parameter with its saved state, matched by the order of the parameters."""
     numbers = (number for group in state_dict["param_groups"] for number in group["params"])
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for number, parameter in zip(numbers, parameters, strict=True):
@@ -190,6 +190,6 @@ def wide_copy(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def as_step(value: Tensor | float, parameter: Tensor) -> Tensor:
-    """A count of updates, on the device of its parameter."""
+    """A count of updates as a tensor on the device of its parameter."""
     value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
     return value.to(parameter.device, torch.float32).reshape(()).clone()

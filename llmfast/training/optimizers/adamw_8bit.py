@@ -183,7 +183,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
 
 def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dict[str, Tensor]:
-    """A parameter's state with its moments in float32 in place of codes.
+    """A parameter's state with float32 moments instead of codes.
 
     With ``whole_maxima``, maxima are those of blocks of the whole, also where a DTensor has codes of a part.
     """
@@ -201,13 +201,13 @@ def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dic
 
 
 def _first_element(codes: Tensor) -> int:
-    """The place in the whole of the first element that this process has."""
+    """The index, in the whole parameter, of the first element that this process holds."""
     sharding, part = sharding_of(codes), local(codes)
     return int(sharding.places[sharding.rank][0]) * part[0].numel() if sharding and part.numel() else 0
 
 
 def _decode_from(start: int, codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:
-    """Decode codes that begin with element ``start`` of the whole, whose blocks' maxima ``largest`` are."""
+    """Decode the codes of elements from ``start`` on; ``largest`` are the maxima of all blocks of the parameter."""
     before = codes.new_zeros(start % BLOCK)  # in the block of the first
     return decode(torch.cat([before, codes]), largest[start // BLOCK :], table)[len(before) :]
 
@@ -226,7 +226,7 @@ def _decode_recodable(codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:
 
 
 def with_codes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back, in blocks of this process's part."""
+    """The inverse of ``with_numbers``, in blocks of this process's part."""
     coded = dict(state)
     for code, maximum, table in zip(CODES, MAXIMA, code_tables(state["state1"].device), strict=True):
         part = local(state[code])

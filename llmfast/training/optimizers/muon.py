@@ -118,7 +118,7 @@ class Muon(torch.optim.Muon):
         return self.shardings[parameter]
 
     def _equally_shaped(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Those that have a gradient, in lists of one whole shape, dtype, device and group of processes each."""
+        """Lists of parameters with gradients that share whole shape, dtype, device and group of processes."""
         lists = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -135,7 +135,7 @@ class Muon(torch.optim.Muon):
 
 
 def _rate_factor(adjustment: str | None, shape: torch.Size) -> float:
-    """What the learning rate is multiplied by for a matrix of ``shape``, as ``torch.optim.Muon`` does: "original"
+    """The factor for the learning rate of a matrix of ``shape``, as in ``torch.optim.Muon``: "original"
     (Jordan) makes tall updates larger; "match_rms_adamw" (Liu et al. 2025, arXiv:2502.16982) gives all updates the size
     of AdamW's."""
     rows, columns = shape

@@ -1,4 +1,4 @@
-"""What training on a CPU asks of its process: equal bits in every run, and memory that is kept from step to step."""
+"""Process settings for training on a CPU: equal bits in every run, and memory that is kept between steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def prepare_process() -> None:
-    """Before a run on the CPU."""
+    """Prepares the process for a run on the CPU."""
     torch.use_deterministic_algorithms(True)
     # Every operation writes what it allocates: to fill it first is one more pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
