@@ -17,6 +17,7 @@ LEAVES = ("EXIT", "RET", "BRX", "JMP")
 PRODUCT = re.compile(r"\b[HIQ]MMA\.16(8)(\d+)")  # of a warp: 16 × 8 × the second number
 GROUP_PRODUCT = re.compile(r"\b[HIQ]GMMA\.(\d+)x(\d+)x(\d+)")  # of a group of four warps
 BLOCK_PRODUCT = re.compile(r"\bUTC[HIQ]MMA\b.*\bidesc\[(UR\d+)\]")  # of a program (tcgen05)
+ANY_PRODUCT = re.compile(r"\b(?:UTC)?[DHIQ]G?MMA\b")  # HFMA2.MMA is none: it moves constants
 LOCAL_MEMORY = re.compile(r"\b(?:LDL|STL)\b")
 EXPONENTIAL = re.compile(r"\bMUFU\.EX2\b")
 COMMIT = re.compile(r"\bgsb0$")  # ends a group of products that is waited for together
@@ -32,7 +33,7 @@ class Loop:
 
     @property
     def has_products(self) -> bool:
-        return any(re.search(r"MMA\b", instruction) for instruction in self.instructions)
+        return any(ANY_PRODUCT.search(instruction) for instruction in self.instructions)
 
     @property
     def spills(self) -> int:
