@@ -224,7 +224,9 @@ def _read_loops(kernel) -> dict:
     inner = sass.product_loops(disassembly)
     by_length = sorted(inner, key=lambda loop: len(loop.instructions))
     covered, total = next((each for each in (loop.exponentials() for loop in by_length) if each[1]), (0, 0))
-    issued = [sass.issued(loop, kernel.metadata.num_warps) for loop in inner]
+    # Where warps are specialized, each loop is run by as many as one of their groups has, not by all of the program.
+    warps = int(re.search(r'"ttg.num-warps" = (\d+)', kernel.asm["ttgir"])[1])
+    issued = [sass.issued(loop, warps) for loop in inner]
     return {
         "products": sass.repetition(issued, sass.needed(kernel.asm["ttgir"])),
         "loop_spills": sum(loop.spills for loop in sass.inner_loops(disassembly)),

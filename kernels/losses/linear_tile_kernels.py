@@ -168,7 +168,7 @@ def tile_gradients(
     at = row.to(tl.int64)[:, None] * columns + here[None, :]
     tl.store(gradients + at, gradient.to(gradients.dtype.element_ty))
     if live is not None:
-        left = tl.max(tl.max(tl.abs(gradient), 1), 0) > 0.0
+        left = tl.max(tl.abs(gradient)) > 0.0
         tl.store(live + block * tl.cdiv(columns, COLUMNS) + tile, left.to(tl.int32))
 
 

@@ -26,7 +26,9 @@ def stages(bench):
 
 
 def start(*command, cwd=ROOT, **environment):
-    environment = os.environ | {"PYTHON": sys.executable} | environment
+    # A pytest that is started here is no worker of the one that runs this test.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = own | {"PYTHON": sys.executable} | environment
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 

@@ -69,6 +69,11 @@ def trained(model, seed=1):
     return model
 
 
+def assert_same_logits(logits, expected):
+    """Equal but for the roundings of the layers, which are relative to the largest numbers that are summed."""
+    assert (logits - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
 # --- injection ------------------------------------------------------------------------------------------------------
 
 
@@ -430,7 +435,7 @@ def test_merging_adds_the_update_and_unmerging_takes_it_back_to_the_bit(config):
         layer = name.split(".adapters")[0]
         error = model.get_submodule(layer).weight.double() - (weights[f"{layer}.weight"].double() + delta.double())
         assert error.abs().max() <= 1e-6
-    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(model(TOKENS), expected)
     with pytest.raises(ValueError, match="the adapter 'default' is merged into the weights"):
         set_adapter(model, "default")
     unmerge_adapter(model)
@@ -450,9 +455,9 @@ def test_a_tied_head_with_an_adapter_diverges_and_is_kept_at_merge(target):
     expected = model(TOKENS)
     merge_adapter(model)
     assert model.config.tie_embeddings is False
-    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(model(TOKENS), expected)
     again = Decoder.from_tensors(model.config, {n: t for n, t in model_tensors(model).items() if "adapters" not in n})
-    torch.testing.assert_close(again.eval()(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(again.eval()(TOKENS), expected)
     unmerge_adapter(model)
     assert model.config.tie_embeddings is True
     assert model.head.weight is model.embedding.weight
@@ -468,7 +473,7 @@ def test_a_tied_module_that_is_trained_in_full_stays_tied_with_its_copy(named):
     merge_and_remove(model)
     assert model.head.weight is model.embedding.weight
     assert model.config.tie_embeddings is True
-    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(model(TOKENS), expected)
     alone = LoraConfig(target_modules=("out",), modules_to_save=(named,), keep_tied=False)
     model = add_adapter(decoder(), alone)
     assert sum("embedding.adapters" in name or "head.adapters" in name for name in adapter_tensors(model)) == 1
@@ -485,14 +490,14 @@ def test_merging_into_a_base_of_4_bits_decodes_it_and_says_what_packing_it_again
     assert 0.1 < report.requantized_error < 100
     assert "storing them in 4 bits again would change them by" in str(report)
     assert not any(isinstance(module, NF4Linear) for module in model.modules())
-    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(model(TOKENS), expected)
     unmerge_adapter(model)
     assert torch.equal(model(TOKENS), expected)
     for name, record in packed.items():
         assert torch.equal(model.get_submodule(name).weight, record)
     merge_and_remove(model)
     assert {type(module) for module in model.blocks.modules()} & {NF4Linear, nn.Linear} == {nn.Linear}
-    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_same_logits(model(TOKENS), expected)
 
 
 # --- bases in 4 bits ------------------------------------------------------------------------------------------------

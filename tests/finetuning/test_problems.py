@@ -7,21 +7,19 @@ import pytest
 import torch
 from ranks import run_ranks
 from sklearn.utils.class_weight import compute_class_weight
-from small_labels import classifier_of, labels_config, new_labels_run, write_labels
+from small_labels import classifier_of, evaluate_in, labels_config, new_labels_run, write_labels
 
 from llmfast.cli import main
 from llmfast.data.config import LabeledDataConfig
 from llmfast.data.labeled import open_labeled, prepare_labeled
 from llmfast.data.labeled_text import read_labeled
 from llmfast.finetuning.classification import Classification
-from llmfast.finetuning.outputs import outputs_of
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_padding
 from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.decoder import Decoder
 from llmfast.training.distribution.world import World
 from llmfast.training.loop import fit, save
 from llmfast.training.session import new_session, resumed_session
-from llmfast.training.trainer import Trainer
 
 FRUITS = ["apple", "pear", "plum"]
 
@@ -153,13 +151,6 @@ def test_given_weights_are_by_name_and_must_fit(tmp_path):
 
 
 # --- figures over processes -----------------------------------------------------------------------------------------
-
-
-def evaluate_in(world: World, config, data):
-    task = Classification.open(config, data, begins=True, verify=False, report=lambda line: None)
-    trainer = Trainer(task, config.training, config.parallel, world)
-    trainer.step()
-    return trainer.evaluate(), outputs_of(task.prepared.validation, trainer).logits.tolist()
 
 
 @pytest.mark.xdist_group("distributed")
@@ -342,7 +333,7 @@ def test_parquet_is_read_as_json_is(tmp_path):
     config = LabeledDataConfig(sources=(str(tmp_path / "a.parquet"),), problem="multi_label")
     assert list(read_labeled(config)) == [("one", ("x",)), ("two", ())]
     config = LabeledDataConfig(sources=(str(tmp_path / "a.parquet"),), label="stars")
-    with pytest.raises(ValueError, match=r"a\.parquet has no 'text' and 'stars'"):
+    with pytest.raises(ValueError, match=r"a\.parquet\[0\] has no 'text' and 'stars'"):
         list(read_labeled(config))
 
 

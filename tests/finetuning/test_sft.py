@@ -244,7 +244,7 @@ def test_a_batch_of_8_equals_8_parts_equals_packed_rows(tmp_path, learned):
     settings = {"positions": "learned", "norm": "layer", "activation": "gelu_tanh"} if learned else {}
     write_model(tmp_path / "start", **settings)
     records = 11  # of which 8 are in the training split
-    options = {"steps": 50, "learning_rate": 1e-3, "batch_size": 8}
+    options = {"steps": 50, "learning_rate": 5e-4, "batch_size": 8}
     session = new_sft_run(tmp_path, data={"packing": "none", "validation_fraction": 0.3}, records=records, **options)
     assert len(session.task.prepared.train) == 8
     trained = {}

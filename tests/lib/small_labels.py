@@ -6,6 +6,7 @@ from pathlib import Path
 from llmfast.data.config import LabeledDataConfig
 from llmfast.finetuning.classification import Classification
 from llmfast.finetuning.config import ClassificationConfig
+from llmfast.finetuning.outputs import outputs_of
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import TrainingConfig
 from llmfast.training.distribution.world import World
@@ -82,3 +83,11 @@ def train_classifier(world: World, config: ClassificationConfig, data: Path, ste
     if run is not None:
         save(Session(RunFolder(run), task, trainer))
     return [*found, (final["loss"], final["accuracy"])]
+
+
+def evaluate_in(world: World, config: ClassificationConfig, data: Path) -> tuple[dict[str, float], list]:
+    """The figures of the validation split after one step, and the model's logits."""
+    task = Classification.open(config, data, begins=True, verify=False, report=lambda line: None)
+    trainer = Trainer(task, config.training, config.parallel, world)
+    trainer.step()
+    return trainer.evaluate(), outputs_of(task.prepared.validation, trainer).logits.tolist()

@@ -70,7 +70,7 @@ def test_frozen_parameters_are_in_no_optimizer_and_no_checkpoint(tmp_path, optim
     checkpoint = read_checkpoint(save(session(tmp_path, trainer)))
     assert list(checkpoint.model) == ["blocks.0.attention.out.weight"]
     assert {name.partition("/")[0] for name in checkpoint.optimizer} == {"blocks.0.attention.out.weight"}
-    assert checkpoint.state["base"].keys() == {"path", "sha256"}
+    assert checkpoint.state["base"].keys() == {"path", "sha256", "quantized", "lora"}
 
 
 def test_a_checkpoint_goes_with_its_base_alone(tmp_path):
