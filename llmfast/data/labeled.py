@@ -239,11 +239,7 @@ def _names(examples: list[LabeledText], problem: ProblemName) -> list[str]:
     """All labels: numbers in the order of their values, then names in that of the alphabet."""
     if problem == "regression":
         return []
-    found = {
-        label
-        for example in examples
-        for label in ([example.target] if isinstance(example.target, str) else example.target)
-    }
+    found = {label for example in examples for label in example.labels}
     names, fewest = sorted(found, key=_natural), 2 if problem == "single_label" else 1
     if len(names) < fewest:
         wanted = "two labels" if fewest == 2 else "one label"
@@ -252,12 +248,12 @@ def _names(examples: list[LabeledText], problem: ProblemName) -> list[str]:
 
 
 def _check_training_labels(sides: dict[str, list[LabeledText]], names: list[str], problem: ProblemName) -> None:
-    targets = [example.target for example in sides["train"]]
     if problem == "regression":
+        targets = [example.target for example in sides["train"]]
         if len(set(targets)) < 2:
             raise ValueError(f"every text of the train split has the number {targets[0]}: there is nothing to learn")
         return
-    known = set(targets) if problem == "single_label" else set().union(*targets)
+    known = {label for example in sides["train"] for label in example.labels}
     if missing := [name for name in names if name not in known]:
         raise ValueError(
             f"the train split has no text of {', '.join(map(repr, missing))}, which no classifier can learn then: give "

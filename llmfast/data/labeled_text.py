@@ -21,6 +21,13 @@ class LabeledText(NamedTuple):
     text: str
     target: Target
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Its labels: one, or any number with multi-label targets; none if the target is a number."""
+        if isinstance(self.target, str):
+            return (self.target,)
+        return self.target if isinstance(self.target, tuple) else ()
+
 
 def read_labeled(config: LabeledDataConfig) -> Iterator[LabeledText]:
     """The examples in ``config.sources``, in order.
