@@ -19,13 +19,15 @@ constexpr size_t kBatch = 256;  // pieces whose slots are prefetched before the 
 constexpr size_t kMostUnknowns = 2 * kBatch;
 constexpr size_t kBatchesTogether = 8;  // unknown pieces are merged in batches, to overlap cache misses
 constexpr size_t kLongSlots = 1 << 19;  // 2 MB
-constexpr size_t kMoreSlots = 1 << 21;  // 64 MB: texts in many languages have 600,000 different pieces in 57 MB
 
 // Slots for a vocabulary's short tokens and for pieces to be cached: 50 MB of prose have 150,000 that are not tokens.
 size_t slots_for(size_t tokens) {
     const size_t room = tokens < (1 << 15) ? 1 << 16 : 1 << 18;
     return std::bit_ceil(tokens * 2 + room);
 }
+
+// Slots for pieces that come when those are full: 57 MB of text in many languages have 600,000 that are not tokens.
+size_t more_slots_for(size_t tokens) { return std::min(4 * slots_for(tokens), size_t{1} << 21); }
 
 }  // namespace
 
@@ -75,7 +77,7 @@ struct Encoder::Unknowns {
 Encoder::Encoder(Vocabulary vocabulary, Pattern pattern)
     : vocabulary_(std::move(vocabulary)),
       short_pieces_(slots_for(vocabulary_.size())),
-      more_short_pieces_(kMoreSlots),
+      more_short_pieces_(more_slots_for(vocabulary_.size())),
       long_pieces_(kLongSlots),
       pattern_(pattern) {
     run_parallel(2, std::thread::hardware_concurrency(), [this](size_t table, size_t) {

@@ -19,8 +19,9 @@ namespace llmfast {
 
 // Memory is bounded, whatever is encoded: about 70 bytes per token of the vocabulary, the first cache of short pieces
 // (16 MB for gpt2 and cl100k_base, 32 MB for o200k_base, 4 MB for small vocabularies), the second, which takes pieces
-// when the first is full (64 MB), the cache of long pieces (34 MB), and the ids of the current text. Of the second and
-// of long pieces only the memory that is used is touched. Full caches take no more pieces.
+// when the first is full (64 MB, 16 MB for small vocabularies), the cache of long pieces (34 MB), and the ids of the
+// current text. Of the second and of long pieces only the memory that is used is touched. Full caches take no more
+// pieces.
 //
 // The bytes of a text may change while it is encoded, where a caller's other threads write to it. Its ids are then
 // unspecified, but later texts are encoded right: what enters a cache is computed from the encoder's own copy of a

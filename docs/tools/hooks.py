@@ -83,12 +83,12 @@ def package_page(name: str, folder: Path) -> str:
 
 
 def entry(package: str, name: str) -> str:
-    """The directive for a public name. A function and its module may share a name, as ``rope`` does; the path of such a
-    function in its module is what mkdocstrings needs then."""
-    shared = f"{package}.{name}"
-    if shared not in sys.modules:
+    """The directive for a public name. mkdocstrings needs the path in its module of a function that shares its name with
+    a module, as ``rope`` does, and of what the package imports on first use."""
+    shared, module = f"{package}.{name}", importlib.import_module(package)
+    if shared not in sys.modules and name in vars(module):
         return f"::: {shared}\n"
-    value = getattr(importlib.import_module(package), name)
+    value = getattr(module, name)
     return f'<span id="{shared}"></span>\n\n::: {value.__module__}.{name}\n'
 
 
@@ -98,11 +98,8 @@ def source(path: Path) -> str:
 
 def exported(path: Path) -> list[str]:
     """The names of ``__all__`` that are functions or classes of llmfast."""
-    for node in ast.parse(source(path)).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            package = importlib.import_module(package_name(path))
-            return [name for name in ast.literal_eval(node.value) if is_ours(getattr(package, name))]
-    return []
+    package = importlib.import_module(package_name(path))
+    return [name for name in getattr(package, "__all__", ()) if is_ours(getattr(package, name))]
 
 
 def is_ours(value: object) -> bool:
