@@ -83,8 +83,8 @@ def package_page(name: str, folder: Path) -> str:
 
 
 def entry(package: str, name: str) -> str:
-    """The directive for a public name. mkdocstrings needs the path in its module of a function that shares its name with
-    a module, as ``rope`` does, and of what the package imports on first use."""
+    """The directive for a public name. mkdocstrings needs the path in its module of a function that shares its name
+    with a module, as ``rope`` does, and of what the package imports on first use."""
     shared, module = f"{package}.{name}", importlib.import_module(package)
     if shared not in sys.modules and name in vars(module):
         return f"::: {shared}\n"
