@@ -68,7 +68,7 @@ class Encoder {
     Vocabulary vocabulary_;
     std::optional<PairTable> pairs_;
     mutable ShortPieceCache short_pieces_;       // up to 15 bytes
-    mutable ShortPieceCache more_short_pieces_;  // the same, since that one is full
+    mutable ShortPieceCache more_short_pieces_;  // of as many, when the first cache is full
     mutable LongPieceCache long_pieces_;         // pieces of more bytes, and the ids of short ones that have many
     bool has_all_tokens_ = true;                 // whether the cache of short pieces has all short tokens
     Pattern pattern_;

@@ -13,7 +13,7 @@
 namespace llmfast {
 namespace {
 
-// Merges pieces, a few of them in turn: the cache misses of one overlap with the work of the others.
+// Merges pieces one by one, a few of them in turn, so that the cache misses of one overlap with the work of the others.
 inline void merge_in_turn(const PairPlaces& places, std::span<Piece* const> pieces) {
     constexpr size_t kInTurn = 4;
     ShortMerge merges[kInTurn];

@@ -1,5 +1,5 @@
-// Merges sixteen pieces at once, one in each vector lane: the same instructions work on all of them, and no branch
-// depends on which pairs merge.
+// Merges many short pieces. With AVX-512, sixteen at once, one in each vector lane: the same instructions work on all
+// of them, and no branch depends on which pairs merge. Without it, one by one, a few of them in turn.
 #pragma once
 
 #include <cstddef>

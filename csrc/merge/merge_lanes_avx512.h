@@ -1,4 +1,4 @@
-// PortableLanes of merge_lanes.cpp with AVX-512: each row is a vector.
+// Merges sixteen pieces at once with AVX-512, one in each lane.
 #pragma once
 
 #include <algorithm>
@@ -112,7 +112,9 @@ LLMFAST_AVX512_INLINE inline void transpose(Lanes* rows) {
     }
 }
 
-// The vector form of x.
+// A group of up to 16 pieces. Row i holds the i-th part of each piece, or the key of that part and the next, as a
+// vector. A key has the rank of the pair in its upper bits and the row in its lower five: the smallest of a piece is
+// the next pair to merge.
 class Avx512Lanes {
   public:
     LLMFAST_AVX512 void start(const PairPlaces& places, std::span<Piece* const> pieces) {

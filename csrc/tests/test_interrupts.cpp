@@ -22,7 +22,7 @@ using namespace llmfast;
 
 namespace {
 
-// Ctrl-C is to act within 0.2 s, of which polling takes 0.05; an idle machine needs 0.04 between checks.
+// Ctrl-C is to act within 0.2 s, of which polling takes 0.05.
 constexpr double kMostSeconds = 0.15;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kSanitized = true;  // which makes everything slow
