@@ -73,8 +73,7 @@ class Classification(DecoderTask):
         self.config, self.prepared, self.start = config, prepared, start
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.context = config.data.max_tokens
-        if self.context > config.model.context:
-            raise ValueError(f"data.max_tokens {self.context} is more than the model's context {config.model.context}")
+        self.check_context()
         decoder = dataclasses.replace(config.model, tie_embeddings=True)
         self.classifier = ClassifierConfig(
             decoder, tuple(prepared.names), self.context, prepared.train.problem, *_offset_and_scale(prepared.train)

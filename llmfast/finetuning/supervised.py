@@ -55,9 +55,7 @@ class SupervisedFinetuning(DecoderTask):
         self.config, self.prepared, self.start = config, prepared, start
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.context = prepared.train.max_tokens
-
-        if self.context > config.model.context:
-            raise ValueError(f"data.max_tokens {self.context} is more than the model's context {config.model.context}")
+        self.check_context()
 
     @classmethod
     def prepare(cls, config: SupervisedConfig, folder: Path, *, report: Report) -> None:

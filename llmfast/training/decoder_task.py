@@ -20,6 +20,8 @@ class DecoderTask:
     """The data, with a split ``train`` that has a checksum."""
     tokenizer: Tokenizer
     start: Start | None
+    context: int
+    """Tokens in a row of full length."""
 
     @staticmethod
     def use_tokenizer_of_start(config: Any) -> None:
@@ -27,6 +29,17 @@ class DecoderTask:
         data = config.data
         if config.start is not None and data.tokenizer is None and getattr(data, "prepared", None) is None:
             data.tokenizer = str(open_start(config.start).folder)
+
+    def check_context(self) -> None:
+        """Check that a row of full length fits into the model.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.context > self.config.model.context:
+            raise ValueError(
+                f"data.max_tokens {self.context} is more than the model's context {self.config.model.context}"
+            )
 
     @property
     def keeps_base(self) -> bool:
