@@ -465,3 +465,9 @@ def test_frozen_rows_of_new_tokens_are_refused(tmp_path):
         new_sft_run(tmp_path, data={"template": "chatml"}, freeze=("embedding",))
     session = new_sft_run(tmp_path, data={"template": "plain"}, freeze=("embedding",))
     assert not session.trainer.model.embedding.weight.requires_grad
+
+
+def test_rows_longer_than_the_context_of_the_model_are_refused(tmp_path):
+    """Trap: positions past the context are read from outside of a table, or silently extrapolated."""
+    with pytest.raises(ValueError, match=r"data\.max_tokens 4096 is more than the model's context 128"):
+        new_sft_run(tmp_path, data={"max_tokens": 4096})
