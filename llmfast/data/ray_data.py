@@ -79,7 +79,8 @@ def prepare_on_ray(
     """
     folder = Path(folder).absolute()
     tokenizer.save(folder)
-    encode = EncodeBatch(tokenizer, folder, column, validation_fraction)
+    # Ray's type of a batch is that of every format; with "numpy" it is a dictionary of arrays.
+    encode: Any = EncodeBatch(tokenizer, folder, column, validation_fraction)
     records = dataset.map_batches(encode, batch_size=batch_size, batch_format="numpy").take_all()
     for split in SPLITS:
         # Sorted by content: the same shards in the same order, whichever node was first.
