@@ -12,8 +12,9 @@ out. It fails where a kernel
   its row there, past a margin.
 
 ``--write`` renews the table. ``--again SHARE`` takes the word of the table for kernels whose source, types, constants
-and options are those that the table was written with, but for a share of them chosen at random. Compiled kernels stay in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash
-of their source, so that a second run compiles only what changed.
+and options are those that the table was written with, but for a share of them chosen at random. Compiled kernels stay
+in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash of their source, so that a second run compiles only what
+changed.
 
 A family of ops takes part by a function ``compile_cases(chip)`` in its file ``compile_cases.py``, which yields
 ``CompileCase``s.
