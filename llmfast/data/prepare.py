@@ -20,8 +20,8 @@ from llmfast.data.corpus import Corpus, Document, batched
 from llmfast.data.decoding import sentence
 from llmfast.data.journal import JOURNAL, Journal
 from llmfast.data.prefetch import prefetch
-from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards, digest
-from llmfast.files import atomic_folder
+from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
+from llmfast.files import atomic_folder, json_sha256
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
 
 END_OF_TEXT = "<|endoftext|>"
@@ -270,14 +270,14 @@ def _settings(config: SourceConfig, tokenizer: Tokenizer, corpus: Corpus) -> dic
     names = ("column", "validation_fraction", "split", "invalid_utf8")
     reads = {name: getattr(config, name) for name in names}
     files = [(file.name, file.stat().st_size) for file in corpus.files]
-    return {"tokenizer": tokenizer.fingerprint, **reads, "list of files": digest(files)}
+    return {"tokenizer": tokenizer.fingerprint, **reads, "list of files": json_sha256(files)}
 
 
 def _local(config: SourceConfig, corpus: Corpus) -> dict[str, Any]:
     """What else must be as it was when a preparation is continued on one machine."""
     trained = ("vocab_size", "tokenizer_characters") if config.tokenizer is None else ()
     settings = {name: to_dict(config)[name] for name in ("sources", *trained)}
-    return settings | {"edition of the files": digest([file.stat().st_mtime_ns for file in corpus.files])}
+    return settings | {"edition of the files": json_sha256([file.stat().st_mtime_ns for file in corpus.files])}
 
 
 def add_documents(writer: ShardWriter, tokenizer: Tokenizer, documents: list[Document]) -> None:

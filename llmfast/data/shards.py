@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from llmfast.files import atomic_write
+from llmfast.files import atomic_write, json_sha256
 
 FORMAT = 2
 INDEX = "index.json"
@@ -230,7 +230,7 @@ def write_index(
         "shards": [shard.record() for shard in shards],
         "settings": settings,
     }
-    atomic_write(folder / _index_name(share), json.dumps(index | {"sha256": digest(index)}, indent=2) + "\n")
+    atomic_write(folder / _index_name(share), json.dumps(index | {"sha256": json_sha256(index)}, indent=2) + "\n")
 
 
 class TokenShards:
@@ -254,7 +254,7 @@ class TokenShards:
                 raise ValueError(f"the parts in {self.folder} were made with different tokenizers")
             if differing := _differing(first, index):
                 raise ValueError(f"the parts in {self.folder} differ in their {differing}; prepare them again")
-        self.checksum = digest([index["sha256"] for index in indices])
+        self.checksum = json_sha256([index["sha256"] for index in indices])
         self.shards = [Shard(**shard) for index in indices for shard in index["shards"]]
         self._maps = [self._map(shard.file, self.dtype, shard.tokens, shard.sha256) for shard in self.shards]
         self.has_mask = all(shard.mask_sha256 for shard in self.shards)
@@ -401,7 +401,7 @@ def read_index(path: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         if index["format"] != FORMAT:
             raise ValueError(f"its format is {index['format']}; this version reads {FORMAT}")
-        if index["sha256"] != digest({key: value for key, value in index.items() if key != "sha256"}):
+        if index["sha256"] != json_sha256({key: value for key, value in index.items() if key != "sha256"}):
             raise ValueError("its SHA-256 is not that of its content")
         for shard in index["shards"]:
             place = Path(shard["file"])
@@ -410,8 +410,3 @@ def read_index(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return index
-
-
-def digest(content: object) -> str:
-    """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -62,6 +62,8 @@ def new_session(
         if folder.exists() and not _is_free(folder):
             raise ValueError(f"{folder} exists already; choose another folder, or resume it")
         made.extend(path for path in (folder, *folder.parents) if not path.exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        run.lock()
         task.prepare(config, run.data, report=report)
 
     try:
@@ -76,6 +78,7 @@ def new_session(
         plan(trainer)
         world.on_main(lambda: run.save_config(config))
     except BaseException:
+        run.unlock()
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
         raise
@@ -85,7 +88,7 @@ def new_session(
 def _is_free(folder: Path) -> bool:
     """Whether nothing is in ``folder`` but the data of a start that was killed before it wrote its configuration."""
     return folder.is_dir() and all(
-        (path / JOURNAL).exists() if path.name == "data" else path.name.endswith(".partial")
+        (path / JOURNAL).exists() if path.name == "data" else path.name == ".lock" or path.name.endswith(".partial")
         for path in folder.iterdir()
     )
 
@@ -119,6 +122,7 @@ def resumed_session(
         config = run.load_config(task.config_class)
     except ValueError as error:
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
+    world.on_main(run.lock)
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
         world.on_main(lambda: run.save_config(config))
