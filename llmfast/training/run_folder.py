@@ -61,7 +61,9 @@ class RunFolder:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise ValueError(f"{self.folder} is being trained by {holder}: two processes may not write one run") from None
+            raise ValueError(
+                f"{self.folder} is being trained by {holder}: two processes may not write one run"
+            ) from None
         now = datetime.datetime.now().isoformat(" ", "seconds")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")

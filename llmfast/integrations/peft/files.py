@@ -20,7 +20,7 @@ from llmfast.models.adapters.lora import LayerAdapter, Lora
 from llmfast.models.adapters.switch import only_switch
 from llmfast.models.adapters.targets import Target, candidates
 from llmfast.models.folder import read_json, read_tensors
-from llmfast.models.tensors import checksum
+from llmfast.models.tensors import checksum, write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
