@@ -32,6 +32,7 @@ LAYERS = {
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},
+    "alignment": _BASE | {"inference", "evaluation", "integrations", "visualization", "training", "finetuning"},
 }
 # The top floor may import all parts, and nothing imports it but the program and the package's own face.
 TOP = "commands"

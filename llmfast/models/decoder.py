@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,15 @@ class Hidden(NamedTuple):
     """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
 
 
+class TokenLosses(NamedTuple):
+    """The loss of each token of a batch."""
+
+    losses: Tensor
+    """(B, S), in nats: less the log-probability of each target; 0 where it is ignored."""
+    balancing: Tensor | None
+    """As in ``Hidden``."""
+
+
 class Decoder(nn.Module):
     """A decoder-only language model.
 
@@ -220,7 +229,8 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: CachedStep | None = None,
         is_real: Tensor | None = None,
-    ) -> Tensor:
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor | TokenLosses:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
         Args:
@@ -232,6 +242,7 @@ class Decoder(nn.Module):
                 are added to it, and the result is the logits (outputs, V) of the tokens that it asks for. Not together
                 with ``targets`` or ``cu_seqlens``.
             is_real: (B, S) bool, false for padding, which does not count when experts are balanced.
+            reduction: with targets, ``none`` gives the loss of each token instead of their mean.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
@@ -243,12 +254,17 @@ class Decoder(nn.Module):
             states = states.flatten(0, 1)[cache.outputs]
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
+        losses = self.losses_of(states, targets, reduction=reduction)
+        if reduction == "none":
+            return TokenLosses(losses, balancing)
+        return losses if balancing is None else losses + balancing
+
+    def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
+        """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""
         weight = head_weight(self.head)
         if weight is not None:
-            loss = linear_cross_entropy(states, weight, targets, self._head_bias(states))
-        else:
-            loss = cross_entropy(self.head(states)[..., : self.config.vocab_size], targets)
-        return loss if balancing is None else loss + balancing
+            return linear_cross_entropy(states, weight, targets, self._head_bias(states), reduction=reduction)
+        return cross_entropy(self.head(states)[..., : self.config.vocab_size], targets, reduction=reduction)
 
     def hidden(
         self,
