@@ -167,13 +167,14 @@ def reads_ours(model: Decoder, batch: int) -> Read:
     runner = TorchRunner(model)
     size = model.config.context
     runner.allocate(batch, size, "auto")
-    past = 0
+    past, last = 0, [None] * batch
 
     def read(tokens: Tensor) -> Tensor:
-        nonlocal past
+        nonlocal past, last
         S = tokens.shape[1]
-        logits = runner.forward([Chunk(row, past, [place], S) for place, row in enumerate(tokens.tolist())])
-        past += S
+        chunks = [Chunk(row, past, [place], S, last[place]) for place, row in enumerate(tokens.tolist())]
+        logits = runner.forward(chunks)
+        past, last = past + S, tokens[:, -1].tolist()
         return logits.unflatten(0, tokens.shape)
 
     return read

@@ -116,7 +116,7 @@ def test_other_commands_and_wrong_configurations_are_refused_in_a_sentence(tmp_p
         ("sft", "--start", start, "--data.sources", file, "--data.template", "tokenizer", *out): "no chat template",
         ("sft", "--dry_run", *out): "leave --out and --resume out",
         ("generate", start, "--chat", "Hi"): "--chat needs a chat template",
-        ("generate", start, "--prompt", "a", "--chat", "b"): "either a prompt or --chat",
+        ("generate", start, "--prompt", "a", "--chat", "b"): "either a prompt, --prompt_file or --chat",
     }.items():
         assert main(list(command)) == 2, command
         assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
