@@ -62,6 +62,7 @@ COMMANDS = {
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
+    "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),

@@ -17,6 +17,7 @@ EXTRAS = {
     "ray": "preparing data on a Ray cluster",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
+    "serve": "the HTTP server",
     "track": "tracking",
 }
 
