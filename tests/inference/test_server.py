@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_server import CONTEXT, chat_tokenizer, events, running_server, small_model
 
-from llmfast.inference.config import Sampling
+from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.inference.prompts import prompt_tokens
 
@@ -32,7 +32,7 @@ def client(running):
 @pytest.fixture(scope="module")
 def engine():
     """What the server should answer as, in this thread."""
-    return Engine(small_model(chat_tokenizer()), chat_tokenizer())
+    return Engine(small_model(chat_tokenizer()), chat_tokenizer(), EngineConfig(batch_invariant=True))
 
 
 def test_models(client):

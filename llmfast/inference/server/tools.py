@@ -1,4 +1,4 @@
-"""Calls of tools in what a model writes: JSON between ``<tool_call>`` and ``</tool_call>``, as chatml and Qwen do it."""
+"""Calls of tools in what a model writes: JSON between ``<tool_call>`` and ``</tool_call>``, as in chatml."""
 
 from __future__ import annotations
 
