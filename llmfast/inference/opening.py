@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmfast.inference.prompts import end_tokens
+from llmfast.inference.prompts import GENERATION, as_tokens, end_tokens
 from llmfast.integrations.opening import open_model
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, read_json
@@ -41,8 +41,7 @@ def open_for_inference(
 
 def _ends(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Those of ``generation_config.json``, else of a Hugging Face folder's ``config.json``, else the tokenizer's."""
-    if "generation_config.json" not in tokenizer.files and (path / CONFIG_FILE).exists():
-        named = read_json(path / CONFIG_FILE).get("eos_token_id")
-        if named is not None:
-            return frozenset(named if isinstance(named, list) else [named])
-    return end_tokens(tokenizer)
+    named = None
+    if GENERATION not in tokenizer.files and (path / CONFIG_FILE).exists():
+        named = as_tokens(read_json(path / CONFIG_FILE).get("eos_token_id"))
+    return named or end_tokens(tokenizer)
