@@ -1,4 +1,4 @@
-"""Builds the C++ extensions, the tokenizer engine and the decoder for CPUs, and maps kernels/ to ``llmfast.kernels``; metadata is in pyproject.toml."""
+"""Builds the C++ extensions and maps kernels/ to ``llmfast.kernels``; metadata is in pyproject.toml."""
 
 import os
 import sys
@@ -41,12 +41,13 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
     macros.append(("NB_FREE_THREADED", "1"))  # the engine does without the GIL: importing them must not bring it back
 
 
-
 def extension(name: str, sources: list[str], rooms: list[str]) -> Extension:
     """An extension of the source files ``sources`` in csrc/ and all in the folders ``rooms``."""
     return Extension(
         name,
-        sources=sorted(["csrc/" + source for source in sources] + [path for room in rooms for path in files(room, "cpp")]),
+        sources=sorted(
+            ["csrc/" + source for source in sources] + [path for room in rooms for path in files(room, "cpp")]
+        ),
         depends=sorted(path for room in [*rooms, "system", "bind"] for path in files(room, "h")),
         include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
         define_macros=macros,

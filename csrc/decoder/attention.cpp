@@ -2,7 +2,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "decoder/decoder.h"
+#include "decoder/cpu_decoder.h"
 #include "decoder/workspace.h"
 
 namespace llmfast {

@@ -163,9 +163,7 @@ void Matrix::unpack_row(size_t row, float* weights) const {
             case Format::kInt8:
                 weights[k] = scales_[row] * static_cast<float>(static_cast<int8_t>(data[int8_place(k, lane)]));
                 break;
-            case Format::kInt4:
-                weights[k] = read_int4(data + k / kGroup * kInt4Group, k % kGroup, lane);
-                break;
+            case Format::kInt4: weights[k] = read_int4(data + k / kGroup * kInt4Group, k % kGroup, lane); break;
         }
     }
 }

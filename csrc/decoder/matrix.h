@@ -28,8 +28,8 @@ enum class Format { kFloat32, kBfloat16, kInt8, kInt4 };
 
 std::optional<Format> format_named(std::string_view name);
 
-constexpr size_t kPanel = 16;                      // rows
-constexpr size_t kGroup = 32;                      // columns that share a scale, of int4 weights and of their inputs
+constexpr size_t kPanel = 16;                         // rows
+constexpr size_t kGroup = 32;                         // columns that share a scale, of int4 weights and of their inputs
 constexpr size_t kInt4Nibbles = kPanel * kGroup / 2;  // bytes
 constexpr size_t kInt4Group = kInt4Nibbles + 2 * kPanel;
 
@@ -50,8 +50,9 @@ constexpr size_t bfloat16_place(size_t lane) { return lane < 8 ? 2 * lane : 2 * 
 
 class Matrix {
   public:
-    // Packs `weights` (rows, columns), at least one of each, row after row, on up to `threads` threads. int8: each row is scaled by its
-    // largest weight. int4: each group of 32 has the scale of least squared error. What is not finite becomes NaN.
+    // Packs `weights` (rows, columns), at least one of each, row after row, on up to `threads` threads. int8: each row
+    // is scaled by its largest weight. int4: each group of 32 has the scale of least squared error. What is not finite
+    // becomes NaN.
     Matrix(const float* weights, size_t rows, size_t columns, Format format, size_t threads);
 
     size_t rows() const { return rows_; }

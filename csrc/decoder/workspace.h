@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "decoder/decoder.h"
+#include "decoder/cpu_decoder.h"
 #include "system/pages.h"
 
 namespace llmfast {
@@ -18,8 +18,7 @@ template <typename Number>
 class Rows {
   public:
     Rows(size_t rows, size_t width)
-        : step(round_up(std::max<size_t>(width, 1), 64 / sizeof(Number))),
-          memory_(rows * step * sizeof(Number)) {}
+        : step(round_up(std::max<size_t>(width, 1), 64 / sizeof(Number))), memory_(rows * step * sizeof(Number)) {}
     const size_t step;
     Number* row(size_t index) const { return static_cast<Number*>(memory_.data()) + index * step; }
 
@@ -50,7 +49,7 @@ struct CpuDecoder::Pass {
     Pass(const Batch& whole, size_t first_token, size_t tokens);
 
     const Batch& batch;
-    const size_t first, count;        // of the batch's tokens
+    const size_t first, count;                  // of the batch's tokens
     std::vector<size_t> chunk_of, position_of;  // by token of the pass
     std::vector<QueryTile> tiles;
     std::vector<size_t> wanted;  // tokens of the pass whose logits are wanted

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import _decoder
+from llmfast.kernels import NF4Linear
+from llmfast.models.adapters.layers import adapted_modules
+from llmfast.models.adapters.lora import dense
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Block, Decoder, RMSNorm
 
@@ -135,9 +138,8 @@ def unsupported(model: nn.Module) -> str:
         return "it has a mixture of experts"
     if config.rope_scaling.kind == "dynamic":
         return "its RoPE scaling is dynamic"
-    for name, layer in model.named_modules():
-        if getattr(layer, "lora_a", None) is not None:
-            return f"{name} has an adapter; merge it first"
+    if any(True for _ in adapted_modules(model)):
+        return "it has adapters; merge one and remove them first (merge_and_remove)"
     return ""
 
 
@@ -191,7 +193,8 @@ class Packing:
         )
 
     def linear(self, name: str, layer: nn.Module) -> dict[str, _decoder.Matrix | npt.NDArray[np.float32]]:
-        found = {name: self.matrix(layer.weight, self.weights)}
+        weight = layer.quantized if isinstance(layer, NF4Linear) else layer.weight
+        found = {name: self.matrix(dense(weight), self.weights)}
         return found if layer.bias is None else found | {f"{name}_bias": numbers(layer.bias)}
 
     def matrix(self, weight: Tensor, form: str) -> _decoder.Matrix:

@@ -1,4 +1,5 @@
-// Python bindings of the decoder: `llmfast._decoder`. Arguments are checked here; llmfast/inference/native.py makes them.
+// Python bindings of the decoder: `llmfast._decoder`. Arguments are checked here; llmfast/inference/native.py makes
+// them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -16,7 +17,7 @@
 
 #include "bind/gil.h"
 #include "bind/signals.h"
-#include "decoder/decoder.h"
+#include "decoder/cpu_decoder.h"
 
 namespace nb = nanobind;
 
@@ -61,7 +62,9 @@ Activation activation_of(const std::string& name) {
 }
 
 std::vector<float> numbers_of(const Floats& array) { return {array.data(), array.data() + array.size()}; }
-std::vector<float> numbers_of(const std::optional<Floats>& array) { return array ? numbers_of(*array) : std::vector<float>{}; }
+std::vector<float> numbers_of(const std::optional<Floats>& array) {
+    return array ? numbers_of(*array) : std::vector<float>{};
+}
 std::vector<float> numbers_of(const std::optional<Table>& table) {
     if (!table) return {};
     return {table->data(), table->data() + table->size()};
@@ -130,8 +133,8 @@ void construct_model(Model* self, size_t width, size_t heads, size_t kv_heads, s
                      const Floats& norm, const std::optional<Floats>& norm_bias, const std::optional<Floats>& smear,
                      const std::optional<Table>& positions, const std::optional<Table>& cos,
                      const std::optional<Table>& sin) {
-    const Shape shape{width,   heads,    kv_heads,        head_width,           ff_width, vocabulary,
-                      context, norm_eps, embedding_scale, activation_of(activation)};
+    const Shape shape{width,      heads,   kv_heads, head_width,      ff_width,
+                      vocabulary, context, norm_eps, embedding_scale, activation_of(activation)};
     require(kv_heads > 0 && heads % kv_heads == 0, "heads must be a multiple of kv_heads");
     require(head_width % 2 == 0 && head_width > 0 && head_width <= 256, "head_width must be even, from 2 to 256");
     require(vocabulary <= head->rows() && vocabulary <= embedding->rows(), "the tables have too few rows");
@@ -142,7 +145,8 @@ void construct_model(Model* self, size_t width, size_t heads, size_t kv_heads, s
     const auto fits = [&](const std::optional<Table>& table) {
         return !table || (table->shape(0) == context && table->shape(1) == head_width / 2);
     };
-    require(cos.has_value() == sin.has_value() && fits(cos) && fits(sin), "cos and sin must be (context, head_width / 2)");
+    require(cos.has_value() == sin.has_value() && fits(cos) && fits(sin),
+            "cos and sin must be (context, head_width / 2)");
     new (self) Model{shape,
                      embedding,
                      head,
@@ -177,7 +181,8 @@ void add_layer(Model& model, const Floats& attention_norm, const std::optional<F
     });
 }
 
-void construct_decoder(CpuDecoder* self, const Model& model, size_t threads, const std::optional<std::string>& instructions) {
+void construct_decoder(CpuDecoder* self, const Model& model, size_t threads,
+                       const std::optional<std::string>& instructions) {
     require(threads > 0, "threads must be at least 1");
     new (self) CpuDecoder(model, kernels_of(instructions), threads);
 }
@@ -266,9 +271,9 @@ NB_MODULE(_decoder, module) {
         .def("copy", &copy_block, "source"_a, "target"_a);
     nb::class_<Model>(module, "Model")
         .def("__init__", &construct_model, nb::kw_only(), "width"_a, "heads"_a, "kv_heads"_a, "head_width"_a,
-             "ff_width"_a, "vocabulary"_a, "context"_a, "norm_eps"_a, "embedding_scale"_a, "activation"_a, "embedding"_a,
-             "head"_a, "norm"_a, "norm_bias"_a = nb::none(), "smear"_a = nb::none(), "positions"_a = nb::none(),
-             "cos"_a = nb::none(), "sin"_a = nb::none())
+             "ff_width"_a, "vocabulary"_a, "context"_a, "norm_eps"_a, "embedding_scale"_a, "activation"_a,
+             "embedding"_a, "head"_a, "norm"_a, "norm_bias"_a = nb::none(), "smear"_a = nb::none(),
+             "positions"_a = nb::none(), "cos"_a = nb::none(), "sin"_a = nb::none())
         .def("add_layer", &add_layer, nb::kw_only(), "attention_norm"_a, "attention_norm_bias"_a = nb::none(), "qkv"_a,
              "qkv_bias"_a = nb::none(), "q_norm"_a = nb::none(), "q_norm_bias"_a = nb::none(), "k_norm"_a = nb::none(),
              "k_norm_bias"_a = nb::none(), "out"_a, "out_bias"_a = nb::none(), "feed_forward_norm"_a,

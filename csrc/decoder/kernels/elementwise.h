@@ -65,7 +65,8 @@ inline Lanes gelu(const Lanes& x) {
 
 template <typename Function>
 inline void map(const float* from, size_t width, float* to, Function function) {
-    in_lanes(width, [&](size_t at, size_t count) { store_part(to + at, function(load_part(from + at, count)), count); });
+    in_lanes(width,
+             [&](size_t at, size_t count) { store_part(to + at, function(load_part(from + at, count)), count); });
 }
 
 template <typename Function>

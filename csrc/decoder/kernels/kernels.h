@@ -7,6 +7,15 @@
 
 #include "decoder/matrix.h"
 
+// Before a loop with few iterations, whose arrays shall be registers.
+#if defined(__clang__)
+#define LLMFAST_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define LLMFAST_UNROLL _Pragma("GCC unroll 16")
+#else
+#define LLMFAST_UNROLL
+#endif
+
 namespace llmfast {
 
 // What a matrix is multiplied by: the vectors of some tokens. Products with integer weights read bytes, which are
@@ -14,9 +23,9 @@ namespace llmfast {
 struct Input {
     const float* values = nullptr;  // [token][step]
     size_t step = 0;
-    const int8_t* bytes = nullptr;   // [token][groups * 32]
-    const float* scales = nullptr;   // [token][groups]
-    const int32_t* sums = nullptr;   // [token][groups], of the bytes
+    const int8_t* bytes = nullptr;  // [token][groups * 32]
+    const float* scales = nullptr;  // [token][groups]
+    const int32_t* sums = nullptr;  // [token][groups], of the bytes
     size_t groups = 0;
 };
 
@@ -27,7 +36,7 @@ struct Heads {
     const Number* const* keys;
     const Number* const* values;
     size_t head_width;
-    size_t value_step;    // head_width, rounded up to whole vectors
+    size_t value_step;     // head_width, rounded up to whole vectors
     const float* queries;  // [query][query_step]
     size_t query_step;
     size_t count;     // queries, at most kQueries

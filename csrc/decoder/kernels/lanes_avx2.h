@@ -61,8 +61,10 @@ inline Lanes where_less(const Lanes& x, const Lanes& limit, const Lanes& a, cons
             _mm256_blendv_ps(b.high, a.high, _mm256_cmp_ps(x.high, limit.high, _CMP_LT_OQ))};
 }
 inline Lanes between(size_t begin, size_t end, const Lanes& a, const Lanes& b) {
-    const __m256i first = _mm256_set1_epi32(static_cast<int>(begin) - 1), last = _mm256_set1_epi32(static_cast<int>(end));
-    const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), high = _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i first = _mm256_set1_epi32(static_cast<int>(begin) - 1),
+                  last = _mm256_set1_epi32(static_cast<int>(end));
+    const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                  high = _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15);
     const auto inside = [&](__m256i at) {
         return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(at, first), _mm256_cmpgt_epi32(last, at)));
     };
@@ -91,7 +93,9 @@ struct Counts {
 };
 
 inline Counts no_counts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline Lanes to_lanes(const Counts& counts) { return {_mm256_cvtepi32_ps(counts.low), _mm256_cvtepi32_ps(counts.high)}; }
+inline Lanes to_lanes(const Counts& counts) {
+    return {_mm256_cvtepi32_ps(counts.low), _mm256_cvtepi32_ps(counts.high)};
+}
 
 inline __m256i load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline __m256i broadcast_four(const int8_t* x) {

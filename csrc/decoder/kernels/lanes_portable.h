@@ -1,5 +1,5 @@
-// Sixteen numbers side by side, in portable C++: the definition of what the vector instructions of lanes_avx2.h compute,
-// to the bit. Included into a namespace of its own.
+// Sixteen numbers side by side, in portable C++: the definition of what the vector instructions of lanes_avx2.h
+// compute, to the bit. Included into a namespace of its own.
 
 struct Lanes {
     float at[16];
@@ -65,7 +65,8 @@ inline Lanes between(size_t begin, size_t end, const Lanes& a, const Lanes& b) {
 }
 // 2^n for the integer n that the last bits of n + 1.5 * 2^23 are, for n from -126 to 127.
 inline Lanes power_of_two(const Lanes& shifted) {
-    return each_lane([&](size_t i) { return std::bit_cast<float>((std::bit_cast<uint32_t>(shifted.at[i]) + 127) << 23); });
+    return each_lane(
+        [&](size_t i) { return std::bit_cast<float>((std::bit_cast<uint32_t>(shifted.at[i]) + 127) << 23); });
 }
 // The sum of all lanes, in a fixed order.
 inline float sum(const Lanes& a) {

@@ -4,7 +4,7 @@
 // number of a token P panels. Every output is one chain of additions over the columns in their order, so it does not
 // depend on the tile that computes it.
 
-constexpr size_t kTileTokens = 6;       // 12 registers of AVX2 hold the sums, two the weights, one a token's number
+constexpr size_t kTileTokens = 6;  // 12 registers of AVX2 hold the sums, two the weights, one a token's number
 constexpr size_t kIntegerTokens = 4;
 constexpr size_t kColumnsInCache = 384;  // of one panel and many tokens: about half of a core's caches
 
@@ -13,27 +13,25 @@ inline void multiply_tile(const Number* const* panels, size_t panel_step, const 
                           float* y, size_t y_step, bool resumes) {
     Lanes sums[T][P];
     const Number* weights[P];
-#pragma GCC unroll 8
+    LLMFAST_UNROLL
     for (size_t p = 0; p < P; ++p) weights[p] = panels[p];
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p) sums[t][p] = resumes ? load(y + t * y_step + p * kPanel) : broadcast(0);
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p) sums[t][p] = resumes ? load(y + t * y_step + p * kPanel) : broadcast(0);
     for (size_t k = 0; k < columns; ++k) {
         Lanes row[P];
-#pragma GCC unroll 8
+        LLMFAST_UNROLL
         for (size_t p = 0; p < P; ++p) row[p] = load(weights[p] + k * panel_step);
-#pragma GCC unroll 8
+        LLMFAST_UNROLL
         for (size_t t = 0; t < T; ++t) {
             const Lanes number = broadcast(x[t * x_step + k]);
-#pragma GCC unroll 8
+            LLMFAST_UNROLL
             for (size_t p = 0; p < P; ++p) sums[t][p] = multiply_add(row[p], number, sums[t][p]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p) store(y + t * y_step + p * kPanel, sums[t][p]);
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p) store(y + t * y_step + p * kPanel, sums[t][p]);
 }
 
 // Any number of panels, in tiles of P and then of one.
@@ -85,7 +83,8 @@ void multiply_floats(const Matrix& weights, const Input& x, size_t tokens, size_
             const Number* panels[kTogether];
             const size_t count = last - panel < kTogether ? last - panel : kTogether;
             for (size_t p = 0; p < count; ++p) panels[p] = numbers(panel + p);
-            multiply_tokens(tokens, panels, count, kPanel, x.values, x.step, columns, y + panel * kPanel, y_step, false);
+            multiply_tokens(tokens, panels, count, kPanel, x.values, x.step, columns, y + panel * kPanel, y_step,
+                            false);
         }
         return;
     }
@@ -107,40 +106,35 @@ inline void multiply_int8_tile(const Matrix& weights, const Input& x, size_t tok
                                size_t y_step) {
     const size_t groups = x.groups;
     const int8_t* data[P];
-#pragma GCC unroll 8
+    LLMFAST_UNROLL
     for (size_t p = 0; p < P; ++p) data[p] = reinterpret_cast<const int8_t*>(weights.panel(panel + p));
     Lanes sums[T][P];
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p) sums[t][p] = broadcast(0);
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p) sums[t][p] = broadcast(0);
     for (size_t group = 0; group < groups; ++group) {
         const int8_t* const bytes = x.bytes + (token * groups + group) * kGroup;
         Counts counts[T][P];
-#pragma GCC unroll 8
+        LLMFAST_UNROLL
+        for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+        for (size_t p = 0; p < P; ++p) counts[t][p] = no_counts();
+        LLMFAST_UNROLL
+        for (size_t k = 0; k < kGroup; k += 4) LLMFAST_UNROLL
+        for (size_t p = 0; p < P; ++p) LLMFAST_UNROLL
         for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-            for (size_t p = 0; p < P; ++p) counts[t][p] = no_counts();
-#pragma GCC unroll 8
-        for (size_t k = 0; k < kGroup; k += 4)
-#pragma GCC unroll 8
-            for (size_t p = 0; p < P; ++p)
-#pragma GCC unroll 8
-                for (size_t t = 0; t < T; ++t)
-                    counts[t][p] = add_products(counts[t][p], data[p] + (group * kGroup + k) * kPanel,
-                                                bytes + t * groups * kGroup + k);
-#pragma GCC unroll 8
+            counts[t][p] =
+                add_products(counts[t][p], data[p] + (group * kGroup + k) * kPanel, bytes + t * groups * kGroup + k);
+        LLMFAST_UNROLL
         for (size_t t = 0; t < T; ++t) {
             const Lanes scale = broadcast(x.scales[(token + t) * groups + group]);
-#pragma GCC unroll 8
+            LLMFAST_UNROLL
             for (size_t p = 0; p < P; ++p) sums[t][p] = multiply_add(to_lanes(counts[t][p]), scale, sums[t][p]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p)
-            store(y + (token + t) * y_step + (panel + p) * kPanel, sums[t][p] * load(weights.scales(panel + p)));
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p)
+        store(y + (token + t) * y_step + (panel + p) * kPanel, sums[t][p] * load(weights.scales(panel + p)));
 }
 
 template <size_t P, size_t T>
@@ -148,48 +142,44 @@ inline void multiply_int4_tile(const Matrix& weights, const Input& x, size_t tok
                                size_t y_step) {
     const size_t groups = x.groups;
     const uint8_t* data[P];
-#pragma GCC unroll 8
+    LLMFAST_UNROLL
     for (size_t p = 0; p < P; ++p) data[p] = weights.panel(panel + p);
     Lanes sums[T][P];
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p) sums[t][p] = broadcast(0);
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p) sums[t][p] = broadcast(0);
     for (size_t group = 0; group < groups; ++group) {
         const int8_t* const bytes = x.bytes + (token * groups + group) * kGroup;
         GroupCounts counts[T][P];
-#pragma GCC unroll 8
-        for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-            for (size_t p = 0; p < P; ++p) counts[t][p] = no_group_counts();
-#pragma GCC unroll 8
-        for (size_t k = 0; k < kGroup; k += 8)
-#pragma GCC unroll 8
-            for (size_t p = 0; p < P; ++p) {
-                const Nibbles nibbles = load_nibbles(data[p] + group * kInt4Group + k * (kPanel / 2));
-#pragma GCC unroll 8
-                for (size_t t = 0; t < T; ++t)
-                    counts[t][p] = add_products(counts[t][p], nibbles, bytes + t * groups * kGroup + k);
-            }
+        LLMFAST_UNROLL
+        for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+        for (size_t p = 0; p < P; ++p) counts[t][p] = no_group_counts();
+        LLMFAST_UNROLL
+        for (size_t k = 0; k < kGroup; k += 8) LLMFAST_UNROLL
+        for (size_t p = 0; p < P; ++p) {
+            const Nibbles nibbles = load_nibbles(data[p] + group * kInt4Group + k * (kPanel / 2));
+            LLMFAST_UNROLL
+            for (size_t t = 0; t < T; ++t)
+                counts[t][p] = add_products(counts[t][p], nibbles, bytes + t * groups * kGroup + k);
+        }
         Lanes weight_scales[P];
-#pragma GCC unroll 8
+        LLMFAST_UNROLL
         for (size_t p = 0; p < P; ++p)
             weight_scales[p] = load(reinterpret_cast<const uint16_t*>(data[p] + group * kInt4Group + kInt4Nibbles));
-#pragma GCC unroll 8
+        LLMFAST_UNROLL
         for (size_t t = 0; t < T; ++t) {
             const size_t at = (token + t) * groups + group;
             const Lanes scale = broadcast(x.scales[at]);
-#pragma GCC unroll 8
+            LLMFAST_UNROLL
             for (size_t p = 0; p < P; ++p) {
                 const Lanes products = to_lanes(minus(counts[t][p], 8 * x.sums[at]));  // weights are stored plus 8
                 sums[t][p] = multiply_add(products * weight_scales[p], scale, sums[t][p]);
             }
         }
     }
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; ++p) store(y + (token + t) * y_step + (panel + p) * kPanel, sums[t][p]);
+    LLMFAST_UNROLL
+    for (size_t t = 0; t < T; ++t) LLMFAST_UNROLL
+    for (size_t p = 0; p < P; ++p) store(y + (token + t) * y_step + (panel + p) * kPanel, sums[t][p]);
 }
 
 template <Format format, size_t P, size_t T>

@@ -65,7 +65,7 @@ struct Chunk {
 
 struct Batch {
     std::span<const int32_t> tokens;
-    std::span<const Chunk> chunks;      // one after another, without gaps
+    std::span<const Chunk> chunks;    // one after another, without gaps
     std::span<const int64_t> wanted;  // places in `tokens` whose logits are wanted, in ascending order
 };
 
@@ -79,8 +79,8 @@ class CpuDecoder {
     size_t threads() const { return crew_.size(); }
     size_t logits_step() const { return model_.head->panels() * kPanel; }
 
-    // Adds the keys and values of all tokens to the cache, and writes the wanted logits, [wanted][logits_step]. One call
-    // at a time. All arguments must be in range.
+    // Adds the keys and values of all tokens to the cache, and writes the wanted logits, [wanted][logits_step]. One
+    // call at a time. All arguments must be in range.
     void forward(const Batch& batch, Cache& cache, float* logits);
 
   private:

@@ -1,4 +1,4 @@
-#include "decoder/decoder.h"
+#include "decoder/cpu_decoder.h"
 
 #include <algorithm>
 #include <utility>
@@ -124,8 +124,7 @@ void CpuDecoder::embed_token(const Pass& pass, size_t token, float* row) const {
         model_.embedding->unpack_row(static_cast<size_t>(previous), before);
         for (size_t i = 0; i < width; ++i) row[i] += model_.smear[i] * (before[i] * scale);
     }
-    if (!model_.positions.empty())
-        kernels_.add(row, model_.positions.data() + pass.position_of[token] * width, width);
+    if (!model_.positions.empty()) kernels_.add(row, model_.positions.data() + pass.position_of[token] * width, width);
 }
 
 // The sum of the residual stream and what the last product adds to it, and its norm, ready for the next product.
@@ -198,6 +197,7 @@ void CpuDecoder::activate(const Pass& pass, Member& member, const Linear& next) 
 }
 
 void CpuDecoder::finish(const Pass& pass, Member& member) {
+    if (pass.wanted.empty()) return;
     const Linear head{model_.head, {}};
     member.take_part(pass.wanted.size(), 1, [&](size_t begin, size_t end) {
         for (size_t row = begin; row < end; ++row)
