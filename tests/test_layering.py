@@ -28,10 +28,11 @@ LAYERS = {
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
     "visualization": {"files", "config"},
-    "inference": _BASE | {"_decoder"},
+    "inference": _BASE | {"integrations", "_decoder"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},
+    "alignment": _BASE | {"inference", "evaluation", "integrations", "visualization", "training", "finetuning"},
 }
 # The top floor may import all parts, and nothing imports it but the program and the package's own face.
 TOP = "commands"

@@ -1,13 +1,18 @@
-"""What the commands that train have in common: a run begun or resumed, trained, and its curve drawn."""
+"""What the commands that train have in common: their options, a run begun or resumed, trained, and its curve drawn."""
 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from llmfast.commands.tasks import TaskName, task_named
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from llmfast.training.distribution.world import World
@@ -26,6 +31,77 @@ class Finished(NamedTuple):
     """Of the whole validation split."""
 
 
+class TrainingCommand(Protocol):
+    """A command that trains. All of them have these options, and ``config`` decides the rest."""
+
+    def __call__(
+        self,
+        *,
+        config: Any = None,
+        out: Path | None = None,
+        resume: Path | None = None,
+        learning_rate: float | None = None,
+        profile: bool = False,
+        dry_run: bool = False,
+        overfit_one_batch: bool = False,
+    ) -> None: ...
+
+
+OPTIONS = """
+Args:
+    config: What to train, on what, and how.
+    out: New folder for the run.
+    resume: A run folder to resume exactly at its newest checkpoint. Its own configuration is used; options and
+        --config may change how long it trains and how it is watched and saved, and other settings are refused. auto:
+        resume --out if it holds a run, from its newest whole checkpoint, else begin it.
+    learning_rate: Resume with this peak learning rate instead (with --resume).
+    profile: Write a profiler trace of a few steps to profile.json in the run folder.
+    dry_run: Only say what would be trained: parameters, memory, time, and the first batch as text, with what is
+        trained in color where that is a part of it.
+    overfit_one_batch: Only check that the model can memorize one batch, in at most training.steps steps.
+
+Raises:
+    ValueError: a configuration that cannot be, unreadable data, a damaged run folder.
+    KeyboardInterrupt: stopped by SIGINT, SIGTERM or SIGHUP, after a checkpoint was saved.
+"""
+
+
+def training_command(task: TaskName, config_class: type) -> Callable[[Callable[[Finished], None]], TrainingCommand]:
+    """Make the command of a task from a function that is called with each run that has been trained, and says so.
+
+    The function's name and docstring are those of the command; the options of ``TrainingCommand`` are added to both.
+    """
+
+    def decorate(finish: Callable[[Finished], None]) -> TrainingCommand:
+        def command(
+            *,
+            config: Any = None,
+            out: Path | None = None,
+            resume: Path | None = None,
+            learning_rate: float | None = None,
+            profile: bool = False,
+            dry_run: bool = False,
+            overfit_one_batch: bool = False,
+        ) -> None:
+            kind = task_named(task)
+            if config is None and not resume:
+                config = config_class()
+            if dry_run or overfit_one_batch:
+                try_task(kind, config, out=out, resume=resume, dry_run=dry_run)
+                return
+            with run_task(
+                kind, config, out=out, resume=resume, learning_rate=learning_rate, profile=profile
+            ) as finished:
+                finish(finished)
+
+        command.__name__, command.__qualname__, command.__module__ = task, task, finish.__module__
+        command.__doc__ = f"{finish.__doc__.rstrip()}\n{textwrap.indent(OPTIONS, '    ')}"
+        command.__annotations__["config"] = config_class | None
+        return command
+
+    return decorate
+
+
 @contextlib.contextmanager
 def run_task(
     task: type[Task],
@@ -40,7 +116,7 @@ def run_task(
 
     Args:
         task: what is trained.
-        config: the configuration of a new run.
+        config: the configuration of a new run, or what that of a resumed one shall be from here on; None leaves it.
         out: new folder for the run.
         resume: a run folder to resume; ``AUTO`` resumes ``out`` if it holds a run.
         learning_rate: a new peak learning rate for a resumed run.
@@ -48,7 +124,7 @@ def run_task(
 
     Raises:
         ValueError: folders that make no sense together, or what the task refuses.
-        KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
+        KeyboardInterrupt: stopped by SIGINT, SIGTERM or SIGHUP, after a checkpoint was saved.
     """
     from rich.console import Console
 
@@ -57,7 +133,8 @@ def run_task(
     from llmfast.training.summary import add_figures
 
     _check_folders(out, resume, learning_rate)
-    with world(config.training.device) as this:
+    device = config.training.device if config is not None else "auto"
+    with world(device) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         session = _session(task, config, out, resume, learning_rate, console, this)
         try:
@@ -121,10 +198,11 @@ def _session(
         # The first process makes the folder that the others look for: all must have looked before.
         world.barrier()
     if resume is None:
-        return new_session(out, config, task=task, report=console.print, world=world)
+        return new_session(out, config or task.config_class(), task=task, report=console.print, world=world)
     session = resumed_session(
         resume,
         task=task,
+        config=config,
         learning_rate=learning_rate,
         skip_damaged=automatic,
         report=console.print,

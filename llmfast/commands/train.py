@@ -6,52 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llmfast.commands.running import Finished, training_command
 from llmfast.commands.tasks import TaskName, task_named
 from llmfast.training.config import RunConfig
 
 
-def train(
-    *,
-    config: RunConfig | None = None,
-    out: Path | None = None,
-    resume: Path | None = None,
-    learning_rate: float | None = None,
-    profile: bool = False,
-    dry_run: bool = False,
-    overfit_one_batch: bool = False,
-) -> None:
-    """Train a model by a configuration, or resume a run that was stopped. Under torchrun, on all its processes.
-
-    Args:
-        config: What to train, on what, and how.
-        out: New folder for the run.
-        resume: A run folder to resume exactly at its newest checkpoint; its own configuration is used. auto: resume
-            --out if it holds a run, from its newest whole checkpoint, else begin it.
-        learning_rate: Resume with this peak learning rate instead (with --resume).
-        profile: Write a profiler trace of a few steps to profile.json in the run folder.
-        dry_run: Only say what would be trained: parameters, memory, time, the first batch as text.
-        overfit_one_batch: Only check that the model can memorize one batch, in at most training.steps steps.
-
-    Raises:
-        ValueError: a configuration that cannot be, unreadable data, a damaged run folder.
-        KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
-    """
-    from llmfast.commands.running import run_task, try_task
-    from llmfast.training.pretraining import Pretraining
-
-    if dry_run or overfit_one_batch:
-        try_task(Pretraining, config or RunConfig(), out=out, resume=resume, dry_run=dry_run)
-        return
-    with run_task(
-        Pretraining,
-        config or RunConfig(),
-        out=out,
-        resume=resume,
-        learning_rate=learning_rate,
-        profile=profile,
-    ) as (session, console, final):
-        console.print(f"validation  loss {final['loss']:.3f}, {final['bits_per_byte']:.3f} bits per byte")
-    folder = session.run.folder
+@training_command("train", RunConfig)
+def train(finished: Finished) -> None:
+    """Train a model by a configuration, or resume a run that was stopped. Under torchrun, on all its processes."""
+    console, figures, folder = finished.console, finished.figures, finished.session.run.folder
+    console.print(f"validation  loss {figures['loss']:.3f}, {figures['bits_per_byte']:.3f} bits per byte")
     console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import _decoder
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
 from llmfast.inference.native import NativeRunner
+from llmfast.inference.runner import Chunk
 from llmfast.models.adapters.config import LoraConfig
 from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.adapters.lora import dense
@@ -40,15 +42,6 @@ SHAPES = {
 }
 TOKENS = 100
 BLOCK = 16
-
-
-@dataclass
-class Chunk:
-    tokens: Sequence[int]
-    past: int
-    blocks: Sequence[int]
-    outputs: int
-    previous: int | None = None
 
 
 def decoder(shape: str = "Llama", seed: int = 0, **changes) -> Decoder:
@@ -258,6 +251,19 @@ def test_what_is_not_finite_stays_visible(weights, odd, place):
             model.blocks[0].attention_norm.weight[7] = odd
     for instructions in _decoder.instruction_sets():
         assert not logits_of(runner_of(model, weights, instructions=instructions), some_tokens(5)).isfinite().any()
+
+
+@pytest.mark.parametrize("shape", ["GPT-2 with erf, smeared", "sliding windows"])
+def test_an_engine_generates_what_the_torch_runner_does(shape):
+    """Greedy replies over several steps, in any company: prompts in chunks, shared prefixes, several samples."""
+    model = decoder(shape)
+    prompts = [some_tokens(count, count % 3) for count in (1, 5, 33, 40, 47)]
+    config = EngineConfig(prefill_chunk=16, cache_blocks=30)
+    sampling = Sampling(temperature=0, max_tokens=20)
+    expected = Engine(model, config=config).generate(prompts, sampling, samples=2)
+    for runner in (NativeRunner(model), NativeRunner(model, threads=3, instructions="portable")):
+        found = Engine(runner=runner, config=config).generate(prompts, sampling, samples=2)
+        assert [[reply.tokens for reply in each] for each in found] == [[r.tokens for r in each] for each in expected]
 
 
 def test_a_model_in_4_bits_is_read():
