@@ -22,8 +22,8 @@ from llmfast.data.loader import Loader
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import SupervisedConfig
 from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
-from llmfast.inference.config import Sampling
-from llmfast.inference.generate import generate_tokens, stream_text
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.adapters.config import matches_any
 from llmfast.models.decoder import Decoder
@@ -36,7 +36,7 @@ from llmfast.training.task import Policy, Report
 
 EVALUATED_AT_ONCE = 16
 PART_EXAMPLES = 256  # of the validation split, for evaluations during training
-SAMPLE_TOKENS = 60
+SAMPLING = Sampling(temperature=0, max_tokens=60)
 
 
 class SupervisedFinetuning(DecoderTask):
@@ -135,11 +135,10 @@ class SupervisedFinetuning(DecoderTask):
         """A held-out instruction as the template renders it, and what the model answers."""
         tokens, trained = self.prepared.validation.tokens(0)
         prompt = tokens[: max(1, trained.index(True))]
-        ends = self.prepared.chat.end_tokens
         with policy.inference() as model:
-            answer = generate_tokens(model, prompt, SAMPLE_TOKENS, sampling=Sampling(temperature=0.0), stop=ends)
-            text = "".join(stream_text(self.tokenizer, (token for token in answer if token not in ends)))
-        return self.tokenizer.decode(prompt), text
+            engine = Engine(model, self.tokenizer, EngineConfig(max_batch=1), ends=self.prepared.chat.end_tokens)
+            ((reply,),) = engine.generate([prompt], SAMPLING)
+        return self.tokenizer.decode(prompt), reply.text
 
 
 def _growth(start: Start, tokenizer: Tokenizer) -> tuple[int, int] | None:
