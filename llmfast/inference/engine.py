@@ -95,7 +95,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.runner = runner or TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant)
-        self._model = model
+        self._model = getattr(self.runner, "model", None)
         self.ends = frozenset(end_tokens(tokenizer) if ends is None and tokenizer is not None else ends or ())
         size = config.block_size
         blocks = config.cache_blocks or self.runner.default_blocks(
@@ -127,6 +127,7 @@ class Engine:
         base: str | Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        weights: str | None = None,
         config: EngineConfig | None = None,
     ) -> Engine:
         """An engine on the model of a folder: a run (its newest checkpoint), a checkpoint, a Hugging Face folder, or an
@@ -136,7 +137,11 @@ class Engine:
             path: the folder.
             base: where the base of an adapter lies now, if it was moved.
             device: ``cpu`` or ``cuda``; a GPU if there is one, if left out.
-            dtype: ``float32``, ``bfloat16`` or ``float16``; that of the model (float32), or bfloat16 on a GPU.
+            dtype: ``float32``, ``bfloat16`` or ``float16``: compute in PyTorch in that dtype. If left out, bfloat16 on
+                a GPU and float32 on a CPU.
+            weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``: how the decoder for CPUs in C++ keeps the weights
+                (``NativeRunner``); or ``nf4``: 4 bits in PyTorch, on a GPU or a CPU. If left out, a CPU takes that
+                decoder with float32, unless dtype, model or ``config`` need PyTorch.
             config: see ``EngineConfig``.
 
         Raises:
@@ -144,8 +149,10 @@ class Engine:
         """
         from llmfast.inference.opening import open_for_inference
 
-        opened = open_for_inference(path, base=base, device=device, dtype=dtype)
-        return cls(opened.model, opened.tokenizer, config, ends=opened.ends)
+        config = config or EngineConfig()
+        options = {"base": base, "device": device, "dtype": dtype, "weights": weights}
+        opened = open_for_inference(path, config=config, **options)
+        return cls(None, opened.tokenizer, config, runner=opened.runner, ends=opened.ends)
 
     # --- all at once --------------------------------------------------------------------------------------------------
 

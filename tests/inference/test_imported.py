@@ -128,6 +128,12 @@ def test_pretraining_with_an_imported_tokenizer_says_how_documents_begin(tmp_pat
 def test_devices_and_dtypes_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int7'"):
         Engine.open(tmp_path, device="cpu", dtype="int7")
+    with pytest.raises(ValueError, match="weights must be one of float32, bfloat16, int8, int4, nf4, got 'int3'"):
+        Engine.open(tmp_path, weights="int3")
+    with pytest.raises(
+        ValueError, match="weights int8 is for the decoder on a CPU, which does not go with dtype float16"
+    ):
+        Engine.open(tmp_path, weights="int8", dtype="float16")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch finds no GPU here: choose cpu"):
             Engine.open(tmp_path, device="cuda")
