@@ -34,6 +34,7 @@ def serve(
     base: Path | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    weights: Literal["float32", "bfloat16", "int8", "int4", "nf4"] | None = None,
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, and a page to chat with it.
 
@@ -58,7 +59,9 @@ def serve(
             1 GiB on a CPU and half of what is free on a GPU.
         base: Where the base of an adapter lies now, if it was moved since the training.
         device: cpu or cuda; a GPU if there is one.
-        dtype: Of the weights. If left out, bfloat16 on a GPU and float32 on a CPU.
+        dtype: Compute in PyTorch in this. If left out, bfloat16 on a GPU and float32 on a CPU.
+        weights: How the decoder for CPUs keeps the weights; or nf4, 4 bits in PyTorch. Adapters and embeddings need
+            PyTorch, which --dtype asks for on a CPU.
 
     Raises:
         ValueError: no model there, a damaged file, an adapter of another base, a port that is taken, or a setting out
@@ -77,7 +80,15 @@ def serve(
     listening = listen(host, port)  # before the model is read, which takes longer
     try:
         service = _service(
-            run, name or run.resolve().name, named, config, limits, base=base, device=device, dtype=dtype
+            run,
+            name or run.resolve().name,
+            named,
+            config,
+            limits,
+            base=base,
+            device=device,
+            dtype=dtype,
+            weights=weights,
         )
         key = api_key or os.environ.get(KEY_VARIABLE, "")
         app = make_app(service, api_key=key, cors=cors)
@@ -97,14 +108,10 @@ def _name_and_folder(text: str) -> tuple[str, Path]:
 def _service(
     run: Path, name: str, adapters: dict[str, Path], config: EngineConfig, limits: Any, **opening: Any
 ) -> Service:
-    from llmfast.inference.engine import Engine
-    from llmfast.inference.opening import open_for_inference
-    from llmfast.inference.server.adapters import add_adapters
+    from llmfast.inference.server.adapters import engine_with_adapters
     from llmfast.inference.server.service import Service
 
-    opened = open_for_inference(run, **opening)
-    names = add_adapters(opened.model, adapters)
-    engine = Engine(opened.model, opened.tokenizer, config, ends=opened.ends)
+    engine, names = engine_with_adapters(run, adapters, config, **opening)
     return Service(engine, name, adapters=names, limits=limits)
 
 

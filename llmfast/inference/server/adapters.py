@@ -5,11 +5,50 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from llmfast.inference.config import EngineConfig
+from llmfast.inference.engine import Engine
+from llmfast.inference.opening import open_for_inference
+from llmfast.inference.torch_runner import TorchRunner
 from llmfast.integrations.opening import open_model
 from llmfast.integrations.peft.files import is_adapter_folder, load_adapter, save_adapter
 from llmfast.models.adapters.switch import only_switch, set_adapter, switches
 from llmfast.models.decoder import Decoder
+
+
+def engine_with_adapters(
+    path: Path,
+    adapters: Mapping[str, Path],
+    config: EngineConfig,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    **opening: Any,
+) -> tuple[Engine, dict[str, str]]:
+    """An engine on the model of a folder (see ``Engine.open``) with adapters.
+
+    Returns:
+        The engine, and its name of each adapter.
+
+    Raises:
+        ValueError: as ``Engine.open`` and ``add_adapters``, or weights that adapters cannot be put on.
+    """
+    if not adapters:
+        return Engine.open(path, config=config, device=device, dtype=dtype, weights=weights, **opening), {}
+    if weights not in (None, "nf4"):
+        raise ValueError(f"weights {weights} cannot have adapters: leave one of the two out")
+    if dtype is None and weights is None and (device == "cpu" or not torch.cuda.is_available()):
+        dtype = "float32"  # in PyTorch: the decoder for CPUs has no adapters
+    opened = open_for_inference(path, config=config, device=device, dtype=dtype, weights=weights, **opening)
+    assert isinstance(opened.runner, TorchRunner)
+    model = opened.runner.model
+    names = add_adapters(model, adapters)
+    # Its own runner again, since one looks at a model's adapters once.
+    return Engine(model, opened.tokenizer, config, ends=opened.ends), names
 
 
 def add_adapters(model: Decoder, folders: Mapping[str, Path]) -> dict[str, str]:

@@ -26,11 +26,14 @@ def embed(engine: Engine, tokens: list[int], pooling: Literal["mean", "last"], a
         (E,) float32, on the CPU.
 
     Raises:
-        ValueError: a text that is empty or too long, or an engine whose weights are packed.
+        ValueError: a text that is empty or too long, or an engine that does not run in PyTorch.
     """
     model = getattr(engine.runner, "model", None)
     if model is None:
-        raise ValueError("input: this server runs packed weights, which give no hidden states: start it without them")
+        raise ValueError(
+            "model: the decoder for CPUs gives no hidden states; embeddings need the server to be started with "
+            "--dtype float32"
+        )
     context, vocab_size = engine.runner.context, engine.runner.vocab_size
     if not 1 <= len(tokens) <= context:
         raise ValueError(f"input has a text of {len(tokens)} tokens; the model takes 1 to {context}")
