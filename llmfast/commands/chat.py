@@ -76,9 +76,7 @@ def chat(
     from llmfast.inference.defaults import default_sampling
     from llmfast.inference.engine import Engine
 
-    engine = Engine.open(
-        run, base=base, device=device, dtype=dtype, weights=weights, config=EngineConfig(max_batch=1)
-    )
+    engine = Engine.open(run, base=base, device=device, dtype=dtype, weights=weights, config=EngineConfig(max_batch=1))
     settings = default_sampling(engine.tokenizer, temperature=0.8) | given
     terminal = _Terminal()
     session = _Session(Chat(engine, system, **settings), terminal)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import threading
@@ -68,6 +70,15 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit, self.should_exit = self.should_exit, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit and self.server_state.tasks:
+            await self.lifespan.shutdown()  # ends the answers
+            if tasks := set(self.server_state.tasks):
+                await asyncio.wait(tasks, timeout=1)
+            # What still waits for its client to read is cancelled, and uvicorn would report that as an error.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:
