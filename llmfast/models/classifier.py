@@ -44,8 +44,8 @@ class Classified(NamedTuple):
 
     logits: Tensor
     """(B, outputs), float32; of a regression, the numbers themselves."""
-    balancing: Tensor | None
-    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+    balancing: Balancing | None
+    """What a mixture of experts adds to the loss while training; None otherwise."""
 
 
 class SequenceClassifier(nn.Module):
