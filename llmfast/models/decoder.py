@@ -19,7 +19,7 @@ from llmfast.models.adapters.layers import head_weight
 from llmfast.models.cache import CachedStep
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
-from llmfast.models.experts import Balancing, MixtureOfExperts, Routed, balancing_losses
+from llmfast.models.experts import MixtureOfExperts, Routed, balancing_losses
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
 from llmfast.models.rotary import rotary_rows, rotary_table

@@ -1,6 +1,7 @@
 """What tests run in several processes (see ranks.py)."""
 
 import dataclasses
+import time
 
 import torch
 import torch.distributed as dist
@@ -141,3 +142,10 @@ def resumed_8_bit(world):
             set_gradients([parameter], step)
             each.step()
     return whole_numbers([whole]), whole_numbers([resumed])
+
+
+def stand_still(model, tokenizer):
+    """An evaluation in which the last process never comes back, as one whose disk does not answer."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        time.sleep(60)
+    return {}

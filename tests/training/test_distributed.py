@@ -228,3 +228,13 @@ def test_a_person_reads_once_why_it_failed(data, tmp_path, settings, sentence):
     said, _, report_of_torchrun = answer.stderr.partition("torch/distributed/elastic")
     assert "Traceback" not in said
     assert report_of_torchrun.count("Traceback") == 1
+
+
+def test_a_process_that_stands_still_is_named(data, tmp_path):
+    """Trap: after ten minutes, a message of the network library that says neither who is missing nor since when."""
+    config_files.save(run_config(data, evaluate_every=3), tmp_path / "config.yaml")
+    options = {"--config": tmp_path / "config.yaml", "--out": tmp_path / "run", "--parallel.timeout": 0.05}
+    answer = torchrun("train", *itertools.chain(*options.items()), "--training.evaluations", "jobs:stand_still")
+    assert answer.returncode == 1
+    said = " ".join((answer.stdout + answer.stderr).split())
+    assert "the processes are no longer together: rank 1 after step 3, while others have done 4" in said
