@@ -60,6 +60,8 @@ COMMANDS = {
     ),
     "predict": Command("llmfast.commands.predict:predict", "Name the labels of texts with a trained classifier."),
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
+    "dpo": Command("llmfast.commands.dpo:dpo", "Train a model on preferences: DPO and its relatives."),
+    "reward": Command("llmfast.commands.reward:reward", "Train a reward model on preferences."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(
