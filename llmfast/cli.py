@@ -62,6 +62,7 @@ COMMANDS = {
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
     "dpo": Command("llmfast.commands.dpo:dpo", "Train a model on preferences: DPO and its relatives."),
     "reward": Command("llmfast.commands.reward:reward", "Train a reward model on preferences."),
+    "distill": Command("llmfast.commands.distill:distill", "Train a model to answer as a teacher does."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(

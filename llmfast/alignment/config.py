@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.finetuning.config import FinetuningConfig
+from llmfast.finetuning.config import FinetuningConfig, SupervisedConfig
 from llmfast.models.config import DecoderConfig
 from llmfast.training.config import TrainingConfig
 
@@ -85,3 +85,30 @@ class RewardConfig(FinetuningConfig):
             raise ValueError(f"centering {self.centering} and margin {self.margin} must be 0 or more")
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: pairs are not cut into rows")
+
+
+@dataclass
+class DistillationConfig(SupervisedConfig):
+    """One run that trains a model to answer as another one does."""
+
+    teacher: str | None = None
+    """The model to learn from, with the same tokenizer: a run (its newest checkpoint), a checkpoint, or a Hugging Face
+    folder."""
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    """What is minimized for each token of an answer. forward: KL(teacher ‖ student), which covers all that the teacher
+    may say; reverse: KL(student ‖ teacher), which keeps to what it mostly says; js: between both."""
+    beta: float = 0.5
+    """js: the teacher's share of the mixture that both are compared with."""
+    temperature: float = 1.0
+    """Softens both distributions; the divergence is multiplied by its square."""
+    hard: float = 0.0
+    """Share of the loss that is the cross entropy of the examples' own answers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta < 1:
+            raise ValueError(f"beta must be between 0 and 1, got {self.beta}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 <= self.hard <= 1:
+            raise ValueError(f"hard is a share, from 0 to 1; got {self.hard}")

@@ -21,7 +21,7 @@ class AnswerLogProbabilities(NamedTuple):
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> AnswerLogProbabilities:
     """What a decoder thinks of every side of pairs (``llmfast.data.preferences.PairSplit.batch``)."""
     tokens, targets, is_real = (column.flatten(0, 1) for column in (batch.tokens, batch.targets, batch.is_real))
-    losses, balancing = model(tokens, targets, is_real=is_real, reduction="none")
+    losses, balancing = model(tokens, is_real=is_real, of_states=lambda states: model.losses_of(states, targets))
     return AnswerLogProbabilities(-losses.float().sum(-1).view(batch.tokens.shape[:2]), balancing)
 
 
