@@ -22,6 +22,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _ROOT]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-family", action="store_true", help="try every model family of transformers, and not only a sample"
+    )
+
+
 def pytest_collection_modifyitems(items):
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:

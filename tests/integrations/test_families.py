@@ -6,13 +6,14 @@ from torch import nn
 
 from llmfast.integrations.huggingface.config import from_config, to_config
 from llmfast.integrations.huggingface.families import DECODERS, FAMILIES
-from llmfast.integrations.patch import REPLACEMENTS
+from llmfast.integrations.replacements import REPLACEMENTS
 from llmfast.models.activations import ACTIVATIONS, of_module
 from llmfast.models.config import DecoderConfig, ExpertsConfig
 
 transformers = pytest.importorskip("transformers")
 
 SIZES = {
+    "pad_token_id": None,
     "vocab_size": 32,
     "hidden_size": 32,
     "intermediate_size": 48,

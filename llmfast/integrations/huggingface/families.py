@@ -72,6 +72,9 @@ _GPT2 = (
 _GPT2_MODULES = {"MLP": "gelu_mlp", "LMHeadModel": "loss"}
 _LLAMA_MODULES = {"RMSNorm": "rms_norm", "MLP": "gated_mlp", "Attention": "attention", "ForCausalLM": "loss"}
 _GEMMA_MODULES = _LLAMA_MODULES | {"RMSNorm": "rms_norm_from_one"}
+# Attention of another order than Llama's keeps its forward, which calls the implementation that is set.
+_OWN_ATTENTION = {"RMSNorm": "rms_norm", "MLP": "gated_mlp", "ForCausalLM": "loss"}
+_MIXTRAL_MODULES = {"RMSNorm": "rms_norm", "Attention": "attention", "ForCausalLM": "loss"}
 
 FAMILIES = {
     family.model_type: family
@@ -103,23 +106,43 @@ FAMILIES = {
         ),
         Family("gemma", "GemmaForCausalLM", patched=_GEMMA_MODULES),
         Family("gemma2", "Gemma2ForCausalLM", patched=_GEMMA_MODULES),
+        Family("gemma3_text", "Gemma3ForCausalLM", patched=_GEMMA_MODULES),
+        Family("phi3", "Phi3ForCausalLM", patched=_OWN_ATTENTION | {"MLP": "packed_mlp"}),
+        Family("smollm3", "SmolLM3ForCausalLM", patched=_OWN_ATTENTION),
+        Family("olmo2", "Olmo2ForCausalLM", patched=_OWN_ATTENTION),
+        Family("olmo3", "Olmo3ForCausalLM", patched=_OWN_ATTENTION),
+        Family("granite", "GraniteForCausalLM", patched=_LLAMA_MODULES),
+        Family("gpt_oss", "GptOssForCausalLM", patched={"RMSNorm": "rms_norm", "ForCausalLM": "loss"}),
+        Family(
+            "llama4_text",
+            "Llama4ForCausalLM",
+            patched={"TextRMSNorm": "rms_norm", "TextMLP": "gated_mlp", "ForCausalLM": "loss"},
+        ),
+        Family(
+            "cohere",
+            "CohereForCausalLM",
+            patched={"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+        ),
         Family(
             "mixtral",
             "MixtralForCausalLM",
             (*_llama(norm_eps=1e-5, rope_base=1e6), Window(), MixtralExperts()),
             tensor_names.MIXTRAL,
+            _MIXTRAL_MODULES,
         ),
         Family(
             "qwen2_moe",
             "Qwen2MoeForCausalLM",
             (*_llama(), QkvBias(), SwitchedWindow(by_layer=True), QwenExperts(shared=True)),
             tensor_names.QWEN_MOE,
+            _LLAMA_MODULES,
         ),
         Family(
             "qwen3_moe",
             "Qwen3MoeForCausalLM",
             (Fixed({"qk_norm": True}), *_llama(), SwitchedWindow(by_layer=False), QwenExperts(shared=False)),
             tensor_names.QWEN_MOE,
+            _LLAMA_MODULES,
         ),
     )
 }

@@ -35,7 +35,7 @@ class Family:
     """The tensors of the decoder: see ``tensor_names``."""
     patched: Mapping[str, str] = field(default_factory=dict)
     """The modules that ``llmfast.patch`` replaces: what follows the prefix in the name of a class, and the kind of
-    module that it is, one of ``llmfast.integrations.patch.REPLACEMENTS``."""
+    module that it is, one of ``llmfast.integrations.replacements.REPLACEMENTS``."""
     conv1d: bool = False
     """Whether linear layers of blocks are stored transposed (GPT-2's Conv1D)."""
     ignored: str = r".*rotary_emb\.inv_freq"
