@@ -28,7 +28,7 @@ LAYERS = {
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
     "visualization": {"files", "config"},
-    "inference": _BASE,
+    "inference": _BASE | {"integrations"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},

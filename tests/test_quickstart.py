@@ -117,7 +117,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
 def test_a_prompt_longer_than_the_context_is_refused(finished, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert main(["generate", "runs/quickstart", "--prompt", "long " * 500]) == 2
-    assert "the model takes 1 to 128" in capsys.readouterr().err
+    assert "the model takes 1 to 127" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_in_one_sentence(tmp_path, monkeypatch, capsys):

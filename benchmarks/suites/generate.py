@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmfast.models.cache import KVCache
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
+from llmfast.inference.runner import Chunk
+from llmfast.inference.torch_runner import TorchRunner
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 
@@ -75,7 +78,13 @@ def job(wanted: Decoding, device: str) -> Job:
         model = Decoder(config)
         model.load_state_dict(ours().state_dict())
         model.to(device, wanted.dtype).eval()
-        return program(wanted, tokens, quantize_ours(model) if wanted.nf4 else model, reads_ours)
+        if wanted.nf4:
+            model = quantize_ours(model)
+        ours_read = program(wanted, tokens, model, reads_ours)
+        engine = Engine(model, config=EngineConfig(max_batch=wanted.batch, prefix_sharing=False))
+        sampling = Sampling(temperature=0, max_tokens=wanted.new, ignore_end=True)
+        prompts = tokens[:, : wanted.prompt].tolist()
+        return Program(ours_read.evidence, lambda: engine.generate(prompts, sampling), ours_read.held)
 
     def plain(dtype: torch.dtype = wanted.dtype) -> Program:
         """Plain PyTorch with the dequantized weights."""
@@ -154,9 +163,21 @@ def program(wanted: Decoding, tokens: Tensor, model: nn.Module, reads: Callable[
 
 
 def reads_ours(model: Decoder, batch: int) -> Read:
-    weight = model.embedding.weight
-    cache = KVCache(model.config, batch, weight.dtype, weight.device)
-    return lambda tokens: model(tokens, cache=cache)
+    """Through the runner that the engine reads with."""
+    runner = TorchRunner(model)
+    size = model.config.context
+    runner.allocate(batch, size, "auto")
+    past, last = 0, [None] * batch
+
+    def read(tokens: Tensor) -> Tensor:
+        nonlocal past, last
+        S = tokens.shape[1]
+        chunks = [Chunk(row, past, [place], S, last[place]) for place, row in enumerate(tokens.tolist())]
+        logits = runner.forward(chunks)
+        past, last = past + S, tokens[:, -1].tolist()
+        return logits.unflatten(0, tokens.shape)
+
+    return read
 
 
 def reads_plain(model: PlainDecoder, batch: int) -> Read:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from llmfast.inference.config import Sampling
+from llmfast.inference.config import EngineConfig, Sampling
 
 if TYPE_CHECKING:
+    from llmfast.inference.engine import Engine
     from llmfast.tokenizer import Tokenizer
 
 
@@ -17,15 +18,23 @@ def generate(
     /,
     prompt: str = "",
     *,
+    prompt_file: str = "",
     chat: str = "",
     system: str = "",
     tokens: int = 200,
+    samples: int = 1,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     greedy: bool = False,
+    stop: tuple[str, ...] = (),
     seed: int = 0,
+    truncate: bool = False,
     base: Path | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     output: TextIO | None = None,
 ) -> str:
     """Continue a text, or answer a message, with a trained model, shown as it is made; returns what it wrote.
@@ -33,16 +42,24 @@ def generate(
     Args:
         run: A run folder (its newest checkpoint is used), a checkpoint folder or a Hugging Face folder.
         prompt: Text to continue; the start of a document if left out.
+        prompt_file: A file with the text to continue instead; - for standard input.
         chat: A message to answer instead, by the chat template beside the model's tokenizer.
         system: What the system says first (with --chat).
         tokens: Most tokens to generate; the model may end the document, or its answer, earlier.
+        samples: How many texts to generate.
         temperature: Below 1 sharpens the choice towards likely tokens, above 1 evens it out. If left out, what
             generation_config.json beside the model says, else 0.8.
         top_k: Choose among the k likeliest tokens only.
         top_p: Choose among the likeliest tokens that together have this probability.
+        min_p: Choose among tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, makes tokens less likely that the prompt or the text has already.
         greedy: Always take the likeliest token (temperature 0).
+        stop: Texts before which to end.
         seed: Same seed, same text.
+        truncate: Read only the end of a prompt that is longer than the model's context.
         base: Where the base of an adapter lies now, if it was moved since the training.
+        device: cpu or cuda; a GPU if there is one.
+        dtype: Of the weights. If left out, bfloat16 on a GPU and float32 on a CPU.
         output: Where the text is shown; standard output if left out.
 
     Raises:
@@ -51,37 +68,65 @@ def generate(
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
-    if prompt and chat:
-        raise ValueError("give either a prompt or --chat, not both")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if sum(map(bool, (prompt, prompt_file, chat))) > 1:
+        raise ValueError("give either a prompt, --prompt_file or --chat")
     if system and not chat:
         raise ValueError("--system is for --chat")
-    Sampling(temperature or 0.0, top_k, top_p)  # refused before the model is read
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given = {
+        name: value for name, value in (given | {"repetition_penalty": repetition_penalty}).items() if value is not None
+    }
+    others = {"max_tokens": tokens, "stop": stop, "seed": seed, "truncate_prompt": truncate}
+    Sampling(**given, **others)  # refused before the model is read
+    text = _read(prompt_file) if prompt_file else prompt
 
-    import torch
+    from llmfast.inference.engine import Engine
 
-    from llmfast.data.chat.opening import end_tokens
-    from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
-    from llmfast.integrations.opening import open_model
+    config = EngineConfig(max_batch=min(samples, 16))
+    engine = Engine.open(run, base=base, device=device, dtype=dtype, config=config)
+    settings = _settings(engine.tokenizer) | given | ({"temperature": 0.0} if greedy else {}) | others
+    start: str | list[int] = text
+    if chat:
+        start, end = _chat_prompt(engine.tokenizer, chat, system)
+        settings["stop_tokens"] = (end,)
+    written = _write(engine, start, Sampling(**settings), samples, text, output or sys.stdout)
+    return "".join(written)
 
-    model, tokenizer = open_model(run, base=base)
-    sampling = _sampling(tokenizer, 0.0 if greedy else temperature, top_k, top_p)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    start = _chat_prompt(tokenizer, chat, system) if chat else encode_prompt(tokenizer, prompt)
-    stop = end_tokens(tokenizer)
-    ids = generate_tokens(model, start, tokens, sampling=sampling, seed=seed, stop=stop)
-    output = output or sys.stdout
-    output.write(prompt)
+
+def _write(
+    engine: Engine, start: str | list[int], sampling: Sampling, samples: int, prompt: str, output: TextIO
+) -> list[str]:
+    """Show one reply as it is made, or several after each other."""
     parts = []
-    for part in stream_text(tokenizer, (token for token in ids if token not in stop)):
-        parts.append(part)
-        output.write(part)
-        output.flush()
-    output.write("\n")
-    return "".join(parts)
+    if samples == 1:
+        updates = engine.stream(start, sampling)
+        output.write(prompt)
+        for update in updates:
+            parts.append(update.text)
+            output.write(update.text)
+            output.flush()
+        output.write("\n")
+        return parts
+    (replies,) = engine.generate([start], sampling, samples=samples)
+    output.write(prompt)
+    for number, reply in enumerate(replies, 1):
+        parts.append(f"\n--- {number} of {samples}\n{reply.text}\n")
+        output.write(parts[-1])
+    return parts
 
 
-def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> list[int]:
-    """The tokens that an answer to ``message`` continues."""
+def _read(file: str) -> str:
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt_file {file} is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> tuple[list[int], int]:
+    """The tokens that an answer to ``message`` continues, and the one that ends it."""
     from llmfast.data.chat.opening import own_template, saved_chat
 
     if own_template(tokenizer) is None:
@@ -90,14 +135,19 @@ def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> list[int]:
         )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": message})
-    return saved_chat(tokenizer).prompt_of(messages)
+    encoder = saved_chat(tokenizer)
+    return encoder.prompt_of(messages), encoder.end_token
 
 
-def _sampling(tokenizer: Tokenizer, temperature: float | None, top_k: int | None, top_p: float | None) -> Sampling:
-    """What is asked for, else what ``generation_config.json`` says, else the defaults."""
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What ``generation_config.json`` says of sampling, or else the defaults."""
     from llmfast.data.chat.opening import generation_settings
 
     said = generation_settings(tokenizer)
-    if temperature is None:
-        temperature = said.get("temperature", 0.8) if said.get("do_sample", True) else 0.0
-    return Sampling(temperature, top_k if top_k is not None else said.get("top_k"), top_p or said.get("top_p"))
+    found = {
+        name: said[name] for name in ("top_k", "top_p", "min_p", "repetition_penalty") if said.get(name) is not None
+    }
+    if found.get("top_k") == 0:  # transformers' word for no cut
+        del found["top_k"]
+    found["temperature"] = said.get("temperature", 0.8) if said.get("do_sample", True) else 0.0
+    return found

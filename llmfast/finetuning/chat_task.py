@@ -11,8 +11,8 @@ from llmfast.data.chat.encoder import ChatEncoder
 from llmfast.data.chat.opening import open_chat
 from llmfast.finetuning.config import FinetuningConfig
 from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
-from llmfast.inference.config import Sampling
-from llmfast.inference.generate import generate_tokens, stream_text
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.adapters.config import matches_any
 from llmfast.models.decoder import Decoder
@@ -21,7 +21,7 @@ from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.start import started_config
 from llmfast.training.task import Policy, Report
 
-SAMPLE_TOKENS = 60
+SAMPLING = Sampling(temperature=0, max_tokens=60)
 
 
 class PreparedChat(Protocol):
@@ -119,11 +119,10 @@ class ChatTask(DecoderTask):
 
     def answer(self, policy: Policy, prompt: Sequence[int]) -> tuple[str, str]:
         """A prompt as text, and what the model answers at present, its likeliest token each time."""
-        ends = self.prepared.chat.end_tokens
         with policy.inference() as model:
-            answer = generate_tokens(model, prompt, SAMPLE_TOKENS, sampling=Sampling(temperature=0.0), stop=ends)
-            text = "".join(stream_text(self.tokenizer, (token for token in answer if token not in ends)))
-        return self.tokenizer.decode(prompt), text
+            engine = Engine(model, self.tokenizer, EngineConfig(max_batch=1), ends=self.prepared.chat.end_tokens)
+            ((reply,),) = engine.generate([prompt], SAMPLING)
+        return self.tokenizer.decode(prompt), reply.text
 
 
 def _growth(start: Start, tokenizer: Tokenizer) -> tuple[int, int] | None:

@@ -1,47 +1,215 @@
-"""Keys and values of the tokens already seen, so that generating one more costs one position, not all."""
+"""Keys and values of the tokens already read, in pages that any sequence may hold.
+
+Beside the shape letters of ``decoder.py``: P pages, N tokens of one forward pass, of all sequences together.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from llmfast.kernels import flash_attention, flash_decode, is_batch_invariant
+from llmfast.kernels.frame.backend import use_triton
 from llmfast.models.config import DecoderConfig
 
-FIRST_CAPACITY = 256  # positions
+
+class LayerPages:
+    """The keys and values of one block of a decoder: (P, page size, K, D) each.
+
+    In int8 each head of each token has a scale of its own, its largest absolute value / 127.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
+        # Not zeros: the operating system gives memory when it is first written.
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        scales = (*shape[:3], 1)
+        self.scales = (
+            [torch.empty(scales, dtype=torch.float32, device=device) for _ in range(2)] if dtype == torch.int8 else None
+        )
+
+    def write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store ``k`` and ``v`` (N, K, D) at ``places`` (N,): page · page size + row."""
+        for which, (held, new) in enumerate(((self.keys, k), (self.values, v))):
+            if self.scales is not None:
+                scale = new.float().abs().amax(-1, keepdim=True) / 127
+                self.scales[which].flatten(0, 1).index_copy_(0, places, scale)
+                new = (new / scale.clamp(min=1e-30)).round()
+            held.flatten(0, 1).index_copy_(0, places, new.to(held.dtype))
+
+    def read(self, places: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values at ``places`` (B, T), or at a range of them as a batch of one: (B, T, K, D) each."""
+        keys, values = (self._read(which, places, dtype) for which in range(2))
+        return keys, values
+
+    def _read(self, which: int, places: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        def chosen(held: Tensor) -> Tensor:
+            flat = held.flatten(0, 1)
+            return flat[places][None] if isinstance(places, slice) else flat[places]
+
+        found = chosen((self.keys, self.values)[which]).to(dtype)
+        return found if self.scales is None else found * chosen(self.scales[which]).to(dtype)
+
+    def copy(self, source: list[int], target: list[int]) -> None:
+        """Copy whole pages."""
+        for held in (self.keys, self.values, *(self.scales or ())):
+            held[target] = held[source]
 
 
-class LayerCache:
-    """One block's keys and values, (B, capacity, K, D) each, filled from the left; the capacity doubles when full."""
+class PagedCache:
+    """The pages of all blocks of a decoder.
 
-    def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device):
-        self.limit = config.context
-        shape = (batch, min(self.limit, FIRST_CAPACITY), config.kv_heads, config.head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
+    Args:
+        config: of the decoder.
+        pages, page_size: how many pages of how many tokens.
+        dtype: of the numbers that are held; int8 rounds them (see ``LayerPages``).
+        device: where they are.
+        kv_heads: K of the decoder at hand, where that is a part of one.
+    """
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``k`` and ``v`` (B, S, K, D) behind what is held; return views of all so far (B, T, K, D)."""
-        end = self.length + k.shape[1]
-        if end > self.keys.shape[1]:
-            capacity = min(self.limit, max(end, 2 * self.keys.shape[1]))
-            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        self.keys[:, self.length : end] = k
-        self.values[:, self.length : end] = v
-        self.length = end
-        return self.keys[:, :end], self.values[:, :end]
+    def __init__(
+        self,
+        config: DecoderConfig,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_heads: int | None = None,
+    ):
+        self.page_size = page_size
+        shape = (pages, page_size, kv_heads or config.kv_heads, config.head_width)
+        self.layers = [LayerPages(shape, dtype, device) for _ in range(config.layers)]
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy pages, (source, target) each."""
+        source, target = map(list, zip(*pairs, strict=True))
+        for layer in self.layers:
+            layer.copy(source, target)
 
 
-class KVCache:
-    """The caches of all blocks of a decoder for a batch of sequences of equal length."""
+@dataclass
+class Group:
+    """Sequences that read equally many new tokens in a forward pass."""
 
-    def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device):
-        self.layers = [LayerCache(config, batch, dtype, device) for _ in range(config.layers)]
-        self.length = 0
-        self.last_embedding: Tensor | None = None  # (B, 1, E) of the last token, where the model smears
+    rows: slice
+    """Their tokens among the N, sequence after sequence."""
+    queries: int
+    """S: new tokens of each."""
+    page_table: Tensor
+    """(B, pages of a sequence) int32: which pages hold a sequence, in order."""
+    lengths: Tensor
+    """(B,) int32: tokens of each sequence, the new ones included."""
+    longest: int
+    shortest: int
+    page_size: int
+    first_place: int | None = None
+    """Where the only sequence begins in the cache if its pages follow each other, so that they need no copy."""
+    _seen: dict[int | None, tuple[Tensor | slice, Tensor | None]] = field(default_factory=dict)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no sequence had tokens before."""
+        return self.longest == self.queries
+
+    def all_places(self) -> Tensor:
+        """(B, T): where the tokens of each sequence are; behind its end, any of them."""
+        rows = torch.arange(self.longest, device=self.lengths.device)
+        rows = torch.minimum(rows, self.lengths[:, None].long() - 1)
+        return self.page_table.long().gather(1, rows // self.page_size) * self.page_size + rows % self.page_size
+
+    def seen(self, window: int | None) -> tuple[Tensor | slice, Tensor | None]:
+        """The places (B, T) of keys that some new token sees, and which (B, 1, S, T) each sees; None for all."""
+        if window not in self._seen:
+            self._seen[window] = self._find_seen(window)
+        return self._seen[window]
+
+    def _find_seen(self, window: int | None) -> tuple[Tensor | slice, Tensor | None]:
+        S = self.queries
+        kept = self.longest if window is None else min(self.longest, window + S - 1)
+        even = self.shortest == self.longest
+        if self.first_place is not None:
+            places: Tensor | slice = slice(self.first_place + self.longest - kept, self.first_place + self.longest)
+        if S == 1 and even and self.first_place is not None:
+            return places, None
+        ends = self.lengths[:, None].long()
+        columns = (ends - kept).clamp(min=0) + torch.arange(kept, device=ends.device)
+        own = torch.minimum(columns, ends - 1)
+        if self.first_place is None:
+            places = self.page_table.long().gather(1, own // self.page_size) * self.page_size + own % self.page_size
+        if S == 1 and even:
+            return places, None
+        queries = ends - S + torch.arange(S, device=ends.device)
+        mask = columns[:, None] <= queries[..., None]
+        if window is not None:
+            mask &= columns[:, None] > queries[..., None] - window
+        return places, mask[:, None]
 
 
-def _grown(held: Tensor, capacity: int) -> Tensor:
-    larger = held.new_zeros((held.shape[0], capacity, *held.shape[2:]))
-    larger[:, : held.shape[1]] = held
-    return larger
+@dataclass
+class CachedStep:
+    """The new tokens of one forward pass, (N, 1), where each stands in its sequence and in the cache.
+
+    ``Decoder.forward(tokens, cache=step)`` reads them, stores their keys and values, and gives the logits of
+    ``outputs``.
+    """
+
+    cache: PagedCache
+    groups: list[Group]
+    positions: Tensor
+    """(N, 1) int64: place in its sequence."""
+    places: Tensor
+    """(N,) int64: where keys and values go, page · page size + row."""
+    previous: Tensor | None
+    """(N, 1) int64: the token before, −1 where there is none; only for models that smear."""
+    reach: Tensor | None
+    """(N,) int64: the length that dynamic RoPE scaling stretches to for each token; only for models that have it."""
+    outputs: Tensor
+    """Which of the N tokens logits are wanted of."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int] | None) -> Tensor:
+        """Store k and v (N, K, D) of a layer, and attend with q (N, H, D) to the sequence of each; (N, H, D)."""
+        pages = self.cache.layers[layer]
+        pages.write(self.places, k, v)
+        parts = [
+            _attend(group, pages, *(_by_sequence(each[group.rows], group.queries) for each in (q, k, v)), window)
+            for group in self.groups
+        ]
+        flat = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _by_sequence(x: Tensor, queries: int) -> Tensor:
+    """(B·S, H, D) -> (B, H, S, D)."""
+    return x.unflatten(0, (-1, queries)).transpose(1, 2)
+
+
+def _attend(group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int] | None) -> Tensor:
+    is_exact = pages.keys.dtype == q.dtype
+    if group.is_fresh and is_exact:
+        return flash_attention(q, k, v, causal=True, window=window)
+    triton, invariant = use_triton(q), is_batch_invariant()
+    if triton and invariant:
+        return _attend_one_by_one(group, pages, q, window)
+    if triton and is_exact:
+        held = (each.transpose(1, 2) for each in (pages.keys, pages.values))
+        return flash_decode(q, *held, group.lengths, page_table=group.page_table, window=window)
+    if triton or invariant:
+        held = (each.transpose(1, 2) for each in pages.read(group.all_places(), q.dtype))
+        return flash_decode(q, *held, group.lengths, window=window)
+    places, mask = group.seen(None if window is None else window[0] + 1)
+    k, v = (each.transpose(1, 2) for each in pages.read(places, q.dtype))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _attend_one_by_one(group: Group, pages: LayerPages, q: Tensor, window: tuple[int, int] | None) -> Tensor:
+    """By the kernel of training, whose bits those of ``flash_decode`` are not."""
+    keys, values = pages.read(group.all_places(), q.dtype)
+    parts = []
+    for row, length in enumerate(group.lengths.tolist()):
+        k, v = (each[row : row + 1, :length].transpose(1, 2) for each in (keys, values))
+        parts.append(flash_attention(q[row : row + 1], k, v, causal=True, window=window))
+    return torch.cat(parts)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from llmfast.kernels import cross_entropy, flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
 from llmfast.models.adapters.layers import head_weight
-from llmfast.models.cache import KVCache, LayerCache
+from llmfast.models.cache import CachedStep
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
-from llmfast.models.rotary import rotary_table
+from llmfast.models.rotary import rotary_rows, rotary_table
 from llmfast.models.smear import Smear
 
 
@@ -74,6 +74,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
+        self.layer = layer
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         # One product gives queries, keys and values: a wider product runs closer to the hardware's peak than three.
         outputs = (self.heads + 2 * self.kv_heads) * self.head_width
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         self.window = None if window is None else (window - 1, 0)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
         B, S, _ = x.shape
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
@@ -98,7 +99,8 @@ class Attention(nn.Module):
             cos, sin = places.rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
         if cache is not None:
-            k, v = cache.append(k, v)
+            mixed = cache.attend(self.layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.window)
+            return self.out(mixed.reshape(B, S, -1))
         options = {"causal": True, "window": self.window, "dropout_p": self.dropout if self.training else 0.0}
         if places.cu_seqlens is None:
             # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
@@ -126,7 +128,7 @@ class Block(nn.Module):
         self.dropout = dropout(config)
 
     def forward(
-        self, x: Tensor, places: Places, cache: LayerCache | None = None, is_real: Tensor | None = None
+        self, x: Tensor, places: Places, cache: CachedStep | None = None, is_real: Tensor | None = None
     ) -> tuple[Tensor, Routed | None]:
         attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
         # The sum and its norm in one pass over memory.
@@ -159,7 +161,7 @@ class Decoder(nn.Module):
     """A decoder-only language model.
 
     ``forward(tokens)`` gives logits (B, S, V); ``forward(tokens, targets)`` gives the mean loss in nats per target
-    without ever holding the logits; ``forward(tokens, cache=cache)`` continues a sequence.
+    without ever holding the logits; ``forward(tokens, cache=step)`` continues sequences (``llmfast.inference``).
 
     >>> model = Decoder(DecoderConfig(vocab_size=100, width=32, layers=2))
     >>> tokens = torch.randint(100, (2, 16))
@@ -224,7 +226,7 @@ class Decoder(nn.Module):
         targets: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: CachedStep | None = None,
         is_real: Tensor | None = None,
         of_states: Callable[[Tensor], Any] | None = None,
     ) -> Tensor | OfStates:
@@ -235,7 +237,9 @@ class Decoder(nn.Module):
             cu_seqlens: (documents + 1,) int32, from 0 to B·S: where each document starts in the batch laid end to end,
                 row after row. Tokens then see their own document only, and positions count from its start. Entries
                 may repeat; no document may be longer than the context.
-            cache: what was read before; this call's tokens are added to it. Not together with ``cu_seqlens``.
+            cache: where the tokens, then (N, 1) of any number of sequences, stand in a cache of keys and values. They
+                are added to it, and the result is the logits (outputs, V) of the tokens that it asks for. Not together
+                with ``targets`` or ``cu_seqlens``.
             is_real: (B, S) bool, false for padding, which does not count when experts are balanced.
             of_states: instead of targets, what to compute from the last hidden states (B, S, E): losses of each token
                 (``losses_of``), or others. It is called inside this pass, where all weights are at hand, however
@@ -247,6 +251,10 @@ class Decoder(nn.Module):
         states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache, is_real=is_real)
         if of_states is not None:
             return OfStates(of_states(states), balancing)
+        if cache is not None:
+            if targets is not None:
+                raise ValueError("targets and cache exclude each other: a cache is for generation")
+            states = states.flatten(0, 1)[cache.outputs]
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
         loss = self.losses_of(states, targets, reduction="mean")
@@ -264,54 +272,64 @@ class Decoder(nn.Module):
         tokens: Tensor,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: CachedStep | None = None,
         is_real: Tensor | None = None,
     ) -> Hidden:
         """What the head reads: the last hidden states of ``tokens`` (B, S), for other heads and losses.
 
         Arguments and errors are those of ``forward``.
         """
-        past, S = (cache.length if cache is not None else 0), tokens.shape[1]
-        if past + S > self.config.context:
-            raise ValueError(f"sequence of {past + S} tokens; the model's context is {self.config.context}")
+        longest = tokens.shape[1] if cache is None else cache.longest
+        if longest > self.config.context:
+            raise ValueError(f"sequence of {longest} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
-            raise ValueError("cu_seqlens and cache exclude each other: a cache continues one sequence per row")
-        x, places = self._embed(tokens, past, cu_seqlens, cache)
+            raise ValueError("cu_seqlens and cache exclude each other: a cache says itself where tokens stand")
+        x, places = self._embed(tokens, cu_seqlens) if cache is None else self._embed_cached(tokens, cache)
         routed = []
-        for index, block in enumerate(self.blocks):
-            layer_cache = cache.layers[index] if cache is not None else None
-            x, from_router = run_block(self.activation_checkpointing, block, x, places, layer_cache, is_real)
+        for block in self.blocks:
+            x, from_router = run_block(self.activation_checkpointing, block, x, places, cache, is_real)
             if from_router is not None:
                 routed.append(from_router)
         x = self.norm(x)
-        if cache is not None:
-            cache.length += S
         if not (routed and self.training):
             return Hidden(x, None)
         self.expert_counts += torch.stack([each.counts for each in routed])
         return Hidden(x, balancing_loss(routed, self.config))
 
-    def _embed(
-        self, tokens: Tensor, past: int, cu_seqlens: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Places]:
+    def _embed(self, tokens: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Places]:
         """Embeddings (B, S, E), and what attention must know about where they stand."""
         S = tokens.shape[1]
         positions = None if cu_seqlens is None else document_positions(cu_seqlens, tokens.shape)
-        x = self.embedding(tokens)
-        if self.config.scale_embedding:
-            x = x * self.config.width**0.5
+        x = self._embeddings(tokens)
         if self.smear is not None:
-            x = self.smear(x, positions, cache)
+            x = self.smear(x, _shifted(x, positions))
         if self.positions is not None:
-            places = torch.arange(past, past + S, device=x.device) if positions is None else positions
-            x = x + self.positions(places)
+            x = x + self.positions(torch.arange(S, device=x.device) if positions is None else positions)
             return self.dropout(x), Places(None, None, cu_seqlens)
         cos, sin = self.cos, self.sin
-        if self.config.rope_scaling.kind == "dynamic" and past + S > self.config.original_context:
-            cos, sin = (table.to(cos) for table in rotary_table(self.config, past + S, cos.device))
+        if self.config.rope_scaling.kind == "dynamic" and self.config.original_context < S:
+            cos, sin = (table.to(cos) for table in rotary_table(self.config, S, cos.device))
         if positions is None:
-            cos, sin = cos[past : past + S], sin[past : past + S]
+            cos, sin = cos[:S], sin[:S]
         return self.dropout(x), Places((cos, sin), positions, cu_seqlens)
+
+    def _embed_cached(self, tokens: Tensor, step: CachedStep) -> tuple[Tensor, Places]:
+        """As ``_embed``, of tokens (N, 1) of any sequences."""
+        x = self._embeddings(tokens)
+        if self.smear is not None:
+            before = self._embeddings(step.previous.clamp(min=0)) * (step.previous >= 0).unsqueeze(-1)
+            x = self.smear(x, before)
+        if self.positions is not None:
+            return self.dropout(x + self.positions(step.positions)), Places(None)
+        if step.reach is None:
+            return self.dropout(x), Places((self.cos, self.sin), step.positions)
+        cos, sin = rotary_rows(self.config, step.positions[:, 0], step.reach)
+        rows = torch.arange(len(cos), device=x.device).unsqueeze(1)
+        return self.dropout(x), Places((cos.to(self.cos), sin.to(self.sin)), rows)
+
+    def _embeddings(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return x * self.config.width**0.5 if self.config.scale_embedding else x
 
     def _head_bias(self, x: Tensor) -> Tensor | None:
         """0 for tokens and far below every logit for the rows that fill up the table; None if there are none."""
@@ -370,6 +388,12 @@ def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
     with_experts = sum(map(config.has_experts, range(config.layers)))
     counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
     return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts}
+
+
+def _shifted(x: Tensor, positions: Tensor | None) -> Tensor:
+    """The embedding before each of x (B, S, E), 0 for the first token of a row or, by ``positions``, of a document."""
+    before = torch.cat((x.new_zeros(x.shape[0], 1, x.shape[2]), x[:, :-1]), dim=1)
+    return before if positions is None else before * (positions > 0).unsqueeze(-1)
 
 
 def document_positions(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:

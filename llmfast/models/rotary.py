@@ -22,6 +22,15 @@ def rotary_table(config: DecoderConfig, length: int, device: torch.device | None
     return (angles.cos() * size).float(), (angles.sin() * size).float()
 
 
+def rotary_rows(config: DecoderConfig, positions: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, D/2) at ``positions`` (N,), each of the table of length ``reach`` (N,)."""
+    lengths, which = reach.unique(return_inverse=True)
+    stretched = torch.stack([frequencies(config, length, positions.device) for length in lengths.tolist()])
+    angles = positions.double().unsqueeze(1) * stretched[which]
+    size = temperature(config)
+    return (angles.cos() * size).float(), (angles.sin() * size).float()
+
+
 def frequencies(config: DecoderConfig, length: int, device: torch.device | None = None) -> Tensor:
     """Radians that each pair of columns turns from one position to the next: (D/2,) in float64."""
     kind, factor = config.rope_scaling.kind, config.rope_scaling.factor

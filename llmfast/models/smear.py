@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmfast.models.cache import KVCache
-
 
 class Smear(nn.Module):
     """x_s + weight · x_(s−1), with a weight for each channel, 0 at first.
@@ -21,15 +19,6 @@ class Smear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """``x`` (B, S, E) smeared. The first token of a document has none before it: where ``positions`` (B, S) is 0,
-        and at the start of a row unless ``cache`` continues one."""
-        first = None if cache is None else cache.last_embedding
-        if first is None:
-            first = x.new_zeros(x.shape[0], 1, x.shape[2])
-        before = torch.cat((first, x[:, :-1]), dim=1)
-        if positions is not None:
-            before = before * (positions > 0).unsqueeze(-1)
-        if cache is not None:
-            cache.last_embedding = x[:, -1:]
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """``x`` (B, S, E) smeared; ``before`` is the embedding before each, 0 for the first token of a document."""
         return x + self.weight * before

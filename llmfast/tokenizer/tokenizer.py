@@ -148,6 +148,12 @@ class Tokenizer(Encoding):
         """The files that lie beside ``tokenizer.json`` and say what the tokenizer is used for, by name."""
         return dict(self._beside)
 
+    @property
+    def post_processor(self) -> dict[str, Any] | None:
+        """What the ``tokenizer.json`` that this was read from says of tokens around a text; None if it does not. It is
+        kept for `save`, and not applied here."""
+        return None if self._source is None else json.loads(self._source).get("post_processor")
+
     def with_files(self, files: Mapping[str, bytes]) -> Tokenizer:
         """The same tokenizer with other files beside it, such as ``chat_template.jinja``, which `save` writes."""
         tokenizer = Tokenizer.__new__(type(self))

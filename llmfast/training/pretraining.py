@@ -17,10 +17,12 @@ from llmfast.data.prepare import END_OF_TEXT, Prepared, describe, open_prepared,
 from llmfast.data.shards import Share
 from llmfast.data.windows import PackedWindows, StreamWindows, Windows
 from llmfast.evaluation.perplexity import evaluate
-from llmfast.inference.config import Sampling
-from llmfast.inference.generate import encode_prompt, generate_tokens, stream_text
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
+from llmfast.inference.prompts import begins_documents_with_end_of_text
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.decoder import Decoder
+from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.config import RunConfig
 from llmfast.training.decoder_task import DecoderTask
@@ -29,7 +31,8 @@ from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
 PART_TOKENS = 2**15  # of the validation split, for evaluations during training
-PROMPT_TOKENS, SAMPLE_TOKENS = 6, 40
+PROMPT_TOKENS = 6
+SAMPLING = Sampling(temperature=0.7, top_p=0.95, seed=0, max_tokens=40, truncate_prompt=True)
 
 
 class NextToken(Objective):
@@ -123,16 +126,18 @@ class Pretraining(DecoderTask):
     def sample(self, policy: Policy) -> tuple[str, str]:
         """The prompt and the model's continuation."""
         tokenizer, prompt = self.tokenizer, self.prompt()
+        # The end-of-text token comes before every document of the training.
+        tokens = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
         with policy.inference() as model:
-            tokens = generate_tokens(
-                model,
-                encode_prompt(tokenizer, prompt),
-                SAMPLE_TOKENS,
-                sampling=Sampling(temperature=0.7, top_p=0.95),
-                stop=tokenizer.eot_token,
-            )
-            text = stream_text(tokenizer, (token for token in tokens if token != tokenizer.eot_token))
-            return prompt, "".join(text)
+            engine = Engine(model, tokenizer, EngineConfig(max_batch=1), ends=[tokenizer.eot_token])
+            ((reply,),) = engine.generate([tokens], SAMPLING)
+        return prompt, reply.text
+
+    def save_assets(self, folder: Path) -> None:
+        write_config(folder, self.model_config)
+        # A model that is trained from the start begins its documents as the training does, whatever tokenizer it has.
+        own = self.config.start is None
+        (begins_documents_with_end_of_text(self.tokenizer) if own else self.tokenizer).save(folder)
 
     def prompt(self) -> str:
         """What samples continue: ``def`` for Python's library, else how a held-out document begins."""

@@ -26,7 +26,7 @@ from llmfast.data.config import InstructionDataConfig
 from llmfast.data.instructions import open_instructions, prepare_instructions
 from llmfast.finetuning.supervised import SupervisedFinetuning
 from llmfast.inference.config import Sampling
-from llmfast.inference.generate import encode_prompt, generate_tokens
+from llmfast.inference.engine import Engine
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import checkpoints, load_model
@@ -116,7 +116,7 @@ def test_other_commands_and_wrong_configurations_are_refused_in_a_sentence(tmp_p
         ("sft", "--start", start, "--data.sources", file, "--data.template", "tokenizer", *out): "no chat template",
         ("sft", "--dry_run", *out): "leave --out and --resume out",
         ("generate", start, "--chat", "Hi"): "--chat needs a chat template",
-        ("generate", start, "--prompt", "a", "--chat", "b"): "either a prompt or --chat",
+        ("generate", start, "--prompt", "a", "--chat", "b"): "either a prompt, --prompt_file or --chat",
     }.items():
         assert main(list(command)) == 2, command
         assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -181,7 +181,8 @@ def test_generation_obeys_the_settings_beside_the_model(tmp_path, capsys):
     assert written("--seed", "1", "--top_k", "50") != greedy
     assert written("--temperature", "1.0", "--top_k", "50", "--seed", "3") != greedy
     model, tokenizer = load_model(start)
-    first = next(generate_tokens(model, encode_prompt(tokenizer, "red"), 1, sampling=Sampling(0.0)))
+    ((reply,),) = Engine(model, tokenizer).generate(["red"], Sampling(temperature=0, max_tokens=1))
+    (first,) = reply.tokens
     (start / "generation_config.json").write_text(json.dumps({"eos_token_id": first}))
     assert written("--greedy") == "red\n"
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from cached import CachedRows
 from llmfast.kernels import backend, batch_invariant, cross_entropy, linear_cross_entropy
 
-from llmfast.models.cache import KVCache
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 
@@ -34,9 +34,8 @@ def test_rollouts_have_the_bits_that_the_trainer_computes(name, dtype):
     with backend("reference"), batch_invariant(model):
         whole = model(tokens)
         assert torch.equal(model(tokens[3:4]), whole[3:4])
-        cache = KVCache(model.config, 2, dtype, torch.device("cpu"))
-        steps = [model(tokens[1:3, :7], cache=cache)]
-        steps += [model(tokens[1:3, i : i + 1], cache=cache) for i in range(7, 40)]
+        cached = CachedRows(model, 2)
+        steps = [cached.read(tokens[1:3, :7]), *(cached.read(tokens[1:3, i : i + 1]) for i in range(7, 40))]
         assert torch.equal(torch.cat(steps, 1), whole[1:3])
         # The log-probabilities of a rollout, from its logits, and those of the trainer, which never has any.
         states = model.hidden(tokens).states[:, :-1]

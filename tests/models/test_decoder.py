@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
+from cached import CachedRows
 
 from llmfast.models import decoder as decoder_module
-from llmfast.models.cache import KVCache
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 
@@ -67,20 +67,10 @@ def test_no_token_sees_a_later_one(model, tokens):
 
 
 @pytest.mark.parametrize("steps", [[24], [1] * 24, [5, 1, 1, 17]])
-def test_reading_with_a_cache_gives_the_same_logits(model, tokens, steps):
-    cache = KVCache(model.config, 2, torch.float64, torch.device("cpu"))
-    parts = [model(part, cache=cache) for part in tokens.split(steps, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-9, atol=1e-9)
-
-
-def test_a_cache_grows_with_the_sequence():
-    """A cache of the whole context, at 131,072 tokens, would be gigabytes before the first token."""
-    config = DecoderConfig(width=16, heads=2, layers=1, context=2000)
-    model = decoder(config)
-    tokens = torch.randint(4096, (1, 700))
-    cache = KVCache(config, 1, torch.float64, torch.device("cpu"))
-    assert cache.layers[0].keys.shape[1] < 700
-    parts = [model(part, cache=cache) for part in tokens.split([100, 300, 300], dim=1)]
+@pytest.mark.parametrize("page_size", [1, 7, 24])
+def test_reading_with_a_cache_gives_the_same_logits(model, tokens, steps, page_size):
+    cached = CachedRows(model, 2, page_size)
+    parts = [cached.read(part) for part in tokens.split(steps, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-9, atol=1e-9)
 
 

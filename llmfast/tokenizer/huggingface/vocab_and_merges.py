@@ -73,7 +73,7 @@ def _around(folder: Path, model: dict[str, Any], pattern: str | None) -> dict[st
         "added_tokens": _added_tokens(folder, config, model),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
+        "post_processor": byte_level(use_regex=True) | {"trim_offsets": False},
         "decoder": byte_level(use_regex=True),
     }
 

@@ -1,0 +1,130 @@
+"""The distribution that a token is drawn from, its log-probabilities, and the noise that draws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmfast.inference.config import Sampling
+from llmfast.inference.controls import Controls, Matcher
+from llmfast.kernels import cross_entropy
+
+FIRST_SORTED = 1024  # tokens; nucleus sampling seldom needs more of a vocabulary
+
+
+def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities (N,) of ``tokens`` (N,) by ``logits`` (N, V), in float32.
+
+    In batch-invariant mode they have the bits of ``-linear_cross_entropy(..., reduction="none")``, which training
+    computes without logits.
+    """
+    return -cross_entropy(logits, tokens, reduction="none")
+
+
+def sampling_log_probs(
+    logits: Tensor,
+    completion: Sequence[int],
+    sampling: Sampling,
+    *,
+    prompt: Sequence[int] = (),
+    ends: Collection[int] = (),
+    matcher: Matcher | None = None,
+) -> Tensor:
+    """Log-probabilities (S,) of the tokens of a reply in the distributions that they were drawn from; differentiable.
+
+    It computes what ``Completion.sampling_logprobs`` holds, from the same logits to the bit. At temperature 0 they are
+    all 0.
+
+    Args:
+        logits: (S, V): those that the model gives for each token of the reply.
+        completion: the S tokens of the reply.
+        sampling: the settings of the request.
+        prompt: tokens of the prompt, which ``repetition_penalty`` depends on.
+        ends: the tokens that end a reply, which ``min_tokens`` depends on: ``Completion.ends``.
+        matcher: of the constraint, at the start of a reply.
+    """
+    tokens = torch.tensor(completion, dtype=torch.int64, device=logits.device)
+    if logits.ndim != 2 or len(logits) != len(tokens):
+        raise ValueError(f"logits must be (tokens of the reply, V), got {tuple(logits.shape)} for {len(tokens)} tokens")
+    if sampling.temperature == 0:
+        return logits.new_zeros(len(tokens), dtype=torch.float32)
+    logits = logits.float()
+    controls = Controls(sampling, prompt, ends, matcher)
+    if controls.change_something:
+        rows = []
+        for row, token in zip(logits, completion, strict=True):
+            rows.append(controls.apply(row))
+            controls.advance(token)
+        logits = torch.stack(rows) if rows else logits
+    return log_probs(distribution(logits, sampling), tokens)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (N, V) of what is drawn from: ``logits`` over the temperature, −∞ where a cut removes a token.
+
+    A row depends on that row alone. The temperature must not be 0.
+    """
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    least = _least_kept(logits.detach(), sampling)
+    return logits if least is None else logits.masked_fill(logits < least, -torch.inf)
+
+
+def _least_kept(logits: Tensor, sampling: Sampling) -> Tensor | None:
+    """The smallest logit (N, 1) that is kept in each row; None without cuts."""
+    vocabulary = logits.shape[-1]
+    least = None
+    if sampling.min_p:
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k < vocabulary else None
+    top_p = sampling.top_p if sampling.top_p is not None and sampling.top_p < 1 else None
+    if top_k is None and top_p is None:
+        return least
+    if top_p is None:
+        found = logits.topk(top_k).values[:, -1:]
+    elif top_k is not None:
+        values = logits.topk(top_k).values
+        found = _nucleus(values.double().log_softmax(-1), values, top_p)[0]
+    else:
+        log_p = logits.double().log_softmax(-1)
+        for count in (min(FIRST_SORTED, vocabulary), vocabulary):
+            largest = logits.topk(count)
+            found, is_enough = _nucleus(log_p.gather(-1, largest.indices), largest.values, top_p)
+            if is_enough or count == vocabulary:
+                break
+    return found if least is None else torch.maximum(found, least)
+
+
+def _nucleus(log_p: Tensor, values: Tensor, top_p: float) -> tuple[Tensor, bool]:
+    """Of the largest logits of each row in descending order, the last that is kept (N, 1); and whether these largest
+    reach ``top_p`` in all rows."""
+    reached = log_p.exp().cumsum(-1)
+    # A token is cut when those before it already reach top_p: the one that crosses the line stays.
+    kept = (reached < top_p).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
+    return values.gather(-1, kept), bool((reached[:, -1] >= top_p).all())
+
+
+def draw(logits: Tensor, seed: int, sample: int, position: int) -> Tensor:
+    """The token drawn from the distribution of ``logits`` (V,), by noise that seed, sample and position determine.
+
+    The largest of log p − log E with E exponentially distributed is distributed by p (Gumbel). Equal noise on two
+    distributions that are alike mostly draws the same token, which speculation makes use of.
+    """
+    noise = _exponentials(seed, sample, position, len(logits), logits.device).clamp_(min=1e-300).log_()
+    return (logits.double() - noise).argmax()
+
+
+def _exponentials(seed: int, sample: int, position: int, count: int, device: torch.device) -> Tensor:
+    """Numbers (count,) in float64, the same in every batch."""
+    if device.type == "cpu":
+        generator = np.random.Generator(
+            np.random.Philox(key=np.array([seed, sample], np.uint64), counter=position << 64)
+        )
+        return torch.from_numpy(generator.standard_exponential(count))
+    key = np.random.SeedSequence([seed, sample, position]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator(device).manual_seed(int(key) >> 1)
+    return torch.empty(count, dtype=torch.float64, device=device).exponential_(generator=generator)
