@@ -251,7 +251,7 @@ def identity(conversation: Conversation) -> bytes:
 
     An instruction that occurs with several answers is not on both sides.
     """
-    first = conversation.answers[0]
+    first = next(iter(conversation.answers), len(conversation.messages))
     asked = conversation.messages[:first] or conversation.messages
     return json.dumps(asked, sort_keys=True).encode()
 
