@@ -261,10 +261,16 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 
 
 def _starting_values(cls: type, arguments: list[str]) -> Any:
-    """The configuration that ``--config`` names, read first because it sets the defaults."""
+    """The configuration that ``--config`` names, or that of a run to resume with what ``--config`` says of it: read
+    first because it sets the defaults."""
     from llmfast import config
 
     file = _value_of("--config", arguments)
+    run = _value_of("--resume", arguments)
+    run = _value_of("--out", arguments) if run == "auto" else run
+    if run and (saved := Path(run) / "config.yaml").exists():
+        with contextlib.suppress(ValueError):  # a damaged file, or another task's: the command says so
+            return config.load_over(cls, saved, file)
     return config.load_unfilled(cls, file) if file else config.unfilled(cls())
 
 

@@ -47,6 +47,24 @@ def load_unfilled(cls: type[Config], path: str | Path) -> Config:
     return _unfilled(loaded, tree)
 
 
+def load_over(cls: type[Config], path: str | Path, changes: str | Path | None) -> Config:
+    """The configuration in one file, with what another one says instead.
+
+    Raises:
+        ValueError: as :func:`load`, of either.
+        OSError: a file cannot be read.
+    """
+    if changes is None:
+        return load(cls, path)
+    _load(cls, changes)  # its errors name it
+    return from_dict(cls, _merged(read_yaml(path), read_yaml(changes) or {}))
+
+
+def _merged(tree: dict, changes: dict) -> dict:
+    both = {name for name in tree.keys() & changes.keys() if isinstance(changes[name], dict)}
+    return tree | changes | {name: _merged(tree[name], changes[name]) for name in both}
+
+
 def save(config: Any, path: str | Path) -> None:
     """Writes a dataclass instance as YAML, each setting under its documentation as a comment (atomic)."""
     atomic_write(path, "\n".join(_commented(config)) + "\n")

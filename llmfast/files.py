@@ -1,6 +1,8 @@
 """Atomic writes: whoever reads a path sees the old content or the new, never a part of it."""
 
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -8,8 +10,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h> and <linux/fs.h>
+
+
+def json_sha256(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order of the keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:

@@ -28,7 +28,7 @@ LAYERS = {
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
     "visualization": {"files", "config"},
-    "inference": _BASE | {"integrations"},
+    "inference": _BASE | {"integrations", "_decoder"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},

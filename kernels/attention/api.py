@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..frame.backend import use_triton
+from ..frame.autocast import autocast
+from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
 from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
@@ -49,7 +50,7 @@ def flash_attention(
     Args:
         q: (B, H, S, D), any strides, so ``x.view(B, S, H, D).transpose(1, 2)`` costs no copy; or (N, H, D)
             with ``cu_seqlens``. D is a multiple of 8 from 8 to 256. float16, bfloat16 or float32 (and float64
-            on a CPU).
+            on a CPU). Under autocast q, k and v are cast as for PyTorch's attention.
         k, v: (B, K, T, D) or (N_k, K, D). K divides H: query heads ``h`` of group ``h // (H // K)`` share a
             key head.
         causal: Query i sees keys up to i + T - S: the last query stands at the last key (bottom-right
@@ -89,6 +90,7 @@ def flash_attention(
     >>> SelfAttention(64, 4)(torch.randn(2, 10, 64)).shape
     torch.Size([2, 10, 64])
     """
+    q, k, v = autocast(q, k, v)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
     cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
     check_options(q, scale, softcap, sinks, dropout_p)
@@ -141,7 +143,8 @@ def attend(
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)
-    if plain and cu_seqlens_k is cu_seqlens_q and sees_itself and q.device.type == "cpu":
+    in_order = plain and cu_seqlens_k is cu_seqlens_q and sees_itself
+    if in_order and q.device.type == "cpu" and not is_transformed():
         return documents_op(q, k, v, cu_seqlens_q, scale, left, right)[0]
     out, lse = reference.attention(
         q,

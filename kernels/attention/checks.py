@@ -1,6 +1,7 @@
 """What the attention functions accept: a ValueError names the argument, what it got, and what is wanted."""
 
 import math
+import operator
 
 import torch
 
@@ -9,12 +10,21 @@ from ..frame.checks import on_one_device
 
 def window_bounds(causal, window):
     """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
-    left, right = (None, None)
-    if window is not None:
-        if len(window) != 2 or any(not isinstance(bound, int) or bound < -1 for bound in window):
-            raise ValueError(f"window is two integers (left, right), each at least 0, or -1 for no bound; got {window}")
-        left, right = (None if bound == -1 else bound for bound in window)
+    left, right = (None if bound == -1 else bound for bound in as_window("window", window))
     return left, 0 if causal else right
+
+
+def as_window(name, window):
+    """(left, right) as two integers, -1 for no bound, from any sequence of two, or None for no bounds."""
+    if window is None:
+        return -1, -1
+    try:
+        left, right = map(operator.index, window)
+    except (TypeError, ValueError):
+        left = right = -2
+    if left < -1 or right < -1:
+        raise ValueError(f"{name} is two integers (left, right), each at least 0, or -1 for no bound; got {window}")
+    return left, right
 
 
 def check_qkv(q, k, v, packed=False):

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..frame.autocast import autocast
 from ..rope.api import rope
 from .api import attend, flash_attention
+from .checks import as_window
 from .decode import flash_decode
 
 if TYPE_CHECKING:
@@ -135,12 +137,13 @@ def flash_attn_with_kvcache(
         if k is not None:
             raise ValueError("cache_seqlens is needed where k and v are appended")
         cache_seqlens = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
-    if isinstance(cache_seqlens, int):
+    if not isinstance(cache_seqlens, Tensor):
         cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     if rotary_cos is not None:
         if k is None:
             raise ValueError("rotary_cos rotates new keys and their queries: k and v are needed")
-        row = torch.arange(q.shape[1], device=q.device) if causal or window_size != (-1, -1) else 0
+        has_positions = causal or as_window("window_size", window_size) != (-1, -1)
+        row = torch.arange(q.shape[1], device=q.device) if has_positions else 0
         q_position = (cache_seqlens.long()[:, None] + row).expand(q.shape[:2])
         k_position = cache_seqlens.long()[:, None] + torch.arange(k.shape[1], device=q.device)
         q = rotated(q, q_position, rotary_cos, rotary_sin, rotary_interleaved)
@@ -182,7 +185,7 @@ def dao_options(
         "dropout_p": dropout_p,
         "scale": softmax_scale,
         "causal": causal,
-        "window": None if tuple(window_size) == (-1, -1) else tuple(window_size),
+        "window": as_window("window_size", window_size),
         "softcap": softcap or None,
     }
 
@@ -229,6 +232,7 @@ def sdpa(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    query, key, value = autocast(query, key, value)
     out = attend(query, key, value, left=None, right=right, scale=scale, dropout_p=dropout_p)
     assert isinstance(out, Tensor)
     return out
@@ -256,6 +260,8 @@ def inexpressible(
     """Why flash_attention cannot compute this; empty where it can."""
     if attn_mask is not None:
         return "an attn_mask tensor"
+    if not query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled(query.device.type):
+        return "queries, keys and values of different dtypes"
     if query.dim() != 4 or key.dim() != 4 or key.shape != value.shape:
         return "not (B, H, S, D), or values of another width than the keys"
     D, heads, kv_heads = query.shape[-1], query.shape[1], key.shape[1]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..frame.autocast import autocast
 from . import reference
 from .checks import check_options, check_qkv, window_bounds
 
@@ -46,6 +47,7 @@ def attention_weights(
     >>> attention_weights(q, k, heads=[0, 7], rows=[-1], causal=True).shape
     torch.Size([1, 2, 1, 100])
     """
+    q, k = autocast(q, k)
     check_qkv(q, k, k)
     check_options(q, scale, softcap, sinks, 0.0)
     B, H, S, D = q.shape

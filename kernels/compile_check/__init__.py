@@ -11,8 +11,10 @@ out. It fails where a kernel
 - has no row in the committed table (``table.json``, readable as ``TABLE.md``), or takes more registers than
   its row there, past a margin.
 
-``--write`` renews the table. Compiled kernels stay in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash
-of their source, so that a second run compiles only what changed.
+``--write`` renews the table. ``--again SHARE`` takes the word of the table for kernels whose source, types, constants
+and options are those that the table was written with, but for a share of them chosen at random. Compiled kernels stay
+in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash of their source, so that a second run compiles only what
+changed.
 
 A family of ops takes part by a function ``compile_cases(chip)`` in its file ``compile_cases.py``, which yields
 ``CompileCase``s.

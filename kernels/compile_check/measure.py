@@ -1,13 +1,16 @@
 """Compiles what a launch would compile, and reads off the result what a chip would have to hold."""
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 import triton
@@ -61,6 +64,8 @@ class Row(Launched):
         loop_spills: loads and stores of local memory inside inner loops.
         overlapped: the share of exponentials that run while a product of a warp group is under way, in the shortest
             inner loop that has both, which is the one without masks; None without such loops.
+        source: a hash of what decides what Triton makes: the kernel's source and that of what it calls, its arguments'
+            types, its constants and options, and the target.
     """
 
     warps: int
@@ -75,6 +80,7 @@ class Row(Launched):
     wide_stores: int
     narrow_stores: int
     instructions: list[str]
+    source: str
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -113,15 +119,45 @@ def chip_of(target: str) -> launch.Chip:
     return AMD_CHIP if target == AMD else launch.CHIPS[int(target)]
 
 
-def compile_for(target: str) -> None:
-    """From here on, a launch on meta tensors compiles for ``target``."""
+class Compiled(NamedTuple):
+    """A kernel as Triton compiled it, or what the table says of the same source."""
+
+    source: str
+    result: object
+
+
+class Compiler:
+    """Stands before Triton's compiler: sources that are known already are not compiled again.
+
+    Args:
+        known: rows of the table by their source; whatever case they are of, they say what Triton makes of it.
+    """
+
+    def __init__(self, known: Mapping[str, Row]):
+        self.known = known
+        self.compile = triton.compiler.compile
+
+    def __call__(self, src, target, options, **more) -> Compiled:
+        # The path of the installed library that comes with Triton is no part of what decides.
+        chosen = sorted((name, str(value)) for name, value in options.items() if name != "extern_libs")
+        source = hashlib.sha256(f"{src.hash()} {target} {chosen}".encode()).hexdigest()[:16]
+        if source in self.known:
+            return Compiled(source, self.known[source])
+        return Compiled(source, self.compile(src, target=target, options=options, **more))
+
+
+def compile_for(target: str, known: Mapping[str, Row] = MappingProxyType({})) -> None:
+    """From here on, a launch on meta tensors compiles for ``target``, unless its source is ``known``."""
     gpu = GPUTarget("hip", AMD, 64) if target == AMD else GPUTarget("cuda", int(target), 32)
     triton.runtime.driver.set_active(StandIn(0 if target == AMD else int(target), gpu))
     launch.set_chip(torch.device("meta"), chip_of(target))
+    if not isinstance(triton.compiler.compile, Compiler):
+        triton.compiler.compile = Compiler(known)
+    triton.compiler.compile.known = known
 
 
-def compiled(case: CompileCase, target: str) -> list[tuple[str, object]]:
-    """The kernels, by name, that a case launches: compiled, or Triton's error."""
+def compiled(case: CompileCase, target: str) -> list[tuple[str, Compiled | CompilationError]]:
+    """The kernels, by name, that a case launches: compiled or known, or Triton's error."""
     kernels = []
 
     def compile_launch(kernel, grid, args, options):
@@ -141,12 +177,15 @@ def compiled(case: CompileCase, target: str) -> list[tuple[str, object]]:
     return kernels
 
 
-def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | Refused, list[str]]]:
+def measure(
+    cases: Iterable[CompileCase], target: str, known: Mapping[str, Row] = MappingProxyType({})
+) -> Iterator[tuple[Row | Refused, list[str]]]:
     """Each kernel of each case on a target, with what it lacks of that which its case asks for.
 
-    A kernel that a case launches several times with different results (another dtype, say) is numbered.
+    A kernel that a case launches several times with different results (another dtype, say) is numbered. Kernels whose
+    source is ``known`` are not compiled.
     """
-    compile_for(target)
+    compile_for(target, known)
     for case in cases:
         seen: dict[str, list[str]] = {}
         for name, kernel in compiled(case, target):
@@ -155,13 +194,20 @@ def measure(cases: Iterable[CompileCase], target: str) -> Iterator[tuple[Row | R
                 yield Refused(case.op, case.case, name, target, reason), []
                 continue
             versions = seen.setdefault(name, [])
-            if kernel.hash in versions:
+            if kernel.source in versions:
                 continue
-            versions.append(kernel.hash)
-            row_name = name if len(versions) == 1 else f"{name} {len(versions)}"
-            read = _read_amd if target == AMD else _read_nvidia
-            row = Row(case.op, case.case, row_name, target, kernel.metadata.num_warps, **read(kernel))
+            versions.append(kernel.source)
+            launched = Launched(case.op, case.case, name if len(versions) == 1 else f"{name} {len(versions)}", target)
+            row = _row(launched, kernel)
             yield row, [] if target == AMD else _unmet(case, name, row)
+
+
+def _row(launched: Launched, kernel: Compiled) -> Row:
+    if isinstance(kernel.result, Row):
+        return replace(kernel.result, **asdict(launched))
+    read = _read_amd if launched.target == AMD else _read_nvidia
+    found = {"warps": kernel.result.metadata.num_warps, **read(kernel.result)}
+    return Row(**asdict(launched), **found, source=kernel.source)
 
 
 def _unmet(case: CompileCase, name: str, row: Row) -> list[str]:
@@ -181,11 +227,11 @@ def op_families() -> list[str]:
     return [name for name in names if importlib.util.find_spec(f"{package.__name__}.{name}.compile_cases")]
 
 
-def measure_family(task: tuple[str, str]) -> list[tuple[Row | Refused, list[str]]]:
-    """What became of the kernels of one family of ops on one target."""
-    name, target = task
+def measure_family(task: tuple[str, str, Mapping[str, Row]]) -> list[tuple[Row | Refused, list[str]]]:
+    """What became of the kernels of one family of ops on one target; the known ones are not compiled."""
+    name, target, known = task
     module = importlib.import_module(f"..{name}.compile_cases", __package__)
-    return list(measure(module.compile_cases(chip_of(target)), target))
+    return list(measure(module.compile_cases(chip_of(target)), target, known))
 
 
 def _read_nvidia(kernel) -> dict:

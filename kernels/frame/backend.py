@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._triton import HAS_TRITON, INTERPRETING
-from .torch_private import constant_while_traced
+from .torch_private import constant_while_traced, in_forward_mode, transforms_active
 
 CHOICES = ("auto", "triton", "reference")
 OLDEST_CAPABILITY = (8, 0)
@@ -22,8 +22,9 @@ class backend:
 
     - ``"auto"`` (at the start): Triton for CUDA tensors on a supported GPU, the reference for all others.
       Where a CUDA tensor cannot take Triton, one warning says why.
-    - ``"triton"``: Triton, always; a dtype without kernels is a ValueError. CPU tensors then need Triton's
-      interpreter: ``TRITON_INTERPRET=1`` in the environment before the first import.
+    - ``"triton"``: Triton, always; a dtype without kernels, a DTensor, and a call inside of torch.func's transforms
+      are ValueErrors. CPU tensors then need Triton's interpreter:
+      ``TRITON_INTERPRET=1`` in the environment before the first import.
     - ``"reference"``: plain PyTorch, always.
 
     Example::
@@ -50,6 +51,11 @@ class backend:
         _choice = self._previous
 
 
+def is_transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are at work, for which operators have no rules."""
+    return not torch.compiler.is_compiling() and (transforms_active() or in_forward_mode())
+
+
 def use_triton(first: Any, *others: Tensor | None) -> bool:
     """Whether an op on these tensors runs its Triton kernels; the first tensor says on which device."""
     if _choice == "reference":
@@ -57,8 +63,14 @@ def use_triton(first: Any, *others: Tensor | None) -> bool:
     if _choice == "auto" and not first.is_cuda:
         return False
     for tensor in (first, *others):
-        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
+        if tensor is None:
+            continue
+        if tensor.dtype not in KERNEL_DTYPES:
             return _refuse(f"there is no kernel for {tensor.dtype}")
+        if type(tensor).__name__ == "DTensor":
+            return _refuse("a kernel sees one process's part of a DTensor only (x.to_local() is that part)")
+    if is_transformed():
+        return _refuse("kernels have no rules for torch.func's transforms and forward-mode derivatives")
     device = first.device
     if _choice == "triton":
         _require_triton(device)

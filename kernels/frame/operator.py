@@ -59,6 +59,8 @@ def define(
             return private.redispatch_below_autograd(op, keyset, described.flatten(call))
 
         if _records(args):
+            if private.transforms_active():
+                raise _no_rules(name)
             return function.apply(*args, None, below)
         return below(described.build(args))
 
@@ -151,6 +153,10 @@ def _function(
             found = differentiate(values, ctx.needs_input_grad, *grads)
             return found + padding[len(found)]
 
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise _no_rules(name)
+
     Function.__name__ = f"{name}_autograd"
     return Function
 
@@ -199,6 +205,13 @@ def _without_dispatcher(
         return run(call)
 
     return call_directly
+
+
+def _no_rules(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"llmfast::{name} has no rules for torch.func's transforms (grad, jvp, vmap of a gradient) and forward-mode "
+        "derivatives: differentiate by torch.autograd"
+    )
 
 
 def _refuse(name: str) -> Callable:

@@ -48,12 +48,13 @@ def finish(
     target: Tensor,
     class_weight: Tensor | None,
     ignore_index: int,
+    vocabulary: int,
     reduction: str,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What the public functions return, from each token's loss and log-sum-exp."""
     counted = None
     if reduction == "mean":
-        counted = reference.token_weight(target, class_weight, ignore_index, loss.dtype)
+        counted = reference.token_weight(target, class_weight, ignore_index, vocabulary, loss.dtype)
     loss = reference.reduce(loss, counted, reduction)
     return (loss, lse) if return_lse else loss

@@ -49,8 +49,8 @@ def cross_entropy(
 
     Args:
         logits: (..., V), any floating dtype; they are never written to.
-        target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. On a GPU the
-            loss of a token whose target is neither is NaN; on a CPU it raises IndexError.
+        target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. The loss of a token
+            whose target is neither is NaN.
         weight: (V,), how much each class counts. It gets no gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for each token's loss (...).
         label_smoothing: ε, between 0 and 1.
@@ -81,4 +81,4 @@ def cross_entropy(
         loss, lse, _ = cross_entropy_op(logits, target, weight, reduction, options)
         return (loss, lse) if return_lse else loss
     loss, lse = reference.cross_entropy(logits, target, weight, *options)
-    return finish(loss, lse, target, weight, ignore_index, reduction, return_lse)
+    return finish(loss, lse, target, weight, ignore_index, logits.shape[-1], reduction, return_lse)

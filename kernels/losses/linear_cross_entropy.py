@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
-from ..frame.backend import use_triton
+from ..frame.backend import is_transformed, use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
 from ..frame.invariance import is_batch_invariant
 from .checks import check_options, check_target, finish
@@ -105,7 +105,9 @@ def linear_cross_entropy(
             f'method="tiles" needs hidden in 16 bits and a width in steps of 64, got {hidden.dtype} and {width}: '
             'choose "auto" or "chunks"'
         )
-    if how == "plain" and gradient_filter is None:
+    if gradient_filter is None and (how == "plain" or is_transformed()):
+        # Rows that are ignored may hold anything; times a gradient of 0, infinities would be NaN.
+        hidden = hidden.masked_fill((target == ignore_index).unsqueeze(-1), 0)
         return cross_entropy(
             F.linear(hidden, weight, bias),
             target,
@@ -126,10 +128,10 @@ def linear_cross_entropy(
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and not per_token:
         loss = sum_op(wanted, call)[0]
-        return finish(loss, None, target, class_weight, ignore_index, reduction, False)
+        return finish(loss, None, target, class_weight, ignore_index, vocabulary, reduction, False)
     loss, lse = tokens_op(*call)
     shaped = (loss.view(target.shape), lse.view(target.shape))
-    return finish(*shaped, target, class_weight, ignore_index, reduction, return_lse)
+    return finish(*shaped, target, class_weight, ignore_index, vocabulary, reduction, return_lse)
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter: float | None) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
-from ..frame.backend import use_triton
+from ..frame.backend import is_transformed, use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
 from . import reference
 from .checks import REDUCTIONS, check_target
@@ -97,7 +97,10 @@ def linear_kl_divergence(
     tokens, vocabulary = student_hidden[..., 0].numel(), student_weight.shape[0]
     hidden, weight, teacher_rows, teacher_head = (t.reshape(-1, t.shape[-1]) for t in tensors)
     flat = None if target is None else target.reshape(-1)
-    if not kernels and tokens * vocabulary * hidden.itemsize <= FEW_LOGITS:
+    if not kernels and (tokens * vocabulary * hidden.itemsize <= FEW_LOGITS or is_transformed()):
+        if flat is not None:  # Rows that are ignored may hold anything; times 0, infinities would be NaN.
+            ignored = (flat == ignore_index).unsqueeze(-1)
+            hidden, teacher_rows = hidden.masked_fill(ignored, 0), teacher_rows.masked_fill(ignored, 0)
         logits = F.linear(hidden, weight), F.linear(teacher_rows, teacher_head)
         loss = reference.kl_divergence(*logits, kind, beta, temperature)
         loss = loss if flat is None else torch.where(flat == ignore_index, 0, loss)
@@ -113,7 +116,7 @@ def linear_kl_divergence(
     if target is None:
         counted = loss.new_ones(tokens)
     else:
-        counted = reference.token_weight(target, None, ignore_index, loss.dtype)
+        counted = (target != ignore_index).to(loss.dtype)
     return reference.reduce(loss, counted, reduction)
 
 

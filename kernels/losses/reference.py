@@ -16,12 +16,19 @@ def cap(z: Tensor, softcap: float | None) -> Tensor:
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-def token_weight(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """What each token counts in a mean: its class's weight (1 without weights), and 0 where it is ignored."""
-    valid = target != ignore_index
+def is_class(target: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
+    """Which targets name one of the classes 0 ... V - 1."""
+    return (target != ignore_index) & (target >= 0) & (target < vocabulary)
+
+
+def token_weight(
+    target: Tensor, weight: Tensor | None, ignore_index: int, vocabulary: int, dtype: torch.dtype
+) -> Tensor:
+    """What each token counts in a mean: its class's weight (1 without weights), and 0 where it has no class."""
+    known = is_class(target, ignore_index, vocabulary)
     if weight is None:
-        return valid.to(dtype)
-    return torch.where(valid, weight.to(dtype)[torch.where(valid, target, 0)], 0)
+        return known.to(dtype)
+    return torch.where(known, weight.to(dtype)[torch.where(known, target, 0)], 0)
 
 
 def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
@@ -57,22 +64,27 @@ def cross_entropy(
     z_loss: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored."""
+    """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored, and a loss of NaN
+    where its target is no class."""
     dtype = widen(logits[..., :0]).dtype
+    valid, known = target != ignore_index, is_class(target, ignore_index, logits.shape[-1])
+    # An ignored row may hold anything: infinities in it would turn its gradient, which is 0, into NaN.
+    if logits.requires_grad and torch.is_grad_enabled():
+        logits = logits.masked_fill(~valid.unsqueeze(-1), 0)
     z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
     log_p = log_softmax(z)
-    valid = target != ignore_index
-    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    index = torch.where(known, target, 0).long().unsqueeze(-1)
     # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 12 bytes a logit.
     target_log_p = -F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
     lse = z.gather(-1, index).squeeze(-1) - target_log_p
     w = None if weight is None else weight.to(z.dtype)
-    counted = token_weight(target, w, ignore_index, z.dtype)
+    counted = token_weight(target, w, ignore_index, z.shape[-1], z.dtype)
     loss = (label_smoothing - 1) * counted * target_log_p
     if label_smoothing:
         loss = loss - label_smoothing / z.shape[-1] * class_sum(log_p, w)
     if z_loss:
         loss = loss + z_loss * counted * lse.square()
+    loss = loss + torch.where(valid & ~known, torch.nan, 0.0)
     return torch.where(valid, loss, 0).to(dtype), torch.where(valid, lse, 0).to(dtype)
 
 
@@ -93,9 +105,9 @@ def cross_entropy_gradient(
     z = cap(widen(logits), softcap)
     vocabulary = z.shape[-1]
     valid = target != ignore_index
-    index = torch.where(valid, target, 0).long().unsqueeze(-1)
+    index = torch.where(is_class(target, ignore_index, vocabulary), target, 0).long().unsqueeze(-1)
     grad_loss = torch.where(valid, grad_loss, 0)
-    at_target = grad_loss * token_weight(target, weight, ignore_index, z.dtype)
+    at_target = grad_loss * token_weight(target, weight, ignore_index, vocabulary, z.dtype)
     along = at_target if not z_loss else at_target * (1 + 2 * z_loss * lse)
     gradient = (z - torch.where(valid, lse, torch.inf).unsqueeze(-1)).exp_()
     dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)

@@ -68,7 +68,7 @@ def newton_schulz(
     product = symmetric_product_op if use_triton(x.new_empty(0, dtype=dtype)) else reference.symmetric_product
     stack = x.detach().reshape(-1, *x.shape[-2:]) if x.numel() else x.new_empty((0, *x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
-        out = reference.newton_schulz(stack, steps, coefficients, eps, dtype, product)
+        out = reference.newton_schulz(stack, steps, tuple(coefficients), eps, dtype, product)
     return out.view(x.shape)
 
 

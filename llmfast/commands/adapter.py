@@ -80,12 +80,12 @@ def export(run: Path, out: Path, /, *, base: Path | None = None) -> None:
             new.
     """
     from llmfast.finetuning import save_adapter
-    from llmfast.models.folder import STATE_FILE, model_folder, read_json
+    from llmfast.models.folder import model_folder, read_state_file
     from llmfast.tokenizer import Tokenizer
 
     model = _opened(run, base)
     folder = model_folder(run)
-    trained_on = read_json(folder / STATE_FILE)["base"]["path"]
+    trained_on = read_state_file(folder)["base"]["path"]
     save_adapter(model, out, base=str(base or trained_on))
     Tokenizer.load(folder).save(out)
     print(f"{out}: load it with peft.PeftModel.from_pretrained(base_model, {str(out)!r})")

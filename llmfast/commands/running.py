@@ -51,8 +51,9 @@ OPTIONS = """
 Args:
     config: What to train, on what, and how.
     out: New folder for the run.
-    resume: A run folder to resume exactly at its newest checkpoint; its own configuration is used. auto: resume
-        --out if it holds a run, from its newest whole checkpoint, else begin it.
+    resume: A run folder to resume exactly at its newest checkpoint. Its own configuration is used; options and
+        --config may change how long it trains and how it is watched and saved, and other settings are refused. auto:
+        resume --out if it holds a run, from its newest whole checkpoint, else begin it.
     learning_rate: Resume with this peak learning rate instead (with --resume).
     profile: Write a profiler trace of a few steps to profile.json in the run folder.
     dry_run: Only say what would be trained: parameters, memory, time, and the first batch as text, with what is
@@ -61,7 +62,7 @@ Args:
 
 Raises:
     ValueError: a configuration that cannot be, unreadable data, a damaged run folder.
-    KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
+    KeyboardInterrupt: stopped by SIGINT, SIGTERM or SIGHUP, after a checkpoint was saved.
 """
 
 
@@ -82,7 +83,9 @@ def training_command(task: TaskName, config_class: type) -> Callable[[Callable[[
             dry_run: bool = False,
             overfit_one_batch: bool = False,
         ) -> None:
-            kind, config = task_named(task), config_class() if config is None else config
+            kind = task_named(task)
+            if config is None and not resume:
+                config = config_class()
             if dry_run or overfit_one_batch:
                 try_task(kind, config, out=out, resume=resume, dry_run=dry_run)
                 return
@@ -113,7 +116,7 @@ def run_task(
 
     Args:
         task: what is trained.
-        config: the configuration of a new run.
+        config: the configuration of a new run, or what that of a resumed one shall be from here on; None leaves it.
         out: new folder for the run.
         resume: a run folder to resume; ``AUTO`` resumes ``out`` if it holds a run.
         learning_rate: a new peak learning rate for a resumed run.
@@ -121,7 +124,7 @@ def run_task(
 
     Raises:
         ValueError: folders that make no sense together, or what the task refuses.
-        KeyboardInterrupt: stopped by SIGINT or SIGTERM, after a checkpoint was saved.
+        KeyboardInterrupt: stopped by SIGINT, SIGTERM or SIGHUP, after a checkpoint was saved.
     """
     from rich.console import Console
 
@@ -130,7 +133,8 @@ def run_task(
     from llmfast.training.summary import add_figures
 
     _check_folders(out, resume, learning_rate)
-    with world(config.training.device) as this:
+    device = config.training.device if config is not None else "auto"
+    with world(device) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         session = _session(task, config, out, resume, learning_rate, console, this)
         try:
@@ -194,10 +198,11 @@ def _session(
         # The first process makes the folder that the others look for: all must have looked before.
         world.barrier()
     if resume is None:
-        return new_session(out, config, task=task, report=console.print, world=world)
+        return new_session(out, config or task.config_class(), task=task, report=console.print, world=world)
     session = resumed_session(
         resume,
         task=task,
+        config=config,
         learning_rate=learning_rate,
         skip_damaged=automatic,
         report=console.print,

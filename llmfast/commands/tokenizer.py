@@ -57,8 +57,8 @@ def train(
     )
     tokenizer.save(out)
     print(f"{out}: {tokenizer.n_vocab:,} tokens, from {corpus.describe()}")
-    if corpus.skipped:
-        print(f"skipped {len(corpus.skipped):,} files that are not UTF-8 text", file=sys.stderr)
+    if passed_over := corpus.passed_over():
+        print(passed_over, file=sys.stderr)
 
 
 def encode(

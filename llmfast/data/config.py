@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmfast.data.decoding import InvalidUTF8
+
 
 @dataclass
 class SourceConfig:
@@ -22,11 +24,19 @@ class SourceConfig:
     tokenizer_characters: int = 1_000_000_000
     """The vocabulary is trained on this many characters, the first of the training documents."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by a hash of their content."""
+    """Share of the documents held out."""
+    split: Literal["hash", "tail"] = "hash"
+    """Which documents are held out. hash: by a hash of their content, so that a text that occurs twice is on one side;
+    tail: the last ones, by characters, as nanoGPT splits TinyShakespeare."""
+    invalid_utf8: InvalidUTF8 = "skip"
+    """What becomes of documents that are not UTF-8. skip: they are left out; replace: wrong bytes become U+FFFD; stop:
+    an error that says where the first wrong byte is. How many there were is reported."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if self.tokenizer_characters < 1:
+            raise ValueError(f"data.tokenizer_characters must be at least 1, got {self.tokenizer_characters}")
 
 
 @dataclass

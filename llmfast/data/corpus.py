@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import itertools
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfast.data import datasets_hub, readers
+from llmfast.data.decoding import InvalidUTF8, TextDecoder, sentence
 from llmfast.data.shards import Share
 
 FEW_DOCUMENTS = 20  # below this, text files are cut into pieces, so that some can be held out for validation
@@ -51,15 +53,19 @@ class Corpus:
     compressed (``.gz``, ``.zst``). No source means the running interpreter's standard library: tens of megabytes of
     Python and documentation strings that every machine with Python has.
 
-    Files that are not UTF-8 are skipped and counted in ``skipped`` (filled as iteration goes).
+    Documents that are not UTF-8 are skipped, repaired or an error; ``skipped`` and ``repaired`` name them (filled as
+    iteration goes).
 
     Args:
         sources: as above.
         column: the field that holds the text, in files and datasets that have fields.
         share: read only this part: every n-th file, piece, line, row group or row.
+        invalid_utf8: what becomes of documents that are not UTF-8: ``skip`` leaves them out, ``replace`` puts U+FFFD in
+            the place of the wrong bytes, ``stop`` is an error. A large file is skipped by pieces.
 
     Raises:
-        ValueError: a source that names nothing, or (when iterated) no readable text at all.
+        ValueError: a source that names nothing, or (when iterated) no readable text at all, or text that is not UTF-8
+            with ``stop``.
     """
 
     def __init__(
@@ -68,16 +74,17 @@ class Corpus:
         *,
         column: str | None = None,
         share: Share = Share(),  # noqa: B008
+        invalid_utf8: InvalidUTF8 = "skip",
     ):
         self.sources = tuple(str(source) if isinstance(source, Path) else source for source in sources)
         self.column, self.share = column, share
-        self.skipped: list[str] = []
+        self._decoder = TextDecoder(invalid_utf8)
         self._reading: tuple[int, datasets_hub.Texts] | None = None  # which dataset, and how far
         self._row_is_done = True
         named = [source for source in self.sources if isinstance(source, str)]
-        self._files = [file for source in named if not datasets_hub.is_dataset(source) for file in files_of(source)]
+        self.files = [file for source in named if not datasets_hub.is_dataset(source) for file in files_of(source)]
         if not self.sources:
-            self._files = _standard_library()
+            self.files = _standard_library()
         self._datasets = [s for s in self.sources if not isinstance(s, str) or datasets_hub.is_dataset(s)]
 
     def place(self) -> dict[str, Any] | None:
@@ -98,19 +105,33 @@ class Corpus:
                 yield from self._from_dataset(number, source, place if number == place["dataset"] else None)
 
     def __iter__(self) -> Iterator[Document]:
-        self.skipped, self._reading = [], None
+        self._decoder, self._reading = TextDecoder(self._decoder.on_invalid), None
         documents = itertools.chain(
-            self._from_texts([file for file in self._files if not readers.has_rows(file)]),
-            *(self._from_rows(file) for file in self._files if readers.has_rows(file)),
+            self._from_texts([file for file in self.files if not readers.has_rows(file)]),
+            *(self._from_rows(file) for file in self.files if readers.has_rows(file)),
             *(self._from_dataset(number, source) for number, source in enumerate(self._datasets)),
         )
         first = next(documents, None)
         if first is None and self.share.index == 0:  # another part of little data may be empty
-            skipped = f" ({len(self.skipped)} files are not UTF-8 text)" if self.skipped else ""
-            raise ValueError(f"no readable text in {self.describe()}{skipped}")
+            passed_over = f": {self.passed_over()}" if self.skipped else ""
+            raise ValueError(f"no readable text in {self.describe()}{passed_over}")
         if first is not None:
             yield first
             yield from documents
+
+    @property
+    def skipped(self) -> list[str]:
+        """Documents that were left out, because they are not UTF-8."""
+        return self._decoder.skipped
+
+    @property
+    def repaired(self) -> list[str]:
+        """Documents of which wrong bytes were replaced."""
+        return self._decoder.replaced
+
+    def passed_over(self) -> str:
+        """What was done about documents that are not UTF-8, in words; empty if there were none."""
+        return sentence(self.skipped, self.repaired)
 
     def describe(self) -> str:
         """The sources in words."""
@@ -118,7 +139,7 @@ class Corpus:
         return ", ".join(names) or "Python's standard library"
 
     def _from_texts(self, files: list[Path]) -> Iterator[Document]:
-        few = not self._datasets and len(self._files) < FEW_DOCUMENTS
+        few = not self._datasets and len(self.files) < FEW_DOCUMENTS
         numbers = itertools.count()
         for path in files:
             large = path.stat().st_size > LARGE_BYTES
@@ -126,21 +147,17 @@ class Corpus:
                 if self.share.has(next(numbers)) and (text := self._read(path)):
                     yield Document(str(path), text)
                 continue
-            pieces = readers.text_pieces(path, PIECE_CHARACTERS) if large else _pieces(self._read(path))
+            pieces = readers.text_pieces(path, PIECE_CHARACTERS, self._decoder) if large else _pieces(self._read(path))
             for start, text in pieces:
                 if self.share.has(next(numbers)):
                     yield Document(f"{path}[{start}:{start + len(text)}]", text)
 
     def _read(self, path: Path) -> str:
-        try:
-            text = readers.read_text(path)
-        except UnicodeDecodeError:
-            self.skipped.append(str(path))
-            return ""
-        return text if text.strip() else ""
+        text = self._decoder.decode(readers.read_bytes(path), str(path))
+        return text if text and text.strip() else ""
 
     def _from_rows(self, path: Path) -> Iterator[Document]:
-        for place, text in readers.rows(path, self.column, self.share):
+        for place, text in readers.rows(path, self.column, self.share, self._decoder):
             if text.strip():
                 yield Document(f"{path}:{place}", text)
 
@@ -195,13 +212,8 @@ def _hidden(relative: Path) -> bool:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:
-    """Cut a long text at line ends into pieces of about PIECE_CHARACTERS; (start, piece) of each."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start + PIECE_CHARACTERS)
-        end = len(text) if end < 0 else end + 1
-        yield start, text[start:end]
-        start = end
+    """Pieces of a long text of about PIECE_CHARACTERS; (start, piece) of each."""
+    return readers.cut(io.StringIO(text, newline="\n"), PIECE_CHARACTERS)
 
 
 def batched(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:

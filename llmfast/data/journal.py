@@ -58,8 +58,7 @@ class Journal:
             before = record["settings"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None
-        if differing := [name for name, value in self.settings.items() if before.get(name) != value]:
-            raise ValueError(
-                f"{self.path.parent} was prepared with another {differing[0]} "
-                f"({before.get(differing[0])!r}, not {self.settings[differing[0]]!r}); choose another folder"
-            )
+        # Journals of earlier versions have fewer settings.
+        differing = [name for name, value in self.settings.items() if name in before and before[name] != value]
+        if differing:
+            raise ValueError(f"{self.path.parent} was prepared with another {differing[0]}; choose another folder")

@@ -17,10 +17,11 @@ import numpy as np
 from llmfast.config import to_dict
 from llmfast.data.config import SourceConfig
 from llmfast.data.corpus import Corpus, Document, batched
+from llmfast.data.decoding import sentence
 from llmfast.data.journal import JOURNAL, Journal
 from llmfast.data.prefetch import prefetch
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
-from llmfast.files import atomic_folder
+from llmfast.files import atomic_folder, json_sha256
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
 
 END_OF_TEXT = "<|endoftext|>"
@@ -50,11 +51,9 @@ def prepare(config: SourceConfig, folder: Path, *, report: Report = lambda line:
         OSError: a file that cannot be read, or a full disk.
     """
     with atomic_folder(folder) as partial:
-        skipped = prepare_resumably(config, partial, report=report)
+        prepare_resumably(config, partial, report=report)
     prepared = open_prepared(folder)
     describe(prepared, report)
-    if skipped:
-        report(f"skipped     {skipped} files that are not UTF-8 text")
     return prepared
 
 
@@ -65,10 +64,8 @@ def prepare_resumably(
     share: Share = Share(),  # noqa: B008
     processes: int = 1,
     report: Report = lambda line: None,
-) -> int:
+) -> None:
     """As ``prepare``, into ``folder`` itself: what a killed process had completed there is kept and continued.
-
-    Returns the number of files skipped because they are not UTF-8 text.
 
     Args:
         share: encode only this part of the corpus (the others may be made elsewhere, at the same time); the tokenizer
@@ -77,22 +74,29 @@ def prepare_resumably(
             too; more of them read faster.
 
     Raises:
-        ValueError: as ``prepare``; or the folder holds something prepared by other settings.
+        ValueError: as ``prepare``; or the folder holds something prepared by other settings, or from files that have
+            changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if share.count > 1 and not config.tokenizer:
         raise ValueError("a part of the corpus needs a tokenizer that all parts share: give data.tokenizer")
     if processes > 1 and share.count > 1:
         raise ValueError(f"give either a part ({share.index}/{share.count}) or {processes} processes, not both")
+    if config.split == "tail" and (share.count > 1 or processes > 1):
+        raise ValueError("data.split tail needs one process that reads the whole corpus, not parts of it")
     if config.tokenizer or not (folder / "tokenizer.json").exists():
         tokenizer = _tokenizer(config, report)
         _check_same_tokenizer(folder, tokenizer)
         tokenizer.save(folder)
     if processes == 1:
-        return _encode(config, folder, share)
-    shares = [Share(index, processes) for index in range(processes)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return sum(pool.map(_encode, itertools.repeat(config), itertools.repeat(folder), shares))
+        found = [_encode(config, folder, share)]
+    else:
+        shares = [Share(index, processes) for index in range(processes)]
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(_encode, itertools.repeat(config), itertools.repeat(folder), shares))
+    skipped, repaired = (list(itertools.chain(*each)) for each in zip(*found, strict=True))
+    if passed_over := sentence(skipped, repaired):
+        report(f"not UTF-8   {passed_over}")
 
 
 def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
@@ -142,8 +146,8 @@ def _tokenizer(config: SourceConfig, report: Report) -> Tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
         report(f"vocabulary  {tokenizer.n_vocab:,} tokens from {config.tokenizer}")
         return tokenizer
-    corpus = Corpus(config.sources, column=config.column)
-    held_out = _split_rule(corpus, config.validation_fraction)
+    corpus = _corpus(config)
+    held_out = _split_rule(corpus, config)
     training = (document.text for document in corpus if not held_out(document))
     tokenizer = Tokenizer.train(
         _first_characters(training, config.tokenizer_characters),
@@ -198,16 +202,22 @@ def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
 # --- encoding ------------------------------------------------------------------------------------------------
 
 
-def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
-    """Write this part's shards of both splits, after those that its journal lists; returns the files skipped."""
+def _corpus(config: SourceConfig, share: Share = Share()) -> Corpus:  # noqa: B008
+    return Corpus(config.sources, column=config.column, share=share, invalid_utf8=config.invalid_utf8)
+
+
+def _encode(config: SourceConfig, folder: Path, share: Share) -> tuple[list[str], list[str]]:
+    """Write this part's shards of both splits, after those that its journal lists; returns the documents that were
+    skipped and those that were repaired."""
     tokenizer = Tokenizer.load(folder)
-    corpus = Corpus(config.sources, column=config.column, share=share)
-    # A part cannot see whether the others have documents of both sides: there the hash alone decides.
-    alone = share.count == 1
-    held_out = _split_rule(corpus, config.validation_fraction) if alone else _by_hash(config.validation_fraction)
-    journal = Journal(folder / JOURNAL.replace(".", f"{share.suffix}."), _settings(config, tokenizer))
+    corpus = _corpus(config, share)
+    settings = _settings(config, tokenizer, corpus)
+    journal = Journal(folder / JOURNAL.replace(".", f"{share.suffix}."), settings | _local(config, corpus))
     if journal.complete:
-        return 0
+        return [], []
+    journal.save(journal.documents, journal.shards, place=journal.place)
+    # A part cannot see whether the others have documents of both sides: there the hash alone decides.
+    held_out = _split_rule(corpus, config) if share.count == 1 else _by_hash(config.validation_fraction)
     writers = [
         ShardWriter(
             _made(folder / split),
@@ -216,6 +226,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
             fingerprint=tokenizer.fingerprint,
             share=share,
             done=journal.shards.get(split),
+            settings=settings,
         )
         for split in SPLITS
     ]
@@ -238,7 +249,7 @@ def _encode(config: SourceConfig, folder: Path, share: Share) -> int:
     for writer in writers:
         writer.finish()
     journal.save(done, shards(), complete=True)
-    return len(corpus.skipped)
+    return corpus.skipped, corpus.repaired
 
 
 def _groups(
@@ -254,10 +265,19 @@ def _groups(
         yield group, place
 
 
-def _settings(config: SourceConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What decides the shards."""
-    reads = {name: to_dict(config)[name] for name in ("sources", "column", "validation_fraction")}
-    return {"tokenizer": tokenizer.fingerprint, **reads}
+def _settings(config: SourceConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
+    """What decides the shards, on every machine that prepares a part of them."""
+    names = ("column", "validation_fraction", "split", "invalid_utf8")
+    reads = {name: getattr(config, name) for name in names}
+    files = [(file.name, file.stat().st_size) for file in corpus.files]
+    return {"tokenizer": tokenizer.fingerprint, **reads, "list of files": json_sha256(files)}
+
+
+def _local(config: SourceConfig, corpus: Corpus) -> dict[str, Any]:
+    """What else must be as it was when a preparation is continued on one machine."""
+    trained = ("vocab_size", "tokenizer_characters") if config.tokenizer is None else ()
+    settings = {name: to_dict(config)[name] for name in ("sources", *trained)}
+    return settings | {"edition of the files": json_sha256([file.stat().st_mtime_ns for file in corpus.files])}
 
 
 def add_documents(writer: ShardWriter, tokenizer: Tokenizer, documents: list[Document]) -> None:
@@ -280,8 +300,28 @@ def _by_hash(fraction: float) -> HeldOut:
     return lambda document: document.is_held_out(fraction)
 
 
-def _split_rule(corpus: Corpus, fraction: float) -> HeldOut:
+def _split_rule(corpus: Corpus, config: SourceConfig) -> HeldOut:
     """The rule that says which documents are held out; both sides get at least one document."""
+    return (_tail if config.split == "tail" else _hashed)(corpus, config.validation_fraction)
+
+
+def _tail(corpus: Corpus, fraction: float) -> HeldOut:
+    """The last documents, which have ``fraction`` of the characters."""
+    lengths = {document.name: len(document.text) for document in corpus}
+    if len(lengths) == 1:
+        raise ValueError(f"{corpus.describe()}: one short document only, so nothing can be held out for validation")
+    wanted = fraction * sum(lengths.values())
+    held_out: set[str] = set()
+    for name, length in reversed(lengths.items()):
+        # The document that crosses the line is held out if most of it is behind the line.
+        if held_out and (wanted < length / 2 or len(held_out) == len(lengths) - 1):
+            break
+        held_out.add(name)
+        wanted -= length
+    return lambda document: document.name in held_out
+
+
+def _hashed(corpus: Corpus, fraction: float) -> HeldOut:
     sides = set()
     first: Document | None = None
     for document in corpus:

@@ -8,8 +8,9 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
+from llmfast.data.decoding import TextDecoder
 from llmfast.data.shards import Share
 
 JSON = (".json",)
@@ -24,16 +25,15 @@ def has_rows(path: Path) -> bool:
     return file_kind(path) in JSON_LINES + PARQUET
 
 
-def read_text(path: Path) -> str:
-    """A text file, whole.
+def read_bytes(path: Path) -> bytes:
+    """A file, whole.
 
     Raises:
-        UnicodeDecodeError: it is not UTF-8.
         ValueError: it is compressed and damaged.
     """
     with _open(path) as file:
         try:
-            return file.read().decode("utf-8")
+            return file.read()
         except DAMAGE as error:
             raise _damaged(path, error) from None
 
@@ -45,35 +45,59 @@ def read_content(path: Path) -> str:
         ValueError: it is not UTF-8, or compressed and damaged.
     """
     try:
-        return read_text(path).removeprefix("\ufeff")
+        return read_bytes(path).decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def text_pieces(path: Path, characters: int) -> Iterator[tuple[int, str]]:
-    """A text file of any size as (start, piece), in characters, each ending at a line's end after ``characters``.
+def text_pieces(path: Path, characters: int, decoder: TextDecoder) -> Iterator[tuple[int, str]]:
+    """A text file of any size as (start, piece), in characters, each piece ending where ``cut`` ends it.
 
     Raises:
-        ValueError: it is not UTF-8, or compressed and damaged.
+        ValueError: it is compressed and damaged, or not UTF-8 and ``decoder`` stops at that.
     """
-    start = 0
-    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+    place = 0
+    # Bytes that are not UTF-8 become surrogates, from which the decoder gets them back.
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="\n") as text:
         try:
-            while piece := text.read(characters):
-                piece += text.readline()
-                yield start, piece
-                start += len(piece)
-        except (UnicodeDecodeError, *DAMAGE) as error:
+            for start, piece in cut(text, characters):
+                data = piece.encode("utf-8", "surrogateescape")
+                decoded = decoder.decode(data, f"{path}[{start}:{start + len(piece)}]", start=place)
+                place += len(data)
+                if decoded is not None:
+                    yield start, decoded
+        except DAMAGE as error:
             raise _damaged(path, error) from None
 
 
-def rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+LONGEST_LINE = 3  # pieces: how far the end of a line is looked for
+
+
+def cut(text: TextIO, characters: int) -> Iterator[tuple[int, str]]:
+    """Pieces of a text, with the place in it where each starts.
+
+    A piece ends at the first end of a line after ``characters``. If there is none for a while, as in a text that is one
+    long line, it ends behind the last space before that, or in the middle of a word where there is no space either.
+    """
+    start, ahead, longest = 0, "", (1 + LONGEST_LINE) * characters
+    while ahead := ahead + text.read(longest - len(ahead)):
+        end = ahead.find("\n", characters) + 1
+        if not end:
+            end = len(ahead) if len(ahead) < longest else (ahead.rfind(" ", characters) + 1 or characters)
+        yield start, ahead[:end]
+        start, ahead = start + end, ahead[end:]
+
+
+def rows(path: Path, column: str | None, share: Share, decoder: TextDecoder) -> Iterator[tuple[int, str]]:
     """(row number, text) of this share of a JSON Lines or Parquet file.
 
+    A column may be a field of a nested one, as ``document.text``.
+
     Raises:
-        ValueError: a damaged file, or one without such a column of text; says which it has.
+        ValueError: a damaged file, or one without such a column of text; says which it has. A row that is not UTF-8 and
+            ``decoder`` stops at that.
     """
-    return (_parquet_rows if file_kind(path) in PARQUET else _json_rows)(path, column, share)
+    return (_parquet_rows if file_kind(path) in PARQUET else _json_rows)(path, column, share, decoder)
 
 
 def text_column(row: Mapping[str, Any], column: str | None, where: object) -> str:
@@ -93,15 +117,22 @@ def text_column(row: Mapping[str, Any], column: str | None, where: object) -> st
     return chosen
 
 
-def _json_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+def _json_rows(path: Path, column: str | None, share: Share, decoder: TextDecoder) -> Iterator[tuple[int, str]]:
+    place = 0
     with _open(path) as file:
         try:
             for number, line in enumerate(file, 1):
+                start, place = place, place + len(line)
                 if not share.has(number - 1) or not line.strip():
                     continue
-                row = _json_row(line, where := f"{path}:{number}")
+                where = f"{path}:{number}"
+                if (text := decoder.decode(line, where, start=start)) is None:
+                    continue
+                row = _json_row(text, where)
                 if isinstance(row, dict):
                     # Chosen once for all rows: a null in one is no reason to take another column.
+                    if column is None or column not in row:
+                        row = _flat(row)
                     column = text_column(row, column, where)
                     row = row[column]
                 if row is not None:
@@ -110,7 +141,19 @@ def _json_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[i
             raise _damaged(path, error) from None
 
 
-def _json_row(line: bytes, where: str) -> str | dict[str, Any]:
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by name, those of nested objects as ``outer.inner``.
+
+    >>> _flat({"id": 1, "document": {"text": "a"}})
+    {'id': 1, 'document.text': 'a'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _json_row(line: bytes | str, where: str) -> str | dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -120,22 +163,33 @@ def _json_row(line: bytes, where: str) -> str | dict[str, Any]:
     return row
 
 
-def _parquet_rows(path: Path, column: str | None, share: Share) -> Iterator[tuple[int, str]]:
+def _parquet_rows(path: Path, column: str | None, share: Share, decoder: TextDecoder) -> Iterator[tuple[int, str]]:
     """Whole row groups are shared out, which are what a Parquet file can be read by."""
-    import pyarrow as pa
-
     with _parquet_file(path) as file:
-        strings = {
-            field.name: ""
-            for field in file.schema_arrow
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        }
-        chosen = text_column(strings, column, path)
+        chosen = text_column(dict.fromkeys(_text_columns(file.schema_arrow), ""), column, path)
         first = 0
         for group in range(file.num_row_groups):
             if share.has(group):
-                yield from _row_group(file, group, chosen, first)
+                yield from _row_group(file, group, chosen, first, path, decoder)
             first += file.metadata.row_group(group).num_rows
+
+
+def _text_columns(fields: Any, prefix: str = "") -> list[str]:
+    """The columns of text, of any of Arrow's types for it, those of nested columns as ``outer.inner``."""
+    import pyarrow as pa
+
+    names = []
+    for field in fields:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_struct(kind):
+            names += _text_columns([kind.field(i) for i in range(kind.num_fields)], f"{prefix}{field.name}.")
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_string_view(kind):
+            names.append(prefix + field.name)
+    return names
+
+
+def _is_string_view(kind: Any) -> bool:
+    return str(kind) == "string_view"  # which PyArrow has since version 16
 
 
 def _parquet_file(path: Path) -> Any:
@@ -148,10 +202,20 @@ def _parquet_file(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _row_group(file: Any, group: int, column: str, first: int) -> Iterator[tuple[int, str]]:
+def _row_group(
+    file: Any, group: int, column: str, first: int, path: Path, decoder: TextDecoder
+) -> Iterator[tuple[int, str]]:
+    import pyarrow as pa
+
+    nested = column.split(".") if column not in file.schema_arrow.names else [column]
     for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column]):
-        for text in batch.column(0).to_pylist():
-            if text is not None:
+        texts = batch.column(0)
+        for name in nested[1:]:
+            texts = texts.flatten()[texts.type.get_field_index(name)]  # null where the outer column is
+        # As bytes, because Arrow does not check that text is UTF-8.
+        texts = (texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts).cast(pa.large_binary())
+        for data in texts.to_pylist():
+            if data is not None and (text := decoder.decode(data, f"{path}[{first}]")) is not None:
                 yield first, text
             first += 1
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from llmfast.files import atomic_write
+from llmfast.files import atomic_write, json_sha256
 
 FORMAT = 2
 INDEX = "index.json"
@@ -91,7 +91,7 @@ class ShardWriter:
     """Appends documents to shards in ``folder``, which must exist; ``finish`` writes the index, last.
 
     ``done`` are the shards that an earlier writer completed there; this one adds to them. A ``masked`` writer also
-    writes which tokens are trained, and takes documents one by one.
+    writes which tokens are trained, and takes documents one by one. ``settings`` are for the index.
     """
 
     def __init__(
@@ -104,10 +104,12 @@ class ShardWriter:
         share: Share = Share(),
         done: list[Shard] | None = None,
         masked: bool = False,
+        settings: dict[str, Any] | None = None,
     ):
         self.folder, self.share, self.masked = Path(folder), share, masked
         self.vocab_size, self.eot_token, self.fingerprint = vocab_size, eot_token, fingerprint
         self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.settings = settings
         self.shards: list[Shard] = list(done or [])
         self._open()
 
@@ -158,6 +160,7 @@ class ShardWriter:
             eot_token=self.eot_token,
             fingerprint=self.fingerprint,
             share=self.share,
+            settings=self.settings,
         )
 
     def _open(self) -> None:
@@ -209,8 +212,12 @@ def write_index(
     eot_token: int,
     fingerprint: str,
     share: Share = Share(),
+    settings: dict[str, Any] | None = None,
 ) -> None:
-    """Write the index of ``shards``, which makes the folder one that ``TokenShards`` opens."""
+    """Write the index of ``shards``, which makes the folder one that ``TokenShards`` opens.
+
+    ``settings`` are what else decided the shards: all parts of a folder must have the same.
+    """
     index = {
         "format": FORMAT,
         "tokenizer": fingerprint,
@@ -221,8 +228,9 @@ def write_index(
         "documents": sum(shard.documents for shard in shards),
         "text_bytes": sum(shard.text_bytes for shard in shards),
         "shards": [shard.record() for shard in shards],
+        "settings": settings,
     }
-    atomic_write(folder / _index_name(share), json.dumps(index | {"sha256": _digest(index)}, indent=2) + "\n")
+    atomic_write(folder / _index_name(share), json.dumps(index | {"sha256": json_sha256(index)}, indent=2) + "\n")
 
 
 class TokenShards:
@@ -244,7 +252,9 @@ class TokenShards:
         for index in indices:
             if index["tokenizer"] != self.fingerprint:
                 raise ValueError(f"the parts in {self.folder} were made with different tokenizers")
-        self.checksum = _digest([index["sha256"] for index in indices])
+            if differing := _differing(first, index):
+                raise ValueError(f"the parts in {self.folder} differ in their {differing}; prepare them again")
+        self.checksum = json_sha256([index["sha256"] for index in indices])
         self.shards = [Shard(**shard) for index in indices for shard in index["shards"]]
         self._maps = [self._map(shard.file, self.dtype, shard.tokens, shard.sha256) for shard in self.shards]
         self.has_mask = all(shard.mask_sha256 for shard in self.shards)
@@ -355,6 +365,12 @@ class TokenShards:
         return content
 
 
+def _differing(first: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """A setting that two parts do not share."""
+    ours, theirs = first.get("settings") or {}, other.get("settings") or {}
+    return next((name for name in ours if ours[name] != theirs.get(name)), None)
+
+
 def _index_name(share: Share) -> str:
     return INDEX.replace(".", f"{share.suffix}.")
 
@@ -385,12 +401,12 @@ def read_index(path: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         if index["format"] != FORMAT:
             raise ValueError(f"its format is {index['format']}; this version reads {FORMAT}")
-        if index["sha256"] != _digest({key: value for key, value in index.items() if key != "sha256"}):
+        if index["sha256"] != json_sha256({key: value for key, value in index.items() if key != "sha256"}):
             raise ValueError("its SHA-256 is not that of its content")
+        for shard in index["shards"]:
+            place = Path(shard["file"])
+            if place.is_absolute() or ".." in place.parts:
+                raise ValueError(f"its shard {shard['file']!r} is not in its folder")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return index
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -23,7 +23,7 @@ from llmfast.models.adapters.switch import switches
 from llmfast.models.base import Base, check_base, describe_base
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.folder import CONFIG_FILE, STATE_FILE, load_decoder, model_folder, read_json, read_model
+from llmfast.models.folder import CONFIG_FILE, load_decoder, model_folder, read_json, read_model, read_state_file
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.tensors import load_trained_tensors
 from llmfast.models.vocabulary import grow_vocabulary
@@ -108,7 +108,7 @@ def open_start(path: str | Path) -> Start:
     tree = read_json(folder / CONFIG_FILE)
     if is_classifier := "decoder" in tree:
         tree = tree["decoder"]
-        if read_json(folder / STATE_FILE).get("base"):
+        if read_state_file(folder).get("base"):
             raise ValueError(f"start: {folder} holds only the trained part of a classifier: start from a whole one")
     return Start(folder, from_dict(DecoderConfig, tree), is_huggingface=False, is_classifier=is_classifier)
 
@@ -151,7 +151,7 @@ def open_decoder(folder: Path, *, base: str | Path | None = None) -> Decoder:
         ValueError: as ``open_model``.
     """
     folder = Path(folder)
-    state = read_json(folder / STATE_FILE)
+    state = read_state_file(folder)
     if not state.get("base"):
         _check_no_base(folder, base)
         return load_decoder(folder)

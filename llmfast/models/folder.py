@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llmfast.config import from_dict, to_dict
-from llmfast.files import atomic_folder
+from llmfast.files import atomic_folder, json_sha256
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.tensors import model_tensors, without_value_head
+from llmfast.models.tensors import model_tensors, without_value_head, write_tensors
 from llmfast.tokenizer import Tokenizer
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.json"
+CHECKSUM = "checksum"
 
 
 def load_model(path: Path) -> tuple[Decoder, Tokenizer]:
@@ -62,7 +63,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     Raises:
         ValueError: a missing or damaged file.
     """
-    state = read_json(folder / STATE_FILE)
+    state = read_state_file(folder)
     verify_file(folder / MODEL_FILE, state["sha256"][MODEL_FILE])
     return read_json(folder / CONFIG_FILE), state, without_value_head(read_tensors(folder / MODEL_FILE))
 
@@ -75,9 +76,8 @@ def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path]
     """
     with atomic_folder(folder) as partial:
         file = partial / MODEL_FILE
-        save_file({name: tensor.contiguous() for name, tensor in model_tensors(model).items()}, file)
-        state = {"step": 0, "sha256": {file.name: file_sha256(file)}}
-        (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+        write_tensors(file, model_tensors(model))
+        write_state_file(partial, {"step": 0, "sha256": {file.name: file_sha256(file)}})
         write_config(partial, model.config)
         write_tokenizer(partial)
 
@@ -126,6 +126,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint file {path} is missing") from None
     except ValueError as error:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+
+
+def write_state_file(folder: Path, state: dict[str, Any]) -> None:
+    """Write state.json with a checksum of itself."""
+    state = json.loads(json.dumps(state))  # as it will be read: with lists for tuples
+    (folder / STATE_FILE).write_text(json.dumps(state | {CHECKSUM: json_sha256(state)}, indent=2) + "\n")
+
+
+def read_state_file(folder: Path) -> dict[str, Any]:
+    """The content of state.json.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    state = read_json(folder / STATE_FILE)
+    # Those of earlier versions have none.
+    if (checksum := state.pop(CHECKSUM, None)) is not None and checksum != json_sha256(state):
+        raise ValueError(f"checkpoint file {folder / STATE_FILE} is damaged: its checksum is not that of its content")
+    return state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

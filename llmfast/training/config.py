@@ -95,6 +95,12 @@ class TrainingConfig:
             raise ValueError(
                 f"training.batch_size {self.batch_size} is not a multiple of training.accumulate {self.accumulate}"
             )
+        for name in ("weight_decay", "evaluate_every", "sample_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("learning_rate", "matrix_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:  # not a NaN either
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import save_file
 
+from llmfast.models.tensors import write_tensors
 from llmfast.training.checkpoints.checkpoint import checkpoint_folder
 from llmfast.training.checkpoints.saver import Saver
 from llmfast.training.monitoring.display import Display
@@ -22,7 +22,7 @@ from llmfast.training.monitoring.pace import Pace
 from llmfast.training.monitoring.profiling import StepProfiler
 from llmfast.training.monitoring.tracking import Tracker, open_trackers
 from llmfast.training.session import Session
-from llmfast.training.signals import stop_requests
+from llmfast.training.signals import requests_by_signal
 from llmfast.training.summary import SummaryWriter
 from llmfast.training.trainer import StepResult
 
@@ -35,8 +35,8 @@ BAD_STEPS = 10  # skipped in a row, after which a run stops: its weights do not 
 def fit(session: Session, *, console: Console | None = None, profile: bool = False) -> None:
     """Train until ``training.steps`` are done, saving at intervals and at the end.
 
-    SIGINT and SIGTERM end the current step, save a checkpoint and raise KeyboardInterrupt. ``profile`` writes a trace
-    of a few steps to RUN/profile.json.
+    SIGINT, SIGTERM and SIGHUP end the current step, save a checkpoint and raise KeyboardInterrupt; SIGUSR1 saves one,
+    and the run continues. ``profile`` writes a trace of a few steps to RUN/profile.json.
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
@@ -71,7 +71,7 @@ class _Fit:
         if self.world.is_main:
             self.folder.rewind_log(trainer.steps_done)
             self.trackers = open_trackers(self.training.track, self.folder, self.task.config, trainer.steps_done)
-        with stop_requests() as stop, self.display, contextlib.ExitStack() as at_end:
+        with requests_by_signal() as requests, self.display, contextlib.ExitStack() as at_end:
             for tracker in self.trackers:
                 at_end.callback(tracker.close)
             while trainer.steps_done < self.training.steps and not stopped:
@@ -79,8 +79,11 @@ class _Fit:
                 self._at_intervals(trainer.steps_done)
                 with self._surviving_full_disk():
                     self.saver.poll()
+                    if self._is_asked(requests.save):
+                        self.saver.save(validation_loss=self._validation_loss())
+                requests.save = False
                 self.pace.resume_clock()
-                stopped = self.world.any(bool(stop))
+                stopped = self._is_asked(requests.stop)
         if self.profiler and (message := self.profiler.finish()):
             self.display.say(message)
         self.saver.wait()
@@ -92,6 +95,10 @@ class _Fit:
         self.world.barrier()
         if stopped:
             raise KeyboardInterrupt
+
+    def _is_asked(self, here: bool) -> bool:
+        """Whether a signal has asked for it, in any process."""
+        return self.world.any(here)
 
     def _step(self) -> None:
         if self.profiler:
@@ -119,10 +126,10 @@ class _Fit:
         """Save the batch, then stop or skip the step."""
         file = self.folder.folder / "bad-steps" / f"step-{step:06d}-rank-{self.world.rank}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        columns = {name: column.contiguous() for name, column in result.batch.columns.items()}
+        columns = dict(result.batch.columns)
         if result.batch.cu_seqlens is not None:
             columns["cu_seqlens"] = result.batch.cu_seqlens
-        save_file(columns, file)
+        write_tensors(file, columns)
         self._log(step, fault=result.fault)
         self.bad_in_a_row += 1
         if self.training.on_bad_step == "stop" or self.bad_in_a_row > BAD_STEPS:
@@ -153,15 +160,27 @@ class _Fit:
     def _evaluate(self, step: int) -> None:
         figures = self._validate()
         self._log(step, **{f"validation_{name}": figure for name, figure in figures.items()})
-        for function in self.evaluations.values():
-            together = {}
-            if "team" in inspect.signature(function).parameters:
-                together["team"] = self.trainer.team
-            with self.trainer.inference() as model:
-                figures = function(model, self.task.tokenizer, **together)
+        for name, function in self.evaluations.items():
+            figures = self._evaluation(name, function)
             self._log(step, **figures)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
             self.display.say(f"  {step:>6,} │ {shown}")
+
+    def _evaluation(self, name: str, function: Any) -> dict[str, float]:
+        """The figures of one of ``training.evaluations``. If it fails, the run is saved before it ends."""
+        together = {}
+        if "team" in inspect.signature(function).parameters:
+            together["team"] = self.trainer.team
+        try:
+            with self.trainer.inference() as model:
+                return {key: float(value) for key, value in function(model, self.task.tokenizer, **together).items()}
+        except Exception as error:  # it is the user's own function
+            self.saver.save(validation_loss=self._validation_loss())
+            self.saver.wait()
+            raise ValueError(
+                f"training.evaluations: {name} failed at step {self.trainer.steps_done:,}, which is saved: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _validate(self) -> dict[str, float]:
         figures = self.trainer.evaluate(part=True)

@@ -76,6 +76,7 @@ class Pretraining(DecoderTask):
         prepared = open_prepared(Path(elsewhere) if elsewhere else folder, verify=verify)
         if elsewhere and begins:
             describe(prepared, report)
+            config.data.prepared = str(Path(elsewhere).absolute())  # so that the run can be resumed from another folder
         start = None
         if config.start is None:
             config.model = dataclasses.replace(config.model, vocab_size=prepared.tokenizer.n_vocab)

@@ -5,13 +5,18 @@ RUN/data/                tokenizer and token shards
 RUN/checkpoints/step-*/  the last two checkpoints
 RUN/log.jsonl            one JSON object a line: training and validation losses by step
 RUN/loss.png             the loss curve
+RUN/.lock                which process trains in it
 """
 
 from __future__ import annotations
 
+import datetime
+import fcntl
 import json
+import os
+import platform
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from llmfast import config as config_files
 from llmfast.files import atomic_write
@@ -28,6 +33,8 @@ class RunFolder:
         self.config_file = self.folder / "config.yaml"
         self.log_file = self.folder / "log.jsonl"
         self.loss_plot = self.folder / "loss.png"
+        self.lock_file = self.folder / ".lock"
+        self._lock: TextIO | None = None
 
     def save_config(self, config: Any) -> None:
         """Write the configuration of the run, a dataclass."""
@@ -40,6 +47,35 @@ class RunFolder:
             ValueError: it is damaged, or that of another task.
         """
         return config_files.load(config_class, self.config_file)
+
+    def lock(self) -> None:
+        """Keep other processes from training in this folder, until ``unlock`` or the end of this process.
+
+        Raises:
+            ValueError: another process does; names it.
+        """
+        file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115 (closed by unlock)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{self.folder} is being trained by {holder}: two processes may not write one run"
+            ) from None
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Let others train here; nothing happens if it was not locked."""
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
 
     def log(self, **record: Any) -> None:
         """Append one record."""

@@ -62,6 +62,8 @@ def new_session(
         if folder.exists() and not _is_free(folder):
             raise ValueError(f"{folder} exists already; choose another folder, or resume it")
         made.extend(path for path in (folder, *folder.parents) if not path.exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        run.lock()
         task.prepare(config, run.data, report=report)
 
     try:
@@ -76,6 +78,7 @@ def new_session(
         plan(trainer)
         world.on_main(lambda: run.save_config(config))
     except BaseException:
+        run.unlock()
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
         raise
@@ -85,7 +88,7 @@ def new_session(
 def _is_free(folder: Path) -> bool:
     """Whether nothing is in ``folder`` but the data of a start that was killed before it wrote its configuration."""
     return folder.is_dir() and all(
-        (path / JOURNAL).exists() if path.name == "data" else path.name.endswith(".partial")
+        (path / JOURNAL).exists() if path.name == "data" else path.name == ".lock" or path.name.endswith(".partial")
         for path in folder.iterdir()
     )
 
@@ -94,6 +97,7 @@ def resumed_session(
     folder: Path,
     *,
     task: type[Task] = Pretraining,
+    config: Any = None,
     learning_rate: float | None = None,
     skip_damaged: bool = False,
     report: Report = lambda line: None,
@@ -104,21 +108,28 @@ def resumed_session(
     Args:
         folder: the run.
         task: what is trained.
+        config: what its configuration shall be from here on; as it was, if None. It may differ in what ``CHANGEABLE``
+            lists, and in how processes divide the work.
         learning_rate: a new peak learning rate, from here on; that of Muon changes by the same factor.
         skip_damaged: resume from an earlier checkpoint where the newest is damaged, and report it, instead of failing.
         report: is called with a line for each checkpoint skipped.
         world: the processes of the run.
 
     Raises:
-        ValueError: no run of this task there, a damaged file, or a learning rate that is not positive.
+        ValueError: no run of this task there, a damaged file, a learning rate that is not positive, or a setting that
+            cannot change.
     """
     run = RunFolder(folder)
     if not run.config_file.exists():
         raise ValueError(f"{folder} holds no run to resume: it has no {run.config_file.name}")
     try:
-        config = run.load_config(task.config_class)
+        saved_config = run.load_config(task.config_class)
     except ValueError as error:
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
+    config = saved_config if config is None else changed_config(saved_config, config, report)
+    world.on_main(run.lock)
+    if config is not saved_config:
+        world.on_main(lambda: run.save_config(config))
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
         world.on_main(lambda: run.save_config(config))
@@ -139,6 +150,45 @@ def resumed_session(
             trainer = _trainer(_open(task, config, run, world, begins=True, report=report), world)
     world.check_agreement(step=trainer.steps_done)
     return Session(run, trainer.task, trainer)
+
+
+CHANGEABLE = {
+    *("steps", "accumulate", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "async_checkpoints"),
+    *("sample_every", "evaluations", "on_bad_step", "spike", "track", "device", "compile", "activation_checkpointing"),
+}
+"""Settings of ``training`` that a resumed run may change: how long, how it is watched and kept, and what it costs."""
+
+
+def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
+    """``wanted``, if a run of the configuration ``saved`` can continue with it; what changes is reported.
+
+    Raises:
+        ValueError: a setting differs that cannot change; names all of them.
+    """
+    before, after = _leaves(to_dict(saved)), _leaves(to_dict(wanted))
+    changes = {name: value for name, value in after.items() if not _same(name, before.get(name), value)}
+    changeable = {f"training.{name}" for name in CHANGEABLE}
+    fixed = [name for name in changes if name not in changeable and not name.startswith("parallel.")]
+    if fixed:
+        listed = ", ".join(f"{name} is {before.get(name)!r}, not {after[name]!r}" for name in fixed)
+        hint = "; --learning_rate sets another learning rate" if "training.learning_rate" in fixed else ""
+        raise ValueError(f"a resumed run keeps its settings: {listed}{hint}")
+    for name in changes:
+        report(f"changed     {name} from {before.get(name)!r} to {after[name]!r}")
+    return wanted if changes else saved
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found
+
+
+def _same(name: str, before: Any, after: Any) -> bool:
+    if name == "data.prepared" and before and after:  # absolute in the run, perhaps relative where it is given again
+        return Path(before).absolute() == Path(after).absolute()
+    return before == after
 
 
 def set_learning_rate(config: RunConfig, learning_rate: float) -> None:

@@ -1,30 +1,51 @@
-"""Signals that ask a run to stop."""
+"""Signals that ask a run to save or to stop."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAVE = (signal.SIGUSR1,)
+
+
+@dataclass
+class Requests:
+    """What signals have asked for."""
+
+    stop: bool = False
+    save: bool = False
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM fills, so that steps always complete; a second signal acts at once."""
-    received: list[int] = []
+def requests_by_signal() -> Iterator[Requests]:
+    """What SIGINT, SIGTERM, SIGHUP (stop) and SIGUSR1 (save) ask for, so that steps always complete.
+
+    A second signal of those that stop acts at once. A signal that is ignored, as SIGHUP is under ``nohup``, stays so.
+    """
+    requests = Requests()
     previous = {}
 
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+    def stop(number: int, frame: object) -> None:
+        requests.stop = True
+        for each in STOP:
+            if each in previous:
+                signal.signal(each, previous[each])
 
+    def save(number: int, frame: object) -> None:
+        requests.save = True
+
+    handlers = dict.fromkeys(STOP, stop) | dict.fromkeys(SAVE, save)
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            previous[each] = signal.signal(each, remember)
+        for each, handler in handlers.items():
+            if signal.getsignal(each) != signal.SIG_IGN:
+                previous[each] = signal.signal(each, handler)
     except ValueError:  # not the main thread: signals are the caller's business
         pass
     try:
-        yield received
+        yield requests
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

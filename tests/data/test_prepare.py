@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
 
 import pytest
 from small_run import write_corpus
@@ -214,6 +215,60 @@ def test_parts_made_apart_are_the_whole(corpus, tmp_path):
         prepare_resumably(given, tmp_path / "parts", share=Share(index, 3))
     whole, parts = prepared_from(tmp_path / "whole"), prepared_from(tmp_path / "parts")
     assert [sorted(documents) for documents in parts] == [sorted(documents) for documents in whole]
+
+
+@pytest.mark.parametrize("changed", [{"validation_fraction": 0.5}, {"invalid_utf8": "replace"}, {"sources": ()}])
+def test_parts_made_with_other_settings_are_refused(corpus, tmp_path, changed):
+    """Trap: parts that overlap, or leave documents out, look like a whole."""
+    prepare_resumably(config(corpus), tmp_path / "whole")
+    if "sources" in changed:
+        changed = {"sources": tuple(map(str, sorted(corpus.iterdir())[1:]))}
+    given = config(corpus, tokenizer=str(tmp_path / "whole"))
+    prepare_resumably(given, tmp_path / "parts", share=Share(0, 2))
+    prepare_resumably(dataclasses.replace(given, **changed), tmp_path / "parts", share=Share(1, 2))
+    with pytest.raises(ValueError, match="differ in their"):
+        open_prepared(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda settings, corpus: {"vocab_size": 290}, "vocab_size"),
+        (lambda settings, corpus: {"tokenizer_characters": 1000}, "tokenizer_characters"),
+        (lambda settings, corpus: {"split": "tail"}, "split"),
+        (lambda settings, corpus: sorted(corpus.iterdir())[0].write_text("another text") and {}, "list of files"),
+        (lambda settings, corpus: os.utime(sorted(corpus.iterdir())[0], (1, 1)) or {}, "edition of the files"),
+        (lambda settings, corpus: (corpus / "new.txt").write_text("new") and {}, "list of files"),
+    ],
+)
+def test_what_is_there_is_not_taken_for_other_settings_or_an_edited_source(corpus, tmp_path, change, message):
+    """Trap: a preparation finds its folder filled, reports what is there, and the change is never trained on."""
+    settings = config(corpus)
+    prepare_resumably(settings, tmp_path / "data")
+    prepare_resumably(settings, tmp_path / "data")
+    changed = dataclasses.replace(settings, **change(settings, corpus))
+    with pytest.raises(ValueError, match=f"was prepared with another {message}"):
+        prepare_resumably(changed, tmp_path / "data")
+
+
+def test_what_was_passed_over_is_reported(corpus, tmp_path, capsys):
+    (corpus / "binary.dat").write_bytes(b"\xff\xfe\x00")
+    arguments = ["data", "prepare", str(tmp_path / "data"), "--sources", str(corpus), "--vocab_size", "300"]
+    assert main(arguments) == 0
+    assert "1 documents that are not UTF-8 text were skipped, the first is" in capsys.readouterr().out
+
+
+def test_the_tail_of_a_text_can_be_held_out(tmp_path):
+    """nanoGPT trains on the first nine tenths of TinyShakespeare: losses compare on the same text only."""
+    text = "".join(f"line {number}, which is in its place\n" for number in range(20_000))
+    (tmp_path / "play.txt").write_text(text)
+    settings = config(tmp_path / "play.txt", split="tail", validation_fraction=0.1)
+    prepared = prepare(settings, tmp_path / "data")
+    train, validation = (documents_of(s, prepared.tokenizer) for s in (prepared.train, prepared.validation))
+    assert "".join(train) + "".join(validation) == text
+    assert abs(len("".join(validation)) / len(text) - 0.1) < corpus_module.PIECE_CHARACTERS / len(text)
+    with pytest.raises(ValueError, match="tail needs one process"):
+        prepare_resumably(settings, tmp_path / "parts", processes=2)
 
 
 def test_processes_share_the_work(corpus, tmp_path):

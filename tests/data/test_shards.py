@@ -1,12 +1,13 @@
 """Token shards: what is written is read, and damage is named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmfast.data import shards as shards_module
-from llmfast.data.shards import ShardWriter, Share, TokenShards
+from llmfast.data.shards import ShardWriter, Share, TokenShards, write_index
 
 EOT = 0
 
@@ -65,6 +66,14 @@ def alter_index(folder):
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def point_outside(folder):
+    """A well-formed index, its checksum included, of a file that is none of the folder's."""
+    writer = ShardWriter(folder, vocab_size=99, eot_token=EOT, fingerprint="abc")
+    writer.finish()
+    shards = [replace(writer.shards[0], file="../s/00000.bin")]
+    write_index(folder, shards, vocab_size=99, eot_token=EOT, fingerprint="abc")
+
+
 def old_format(folder):
     (folder / "index.json").write_text(json.dumps({"format": 1, "shards": []}))
 
@@ -77,6 +86,7 @@ def old_format(folder):
         (remove, r"00000.bin is missing"),
         (damage_index, r"index.json is damaged"),
         (alter_index, r"index.json is damaged: its SHA-256"),
+        (point_outside, r"index.json is damaged: its shard '../s/00000.bin' is not in its folder"),
         (old_format, r"index.json is damaged: its format is 1; this version reads 2"),
     ],
 )

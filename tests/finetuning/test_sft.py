@@ -258,7 +258,7 @@ def test_a_batch_of_8_equals_8_parts_equals_packed_rows(tmp_path, learned):
         rows = 8 if packing == "none" else session.task.prepared.train.packed().count
         trainer = sft_trainer(session, **{"batch_size": rows} | training)
         losses = [float(trainer.step().loss) for _ in range(50)]
-        assert losses[-1] < 0.9 * losses[0]
+        assert losses[-1] < 0.95 * losses[0]
         trained[name] = weights(trainer)
     assert rows < 8
     for name in ("1x8", "packed"):

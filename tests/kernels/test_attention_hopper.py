@@ -104,12 +104,12 @@ import torch
 
 compile_for("90")
 (_, kernel), = compiled(training_case("", torch.bfloat16, 128, PLAIN, None, chip_of("90"), form=WARP_GROUPS), "90")
-ptx = kernel.asm["ptx"]
+ptx = kernel.result.asm["ptx"]
 # Two groups, each with a first product, a masked and an unmasked loop of two products, and a last one: 8 of 16 wide.
 assert len(re.findall("wgmma.mma_async", ptx)) == 2 * 6 * 8, len(re.findall("wgmma.mma_async", ptx))
 assert set(re.findall(r"setmaxnreg\\.inc\\S*\\s+(\\d+);", ptx)) >= {"240"}
 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-    file.write(kernel.asm["cubin"])
+    file.write(kernel.result.asm["cubin"])
     file.flush()
     tool = triton.knobs.nvidia.nvdisasm.path
     sass = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout

@@ -17,7 +17,7 @@ from llmfast.kernels.compile_check.table import REGISTER_MARGIN, load, regressio
 from llmfast.kernels.frame._triton import gl
 
 PROBE = Path(__file__).parents[1] / "lib" / "gate_probe.py"
-ROW = Row("op", "case", "kernel", "90", 4, 40, 1.0, 0, 0, None, 1024, 4, 0, 2, 0, [])
+ROW = Row("op", "case", "kernel", "90", 4, 40, 1.0, 0, 0, None, 1024, 4, 0, 2, 0, [], "source")
 
 
 def compiling(*command: str) -> subprocess.CompletedProcess:
@@ -137,6 +137,11 @@ def test_nothing_recompiles_as_length_and_batch_change(probe):
         "linear_tiles": 1,
         "dequantize_kernel": 1,
     }
+
+
+@pytest.mark.xdist_group("gate_probe")
+def test_a_source_that_the_table_knows_is_not_compiled_again(probe):
+    assert probe["again"] == {"known": ["of another call", 255], "changed": True}
 
 
 def test_ops_pass_the_gate_against_the_committed_table():

@@ -83,11 +83,11 @@ def test_no_graph_is_recorded_where_no_gradient_can_be_asked_for(inputs):
 
 def test_forward_mode_is_refused_and_not_zero(inputs):
     x, _ = inputs
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|setup_context|jvp"):
+    with pytest.raises(ValueError, match=r"no rules for torch.func's transforms"):
         torch.func.jvp(lambda x: swiglu(x, x), (x,), (x,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
+        with pytest.raises(ValueError, match=r"no rules for .* forward-mode derivatives"):
             swiglu(dual, dual)
 
 

@@ -3,11 +3,13 @@
 - ``faults``: what the gate says of kernels that each break one of its rules.
 - ``spilled``: bytes of local memory of each of these.
 - ``counts``: what is counted in a kernel whose numbers are known.
+- ``again``: what became of a kernel that the table knows, and of one that it does not.
 - ``variants``: how many versions of each kernel come of calls with many lengths and batches.
 """
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 import triton
@@ -99,11 +101,11 @@ def counts(target: str) -> dict:
     """What the gate counts in a kernel whose numbers are known: a product of 64 × 64 × 32."""
     case = multiplying_case("", rows=64, columns=64, warps=4)
     ((_, kernel),) = compiled(case, target)
-    disassembly = disassemble(kernel)
+    disassembly = disassemble(kernel.result)
     (loop,) = sass.product_loops(disassembly)
     return {
         "issued": sass.issued(loop, 4),
-        "needed": sass.needed(kernel.asm["ttgir"]),
+        "needed": sass.needed(kernel.result.asm["ttgir"]),
         "instructions": sum(" " + each in " " + text for text in loop.instructions for each in ("HMMA", "HGMMA")),
     }
 
@@ -136,6 +138,17 @@ def calls_of_many_lengths() -> list[CompileCase]:
     return [call(*shape) for shape in shapes]
 
 
+def again(case: CompileCase, target: str) -> dict:
+    """Whether a case is compiled when the table knows its source, and when it does not."""
+    ((row, _),) = measure([case], target)
+    marked = replace(row, registers=255)  # what no compiler says
+    multiplying.device_caches.clear()
+    ((kept, _),) = measure([replace(case, case="of another call")], target, {row.source: marked})
+    multiplying.device_caches.clear()
+    ((changed, _),) = measure([case], target, {"another source": marked})
+    return {"known": [kept.case, kept.registers], "changed": changed.registers == row.registers}
+
+
 def main() -> None:
     measured = list(measure(broken_cases(), "120"))
     found = {row.op: faults(row, unmet) for row, unmet in measured}
@@ -143,10 +156,11 @@ def main() -> None:
     variants = defaultdict(set)
     for case in calls_of_many_lengths():
         for name, kernel in compiled(case, "120"):
-            variants[name].add(kernel.hash)
+            variants[name].add(kernel.source)
     known = {target: counts(target) for target in ("120", "90") if not compile_for(target)}
     sizes = {name: len(hashes) for name, hashes in variants.items()}
-    print(json.dumps({"faults": found, "spilled": spilled, "counts": known, "variants": sizes}))
+    found = {"faults": found, "spilled": spilled, "counts": known, "variants": sizes}
+    print(json.dumps(found | {"again": again(multiplying_case("", rows=32, columns=32, warps=1), "120")}))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def wait_for_steps(run, count):
     raise AssertionError(f"no {count} steps in 90 s")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(uninterrupted, tmp_path, how):
     config, expected, model = uninterrupted
     process = command("--config", config, "--out", tmp_path / "run")
@@ -75,6 +75,23 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(uninterrupted, tmp_p
     assert (tmp_path / "run" / "checkpoints" / f"step-{len(done):06d}").is_dir()
 
     process = command("--resume", tmp_path / "run")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == expected
+    assert final_model(tmp_path / "run") == model
+
+
+def test_sigusr1_saves_and_the_run_continues(uninterrupted, tmp_path):
+    """What batch systems send some time before they end a job."""
+    config, expected, model = uninterrupted
+    process = command("--config", config, "--out", tmp_path / "run", "--training.checkpoint_every", "1000")
+    wait_for_steps(tmp_path / "run", 13)
+    process.send_signal(signal.SIGUSR1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not (checkpoints.exists() and list(checkpoints.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert int(next(checkpoints.glob("step-*")).name.removeprefix("step-")) < STEPS
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert losses(tmp_path / "run") == expected

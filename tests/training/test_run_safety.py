@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from small_run import new_run, small_config, trainer_of, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
-from llmfast.models.folder import checkpoints
+from llmfast.models.folder import checkpoints, load_model
 from llmfast.models.presets import preset
 from llmfast.training.checkpoints import saver
 from llmfast.training.checkpoints.checkpoint import best_checkpoint, read_checkpoint, read_state
 from llmfast.training.checkpoints.revision import git_commit
+from llmfast.training.config import TrainingConfig
 from llmfast.training.loop import fit, save
 from llmfast.training.session import new_session, resumed_session
 
@@ -123,6 +125,123 @@ def test_automatic_resume_begins_goes_on_and_passes_over_damage(tmp_path, config
     assert f"skipped     {newest.name}: " in said
     assert f"from step {int(before.name[-6:])}" in said
     assert losses(run) == whole
+
+
+def test_options_of_a_resumed_run_are_applied(tmp_path, config_file, capsys):
+    """Trap: ``--resume RUN --training.steps 100`` that trains to the old number of steps without a word."""
+    run = tmp_path / "run"
+    assert main(["train", "--config", config_file, "--out", str(run)]) == 0
+    capsys.readouterr()
+    longer = ["train", "--resume", str(run), "--training.steps", "10", "--training.keep_last", "3"]
+    assert main(longer) == 0
+    shown = capsys.readouterr().out
+    assert "changed     training.steps from 8 to 10" in shown
+    assert "changed     training.keep_last from 2 to 3" in shown
+    assert len(losses(run)) == 10
+    assert resumed_session(run).config.training.steps == 10
+
+
+def test_a_file_with_more_steps_is_applied_and_the_same_one_changes_nothing(tmp_path, config_file, capsys):
+    run = tmp_path / "run"
+    begin = ["train", "--config", config_file, "--out", str(run), "--resume", "auto"]
+    assert main(begin) == 0
+    assert main(begin) == 0
+    assert "changed" not in capsys.readouterr().out
+    (tmp_path / "more.yaml").write_text("training:\n  steps: 9\n")
+    assert main(["train", "--config", str(tmp_path / "more.yaml"), "--resume", str(run)]) == 0
+    assert len(losses(run)) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--training.batch_size", "2"], "training.batch_size is 4, not 2"),
+        (["--training.seed", "5"], "training.seed is 0, not 5"),
+        (["--model.width", "64"], "model.width is 16, not 64"),
+        (["--data.validation_fraction", "0.4"], "data.validation_fraction is"),
+        (["--training.learning_rate", "1e-4"], "--learning_rate sets another learning rate"),
+    ],
+)
+def test_options_that_a_resumed_run_cannot_have_are_refused_by_name(tmp_path, config_file, capsys, options, named):
+    run = tmp_path / "run"
+    assert main(["train", "--config", config_file, "--out", str(run), "--training.steps", "2"]) == 0
+    before = (run / "config.yaml").read_bytes()
+    assert main(["train", "--resume", str(run), *options]) == 2
+    assert named in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_prepared_data_are_found_from_another_folder(tmp_path, config_file, monkeypatch):
+    """Trap: a run that was begun with a relative path, and is resumed from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "prepare", "prepared", "--sources", "corpus", "--vocab_size", "300"]) == 0
+    command = ["train", "--config", config_file, "--data.prepared", "prepared", "--training.steps", "2"]
+    assert main([*command, "--out", "run"]) == 0
+    assert main([*command, "--out", "run", "--resume", "auto"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "--resume", "../run", "--training.steps", "3"]) == 0
+
+
+TRAINS_UNTIL_TOLD = """
+import sys
+from pathlib import Path
+from llmfast.training.session import resumed_session
+session = resumed_session(Path(sys.argv[1]))
+print("training", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_two_processes_do_not_train_one_run(tmp_path, config_file, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", config_file, "--out", str(run), "--training.steps", "2"]) == 0
+    program = [sys.executable, "-c", TRAINS_UNTIL_TOLD, str(run)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "training\n"
+        assert main(["train", "--resume", str(run)]) == 2
+        assert f"{run} is being trained by process {other.pid} on " in capsys.readouterr().err
+        other.kill()
+    assert main(["train", "--resume", str(run)]) == 0  # what a killed process left locks nobody out
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from llmfast.models.tensors import write_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # as a disk with no more room
+try:
+    write_tensors(Path(sys.argv[1]), {"a": torch.zeros(10_000)})
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_a_disk_without_room_is_reported_as_such(tmp_path):
+    """Trap: the library's own error, a traceback that says neither the file nor the cause in known words."""
+    shown = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.safetensors")], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == [str(errno.EFBIG), str(tmp_path / "a.safetensors")]
+
+
+def test_an_altered_state_is_found(tmp_path):
+    """Trap: the tensors are checked and the numbers beside them, such as the step, are not."""
+    session = new_run(tmp_path)
+    save(session)
+    folder = checkpoints(session.run.folder)[-1]
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"step": state["step"] + 1}))
+    with pytest.raises(ValueError, match=r"state\.json is damaged: its checksum"):
+        read_checkpoint(folder)
+    with pytest.raises(ValueError, match=r"state\.json is damaged: its checksum"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "evaluate_every", "sample_every", "beta1", "beta2"])
+def test_negative_settings_are_refused(name):
+    with pytest.raises(ValueError, match=rf"training\.{name} must be"):
+        TrainingConfig(**{name: -1})
 
 
 def test_a_new_learning_rate_on_resume_is_kept_and_positive(tmp_path, config_file, capsys):

@@ -4,13 +4,16 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
+import torch
 from small_labels import labels_config, write_labels
 from small_run import new_run, small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
 from llmfast.commands.train import sweep
+from llmfast.models.folder import checkpoints
 from llmfast.training.loop import fit
 from llmfast.training.sweep import combinations
 
@@ -116,6 +119,27 @@ def test_evaluations_of_ones_own(tmp_path, capsys):
     other = new_run(tmp_path / "other", evaluations=("llmfast:nothing",), **QUIET)
     with pytest.raises(ValueError, match="'llmfast:nothing' is not module:function"):
         fit(other)
+
+
+def count_and_fail(model, tokenizer):
+    raise FileNotFoundError("no file of questions")
+
+
+def test_a_failing_evaluation_is_named_and_the_run_is_saved_before_it_ends(tmp_path):
+    session = new_run(tmp_path, evaluations=(f"{__name__}:count_and_fail",), **QUIET)
+    with pytest.raises(ValueError, match=r"test_watching:count_and_fail failed at step 2, which is saved: .*questions"):
+        fit(session)
+    assert [folder.name for folder in checkpoints(session.run.folder)] == ["step-000002"]
+
+
+def count_in_tensors(model, tokenizer):
+    return {"letters": torch.tensor(3), "share": np.float32(0.5)}
+
+
+def test_figures_of_an_evaluation_may_be_scalars_of_any_library(tmp_path):
+    session = new_run(tmp_path, evaluations=(f"{__name__}:count_in_tensors",), **QUIET)
+    fit(session)
+    assert [(r["letters"], r["share"]) for r in session.run.records() if "letters" in r] == [(3.0, 0.5)] * 2
 
 
 @pytest.mark.parametrize("steps", [4, 6])

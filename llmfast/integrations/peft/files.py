@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmfast.files import atomic_folder
@@ -21,7 +20,7 @@ from llmfast.models.adapters.lora import LayerAdapter, Lora
 from llmfast.models.adapters.switch import only_switch
 from llmfast.models.adapters.targets import Target, candidates
 from llmfast.models.folder import read_json, read_tensors
-from llmfast.models.tensors import checksum
+from llmfast.models.tensors import checksum, write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
@@ -62,7 +61,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = DEFAULT, *, b
     }
     with atomic_folder(Path(folder)) as partial:
         contents = {PREFIX + key: tensor.detach().cpu().clone().contiguous() for key, tensor in entries.items()}
-        save_file(contents, partial / MODEL_FILE, metadata={"format": "pt"})
+        write_tensors(partial / MODEL_FILE, contents, {"format": "pt"})
         (partial / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n")
         (partial / BASE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -9,7 +9,6 @@ the code.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -18,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmfast.files import atomic_folder
 from llmfast.models.folder import (
     MODEL_FILE,
-    STATE_FILE,
     checkpoints,
     file_sha256,
-    read_json,
+    read_state_file,
     read_tensors,
     verify_file,
+    write_state_file,
 )
+from llmfast.models.tensors import write_tensors
 from llmfast.training.checkpoints.revision import revision
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -72,7 +71,7 @@ def save_checkpoint(
     optimizer, scalars = split_scalars(optimizer)
     with atomic_folder(folder) as partial:
         for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
-            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial / name)
+            write_tensors(partial / name, tensors)
         write_state(partial, state | {"scalars": scalars}, save_assets)
     return folder
 
@@ -103,17 +102,14 @@ def write_state(folder: Path, state: dict[str, Any], save_assets: Callable[[Path
     names = list(TENSOR_FILES)
     if in_file:
         assert not any("/" in name for name in in_file), "PARAMETER/ENTRY names optimizer state"
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in in_file.items()},
-            folder / SOURCE_FILE,
-        )
+        write_tensors(folder / SOURCE_FILE, {name: tensor.cpu() for name, tensor in in_file.items()})
         names.append(SOURCE_FILE)
     record = state | {
         "source": {name: value for name, value in source.items() if name not in in_file},
         "revision": revision(),
         "sha256": {name: file_sha256(folder / name) for name in names},
     }
-    (folder / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    write_state_file(folder, record)
     save_assets(folder)
 
 
@@ -127,7 +123,7 @@ def best_checkpoint(run: Path) -> Path | None:
 def _validation_loss(folder: Path) -> float | None:
     """The validation loss of a checkpoint; None if it was not evaluated, or is damaged."""
     try:
-        return read_json(folder / STATE_FILE).get("validation_loss")
+        return read_state_file(folder).get("validation_loss")
     except ValueError:
         return None
 
@@ -157,7 +153,7 @@ def read_state(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing, damaged, or not the one that was saved.
     """
-    state = read_json(folder / STATE_FILE)
+    state = read_state_file(folder)
     for name in state["sha256"] if verify else ():
         verify_file(folder / name, state["sha256"][name])
     if verify and (missing := set(TENSOR_FILES) - set(state["sha256"])):
