@@ -161,6 +161,7 @@ class Trainer:
         # inflated by the same factor.
         size = self.world.size
         counted = self.world.sum(self.objective.weight(batch))
+        counted = torch.where(counted > 0, counted, 1)  # a batch of which nothing counts has a loss of 0
         rows = self.training.batch_size // self.training.accumulate // self.placement.data_share.count
         parts = batch.split(rows * self.task.context // context)
         total = torch.zeros((), device=self.device)
