@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
+from llmfast.models.experts import Balancing
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from llmfast.models.adapters.layers import head_weight
 from llmfast.models.cache import CachedStep
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
-from llmfast.models.experts import MixtureOfExperts, Routed, balancing_losses
+from llmfast.models.experts import Balancing, MixtureOfExperts, Routed, balancing_losses
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
 from llmfast.models.rotary import rotary_rows, rotary_table
@@ -145,15 +145,15 @@ class Hidden(NamedTuple):
 
     states: Tensor
     """(B, S, E), after the final norm."""
-    balancing: Tensor | None
-    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+    balancing: Balancing | None
+    """What a mixture of experts adds to the loss while training; None otherwise."""
 
 
 class OfStates(NamedTuple):
     """What ``of_states`` made of the last hidden states of a decoder."""
 
     result: Any
-    balancing: Tensor | None
+    balancing: Balancing | None
     """As in ``Hidden``."""
 
 
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
         loss = self.losses_of(states, targets, reduction="mean")
-        return loss if balancing is None else loss + balancing
+        return loss if balancing is None else loss + balancing.total
 
     def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
         """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""

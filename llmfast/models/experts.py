@@ -131,8 +131,9 @@ class Balancing(NamedTuple):
 def balancing_losses(routed: list[Routed], config: DecoderConfig, choices: Tensor | None = None) -> Balancing:
     """What is added to the training loss, means over the layers with experts.
 
-    ``load`` is auxiliary_weight · X · Σ share of choices · mean score (Switch Transformer, eq. 4, divided by k: 1 · weight
-    where all experts are used alike), and ``z`` is z_loss_weight · mean squared log-sum-exp of the logits (ST-MoE, eq. 5).
+    ``load`` is auxiliary_weight · X · Σ share of choices · mean score (Switch Transformer, eq. 4, divided by k:
+    1 · weight where all experts are used alike), and ``z`` is z_loss_weight · mean squared log-sum-exp of the logits
+    (ST-MoE, eq. 5).
 
     Args:
         routed: what the routers did, by layer.

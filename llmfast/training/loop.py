@@ -97,9 +97,9 @@ class _Fit:
                 at_end.callback(tracker.close)
             while trainer.steps_done < self.training.steps and not stopped:
                 self._step()
+                self._at_intervals(trainer.steps_done)
                 if self.heartbeat is not None:
                     self.heartbeat.beat(trainer.steps_done)
-                self._at_intervals(trainer.steps_done)
                 with self._surviving_full_disk():
                     self.saver.poll()
                     if self._is_asked(requests.save):

@@ -45,9 +45,8 @@ class NextToken(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         is_real = batch.columns.get("is_real")
-        loss, balancing = self.model(
-            batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, is_real=is_real, losses_apart=True
-        )
+        mean_loss = functools.partial(self.model.losses_of, targets=batch.targets, reduction="mean")
+        loss, balancing = self.model(batch.tokens, cu_seqlens=batch.cu_seqlens, is_real=is_real, of_states=mean_loss)
         return Loss(loss, added=balancing_parts(balancing))
 
 

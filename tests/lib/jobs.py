@@ -36,6 +36,13 @@ def train(world, folder, config, steps, start=None):
     return [(float(result.loss), float(result.gradient_norm)) for result in results]
 
 
+def figures(world, folder, config, steps):
+    """The loss and the figures of ``steps`` steps."""
+    trainer = session(world, folder, config).trainer
+    results = [trainer.step() for _ in range(steps)]
+    return [{"loss": float(result.loss), **result.figures} for result in results]
+
+
 def evaluate(world, folder, config):
     """The result of evaluating, and how many batches this process went through."""
     this = session(world, folder, config)
@@ -147,5 +154,5 @@ def resumed_8_bit(world):
 def stand_still(model, tokenizer):
     """An evaluation in which the last process never comes back, as one whose disk does not answer."""
     if dist.get_rank() == dist.get_world_size() - 1:
-        time.sleep(60)
+        time.sleep(15)
     return {}

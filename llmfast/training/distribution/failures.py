@@ -37,7 +37,7 @@ def another_failed() -> bool:
 
 
 class Heartbeat:
-    """Lets the processes of a run know which step each of them has done, so that one that is stuck can be named."""
+    """Lets the processes of a run know which step each of them has completed, so that one that is stuck can be named."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
@@ -45,21 +45,23 @@ class Heartbeat:
         self._beaten = 0
 
     def beat(self, step: int) -> None:
-        """This process has done ``step`` steps."""
+        """This process has completed a step, with the evaluations and the saving that came after it."""
         if self._store is not None:
             self._store.add(_key(f"step/{self.rank}"), step - self._beaten)
             self._beaten = step
 
     def behind(self) -> str | None:
-        """Which processes have done fewer steps than this one, in words; None if there are none, or nobody knows."""
+        """Which processes have completed fewer steps than this one, in words; None if there are none, or nobody knows."""
         if self._store is None:
             return None
         try:
             done = {rank: self._store.add(_key(f"step/{rank}"), 0) for rank in range(self.size)}
         except RuntimeError:  # the store is gone with the process that held it
             return None
-        late = [f"rank {rank} after step {step:,}" for rank, step in done.items() if step < self._beaten]
-        return f"{' and '.join(late)}, while others have done {self._beaten:,}" if late else None
+        late = [
+            f"rank {rank} has not completed step {step + 1:,}" for rank, step in done.items() if step < self._beaten
+        ]
+        return " and ".join(late) or None
 
 
 def _add(key: str, count: int = 1) -> int | None:
