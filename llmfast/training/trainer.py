@@ -157,7 +157,7 @@ class Trainer:
         figures = Figures()
         for part in parts:
             share = self.objective.weight(part) / counted
-            with self.placement.part(last=part is parts[-1]):
+            with self.placement.part(last=part is parts[-1]), self.objective.computing():
                 with self.autocast():
                     loss = self.forward(part)
                 mean = loss.mean * share

@@ -51,7 +51,7 @@ def sorter(digits: int = 6, steps: int = 95, width: int = 64, layers: int = 2) -
     return folder
 
 
-def policy_config(kind: str, start: Path, **settings):
+def policy_config(kind: str, start: Path, /, **settings):
     """A configuration of a run that goes on from a sorter; ``settings`` are those of the run, dictionaries added to."""
     tree = {
         "start": str(start / "run"),
@@ -66,7 +66,7 @@ def policy_config(kind: str, start: Path, **settings):
     return from_dict(TASKS[kind][1], tree)
 
 
-def new_policy_run(folder: Path, kind: str, start: Path, **settings) -> Session:
+def new_policy_run(folder: Path, kind: str, start: Path, /, **settings) -> Session:
     """A run in ``folder``/run, ready to fit."""
     config = policy_config(kind, start, **settings)
     return new_session(folder / "run", config, task=TASKS[kind][0], report=lambda line: None)
