@@ -169,7 +169,7 @@ class Trainer:
         self._count_choices(parts)
         for part in parts:
             share = self.objective.weight(part) / counted
-            with self.placement.part(last=part is parts[-1]):
+            with self.placement.part(last=part is parts[-1]), self.objective.computing():
                 with self.autocast():
                     loss = self.forward(part)
                 mean = sum(loss.added.values(), loss.mean * share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,12 +50,10 @@ class PolicyObjective(Objective):
     def is_spike(self, loss: float, usual: float, factor: float) -> bool:
         return abs(loss) > factor * max(abs(usual), 1e-3)
 
-    def forward(self, batch: Batch) -> Loss:
-        invariant = batch_invariant(self.model) if self.config.rollouts.batch_invariant else contextlib.nullcontext()
-        with invariant:
-            return self._loss(batch)
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        return batch_invariant(self.model) if self.config.rollouts.batch_invariant else contextlib.nullcontext()
 
-    def _loss(self, batch: Batch) -> Loss:
+    def forward(self, batch: Batch) -> Loss:
         (new, entropy, values), balancing = self.model(
             batch.tokens, is_real=batch.is_real, of_states=lambda states: self._forward(states, batch)
         )

@@ -133,7 +133,7 @@ class RolloutSource:
                 f"{prompts} prompts per sampling (training.batch_size times rollouts.minibatches over "
                 f"rollouts.samples) cannot be shared equally by {share.count} processes"
             )
-        self.sample = Sampler(config, prepared, policy)
+        self.sample, self.sampling = Sampler(config, prepared, policy), sampling_of(config)
         self.steps = 0
         self.kept: Columns = {}
 
@@ -202,12 +202,12 @@ class RolloutSource:
         with self.policy.inference() as model, self.policy.autocast():
             with batch_invariant(model) if invariant else contextlib.nullcontext():
                 if wants_own or self.has_values:
-                    own, values = _of_states(model, batch, self.sample.sampling, self.has_values)
+                    own, values = _of_states(model, batch, self.sampling, self.has_values)
                     found |= {"trainer": own} if wants_own else {}
                     found |= {"old_values": values} if self.has_values else {}
             if self.reference is not None:
                 with self.reference() as reference:
-                    found["reference"] = _of_states(reference, batch, self.sample.sampling, False)[0]
+                    found["reference"] = _of_states(reference, batch, self.sampling, False)[0]
         return {name: column.float().cpu() for name, column in found.items()}
 
     def _shared(self, mine: np.ndarray, columns: Columns, positions: np.ndarray) -> Columns:
