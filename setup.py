@@ -1,4 +1,4 @@
-"""Builds the C++ tokenizer engine and maps kernels/ to ``llmfast.kernels``; metadata is in pyproject.toml."""
+"""Builds the C++ extensions and maps kernels/ to ``llmfast.kernels``; metadata is in pyproject.toml."""
 
 import os
 import sys
@@ -31,25 +31,44 @@ class ParallelBuild(build_ext):
 if sys.platform == "win32":
     flags = ["/std:c++20", "/O2", "/EHsc"]
 else:
-    # No -march: the engine picks its instruction set when it runs, so one wheel serves every machine.
+    # No -march: extensions pick their instruction set when they run, so one wheel serves every machine.
     flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-strict-aliasing", "-g0"]
+    # Multiplications and additions are fused where the source says so: all instruction sets give the same bits.
+    flags.append("-ffp-contract=off")
 
 macros = [("NB_COMPACT_ASSERTIONS", "1")]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    macros.append(("NB_FREE_THREADED", "1"))  # the engine does without the GIL: importing it must not bring it back
+    macros.append(("NB_FREE_THREADED", "1"))  # the engine does without the GIL: importing them must not bring it back
 
-# The other folders of csrc/ hold its tests.
-rooms = ["bind", "encode", "merge", "pretokenize", "system", "train", "vocabulary"]
 
-engine = Extension(
-    "llmfast._bpe",
-    sources=sorted(str(path) for room in rooms for path in Path("csrc", room).glob("*.cpp")),
-    depends=sorted(str(path) for room in rooms for path in Path("csrc", room).glob("*.h")),
-    include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
-    define_macros=macros,
-    extra_compile_args=flags,
-    language="c++",
-)
+def extension(name: str, sources: list[str], rooms: list[str]) -> Extension:
+    """An extension of the source files ``sources`` in csrc/ and all in the folders ``rooms``."""
+    return Extension(
+        name,
+        sources=sorted(
+            ["csrc/" + source for source in sources] + [path for room in rooms for path in files(room, "cpp")]
+        ),
+        depends=sorted(path for room in [*rooms, "system", "bind"] for path in files(room, "h")),
+        include_dirs=["csrc", *(str(NANOBIND / part) for part in ("include", "src", "ext/robin_map/include"))],
+        define_macros=macros,
+        extra_compile_args=flags,
+        language="c++",
+    )
+
+
+def files(room: str, suffix: str) -> list[str]:
+    return [str(path) for path in Path("csrc", room).glob(f"*.{suffix}")]
+
+
+extensions = [
+    extension("llmfast._bpe", [], ["bind", "encode", "merge", "pretokenize", "system", "train", "vocabulary"]),
+    # The decoder shares what any extension needs: the runtime of nanobind, threads, memory and interrupts.
+    extension(
+        "llmfast._decoder",
+        ["bind/nanobind_runtime.cpp", "system/interrupt.cpp", "system/pages.cpp", "system/parallel.cpp"],
+        ["decoder", "decoder/bind", "decoder/kernels"],
+    ),
+]
 
 # kernels/ is never installed as a top-level package: Hugging Face publishes one of that name.
 kernels = ["llmfast.kernels", *(f"llmfast.kernels.{package}" for package in find_packages("kernels"))]
@@ -57,6 +76,6 @@ kernels = ["llmfast.kernels", *(f"llmfast.kernels.{package}" for package in find
 setup(
     packages=[*find_packages(include=["llmfast", "llmfast.*"]), *kernels],
     package_dir={"llmfast": "llmfast", "llmfast.kernels": "kernels"},
-    ext_modules=[engine],
+    ext_modules=extensions,
     cmdclass={"build_ext": ParallelBuild},
 )

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Libraries that are imported where they are used, never by importing a package of ours.
 HEAVY = {
-    "bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "streamlit", "tensorboard", "tokenizers",
+    "bitsandbytes", "datasets", "gguf", "llguidance", "matplotlib", "pandas", "peft", "streamlit",
+    "tensorboard", "tokenizers",
     "pyarrow", "ray", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip
 
@@ -28,7 +29,7 @@ LAYERS = {
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
     "visualization": {"files", "config"},
-    "inference": _BASE | {"integrations"},
+    "inference": _BASE | {"integrations", "_decoder"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmfast import _bpe
+from llmfast import _bpe, _decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,19 +45,20 @@ def sdist(checkout, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """Built from the unpacked sdist, with the extension in use here; .ci/run compiles a fresh one."""
+    """Built from the unpacked sdist, with the extensions in use here; .ci/run compiles a fresh one."""
     folder = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     source = next(folder.iterdir())
-    built = Path(_bpe.__file__)
-    shutil.copyfile(built, source / "llmfast" / built.name)
+    for extension in (_bpe, _decoder):
+        built = Path(extension.__file__)
+        shutil.copyfile(built, source / "llmfast" / built.name)
     program = """
 import sys
 from setuptools.command import build_ext
 import setuptools
 build_ext.build_ext.build_extension = lambda self, extension: self.copy_file(
-    "llmfast/" + self.get_ext_filename("_bpe"), self.get_ext_fullpath(extension.name))
+    self.get_ext_filename(extension.name.replace(".", "/")), self.get_ext_fullpath(extension.name))
 from setuptools import build_meta
 build_meta.build_wheel(sys.argv[1])
 """
@@ -84,8 +85,10 @@ def test_wheel_has_one_top_level_package(wheel):
         names = archive.namelist()
     top_level = {name.partition("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"llmfast"}
-    assert {"llmfast/kernels/__init__.py", "llmfast/py.typed", "llmfast/_bpe.pyi", "llmfast/cli.py"} <= set(names)
-    assert any(name.startswith("llmfast/_bpe.") and name.endswith(".so") for name in names)
+    assert {"llmfast/kernels/__init__.py", "llmfast/py.typed", "llmfast/cli.py"} <= set(names)
+    for extension in ("_bpe", "_decoder"):
+        assert f"llmfast/{extension}.pyi" in names
+        assert any(name.startswith(f"llmfast/{extension}.") and name.endswith(".so") for name in names)
     in_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "kernels").rglob("*.py")}
     assert {f"llmfast/{name}" for name in in_kernels} <= set(names)
 
@@ -105,7 +108,9 @@ def test_installed_wheel_imports_away_from_the_source(wheel, tmp_path):
         wheel,
         cwd=tmp_path,
     )
-    program = "import llmfast._bpe, llmfast.kernels; print(llmfast.__file__, llmfast.kernels.__file__)"
+    program = (
+        "import llmfast._bpe, llmfast._decoder, llmfast.kernels; print(llmfast.__file__, llmfast.kernels.__file__)"
+    )
     # -S -E: without the editable install of this environment; its libraries come after the target.
     site = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
     first = f"import sys; sys.path[:0] = [{str(target)!r}]; sys.path.append({str(site)!r}); "

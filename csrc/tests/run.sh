@@ -8,9 +8,10 @@ trap 'rm -rf "$build"' EXIT
 compiler=("${CXX:-c++}" -std=c++20 -O1 -g -Wall -Wextra -Werror -pthread "$@")
 source core.sh
 compile_core "$build" "${compiler[@]}"
-for test in engine training interrupts; do
+for test in engine training interrupts decoder; do
     "${compiler[@]}" -I. "tests/test_$test.cpp" "$build"/*.o -o "$build/$test"
 done
 "$build/engine" fuzz/corpus/*
 "$build/training"
 "$build/interrupts"
+"$build/decoder"

@@ -1,5 +1,6 @@
 """What llmfast finds on this machine: compiler, extension, torch, GPU, optional libraries, what is absent."""
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,8 @@ EXTRAS = {
     "hf": "Hugging Face weights, adapters and data sets",
     "data": "Parquet and Zstandard files",
     "ray": "preparing data on a Ray cluster",
+    "constraints": "replies that match a JSON schema or an expression",
+    "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
     "track": "tracking",
@@ -54,7 +57,7 @@ def doctor(*, json: bool = False) -> None:
 
 def examine() -> list[Finding]:
     """Looks at everything; the only function of the package that asks for a GPU without computing on it."""
-    return [*_python(), *_extension(), *_torch(), *_gpus(), *_optional()]
+    return [*_python(), *_extensions(), *_torch(), *_gpus(), *_optional()]
 
 
 def optional_libraries() -> list[OptionalLibrary]:
@@ -85,12 +88,19 @@ def _compiler() -> Finding:
     return Finding("system", "C++ compiler", (answer.splitlines() or [path])[0], True)
 
 
-def _extension() -> list[Finding]:
+def _extensions() -> list[Finding]:
+    return [
+        _extension("C++ tokenizer", "_bpe", "tokenizers do not work"),
+        _extension("C++ decoder", "_decoder", "decoding with weights packed for this CPU does not work"),
+    ]
+
+
+def _extension(name: str, module: str, without: str) -> Finding:
     try:
-        from llmfast import _bpe  # noqa: F401
+        importlib.import_module(f"llmfast.{module}")
     except ImportError as error:
-        return [Finding("llmfast", "C++ tokenizer", "not built", False, f"tokenizers do not work: {error}")]
-    return [Finding("llmfast", "C++ tokenizer", "built", True)]
+        return Finding("llmfast", name, "not built", False, f"{without}: {error}")
+    return Finding("llmfast", name, "built", True)
 
 
 def _torch() -> list[Finding]:

@@ -1,0 +1,213 @@
+"""The decoder in C++ for CPUs, as a runner of the engine: weights packed once, in 32, 16, 8 or 4 bits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from llmfast import _decoder
+from llmfast.kernels import NF4Linear
+from llmfast.models.adapters.layers import adapted_modules
+from llmfast.models.adapters.lora import dense
+from llmfast.models.config import DecoderConfig
+from llmfast.models.decoder import Block, Decoder, RMSNorm
+
+if TYPE_CHECKING:
+    from llmfast.inference.runner import Chunk
+
+Weights = Literal["float32", "bfloat16", "int8", "int4"]
+
+BLOCK_MULTIPLE = 16  # positions: those of a panel of keys
+MOST_MEMORY = 1 << 30  # bytes of a cache whose size nobody gave
+
+
+class NativeRunner:
+    """Runs a decoder on this CPU, a whole forward pass in one call without the GIL.
+
+    Logits do not depend on the number of threads, on what else is in the batch, or on how a prompt is cut into chunks:
+    they are equal to the bit. So they are for every instruction set.
+
+    Args:
+        model: its weights are copied, so that it may be let go.
+        weights: how matrices are kept. float32 and bfloat16 are multiplied by float32 activations. int8 has a scale for
+            each row, int4 one for each 32 weights, and activations are rounded to 8 bits with a scale for each 32
+            numbers. Embedding table and head are in int8 where the others are in int4.
+        threads: as many as this process may use CPUs, if left out.
+        instructions: ``"avx2"`` or ``"portable"``; the fastest that this CPU has, if left out.
+
+    Raises:
+        ValueError: a model that the decoder cannot compute (a mixture of experts, dynamic RoPE scaling, adapters), or
+            an argument that is none of the above.
+    """
+
+    default_adapter: str | None = None
+    shares_prefixes = True
+
+    def __init__(
+        self,
+        model: Decoder,
+        weights: Weights = "float32",
+        *,
+        threads: int | None = None,
+        instructions: str | None = None,
+    ):
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights must be one of {', '.join(get_args(Weights))}, got {weights!r}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        if reason := unsupported(model):
+            raise ValueError(f"the CPU decoder cannot run this model: {reason}")
+        self.config = model.config
+        self.weights = weights
+        self.vocab_size, self.context = model.config.vocab_size, model.config.context
+        packed = Packing(weights, threads or available_cpus()).model(model)
+        self.decoder = _decoder.Decoder(packed, threads or available_cpus(), instructions)
+        self.cache: _decoder.Cache | None = None
+
+    def check_adapter(self, name: str | None) -> None:
+        if name is not None:
+            raise ValueError(f"the CPU decoder has no adapters, got {name!r}; merge it into the model first")
+
+    def default_blocks(self, block_size: int, cache_dtype: str, sequences: int, memory: int | None) -> int:
+        config = self.config
+        numbers = 2 * config.layers * config.kv_heads * config.head_width * block_size
+        block_bytes = numbers * (2 if self._cache_numbers(cache_dtype) == "bfloat16" else 4)
+        if memory is not None:
+            return max(1, memory // block_bytes)
+        enough = sequences * -(-self.context // block_size)
+        return max(1, min(enough, MOST_MEMORY // block_bytes))
+
+    def allocate(self, blocks: int, block_size: int, cache_dtype: str) -> None:
+        if block_size % BLOCK_MULTIPLE:
+            raise ValueError(f"block_size must be a multiple of {BLOCK_MULTIPLE} on the CPU decoder, got {block_size}")
+        config, numbers = self.config, self._cache_numbers(cache_dtype)
+        self.cache = _decoder.Cache(config.layers, config.kv_heads, config.head_width, blocks, block_size, numbers)
+
+    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        assert self.cache is not None, "allocate comes first"
+        counts = np.array([len(chunk.tokens) for chunk in chunks], dtype=np.int64)
+        blocks = np.full((len(chunks), max(len(chunk.blocks) for chunk in chunks)), -1, dtype=np.int32)
+        for row, chunk in zip(blocks, chunks, strict=True):
+            row[: len(chunk.blocks)] = chunk.blocks
+        ends = counts.cumsum()
+        wanted = [np.arange(end - chunk.outputs, end) for end, chunk in zip(ends, chunks, strict=True)]
+        previous = [-1 if chunk.previous is None else chunk.previous for chunk in chunks]
+        logits = self.decoder.forward(
+            self.cache,
+            np.array([token for chunk in chunks for token in chunk.tokens], dtype=np.int32),
+            np.array([chunk.past for chunk in chunks], dtype=np.int64),
+            counts,
+            blocks,
+            np.array(previous, dtype=np.int32),
+            np.concatenate(wanted),
+        )
+        return torch.from_numpy(logits)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert self.cache is not None, "allocate comes first"
+        for source, target in pairs:
+            self.cache.copy(source, target)
+
+    def _cache_numbers(self, cache_dtype: str) -> str:
+        if cache_dtype == "auto":
+            return "float32" if self.weights == "float32" else "bfloat16"
+        if cache_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"cache_dtype must be float32 or bfloat16 on the CPU decoder, got {cache_dtype}")
+        return cache_dtype
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def unsupported(model: nn.Module) -> str:
+    """Why the decoder in C++ cannot run the model; empty if it can."""
+    if not isinstance(model, Decoder):
+        return f"it is a {type(model).__name__}, not a Decoder"
+    config = model.config
+    if config.experts.count:
+        return "it has a mixture of experts"
+    if config.rope_scaling.kind == "dynamic":
+        return "its RoPE scaling is dynamic"
+    if any(True for _ in adapted_modules(model)):
+        return "it has adapters; merge one and remove them first (merge_and_remove)"
+    return ""
+
+
+class Packing:
+    """Copies of a decoder's parameters in the form that the decoder in C++ reads."""
+
+    def __init__(self, weights: Weights, threads: int):
+        self.weights = weights
+        self.threads = threads
+
+    def model(self, model: Decoder) -> _decoder.Model:
+        config = model.config
+        table_format = "int8" if self.weights == "int4" else self.weights
+        embedding = self.matrix(model.embedding.weight, table_format)
+        head = embedding if config.tie_embeddings else self.matrix(model.head.weight, table_format)
+        packed = _decoder.Model(
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            ff_width=config.ff_width,
+            vocabulary=config.vocab_size,
+            context=config.context,
+            norm_eps=config.norm_eps,
+            embedding_scale=config.width**0.5 if config.scale_embedding else 1.0,
+            activation=config.activation,
+            embedding=embedding,
+            head=head,
+            smear=None if model.smear is None else numbers(model.smear.weight),
+            positions=None if model.positions is None else numbers(model.positions.weight),
+            cos=numbers(model.cos) if config.positions == "rope" else None,
+            sin=numbers(model.sin) if config.positions == "rope" else None,
+            **norm("norm", model.norm),
+        )
+        for index, block in enumerate(model.blocks):
+            self.add_layer(packed, block, config, index)
+        return packed
+
+    def add_layer(self, packed: _decoder.Model, block: Block, config: DecoderConfig, index: int) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        packed.add_layer(
+            **norm("attention_norm", block.attention_norm),
+            **self.linear("qkv", attention.qkv),
+            **norm("q_norm", attention.q_norm),
+            **norm("k_norm", attention.k_norm),
+            **self.linear("out", attention.out),
+            **norm("feed_forward_norm", block.feed_forward_norm),
+            **self.linear("up", feed_forward.gate_up if config.gated else feed_forward.up),
+            **self.linear("down", feed_forward.down),
+            window=config.window_of(index),
+        )
+
+    def linear(self, name: str, layer: nn.Module) -> dict[str, _decoder.Matrix | npt.NDArray[np.float32]]:
+        weight = layer.quantized if isinstance(layer, NF4Linear) else layer.weight
+        found = {name: self.matrix(dense(weight), self.weights)}
+        return found if layer.bias is None else found | {f"{name}_bias": numbers(layer.bias)}
+
+    def matrix(self, weight: Tensor, form: str) -> _decoder.Matrix:
+        return _decoder.Matrix(numbers(weight), form, self.threads)
+
+
+def norm(name: str, module: RMSNorm | None) -> dict[str, npt.NDArray[np.float32]]:
+    if module is None:
+        return {}
+    found = {name: numbers(module.weight)}
+    bias = getattr(module, "bias", None)
+    return found if bias is None else found | {f"{name}_bias": numbers(bias)}
+
+
+def numbers(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
