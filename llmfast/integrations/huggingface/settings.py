@@ -360,6 +360,8 @@ class SwitchedWindow:
 
     def read(self, file: File) -> dict[str, Any]:
         window, slides = file.get("sliding_window"), file.get("use_sliding_window")
+        if window is not None:
+            _check_whole("sliding_window", window)
         bound, layers = file.get("max_window_layers"), range(file["num_hidden_layers"])
         types = None if self.layers == "all" else file.get("layer_types")
         if types is None:
@@ -379,7 +381,6 @@ class SwitchedWindow:
                 raise ValueError("layer_types has sliding_attention, but use_sliding_window is off")
         if not any(is_sliding):
             return {}
-        _check_whole("sliding_window", window)
         return {"window": window, "window_pattern": "".join("fs"[each] for each in is_sliding)}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
