@@ -8,8 +8,8 @@ N tokens (B·S flattened).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +149,10 @@ class Hidden(NamedTuple):
     """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
 
 
-class TokenLosses(NamedTuple):
-    """The loss of each token of a batch."""
+class OfStates(NamedTuple):
+    """What ``of_states`` made of the last hidden states of a decoder."""
 
-    losses: Tensor
-    """(B, S), in nats: less the log-probability of each target; 0 where it is ignored."""
+    result: Any
     balancing: Tensor | None
     """As in ``Hidden``."""
 
@@ -229,8 +228,8 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: CachedStep | None = None,
         is_real: Tensor | None = None,
-        reduction: Literal["mean", "none"] = "mean",
-    ) -> Tensor | TokenLosses:
+        of_states: Callable[[Tensor], Any] | None = None,
+    ) -> Tensor | OfStates:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
         Args:
@@ -242,22 +241,24 @@ class Decoder(nn.Module):
                 are added to it, and the result is the logits (outputs, V) of the tokens that it asks for. Not together
                 with ``targets`` or ``cu_seqlens``.
             is_real: (B, S) bool, false for padding, which does not count when experts are balanced.
-            reduction: with targets, ``none`` gives the loss of each token instead of their mean.
+            of_states: instead of targets, what to compute from the last hidden states (B, S, E): losses of each token
+                (``losses_of``), or others. It is called inside this pass, where all weights are at hand, however
+                processes divide them.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
         """
         states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache, is_real=is_real)
+        if of_states is not None:
+            return OfStates(of_states(states), balancing)
         if cache is not None:
             if targets is not None:
                 raise ValueError("targets and cache exclude each other: a cache is for generation")
             states = states.flatten(0, 1)[cache.outputs]
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
-        losses = self.losses_of(states, targets, reduction=reduction)
-        if reduction == "none":
-            return TokenLosses(losses, balancing)
-        return losses if balancing is None else losses + balancing
+        loss = self.losses_of(states, targets, reduction="mean")
+        return loss if balancing is None else loss + balancing
 
     def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
         """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+import contextlib
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,10 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, batch: Batch) -> Loss:
         """The mean loss of ``batch``, and figures."""
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Is entered around the forward and the backward pass of a batch, which computes activations again perhaps."""
+        return contextlib.nullcontext()
 
     def tokens(self, batch: Batch) -> int:
         """Tokens that pass the model for this batch, for the speed that is shown."""

@@ -161,13 +161,14 @@ class Trainer:
         # inflated by the same factor.
         size = self.world.size
         counted = self.world.sum(self.objective.weight(batch))
+        counted = torch.where(counted > 0, counted, 1)  # a batch of which nothing counts has a loss of 0
         rows = self.training.batch_size // self.training.accumulate // self.placement.data_share.count
         parts = batch.split(rows * self.task.context // context)
         total = torch.zeros((), device=self.device)
         figures = Figures()
         for part in parts:
             share = self.objective.weight(part) / counted
-            with self.placement.part(last=part is parts[-1]):
+            with self.placement.part(last=part is parts[-1]), self.objective.computing():
                 with self.autocast():
                     loss = self.forward(part)
                 mean = loss.mean * share
