@@ -61,7 +61,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, kind, stop):
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     """SIGKILL at any moment; the command resumes by itself."""
-    settings = {"steps": 12, "checkpoint_every": 1, "keep_last": 3, "keep_best": False}
+    settings = {"steps": 7, "checkpoint_every": 1, "keep_last": 3, "keep_best": False}
     config = policy_config("grpo", start(), **REUSED, training=settings)
     config_files.save(config, tmp_path / "config.yaml")
     command = [
@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
     killed = tmp_path / "killed"
-    for saved in (2, 5, 9):
+    for saved in (2, 5):
         process = subprocess.Popen(
             [*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([*command, "--out", str(killed)], check=True, env=environment, capture_output=True)
-    a, b = (read_checkpoint(tmp_path / name / "checkpoints" / "step-000012") for name in ("whole", "killed"))
+    a, b = (read_checkpoint(tmp_path / name / "checkpoints" / "step-000007") for name in ("whole", "killed"))
     assert a.model.keys() == b.model.keys()
     assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (killed / "log.jsonl").read_text()
@@ -228,8 +228,7 @@ def test_the_reward_of_an_answer_is_that_of_its_last_token(tmp_path):
         torch.testing.assert_close(batch.returns[row, places].double(), wanted.returns[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kl_in", ["loss", "reward"])
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("kind", "kl_in"), [("grpo", "loss"), ("grpo", "reward"), ("ppo", "reward")])
 def test_a_kl_holds_the_policy_to_its_start(tmp_path, kind, kl_in):
     """In the reward as in the loss: with nothing else to learn, it returns."""
     settings = {"rewards": {"regex:nothing": 1.0}, "kl": 1.0, "kl_in": kl_in}
@@ -237,10 +236,10 @@ def test_a_kl_holds_the_policy_to_its_start(tmp_path, kind, kl_in):
         settings |= {"equal_groups": "keep", "method": "rloo"}
     else:
         settings["value_weight"] = 0.1
-    session = run(tmp_path, kind, **settings, training={"batch_size": 64, "learning_rate": 3e-3})
+    session = run(tmp_path, kind, **settings, training={"batch_size": 64, "learning_rate": 2e-3})
     trainer = session.trainer
     with torch.no_grad():
-        trainer.model.norm.weight.mul_(1.6)
+        trainer.model.norm.weight.mul_(2.5)
     kls = [trainer.step().figures["kl"] for _ in range(50)]
     assert sum(kls[-10:]) < 0.8 * sum(kls[:10])
 
@@ -266,8 +265,7 @@ def test_importance_is_corrected_and_capped(tmp_path):
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("kind", "adapter"), [("grpo", "none"), ("grpo", "qlora"), ("ppo", "none"), ("ppo", "lora")])
 def test_the_commands_train_show_their_figures_and_leave_a_model(tmp_path, capsys, kind, adapter):
     settings = {"steps": 4, "evaluate_every": 2, "sample_every": 2}
     reference = "copy" if adapter == "none" else "adapter"
