@@ -37,7 +37,7 @@ def another_failed() -> bool:
 
 
 class Heartbeat:
-    """Lets the processes of a run know which step each of them has completed, so that one that is stuck can be named."""
+    """Tells the processes of a run which step each of them has completed, so that one that is stuck can be named."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
@@ -51,7 +51,7 @@ class Heartbeat:
             self._beaten = step
 
     def behind(self) -> str | None:
-        """Which processes have completed fewer steps than this one, in words; None if there are none, or nobody knows."""
+        """Which processes have completed fewer steps than this one, in words; None if none has, or nobody knows."""
         if self._store is None:
             return None
         try:
