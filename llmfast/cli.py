@@ -13,6 +13,7 @@ import importlib
 import inspect
 import io
 import os
+import re
 import sys
 import traceback
 import typing
@@ -164,10 +165,11 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
     import tyro
 
     with contextlib.nullcontext() if _among_processes() is None else _printed_once():
+        face = _command_line_face(function, arguments)
         positional, named = tyro.cli(
-            _command_line_face(function, arguments),
+            face,
             prog=prog,
-            args=arguments,
+            args=_with_flags(arguments, face),
             use_underscores=True,  # options are spelled as the Python arguments and the YAML settings are
             config=(
                 tyro.conf.PositionalRequiredArgs,
@@ -177,7 +179,64 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
                 tyro.conf.SuppressFixed,  # parameters for Python callers only, such as a stream to write to
             ),
         )
+    _check_local([*positional, *named.values()])
     function(*positional, **named)
+
+
+def _with_flags(arguments: list[str], face: Callable[..., Any]) -> list[str]:
+    """``--training.compile=False`` and ``--training.compile False`` as the flag that they mean."""
+    flags = _flags(face.__signature__)
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals and found and found[-1] in flags and argument.lower() in ("true", "false"):
+            name, value = found.pop(), argument
+        if name in flags and value.lower() in ("true", "false"):
+            found += flags[name][value.lower() == "true"]
+        else:
+            found.append(argument)
+    return found
+
+
+def _flags(signature: inspect.Signature) -> dict[str, tuple[list[str], list[str]]]:
+    """What false and true are, of each option that is one or the other."""
+    found = {}
+    for name, parameter in signature.parameters.items():
+        default = parameter.default
+        if dataclasses.is_dataclass(default):
+            prefix = "" if name == "config" else f"{name}."
+            found |= {f"--{prefix}{leaf}": _pair(prefix + leaf) for leaf in _booleans(default)}
+        elif isinstance(default, bool):
+            found[f"--{name}"] = _pair(name) if default else ([], [f"--{name}"])
+    return found
+
+
+def _pair(name: str) -> tuple[list[str], list[str]]:
+    section, dot, leaf = name.rpartition(".")
+    return [f"--{section}{dot}no_{leaf}"], [f"--{name}"]
+
+
+def _booleans(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names += _booleans(value, f"{prefix}{field.name}.")
+        elif isinstance(value, bool):
+            names.append(prefix + field.name)
+    return names
+
+
+def _check_local(values: list[Any]) -> None:
+    """Check that no path is an address, which would become a local folder of that name.
+
+    Raises:
+        ValueError: one is.
+    """
+    for value in values:
+        if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(value)) and not value.exists():
+            address = str(value).replace(":/", "://", 1)
+            raise ValueError(f"{address} is not a folder of this machine: llmfast reads and writes local files")
 
 
 @contextlib.contextmanager

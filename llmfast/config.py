@@ -107,6 +107,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
 
+def differences(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations of one class differ, by name (``model.width``), with both values."""
+    ours, theirs = _leaves(to_dict(before)), _leaves(to_dict(after))
+    return {name: (ours.get(name), value) for name, value in theirs.items() if ours.get(name) != value}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found
+
+
 def _load(cls: type[Config], path: str | Path) -> tuple[Config, dict]:
     tree = read_yaml(path)
     tree = {} if tree is None else tree

@@ -196,6 +196,24 @@ def test_switches_are_spelled_the_same_whatever_the_file_says(tmp_path):
         assert CALLS.pop()[0].model.gated is after
 
 
+@pytest.mark.parametrize("value", ["False", "false", "True", "true"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_switches_take_a_value_as_well(value, joined):
+    """``--training.compile=False`` is what users of other training code type."""
+    for option, found in (("--model.gated", lambda call: call[0].model.gated), ("--resume", lambda call: call[1])):
+        words = [f"{option}={value}"] if joined else [option, value]
+        assert exit_code("configured", *words) == 0
+        assert found(CALLS.pop()) is (value.lower() == "true")
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch, capsys):
+    """Trap: ``--out s3://bucket/run`` writes into a local folder named ``s3:``."""
+    monkeypatch.chdir(tmp_path)
+    assert exit_code("failing", "value", "--path", "s3://bucket/run") == 2
+    assert "s3://bucket/run is not a folder of this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes_in_the_configuration_file_name_the_setting(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("model: {widht: 128}")

@@ -16,6 +16,8 @@ EXTRAS = {
     "hf": "Hugging Face weights, adapters and data sets",
     "data": "Parquet and Zstandard files",
     "ray": "preparing data on a Ray cluster",
+    "constraints": "replies that match a JSON schema or an expression",
+    "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
     "track": "tracking",

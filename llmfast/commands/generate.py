@@ -35,6 +35,7 @@ def generate(
     base: Path | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    weights: Literal["float32", "bfloat16", "int8", "int4", "nf4"] | None = None,
     output: TextIO | None = None,
 ) -> str:
     """Continue a text, or answer a message, with a trained model, shown as it is made; returns what it wrote.
@@ -59,7 +60,9 @@ def generate(
         truncate: Read only the end of a prompt that is longer than the model's context.
         base: Where the base of an adapter lies now, if it was moved since the training.
         device: cpu or cuda; a GPU if there is one.
-        dtype: Of the weights. If left out, bfloat16 on a GPU and float32 on a CPU.
+        dtype: Compute in PyTorch in this dtype; if left out, bfloat16 on a GPU and float32 on a CPU.
+        weights: How the decoder for CPUs keeps the weights: fewer bits are faster and less exact. nf4 is in PyTorch,
+            also on a GPU.
         output: Where the text is shown; standard output if left out.
 
     Raises:
@@ -85,7 +88,7 @@ def generate(
     from llmfast.inference.engine import Engine
 
     config = EngineConfig(max_batch=min(samples, 16))
-    engine = Engine.open(run, base=base, device=device, dtype=dtype, config=config)
+    engine = Engine.open(run, base=base, device=device, dtype=dtype, weights=weights, config=config)
     settings = _settings(engine.tokenizer) | given | ({"temperature": 0.0} if greedy else {}) | others
     start: str | list[int] = text
     if chat:

@@ -254,7 +254,7 @@ class TokenShards:
                 raise ValueError(f"the parts in {self.folder} were made with different tokenizers")
             if differing := _differing(first, index):
                 raise ValueError(f"the parts in {self.folder} differ in their {differing}; prepare them again")
-        self.checksum = json_sha256([index["sha256"] for index in indices])
+        self.checksum = json_sha256([_content_sha256(index) for index in indices])
         self.shards = [Shard(**shard) for index in indices for shard in index["shards"]]
         self._maps = [self._map(shard.file, self.dtype, shard.tokens, shard.sha256) for shard in self.shards]
         self.has_mask = all(shard.mask_sha256 for shard in self.shards)
@@ -363,6 +363,11 @@ class TokenShards:
         if self._verify and hashlib.sha256(content.data).hexdigest() != sha256:
             raise ValueError(f"token shard {path} is altered: its SHA-256 is not the one in the index")
         return content
+
+
+def _content_sha256(index: dict[str, Any]) -> str:
+    """A checksum of the tokens and what is known of them, however they came to be."""
+    return json_sha256({name: value for name, value in index.items() if name not in ("sha256", "settings")})
 
 
 def _differing(first: dict[str, Any], other: dict[str, Any]) -> str | None:

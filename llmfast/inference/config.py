@@ -97,6 +97,8 @@ class Sampling:
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
         most = math.inf if self.max_tokens is None else self.max_tokens
         _check(0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens", self.min_tokens)
+        if self.constraint is not None and self.min_tokens:
+            raise ValueError("constraint says itself how long a reply is: leave out min_tokens")
         for name in ("logprobs", "prompt_logprobs"):
             _check((getattr(self, name) or 0) >= 0, name, "0 or more", getattr(self, name))
 

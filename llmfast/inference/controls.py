@@ -22,6 +22,11 @@ class Matcher(Protocol):
         """The next token is known."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow but an end token."""
+        ...
+
 
 class Controls:
     """The changes that ``sampling`` asks for before temperature and cuts, for one sequence.

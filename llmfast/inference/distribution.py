@@ -11,9 +11,9 @@ from torch import Tensor
 
 from llmfast.inference.config import Sampling
 from llmfast.inference.controls import Controls, Matcher
-from llmfast.kernels import cross_entropy
+from llmfast.kernels import cross_entropy, is_batch_invariant
 
-FIRST_SORTED = 1024  # tokens; nucleus sampling seldom needs more of a vocabulary
+SORTED_FIRST = (64, 1024)  # tokens; nucleus sampling seldom needs more of a vocabulary
 
 
 def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -22,7 +22,10 @@ def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     In batch-invariant mode they have the bits of ``-linear_cross_entropy(..., reduction="none")``, which training
     computes without logits.
     """
-    return -cross_entropy(logits, tokens, reduction="none")
+    if is_batch_invariant():
+        return -cross_entropy(logits, tokens, reduction="none")
+    # The same within rounding, in a quarter of the time that the checked operator takes for a small vocabulary.
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def sampling_log_probs(
@@ -91,10 +94,10 @@ def _least_kept(logits: Tensor, sampling: Sampling) -> Tensor | None:
         found = _nucleus(values.double().log_softmax(-1), values, top_p)[0]
     else:
         log_p = logits.double().log_softmax(-1)
-        for count in (min(FIRST_SORTED, vocabulary), vocabulary):
-            largest = logits.topk(count)
+        for count in (*(each for each in SORTED_FIRST if each < vocabulary), vocabulary):
+            largest = logits.sort(-1, descending=True) if count == vocabulary else logits.topk(count)
             found, is_enough = _nucleus(log_p.gather(-1, largest.indices), largest.values, top_p)
-            if is_enough or count == vocabulary:
+            if is_enough:
                 break
     return found if least is None else torch.maximum(found, least)
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from llmfast.inference.blocks import BlockManager
 from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.constraints import ConstraintMatcher, Constraints
 from llmfast.inference.controls import Controls
 from llmfast.inference.prompts import end_tokens, prompt_tokens
 from llmfast.inference.runner import Chunk, Runner
 from llmfast.inference.sampler import alternatives, choose
 from llmfast.inference.scheduler import Scheduler, Work
 from llmfast.inference.sequence import Completion, Request, Sequence, State, Update
+from llmfast.inference.speculation import DraftGuesser, Guesser, LookupGuesser
 from llmfast.inference.text import ReplyText
 from llmfast.inference.torch_runner import TorchRunner
 from llmfast.kernels import batch_invariant
@@ -86,13 +88,14 @@ class Engine:
         *,
         runner: Runner | None = None,
         ends: Collection[int] | None = None,
+        draft: Any = None,
     ):
         if (model is None) == (runner is None):
             raise ValueError("Engine takes either a model or a runner")
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.runner = runner or TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant)
-        self._model = model
+        self._model = getattr(self.runner, "model", None)
         self.ends = frozenset(end_tokens(tokenizer) if ends is None and tokenizer is not None else ends or ())
         size = config.block_size
         blocks = config.cache_blocks or self.runner.default_blocks(
@@ -109,6 +112,9 @@ class Engine:
             prefill_chunk=config.prefill_chunk,
             shares_prefixes=self.runner.shares_prefixes,
         )
+        self._guesser = self._make_guesser(draft)
+        self._guessed = self._accepted = 0
+        self._constraints: Constraints | None = None
         self._numbers = itertools.count()
         self._late: list[Update] = []  # of requests that were cancelled between steps
         self._steps = self._read = self._generated = 0
@@ -121,6 +127,7 @@ class Engine:
         base: str | Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        weights: str | None = None,
         config: EngineConfig | None = None,
     ) -> Engine:
         """An engine on the model of a folder: a run (its newest checkpoint), a checkpoint, a Hugging Face folder, or an
@@ -130,7 +137,11 @@ class Engine:
             path: the folder.
             base: where the base of an adapter lies now, if it was moved.
             device: ``cpu`` or ``cuda``; a GPU if there is one, if left out.
-            dtype: ``float32``, ``bfloat16`` or ``float16``; that of the model (float32), or bfloat16 on a GPU.
+            dtype: ``float32``, ``bfloat16`` or ``float16``: compute in PyTorch in that dtype. If left out, bfloat16 on
+                a GPU and float32 on a CPU.
+            weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``: how the decoder for CPUs in C++ keeps the weights
+                (``NativeRunner``); or ``nf4``: 4 bits in PyTorch, on a GPU or a CPU. If left out, a CPU takes that
+                decoder with float32, unless dtype, model or ``config`` need PyTorch.
             config: see ``EngineConfig``.
 
         Raises:
@@ -138,8 +149,10 @@ class Engine:
         """
         from llmfast.inference.opening import open_for_inference
 
-        opened = open_for_inference(path, base=base, device=device, dtype=dtype)
-        return cls(opened.model, opened.tokenizer, config, ends=opened.ends)
+        config = config or EngineConfig()
+        options = {"base": base, "device": device, "dtype": dtype, "weights": weights}
+        opened = open_for_inference(path, config=config, **options)
+        return cls(None, opened.tokenizer, config, runner=opened.runner, ends=opened.ends)
 
     # --- all at once --------------------------------------------------------------------------------------------------
 
@@ -176,8 +189,7 @@ class Engine:
             while not all(request.finished for request in requests):
                 self.step()
         finally:
-            for request in requests:
-                self.cancel(request)
+            self._abandon(requests)
         return [request.completions for request in requests]
 
     def stream(
@@ -196,7 +208,7 @@ class Engine:
             while not request.finished:
                 yield from [update for update in self.step() if update.request is request]
         finally:
-            self.cancel(request)
+            self._abandon([request])
 
     # --- step by step -------------------------------------------------------------------------------------------------
 
@@ -228,8 +240,9 @@ class Engine:
         ends = frozenset(sampling.stop_tokens) | (frozenset() if sampling.ignore_end else self.ends)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         request = Request(next(self._numbers), tokens, sampling, seed, adapter, ends, self.limit)
+        matcher = self.matcher(sampling, ends)
         for sample in range(samples):
-            controls = Controls(sampling, tokens, ends, self._matcher(sampling, ends))
+            controls = Controls(sampling, tokens, ends, matcher and matcher.copy())
             reply = ReplyText(self.tokenizer, sampling.stop)
             request.sequences.append(Sequence(request, sample, controls, reply, list(tokens)))
         self.scheduler.submit(request)
@@ -243,9 +256,12 @@ class Engine:
             ValueError: the model's logits are not numbers.
         """
         updates, self._late = self._late, []
+        with self._mode():
+            self._guess()
         works, copies = self.scheduler.plan()
         if works:
             self._steps += 1
+            self._guessed += sum(len(work.sequence.guesses) for work in works)
             with self._mode():
                 if copies:
                     self.runner.copy_blocks(copies)
@@ -259,8 +275,14 @@ class Engine:
             if sequence.finish_reason is None:
                 sequence.finish_reason = "cancelled"
                 text = sequence.reply.finish()
-                self.scheduler.finish(sequence)
+                self._finish(sequence)
                 self._late.append(self._update(sequence, len(sequence.drawn), text))
+
+    def _abandon(self, requests: list[Request]) -> None:
+        """Cancel what is unfinished, and report nothing more of it."""
+        for request in requests:
+            self.cancel(request)
+        self._late = [update for update in self._late if update.request not in requests]
 
     @property
     def has_work(self) -> bool:
@@ -290,8 +312,8 @@ class Engine:
             generated_tokens=self._generated,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
-            guessed_tokens=0,
-            accepted_tokens=0,
+            guessed_tokens=self._guessed,
+            accepted_tokens=self._accepted,
         )
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -322,10 +344,58 @@ class Engine:
                     f"{name} has the token {token}; the model has tokens from 0 to {self.runner.vocab_size - 1}"
                 )
 
-    def _matcher(self, sampling: Sampling, ends: frozenset[int]) -> Any:
+    def matcher(self, sampling: Sampling, ends: Collection[int] = ()) -> ConstraintMatcher | None:
+        """Of the constraint of ``sampling``, at the start of a reply (see ``sampling_log_probs``).
+
+        Raises:
+            ValueError: a constraint that cannot be used.
+        """
         if sampling.constraint is None:
             return None
-        raise ValueError("constraint is not supported")
+        if self.tokenizer is None:
+            raise ValueError("constraint needs a tokenizer, and the engine has none")
+        if self._constraints is None:
+            self._constraints = Constraints(self.tokenizer, self.runner.vocab_size)
+        return self._constraints.matcher(sampling.constraint, ends)
+
+    def _make_guesser(self, draft: Any) -> Guesser | None:
+        config = self.config
+        if draft is None:
+            return LookupGuesser(config.lookup_tokens) if config.speculation else None
+        if not config.speculation:
+            raise ValueError("draft guesses for speculation, which is 0: set speculation in the EngineConfig")
+        runner = TorchRunner(draft, cuda_graphs=config.cuda_graphs)
+        if runner.vocab_size != self.runner.vocab_size:
+            raise ValueError(
+                f"draft has {runner.vocab_size} tokens, and the model {self.runner.vocab_size}: they must be the same"
+            )
+        return DraftGuesser(
+            runner,
+            block_size=config.block_size,
+            prefill_chunk=config.prefill_chunk,
+            sequences=config.max_batch,
+            memory=config.memory,
+        )
+
+    def _guess(self) -> None:
+        """Guesses for the sequences that generate."""
+        if self._guesser is None:
+            return
+        sequences = [sequence for sequence in self.scheduler.running if sequence.unread == 1]
+        counts = []
+        for sequence in sequences:
+            request = sequence.request
+            most = request.sampling.max_tokens or request.limit
+            # The last token that a reply may have is drawn, and not guessed.
+            room = min(most - len(sequence.drawn), request.limit - len(sequence.tokens)) - 1
+            counts.append(max(0, min(self.config.speculation, room)))
+        for sequence, guesses in zip(sequences, self._guesser.guess(sequences, counts), strict=True):
+            sequence.guesses = guesses
+
+    def _finish(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        if self._guesser is not None:
+            self._guesser.forget(sequence)
 
     def _mode(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.batch_invariant:
@@ -342,9 +412,9 @@ class Engine:
             before, known = sequence.computed, len(sequence.tokens)
             self._read += max(0, min(before + work.count, len(sequence.request.prompt)) - before)
             sequence.computed = min(before + work.count, known)
-            self.scheduler.remember(sequence, before)
             self._score_prompt(work, before, logits[rows.start : rows.stop])
             if sequence.computed < known:
+                self.scheduler.remember(sequence)
                 continue
             drawing = [*rows][-1 - len(sequence.guesses) :]
             waiting.append((sequence, drawing))
@@ -360,14 +430,22 @@ class Engine:
             rows = [drawing[place] for _, drawing in going]
             chosen = logits if rows == list(range(len(logits))) else logits[rows]
             following = []
-            for (sequence, _), drawn in zip(going, choose(chosen, [s.next_row() for s, _ in going]), strict=True):
+            drawn_tokens = choose(chosen, [sequence.next_row() for sequence, _ in going])
+            for (sequence, drawing), drawn in zip(going, drawn_tokens, strict=True):
                 texts[id(sequence)] += sequence.add(drawn)
                 self._generated += 1
+                if sequence.guesses[place : place + 1] == [drawn.token]:
+                    self._accepted += 1
+                    if sequence.finish_reason is None:
+                        sequence.computed += 1  # the guess was read, and is right
+                        following.append((sequence, drawing))
             going, place = following, place + 1
         updates = []
         for sequence, _ in waiting:
+            sequence.guesses = []
+            self.scheduler.remember(sequence)
             if sequence.finish_reason is not None:
-                self.scheduler.finish(sequence)
+                self._finish(sequence)
             updates.append(self._update(sequence, first[id(sequence)], texts[id(sequence)]))
         return updates
 

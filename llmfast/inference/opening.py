@@ -7,42 +7,82 @@ from pathlib import Path
 
 import torch
 
-from llmfast.inference.prompts import end_tokens
+from llmfast.inference.config import EngineConfig
+from llmfast.inference.native import BLOCK_MULTIPLE, NativeRunner, unsupported
+from llmfast.inference.prompts import GENERATION, as_tokens, end_tokens
+from llmfast.inference.runner import Runner
+from llmfast.inference.torch_runner import TorchRunner
 from llmfast.integrations.opening import open_model
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, read_json
+from llmfast.models.quantize import quantize_decoder
 from llmfast.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+WEIGHTS = ("float32", "bfloat16", "int8", "int4", "nf4")
+
+
 @dataclass(frozen=True)
 class Opened:
-    """A model on its device, with its tokenizer and the tokens that end what it writes."""
+    """What computes the logits of a model, with its tokenizer and the tokens that end what it writes."""
 
-    model: Decoder
+    runner: Runner
     tokenizer: Tokenizer
     ends: frozenset[int]
 
 
 def open_for_inference(
-    path: str | Path, *, base: str | Path | None = None, device: str | None = None, dtype: str | None = None
+    path: str | Path,
+    *,
+    config: EngineConfig,
+    base: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str | None = None,
 ) -> Opened:
     """The model of a folder; see ``Engine.open``."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    _check(device, dtype, weights)
+    model, tokenizer = open_model(path, base=base)
+    device = device or ("cuda" if torch.cuda.is_available() and weights in (None, "nf4") else "cpu")
+    on_gpu = torch.device(device).type == "cuda"
+    ends = _ends(Path(path), tokenizer)
+    if not on_gpu and _is_for_cpu_decoder(model, config, dtype, weights):
+        return Opened(NativeRunner(model, weights or "float32"), tokenizer, ends)
+    if weights == "nf4":
+        quantize_decoder(model)
+    wanted = DTYPES[dtype] if dtype else (torch.bfloat16 if on_gpu else None)
+    model = model.to(device, wanted)
+    return Opened(TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant), tokenizer, ends)
+
+
+def _is_for_cpu_decoder(model: Decoder, config: EngineConfig, dtype: str | None, weights: str | None) -> bool:
+    """Whether the decoder in C++ runs the model: if ``weights`` asks for it, or else where it computes what PyTorch
+    would, with this configuration."""
+    if weights is not None:
+        return weights != "nf4"
+    fits = config.block_size % BLOCK_MULTIPLE == 0 and config.cache_dtype in ("auto", "float32")
+    is_plain = dtype is None and all(each.dtype == torch.float32 for each in model.parameters())
+    return fits and is_plain and not config.batch_invariant and not unsupported(model)
+
+
+def _check(device: str | None, dtype: str | None, weights: str | None) -> None:
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch finds no GPU here: choose cpu")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    model, tokenizer = open_model(path, base=base)
-    wanted = DTYPES[dtype] if dtype else (torch.bfloat16 if torch.device(device).type == "cuda" else None)
-    return Opened(model.to(device, wanted), tokenizer, _ends(Path(path), tokenizer))
+    if weights is not None and weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if weights not in (None, "nf4") and (on_gpu or dtype is not None):
+        what = f"device {device}" if on_gpu else f"dtype {dtype}"
+        raise ValueError(f"weights {weights} is for the decoder on a CPU, which does not go with {what}: leave it out")
 
 
 def _ends(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Those of ``generation_config.json``, else of a Hugging Face folder's ``config.json``, else the tokenizer's."""
-    if "generation_config.json" not in tokenizer.files and (path / CONFIG_FILE).exists():
-        named = read_json(path / CONFIG_FILE).get("eos_token_id")
-        if named is not None:
-            return frozenset(named if isinstance(named, list) else [named])
-    return end_tokens(tokenizer)
+    named = None
+    if GENERATION not in tokenizer.files and (path / CONFIG_FILE).exists():
+        named = as_tokens(read_json(path / CONFIG_FILE).get("eos_token_id"))
+    return named or end_tokens(tokenizer)

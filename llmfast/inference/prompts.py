@@ -9,6 +9,7 @@ from llmfast.tokenizer import Tokenizer
 
 DOCUMENT_START = "document_start"
 """The entry of ``tokenizer_config.json`` with the token that begins every document of a training."""
+GENERATION = "generation_config.json"
 BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "<s>")
 
 
@@ -53,13 +54,17 @@ def begins_documents_with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
 
 def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end a reply: all that ``generation_config.json`` names, else the end-of-text token."""
-    named = _json(tokenizer.files.get("generation_config.json")).get("eos_token_id")
-    if named is not None:
-        return frozenset(named if isinstance(named, list) else [named])
+    if named := as_tokens(_json(tokenizer.files.get(GENERATION)).get("eos_token_id")):
+        return named
     try:
         return frozenset([tokenizer.eot_token])
     except KeyError:
         return frozenset()
+
+
+def as_tokens(named: int | list[int] | None) -> frozenset[int]:
+    """What transformers' files call ``eos_token_id``: a token, several, or none."""
+    return frozenset(named if isinstance(named, list) else [] if named is None else [named])
 
 
 def _own_rule(tokenizer: Tokenizer) -> list[int] | None:

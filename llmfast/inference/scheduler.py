@@ -77,7 +77,7 @@ class Scheduler:
         # The last block first: what prompts have in common is at the beginning, and is kept longest.
         for block in reversed(sequence.blocks):
             self.blocks.release(block)
-        sequence.blocks, sequence.computed, sequence.guesses = [], 0, []
+        sequence.blocks, sequence.computed, sequence.remembered, sequence.guesses = [], 0, 0, []
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -198,9 +198,10 @@ class Scheduler:
             hashes.append(block_hash(parent, sequence.tokens[start : start + size]))
         return hashes[:count]
 
-    def remember(self, sequence: Sequence, before: int) -> None:
-        """Let others use the blocks that a sequence has filled since it had ``before`` tokens computed."""
-        first, last = before // self.block_size, sequence.computed // self.block_size
+    def remember(self, sequence: Sequence) -> None:
+        """Let others use the blocks that a sequence has filled."""
+        first, last = sequence.remembered, sequence.computed // self.block_size
         if self._shares_prefixes and last > first:
             for place, hash_ in enumerate(self._hashes(sequence, last)[first:], first):
                 self.blocks.remember(sequence.blocks[place], hash_)
+            sequence.remembered = last

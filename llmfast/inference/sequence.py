@@ -110,6 +110,8 @@ class Sequence:
     """How many of its tokens have keys and values in its blocks."""
     hashes: list[Hash] = field(default_factory=list)
     """Of its first full blocks."""
+    remembered: int = 0
+    """How many of its full blocks others can find."""
     guesses: list[int] = field(default_factory=list)
     """Tokens that may follow, to be verified in this step."""
     drawn: list[Drawn] = field(default_factory=list)
@@ -142,6 +144,9 @@ class Sequence:
         text = self.reply.push(drawn.token, may_stop=len(self.drawn) >= sampling.min_tokens)
         if self.reply.stopped_by is not None:
             self.finish_reason, self.stop_reason = "stop", self.reply.stopped_by
+        elif self.controls.matcher is not None and self.controls.matcher.is_complete:
+            self.finish_reason = "stop"
+            text += self.reply.finish()
         elif len(self.drawn) == sampling.max_tokens or len(self.tokens) >= request.limit:
             self.finish_reason = "length"
             text += self.reply.finish()

@@ -32,7 +32,11 @@ class ReplyText:
         ``may_stop``, ``stopped_by`` is set, and the text ends before it."""
         if self._decoder is None:
             return ""
-        return self._release(self._held + self._decoder.push(token), self._stop if may_stop else ())
+        try:
+            text = self._decoder.push(token)
+        except KeyError:  # a row that fills up the model's vocabulary, without a text
+            text = ""
+        return self._release(self._held + text, self._stop if may_stop else ())
 
     def finish(self) -> str:
         """The rest of the text at the end: what was held back."""

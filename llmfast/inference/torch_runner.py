@@ -34,7 +34,9 @@ class TorchRunner:
         self._kv_heads = model.blocks[0].attention.kv_heads
         self._switch = only_switch(model) if switches(model) else None
         self.default_adapter = None if self._switch is None else self._switch.active
-        self._uses_graphs = cuda_graphs and self.device.type == "cuda" and not self.config.experts.count
+        # Experts and dynamic scaling wait for numbers from the GPU.
+        fits = not self.config.experts.count and self.shares_prefixes
+        self._uses_graphs = cuda_graphs and self.device.type == "cuda" and fits
         self._graphs = None
         self.cache: PagedCache | None = None
 
@@ -64,7 +66,7 @@ class TorchRunner:
         # One page more, for the rows that fill up a CUDA graph.
         dtype = self._cache_dtype(cache_dtype)
         self.cache = PagedCache(self.config, blocks + 1, block_size, dtype, self.device, self._kv_heads)
-        if self._uses_graphs:
+        if self._uses_graphs and dtype == self.dtype:
             from llmfast.inference.graphs import DecodeGraphs
 
             self._graphs = DecodeGraphs(self.model, self.cache, spare_page=blocks)
@@ -80,8 +82,7 @@ class TorchRunner:
             one_each = all(len(chunk.tokens) == 1 and chunk.outputs == 1 for chunk in chunks)
             if self._graphs is not None and one_each and are_plain:
                 return self._graphs.forward(chunks)
-            # Those that read equally many tokens are together, so that attention takes them at once.
-            order = sorted(range(len(chunks)), key=lambda i: (len(chunks[i].tokens), chunks[i].past > 0))
+            order = _order(chunks)
             step, tokens = cached_step(self.cache, [chunks[i] for i in order], self.config)
             logits = self.model(tokens, cache=step).float()
         if order == list(range(len(chunks))):
@@ -111,9 +112,14 @@ class TorchRunner:
             with use_adapter(self.model, *names):
                 yield False
         else:
-            order = sorted(chunks, key=lambda chunk: (len(chunk.tokens), chunk.past > 0))
-            with adapters_by_row(self.model, [chunk.adapter for chunk in order for _ in chunk.tokens]):
+            ordered = [chunks[i] for i in _order(chunks)]
+            with adapters_by_row(self.model, [chunk.adapter for chunk in ordered for _ in chunk.tokens]):
                 yield False
+
+
+def _order(chunks: Sequence[Chunk]) -> list[int]:
+    """Those that read equally many tokens together, so that attention takes them at once."""
+    return sorted(range(len(chunks)), key=lambda i: (len(chunks[i].tokens), chunks[i].past > 0))
 
 
 def cached_step(cache: PagedCache, chunks: Sequence[Chunk], config) -> tuple[CachedStep, Tensor]:

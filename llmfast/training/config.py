@@ -86,6 +86,12 @@ class TrainingConfig:
     """A loss over this many times the median of the last 100 steps is a spike; 0 for none."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where to send the log besides log.jsonl."""
+    track_project: str | None = None
+    """Project of the run at Weights & Biases and Trackio; WANDB_PROJECT, or else llmfast, if left out."""
+    track_group: str | None = None
+    """Group of the run at Weights & Biases and Trackio."""
+    track_tags: tuple[str, ...] = ()
+    """Tags of the run at Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_last"):

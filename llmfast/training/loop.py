@@ -20,7 +20,7 @@ from llmfast.training.monitoring.display import Display
 from llmfast.training.monitoring.guard import BadStepError
 from llmfast.training.monitoring.pace import Pace
 from llmfast.training.monitoring.profiling import StepProfiler
-from llmfast.training.monitoring.tracking import Tracker, open_trackers
+from llmfast.training.monitoring.tracking import Labels, Tracker, open_trackers
 from llmfast.training.session import Session
 from llmfast.training.signals import requests_by_signal
 from llmfast.training.summary import SummaryWriter
@@ -55,7 +55,9 @@ class _Fit:
         self.training = session.trainer.training
         self.world = session.trainer.world
         quiet = console if self.world.is_main else Console(quiet=True)
-        self.display = Display(self.training.steps, console=quiet)
+        preparing = "compiling the model, which takes the first step a while" if session.trainer.compiled else ""
+        done = session.trainer.steps_done
+        self.display = Display(self.training.steps, done=done, preparing=preparing, console=quiet)
         self.saver = Saver(session.run.folder, session.trainer)
         self.pace = Pace(session.trainer)
         self.summary = SummaryWriter(session.run.folder, session.trainer) if self.world.is_main else None
@@ -69,8 +71,17 @@ class _Fit:
     def run(self) -> None:
         trainer, stopped = self.trainer, False
         if self.world.is_main:
+            logged = max((record["step"] for record in self.folder.records()), default=0)
             self.folder.rewind_log(trainer.steps_done)
-            self.trackers = open_trackers(self.training.track, self.folder, self.task.config, trainer.steps_done)
+            training = self.training
+            self.trackers = open_trackers(
+                training.track,
+                self.folder,
+                self.task.config,
+                step=trainer.steps_done,
+                logged=logged,
+                labels=Labels(training.track_project, training.track_group, training.track_tags),
+            )
         with requests_by_signal() as requests, self.display, contextlib.ExitStack() as at_end:
             for tracker in self.trackers:
                 at_end.callback(tracker.close)
@@ -116,6 +127,8 @@ class _Fit:
             loss=result.loss.item(),
             gradient_norm=result.gradient_norm.item(),
             learning_rate_factor=result.learning_rate_factor,
+            **result.learning_rates,
+            **result.scaling,
             **result.figures,
         )
         status = self.pace.status(result)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -78,9 +79,12 @@ class RunFolder:
             self._lock = None
 
     def log(self, **record: Any) -> None:
-        """Append one record."""
+        """Append one record. A figure that is no finite number is null: JSON has no NaN and no infinity."""
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None
         with open(self.log_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """The log so far; a line that a killed process left unfinished is passed over."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.config import to_dict
+from llmfast.config import differences, to_dict
 from llmfast.data.journal import JOURNAL
 from llmfast.models.folder import checkpoints
 from llmfast.training.checkpoints.saver import restore
@@ -153,8 +153,10 @@ def resumed_session(
 
 
 CHANGEABLE = {
-    *("steps", "accumulate", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "async_checkpoints"),
-    *("sample_every", "evaluations", "on_bad_step", "spike", "track", "device", "compile", "activation_checkpointing"),
+    *("steps", "evaluate_every", "evaluations", "sample_every", "on_bad_step", "spike"),
+    *("checkpoint_every", "keep_last", "keep_best", "async_checkpoints"),
+    *("track", "track_project", "track_group", "track_tags"),
+    *("device", "compile", "accumulate", "activation_checkpointing"),
 }
 """Settings of ``training`` that a resumed run may change: how long, how it is watched and kept, and what it costs."""
 
@@ -165,30 +167,24 @@ def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
     Raises:
         ValueError: a setting differs that cannot change; names all of them.
     """
-    before, after = _leaves(to_dict(saved)), _leaves(to_dict(wanted))
-    changes = {name: value for name, value in after.items() if not _same(name, before.get(name), value)}
+    changes = differences(saved, wanted)
+    if _same_folder(*changes.get("data.prepared", (None, None))):
+        del changes["data.prepared"]
+        wanted.data.prepared = saved.data.prepared
     changeable = {f"training.{name}" for name in CHANGEABLE}
     fixed = [name for name in changes if name not in changeable and not name.startswith("parallel.")]
     if fixed:
-        listed = ", ".join(f"{name} is {before.get(name)!r}, not {after[name]!r}" for name in fixed)
+        listed = ", ".join(f"{name} is {changes[name][0]!r}, not {changes[name][1]!r}" for name in fixed)
         hint = "; --learning_rate sets another learning rate" if "training.learning_rate" in fixed else ""
         raise ValueError(f"a resumed run keeps its settings: {listed}{hint}")
-    for name in changes:
-        report(f"changed     {name} from {before.get(name)!r} to {after[name]!r}")
+    for name, (before, after) in changes.items():
+        report(f"changed     {name} from {before!r} to {after!r}")
     return wanted if changes else saved
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return found
-
-
-def _same(name: str, before: Any, after: Any) -> bool:
-    if name == "data.prepared" and before and after:  # absolute in the run, perhaps relative where it is given again
-        return Path(before).absolute() == Path(after).absolute()
-    return before == after
+def _same_folder(before: str | None, after: str | None) -> bool:
+    """Whether two paths are the same: absolute in the run, perhaps relative where it is given again."""
+    return bool(before and after) and Path(before).absolute() == Path(after).absolute()
 
 
 def set_learning_rate(config: RunConfig, learning_rate: float) -> None:

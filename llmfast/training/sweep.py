@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from llmfast.config import from_dict, read_yaml, to_dict
+from llmfast.config import differences, from_dict, load, read_yaml, save, to_dict
 from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
@@ -136,6 +136,7 @@ def run_sweep(
         KeyboardInterrupt: stopped; the same call resumes.
     """
     runs = combinations(grid, config)
+    _check_same_sweep(config, out)
     if isinstance(config, RunConfig) and not config.data.prepared:
         _prepare_once([each for _, each in runs], config, out / "data", console)
     results = []
@@ -145,6 +146,22 @@ def run_sweep(
     results.sort(key=lambda result: math.inf if result.loss is None else result.loss)
     _present(results, grid, out, console)
     return results
+
+
+def _check_same_sweep(config: Any, out: Path) -> None:
+    """Check that what is under ``out`` has this in common with the sweep, and note it there for the next time.
+
+    Raises:
+        ValueError: it has other settings; names them.
+    """
+    file = out / "common.yaml"
+    if file.exists():
+        before = load(type(config), file)
+        if differing := differences(before, config):
+            listed = ", ".join(f"{name} is {was!r}, not {now!r}" for name, (was, now) in differing.items())
+            raise ValueError(f"{out} holds a sweep of other settings: {listed}; choose another --out")
+    else:
+        save(config, file)
 
 
 def _prepare_once(configs: list[RunConfig], config: RunConfig, data: Path, console: Console) -> None:

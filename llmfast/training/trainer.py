@@ -47,10 +47,14 @@ class StepResult:
     gradient_norm: Tensor
     """Before clipping."""
     learning_rate_factor: float
+    learning_rates: dict[str, float]
+    """Of each kind of optimizer, by the name of its setting."""
     tokens: int
     """Tokens in the batch, all processes together."""
     figures: dict[str, float] = field(default_factory=dict)
     """What the objective reported besides its loss."""
+    scaling: dict[str, float] = field(default_factory=dict)
+    """The factor on the loss (float16 only), and whether the gradient overflowed with it, so that no weight changed."""
     fault: str | None = None
     """Why the step was not taken; None if it was."""
     batch: Batch | None = None
@@ -130,7 +134,8 @@ class Trainer:
         context = context_at(training, self.task.context, self.steps_done)
         batch = self.source.next(batch_size_at(training, self.steps_done), context).to(self.device)
         loss, figures = self._backward(batch, context)
-        norm = self.placement.gradient_norm() / self.scaler.scale
+        scale = self.scaler.scale
+        norm = self.placement.gradient_norm() / scale
         fault, applied = self._update(float(loss), norm)
         figures |= self.objective.after_step(applied)
         self.steps_done += 1
@@ -138,11 +143,17 @@ class Trainer:
             loss,
             norm,
             factor,
+            self._learning_rates(factor),
             self.objective.tokens(batch) * share.count,
             figures,
+            {"loss_scale": scale, "overflow": float(not applied and fault is None)} if self.scaler.enabled else {},
             fault,
             batch if fault else None,
         )
+
+    def _learning_rates(self, factor: float) -> dict[str, float]:
+        names = ["learning_rate", *(["matrix_learning_rate"] if self.training.optimizer == "muon" else [])]
+        return {name: getattr(self.training, name) * factor for name in names}
 
     def _backward(self, batch: Batch, context: int) -> tuple[Tensor, dict[str, float]]:
         """Gradients of the mean loss over what all processes count; returns that loss, and the figures."""
@@ -169,6 +180,7 @@ class Trainer:
     def _update(self, loss: float, norm: Tensor) -> tuple[str | None, bool]:
         """Change the weights by the gradient: why the step is bad, if it is, and whether weights changed."""
         overflow = self.scaler.enabled and math.isfinite(loss) and not torch.isfinite(norm)
+        scale = self.scaler.scale  # that of this step's gradient: the update may change it
         self.scaler.update(finite=not overflow)
         if overflow and self.scaler.scale >= 1:
             fault = None  # harmless: the scale is halved, and the next step is tried with that
@@ -177,7 +189,7 @@ class Trainer:
         applied = not overflow and fault is None
         if applied:
             clip = min(1.0, self.training.clip_norm / (float(norm) + 1e-6))
-            self.placement.scale_gradients(clip / self.scaler.scale)
+            self.placement.scale_gradients(clip / scale)
             for optimizer in self.optimizers:
                 optimizer.step()
         for optimizer in self.optimizers:

@@ -10,7 +10,15 @@ from typing import Any
 from llmfast.visualization.files import save_png
 
 # What every run logs; any other name is a figure of its objective or of its evaluations.
-_ALWAYS = {"step", "loss", "gradient_norm", "learning_rate_factor"}
+_ALWAYS = {
+    "step",
+    "loss",
+    "gradient_norm",
+    "learning_rate_factor",
+    "learning_rate",
+    "matrix_learning_rate",
+    "loss_scale",
+}
 
 
 def plot_losses(
@@ -114,6 +122,8 @@ def plot_sweep(
         for name, records in logs.items():
             steps, losses = _series(records, "loss")
             axes.plot(steps, _smoothed(losses), label=name)
+        if highest := _highest([_series(records, "loss")[1] for records in logs.values()]):
+            axes.set_ylim(top=highest)
         axes.set(
             xlabel="step",
             ylabel="training loss, smoothed",
@@ -128,6 +138,12 @@ def plot_sweep(
             _plot_setting(figure.subplots(), name, results)
             save_png(figure, files[-1])
     return files
+
+
+def _highest(curves: list[Any]) -> float | None:
+    """The top of the axis: above where runs begin, so that one that diverges does not press the others flat."""
+    begun = [curve[0] for curve in curves if len(curve)]
+    return 1.1 * float(max(begun)) if begun and max(begun) > 0 else None
 
 
 def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], float]]) -> None:
@@ -151,7 +167,7 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
 def _series(records: list[dict[str, Any]], key: str):
     import numpy as np
 
-    points = [(record["step"], record[key]) for record in records if key in record]
+    points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
 
 

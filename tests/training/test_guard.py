@@ -116,6 +116,19 @@ def test_the_loss_scale_follows_torchs_rule():
         assert ours.scale == theirs.get_scale(), step
 
 
+def test_a_scale_that_grows_leaves_the_gradient_of_its_step_alone(tmp_path):
+    """Trap: a gradient divided by the scale of the next step, and not by that which its loss was multiplied by."""
+    grows, same = (new_run(tmp_path / name, precision="float16", steps=9).trainer for name in ("grows", "same"))
+    grows.scaler.good_steps = grows.scaler.INTERVAL - 1
+    scale = grows.scaler.scale
+    grows.step()
+    same.step()
+    assert grows.scaler.scale == 2 * scale
+    assert same.scaler.scale == scale
+    ours, theirs = grows.optimizer_tensors(), same.optimizer_tensors()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_float16_trains_and_halves_the_scale_when_it_overflows(tmp_path):
     session = new_run(tmp_path, precision="float16", steps=60, learning_rate=1e-2)
     trainer = session.trainer
@@ -132,6 +145,7 @@ def test_float16_trains_and_halves_the_scale_when_it_overflows(tmp_path):
     trainer.forward = overflowing
     result = trainer.step()
     assert result.fault is None  # not a bad step: overflow is what the scale is for
+    assert result.scaling == {"loss_scale": scale, "overflow": 1.0}  # and the log says so
     assert trainer.scaler.scale == scale / 2
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(trainer), strict=True))
     trainer.forward = lambda batch: scaled(forward(batch), float("nan"))

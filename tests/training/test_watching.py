@@ -1,6 +1,7 @@
 """What can be seen of a run: logs to other programs, profiles, evaluations of one's own, checks, sweeps."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -15,7 +16,9 @@ from llmfast.cli import main
 from llmfast.commands.train import sweep
 from llmfast.models.folder import checkpoints
 from llmfast.training.loop import fit
+from llmfast.training.session import resumed_session
 from llmfast.training.sweep import combinations
+from llmfast.visualization.curves import plot_losses
 
 QUIET = {"steps": 4, "evaluate_every": 2, "sample_every": 0}
 
@@ -42,6 +45,55 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     fit(session)
     (file,) = (session.run.folder / "wandb").glob("offline-run-*/*.wandb")
     assert b"validation_loss" in file.read_bytes()
+
+
+def test_the_learning_rates_themselves_are_logged(tmp_path):
+    session = new_run(tmp_path, optimizer="muon", learning_rate=1e-3, matrix_learning_rate=0.02, **QUIET)
+    fit(session)
+    for record in (record for record in session.run.records() if "loss" in record):
+        assert record["learning_rate"] == 1e-3 * record["learning_rate_factor"]
+        assert record["matrix_learning_rate"] == 0.02 * record["learning_rate_factor"]
+
+
+def test_a_log_is_json_whatever_the_figures_are(tmp_path):
+    """Trap: NaN in a log, which most readers of JSON refuse."""
+    run = new_run(tmp_path, **QUIET).run
+    run.log(step=1, loss=float("nan"), figure=float("inf"), whole=3)
+    (record,) = run.log_file.read_text().splitlines()
+    assert record == '{"step": 1, "loss": null, "figure": null, "whole": 3}'
+    plot_losses(run.records(), tmp_path / "loss.png")
+
+
+def test_how_a_run_is_filed(tmp_path, monkeypatch):
+    wandb, trackio = pytest.importorskip("wandb"), pytest.importorskip("trackio")
+    seen = {}
+    for module in (wandb, trackio):
+        name = module.__name__
+        monkeypatch.setattr(module, "init", lambda name=name, **given: seen.update({name: given}) or Recorder())
+    monkeypatch.setattr(trackio, "log", lambda *_, **__: None)
+    monkeypatch.setattr(trackio, "finish", lambda: None)
+    monkeypatch.setattr(Recorder, "finish", lambda self: None, raising=False)
+    monkeypatch.setenv("WANDB_PROJECT", "from-the-environment")
+    fit(new_run(tmp_path / "a", track=("wandb", "trackio"), track_group="g", track_tags=("x", "y"), **QUIET))
+    assert [seen["wandb"][name] for name in ("project", "group", "tags")] == ["from-the-environment", "g", ("x", "y")]
+    assert [seen["trackio"][name] for name in ("project", "group")] == ["llmfast", "g"]
+    fit(new_run(tmp_path / "b", track=("wandb", "trackio"), track_project="mine", **QUIET))
+    assert seen["wandb"]["project"] == seen["trackio"]["project"] == "mine"
+
+
+def test_a_tracker_is_given_no_step_twice(tmp_path, monkeypatch):
+    """Trap: a killed run repeats the steps after its checkpoint, which Trackio then shows twice."""
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setattr(trackio, "init", calls := Recorder())
+    monkeypatch.setattr(trackio, "log", calls.log)
+    monkeypatch.setattr(trackio, "finish", lambda: None)
+    session = new_run(tmp_path, track=("trackio",), checkpoint_every=2, **(QUIET | {"steps": 5}))
+    fit(session)
+    for killed in ("step-000005", "step-000004"):
+        shutil.rmtree(session.run.folder / "checkpoints" / killed)
+    fit(resumed_session(session.run.folder))
+    losses = [step for step, figures in calls.logged if "loss" in figures]
+    assert losses == [1, 2, 3, 4, 5]
 
 
 def test_trackio(tmp_path, monkeypatch):
@@ -198,6 +250,8 @@ def test_a_sweep_trains_each_combination_once_and_compares_them(config_file, tmp
     assert main(command) == 0  # all done already: nothing is trained again
     assert {path: path.read_text() for path in tmp_path.rglob("log.jsonl")} == logs
     assert "step 1/" not in capsys.readouterr().out
+    assert main([*command, "--training.steps", "3"]) == 2
+    assert "holds a sweep of other settings: training.steps is" in capsys.readouterr().err
 
 
 def test_every_task_can_be_swept(tmp_path, capsys):

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+GAP = "  "
+WIDE = 120  # columns, from which the bar is long
 PLAIN_SECONDS = 10  # between plain lines: often enough to see it learn, rarely enough for a log file
 
 
@@ -43,55 +45,74 @@ class Status:
         return {name: value for name, value in figures.items() if value is not None}
 
     def __str__(self) -> str:
-        parts = [
-            f"loss {self.loss:.3f}",
-            *(f"{value:.3f} {unit}" for unit, value in self.units.items()),
-            *(f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.figures.items()),
-            f"gradient {self.gradient_norm:.2f}",
-        ]
+        return self.within(None)
+
+    def within(self, width: int | None) -> str:
+        """The status in at most ``width`` characters, without what matters least."""
+        parts = self._parts()
+        while width is not None and len(parts) > 1 and len(GAP.join(text for text, _ in parts)) > width:
+            parts.remove(max(parts, key=lambda part: part[1]))
+        return GAP.join(text for text, _ in parts)
+
+    def _parts(self) -> list[tuple[str, int]]:
+        """What is shown, in order, with the order in which it is left out where there is no room: the largest first."""
+        parts = [(f"loss {self.loss:.3f}", 0)]
+        parts += [(f"{value:.3f} {unit}", 3) for unit, value in self.units.items()]
+        parts += [(f"{name.replace('_', ' ')} {value:.3g}", 4) for name, value in self.figures.items()]
+        parts.append((f"gradient {self.gradient_norm:.2f}", 5))
         if self.tokens_per_second is not None:
-            parts.append(f"{_count(self.tokens_per_second)} tokens/s")
+            parts.append((f"{_count(self.tokens_per_second)} tokens/s", 2))
         if self.utilization is not None:
-            parts.append(f"MFU {self.utilization:.0%}")
-        parts.append(size(self.memory))
+            parts.append((f"MFU {self.utilization:.0%}", 4))
+        parts.append((size(self.memory), 6))
         if self.seconds_left is not None:
-            parts.append(f"{clock(self.seconds_left)} left")
-        return "  ".join(parts)
+            parts.append((f"{clock(self.seconds_left)} left", 1))
+        return parts
 
 
 class Display:
     """Shows a run; use as a context manager around the loop."""
 
-    def __init__(self, steps: int, *, console: Console | None = None):
-        self.steps = steps
+    def __init__(self, steps: int, *, done: int = 0, preparing: str = "", console: Console | None = None):
+        """``preparing`` is what the first step waits for, shown until it is done."""
+        self.steps, self.preparing = steps, preparing
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._live = self.console.is_terminal
         self._last_line = 0.0
         if self._live:
             self._progress = Progress(
                 TextColumn("step {task.completed:,}/{task.total:,}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=20 if self.console.width >= WIDE else 8),
                 _StatusColumn(),
                 console=self.console,
             )
-            self._task = self._progress.add_task("train", total=steps, status="")
+            self._task = self._progress.add_task("train", total=steps, completed=done, status=preparing)
 
     def __enter__(self) -> Display:
         if self._live:
             self._progress.start()
+        elif self.preparing:
+            self.say(self.preparing)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            # Of a run that was stopped, the line would stand above what is said about that, no longer true.
+            self._progress.live.transient = not self._progress.finished
             self._progress.stop()
 
     def update(self, status: Status) -> None:
         """Show the newest status."""
         if self._live:
-            self._progress.update(self._task, completed=status.step, status=str(status))
+            self._progress.update(self._task, completed=status.step, status=status.within(self._room()))
         elif time.monotonic() - self._last_line > PLAIN_SECONDS or status.step == self.steps:
             self._last_line = time.monotonic()
             self.say(f"step {status.step:,}/{self.steps:,}  {status}")
+
+    def _room(self) -> int:
+        """Columns for the status, beside the steps and the bar."""
+        _, bar, _ = self._progress.columns
+        return self.console.width - len(f"step {self.steps:,}/{self.steps:,}") - bar.bar_width - 2
 
     def say(self, line: str) -> None:
         """Print a line above the live one."""
