@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from llmfast.models.decoder import Decoder
 
 from ..hugging_face import same_model
+
+
+def write_tensors(model: Decoder, path: Path) -> Path:
+    """Its parameters by name, as ``Decoder.from_tensors`` takes them."""
+    torch.save({name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}, path)
+    return path
 
 
 def write_hugging_face(model: Decoder, folder: Path) -> Path:

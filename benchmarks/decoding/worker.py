@@ -1,5 +1,5 @@
 """One library with one model, in a process of its own: ``python -m benchmarks.decoding.worker LIBRARY WIDTH THREADS
-MODEL FOLDER``. It reads jobs as lines of JSON and answers each with seconds.
+MODEL PATH``. It reads jobs as lines of JSON and answers each with seconds.
 
 A job ``{"batch": B, "prompt": P, "new": N}`` reads B prompts of P tokens and adds N tokens to each, greedily.
 """
@@ -17,22 +17,24 @@ import torch
 from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.inference.native import NativeRunner
+from llmfast.models.decoder import Decoder
 
-from ..hugging_face import same_model
-from ..suites.train_step import SHAPES, drawn
+from ..suites.train_step import SHAPES
 
 Generate = Callable[[list[list[int]], int], object]  # prompts, new tokens
 
 
-def llmfast(width: str, threads: int, model: str, folder: Path) -> Generate:
-    runner = NativeRunner(drawn(SHAPES[model]), width, threads=threads)
+def llmfast(width: str, threads: int, model: str, path: Path) -> Generate:
+    tensors = torch.load(path, mmap=True, weights_only=True)
+    runner = NativeRunner(Decoder.from_tensors(SHAPES[model], tensors), width, threads=threads)
     engine = Engine(runner=runner, config=EngineConfig(prefix_sharing=False, prefill_chunk=1024))
     return lambda prompts, new: engine.generate(prompts, Sampling(temperature=0, max_tokens=new))
 
 
-def transformers(width: str, threads: int, model: str, folder: Path) -> Generate:
-    config = SHAPES[model]
-    network = same_model(config, drawn(config).state_dict()).to(getattr(torch, width)).eval()
+def transformers(width: str, threads: int, model: str, path: Path) -> Generate:
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, width)).eval()
 
     @torch.no_grad()
     def generate(prompts: list[list[int]], new: int) -> object:
@@ -43,10 +45,10 @@ def transformers(width: str, threads: int, model: str, folder: Path) -> Generate
     return generate
 
 
-def ctranslate2(width: str, threads: int, model: str, folder: Path) -> Generate:
+def ctranslate2(width: str, threads: int, model: str, path: Path) -> Generate:
     import ctranslate2
 
-    generator = ctranslate2.Generator(str(folder), compute_type=width, intra_threads=threads, inter_threads=1)
+    generator = ctranslate2.Generator(str(path), compute_type=width, intra_threads=threads, inter_threads=1)
 
     def generate(prompts: list[list[int]], new: int) -> object:
         texts = [[f"t{token}" for token in prompt] for prompt in prompts]
@@ -60,9 +62,9 @@ def ctranslate2(width: str, threads: int, model: str, folder: Path) -> Generate:
 LIBRARIES = {each.__name__: each for each in (llmfast, transformers, ctranslate2)}
 
 
-def main(library: str, width: str, threads: str, model: str, folder: str) -> None:
+def main(library: str, width: str, threads: str, model: str, path: str) -> None:
     torch.set_num_threads(int(threads))
-    generate = LIBRARIES[library](width, int(threads), model, Path(folder))
+    generate = LIBRARIES[library](width, int(threads), model, Path(path))
     vocabulary = SHAPES[model].vocab_size
     print("ready", flush=True)
     for line in sys.stdin:

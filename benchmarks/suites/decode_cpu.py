@@ -41,6 +41,7 @@ from .train_step import SHAPES, drawn
 WIDTHS = ("float32", "bfloat16", "int8", "int4")
 # transformers computes in 32 or 16 bits; CTranslate2 has no 4 bits, and 16 on some CPUs only.
 PEERS = {"transformers": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8"), "llama.cpp": WIDTHS}
+CONTENDERS = tuple((name, width) for name, widths in ({OURS: WIDTHS} | PEERS).items() for width in widths)
 MODULES = "LLMFAST_NODE_MODULES"
 ROUNDS = 3
 # PyTorch's products in 16 bits are ten times slower than those in 32 without one of them.
@@ -58,7 +59,8 @@ class Work:
 
 def cases(size: str) -> Iterator[Decoding | Quality]:
     if size == "tiny":
-        yield Decoding("toy GPT-2", 1, (Work(1, 8, 4),), rounds=1)
+        few = ((OURS, "int4"), ("transformers", "float32"))
+        yield Decoding("toy GPT-2", 1, (Work(2, 8, 4),), few, rounds=1)
         return
     everything = (Work(1, 32, 32), Work(16, 32, 16), Work(1, 1000, 0))
     if size == "cpu-quick":
@@ -66,7 +68,32 @@ def cases(size: str) -> Iterator[Decoding | Quality]:
         return
     for threads in sorted({1, available_cpus()}):
         yield Decoding("GPT-2 124M", threads, everything if threads > 1 else everything[:1])
-    yield Quality(seconds=60)
+    yield Quality(seconds=40)
+
+
+FOLDER = tempfile.TemporaryDirectory(prefix="decode-cpu-")  # removed at exit
+
+
+@functools.cache
+def file_of(name: str, width: str, model: str) -> Path:
+    """What a library reads; each file is written once.
+
+    Raises:
+        ModuleNotFoundError: the library is missing.
+    """
+    path = Path(FOLDER.name) / f"{model}-{name}-{width}".replace(" ", "-")
+    if name == OURS:
+        is_written = width != "float32"  # packed by the process itself, from the same file
+        return file_of(name, "float32", model) if is_written else files.write_tensors(weights_of(model), path)
+    if name == "llama.cpp":
+        if MODULES not in os.environ or not shutil.which("node") or importlib.util.find_spec("gguf") is None:
+            raise ModuleNotFoundError(f"llama.cpp needs node, {MODULES} and the package gguf")
+        return files.write_gguf(weights_of(model), path, width)
+    if importlib.util.find_spec(name) is None:
+        raise ModuleNotFoundError(f"{name} is not installed")
+    if name == "ctranslate2":
+        return files.write_ctranslate2(file_of("transformers", "float32", model), path, width)
+    return files.write_hugging_face(weights_of(model), path)
 
 
 @functools.cache
@@ -79,6 +106,7 @@ class Decoding:
     model: str
     threads: int
     works: tuple[Work, ...]
+    contenders: tuple[tuple[str, str], ...] = CONTENDERS  # libraries and widths
     rounds: int = ROUNDS
 
     def __str__(self) -> str:
@@ -86,8 +114,7 @@ class Decoding:
 
     def run(self, device: str, rounds: int, ceilings: dict[str, float]) -> list[Result]:
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workers, absent = self._start(folder, stack)
+            workers, absent = self._start(stack)
             results = [
                 Result(self.model, {"threads": self.threads}, width, "decode", name, *why)
                 for (name, width), why in absent.items()
@@ -96,15 +123,12 @@ class Decoding:
                 results += self._measure(work, workers)
         return results
 
-    def _start(
-        self, folder: Path, stack: ExitStack
-    ) -> tuple[dict[tuple[str, str], Worker], dict[tuple[str, str], tuple[str, str]]]:
+    def _start(self, stack: ExitStack) -> tuple[dict[tuple[str, str], Worker], dict[tuple[str, str], tuple[str, str]]]:
         """The processes by library and width, and why the others are absent."""
         workers, absent = {}, {}
-        wanted = [(OURS, width) for width in WIDTHS] + [(name, width) for name in PEERS for width in PEERS[name]]
-        for name, width in wanted:
+        for name, width in self.contenders:
             try:
-                command = self._command(name, width, folder)
+                command = self._command(name, width)
                 workers[name, width] = stack.enter_context(Worker(command, self.threads))
             except ModuleNotFoundError as error:
                 absent[name, width] = "missing", str(error)
@@ -114,26 +138,15 @@ class Decoding:
                 absent[name, width] = "failed", one_line(error)
         return workers, absent
 
-    def _command(self, name: str, width: str, folder: Path) -> list[str]:
-        """How to start a library, after its files are written."""
-        if name == "llama.cpp":
-            modules = os.environ.get(MODULES)
-            if not modules or not shutil.which("node") or importlib.util.find_spec("gguf") is None:
-                raise ModuleNotFoundError(f"llama.cpp needs node, {MODULES} and the package gguf")
-            path = files.write_gguf(weights_of(self.model), folder / f"{width}.gguf", width)
-            script = Path(files.__file__).with_name("llama_cpp.mjs")
-            return ["node", str(script), modules, str(path), str(self.threads), str(SHAPES[self.model].vocab_size)]
-        model = folder
-        if name != OURS and importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError(f"{name} is not installed")
+    def _command(self, name: str, width: str) -> list[str]:
         lacks_bfloat16 = platform.machine() == "x86_64" and not INSTRUCTIONS_OF_BFLOAT16 & set(instructions())
         if (name, width) == ("transformers", "bfloat16") and lacks_bfloat16:
             raise Unfit("this processor has no instructions for bfloat16")
-        if name == "ctranslate2":
-            source = folder / "hugging_face"
-            if not source.exists():
-                files.write_hugging_face(weights_of(self.model), source)
-            model = files.write_ctranslate2(source, folder / f"ctranslate2-{width}", width)
+        path = file_of(name, width, self.model)
+        if name == "llama.cpp":
+            script = Path(files.__file__).with_name("llama_cpp.mjs")
+            vocabulary = str(SHAPES[self.model].vocab_size)
+            return ["node", str(script), os.environ[MODULES], str(path), str(self.threads), vocabulary]
         return [
             sys.executable,
             "-m",
@@ -142,7 +155,7 @@ class Decoding:
             width,
             str(self.threads),
             self.model,
-            str(model),
+            str(path),
         ]
 
     def _measure(self, work: Work, workers: dict[tuple[str, str], Worker]) -> Iterator[Result]:
