@@ -14,8 +14,8 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     A tokenizer that llmfast cannot use (sentencepiece, as of Llama 2 and Mistral) is copied as files; a line says so.
 
     Args:
-        source: Folder with config.json and safetensors, of GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or
-            Qwen3-MoE.
+        source: Folder with config.json and safetensors or .bin files, of GPT-2, Llama, Mistral, Mixtral, Qwen2,
+            Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma, Phi-3 or Granite.
         out: New folder to write.
         dtype: Of the parameters.
         vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).
@@ -62,7 +62,7 @@ def export_model(
         model: A run folder (its newest checkpoint is used) or a checkpoint folder; an adapter is merged into its base.
         out: New folder to write.
         family: As model_type of transformers (llama, qwen2, ...); the one that fits if left out.
-        dtype: Of the tensors; as they are if left out.
+        dtype: Of the tensors; the narrowest that holds all numbers exactly if left out.
         max_shard_size: Larger models are split over several files.
 
     Raises:

@@ -131,10 +131,10 @@ class Engine:
         config: EngineConfig | None = None,
     ) -> Engine:
         """An engine on the model of a folder: a run (its newest checkpoint), a checkpoint, a Hugging Face folder, or an
-        adapter.
+        adapter; or of a GGUF file.
 
         Args:
-            path: the folder.
+            path: the folder or file.
             base: where the base of an adapter lies now, if it was moved.
             device: ``cpu`` or ``cuda``; a GPU if there is one, if left out.
             dtype: ``float32``, ``bfloat16`` or ``float16``: compute in PyTorch in that dtype. If left out, bfloat16 on

@@ -67,8 +67,8 @@ class Start:
                     "what llmfast model merge writes"
                 )
         if config is not None:
-            wanted = dataclasses.replace(self.config, **{name: getattr(config, name) for name in FREE_SETTINGS})
-            if wanted != self.config:
+            wanted = dataclasses.replace(model.config, **{name: getattr(config, name) for name in FREE_SETTINGS})
+            if wanted != model.config:
                 packed = {name: each for name, each in model.named_modules() if isinstance(each, NF4Linear)}
                 model = _with_config(model, wanted, packed)
         for parameter in model.parameters():

@@ -49,16 +49,24 @@ def to_config(config: DecoderConfig, kind: str | None = None) -> tuple[Family, d
     return family, file
 
 
+def can_say(config: DecoderConfig, kind: str | None = None) -> bool:
+    """Whether the family, or one of them all, can express all of ``config``."""
+    families = DECODERS.values() if kind is None else [DECODERS[kind]] if kind in DECODERS else []
+    return any(_lost(config, family) == 0 for family in families)
+
+
 def family_of(config: DecoderConfig) -> str:
     """The first family that can say all of ``config``, or else one of those that can say the most of it."""
 
-    def lost(family: Family) -> int:
-        try:
-            return len(_differences(config, family.read(family.write(config))))
-        except ValueError:
-            return len(dataclasses.fields(config))
+    return min(DECODERS, key=lambda kind: _lost(config, DECODERS[kind]))
 
-    return min(DECODERS, key=lambda kind: lost(DECODERS[kind]))
+
+def _lost(config: DecoderConfig, family: Family) -> int:
+    """How many settings the family cannot express."""
+    try:
+        return len(_differences(config, family.read(family.write(config))))
+    except ValueError:
+        return len(dataclasses.fields(config))
 
 
 def _differences(wanted: DecoderConfig, written: DecoderConfig) -> list[str]:

@@ -10,15 +10,19 @@ from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.settings import (
     Activation,
     Copies,
+    File,
     Fixed,
+    Granite,
     MixtralExperts,
     Only,
     QkvBias,
+    Quantization,
     QwenExperts,
     Renamed,
     Rope,
     Setting,
     SwitchedWindow,
+    Unread,
     Window,
 )
 
@@ -33,21 +37,36 @@ _SIZES = {
     "context": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-_NEEDED = ("vocab_size", "width", "layers", "heads", "context")
+_NEEDED = ("vocab_size", "width", "layers", "heads")
 
 
-def _llama(*, norm_eps: float = 1e-6, rope_base: float = 10_000.0) -> tuple[Setting, ...]:
-    """The settings of Llama, which most families share; the arguments are what a file need not say."""
+def _llama(rope: Rope | None = None) -> tuple[Setting, ...]:
+    """The settings of Llama, which most families share."""
     return (
+        Quantization(),
         Only({"attention_bias": False, "mlp_bias": False}),
-        Renamed(_SIZES, {"norm_eps": norm_eps}, required=_NEEDED),
-        Rope(rope_base),
-        Activation("hidden_act", default="silu", gated=True),
-        Renamed({"tie_embeddings": "tie_word_embeddings"}, {"tie_embeddings": False}),
+        Renamed(_SIZES, required=_NEEDED),
+        rope or Rope(),
+        Activation("hidden_act", gated=True),
+        Renamed({"tie_embeddings": "tie_word_embeddings"}),
     )
 
 
+def granite_factors(file: File) -> dict[str, float]:
+    """Granite's multipliers, as factors of the weights that they can be joined with."""
+    heads, residual = file["num_attention_heads"], file["residual_multiplier"]
+    width = file.get("head_dim") or file["hidden_size"] // heads
+    return {
+        "embed_tokens.weight": file["embedding_multiplier"],
+        "q_proj.weight": file["attention_multiplier"] * width**0.5,  # in place of 1 / √D
+        "o_proj.weight": residual,
+        "down_proj.weight": residual,
+        "lm_head.weight": 1 / file["logits_scaling"],
+    }
+
+
 _GPT2 = (
+    Quantization(),
     Only({"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}),
     Renamed(
         {
@@ -61,11 +80,10 @@ _GPT2 = (
             "dropout": "resid_pdrop",
             "tie_embeddings": "tie_word_embeddings",
         },
-        {"norm_eps": 1e-5, "dropout": 0.1, "tie_embeddings": True},
         required=_NEEDED,
     ),
     Copies("dropout", ("attn_pdrop", "embd_pdrop")),
-    Activation("activation_function", default="gelu_new", gated=False),
+    Activation("activation_function", gated=False),
     Fixed({"positions": "learned", "norm": "layer", "biases": "all"}),
 )
 
@@ -89,29 +107,56 @@ FAMILIES = {
             ignored=r".*\.attn\.(masked_)?bias",
         ),
         Family("llama", "LlamaForCausalLM", _llama(), tensor_names.LLAMA, _LLAMA_MODULES),
-        Family("mistral", "MistralForCausalLM", (*_llama(), Window(default=4096)), tensor_names.LLAMA, _LLAMA_MODULES),
+        Family("mistral", "MistralForCausalLM", (*_llama(), Window()), tensor_names.LLAMA, _LLAMA_MODULES),
         Family(
             "qwen2",
             "Qwen2ForCausalLM",
-            (*_llama(), QkvBias(), SwitchedWindow(by_layer=True)),
+            (*_llama(), QkvBias(), SwitchedWindow("late")),
             tensor_names.LLAMA,
             _LLAMA_MODULES,
         ),
         Family(
             "qwen3",
             "Qwen3ForCausalLM",
-            (Fixed({"head_width": 128, "qk_norm": True}), *_llama(), SwitchedWindow(by_layer=True)),
+            (Fixed({"qk_norm": True}), *_llama(), SwitchedWindow("late")),
             tensor_names.LLAMA,
             _LLAMA_MODULES,
         ),
-        Family("gemma", "GemmaForCausalLM", patched=_GEMMA_MODULES),
+        Family(
+            "gemma",
+            "GemmaForCausalLM",
+            (
+                *_llama()[:-2],
+                Only({"use_bidirectional_attention": None}),
+                Activation("hidden_act", gated=True, same_as={"gelu": "gelu_pytorch_tanh"}),
+                Unread("hidden_activation"),
+                Renamed({"tie_embeddings": "tie_word_embeddings"}),
+                Fixed({"scale_embedding": True}),
+            ),
+            tensor_names.LLAMA,
+            _GEMMA_MODULES,
+            norm_offset=1.0,
+        ),
         Family("gemma2", "Gemma2ForCausalLM", patched=_GEMMA_MODULES),
         Family("gemma3_text", "Gemma3ForCausalLM", patched=_GEMMA_MODULES),
-        Family("phi3", "Phi3ForCausalLM", patched=_OWN_ATTENTION | {"MLP": "packed_mlp"}),
+        Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            (*_llama(Rope(kinds=())), Window(), Unread("original_max_position_embeddings")),
+            tensor_names.PHI3,
+            _OWN_ATTENTION | {"MLP": "packed_mlp"},
+        ),
         Family("smollm3", "SmolLM3ForCausalLM", patched=_OWN_ATTENTION),
         Family("olmo2", "Olmo2ForCausalLM", patched=_OWN_ATTENTION),
         Family("olmo3", "Olmo3ForCausalLM", patched=_OWN_ATTENTION),
-        Family("granite", "GraniteForCausalLM", patched=_LLAMA_MODULES),
+        Family(
+            "granite",
+            "GraniteForCausalLM",
+            (*_llama(), Granite()),
+            tensor_names.LLAMA,
+            _LLAMA_MODULES,
+            factors=granite_factors,
+        ),
         Family("gpt_oss", "GptOssForCausalLM", patched={"RMSNorm": "rms_norm", "ForCausalLM": "loss"}),
         Family(
             "llama4_text",
@@ -126,21 +171,27 @@ FAMILIES = {
         Family(
             "mixtral",
             "MixtralForCausalLM",
-            (*_llama(norm_eps=1e-5, rope_base=1e6), Window(), MixtralExperts()),
+            (*_llama(Rope(1e6)), Window(), MixtralExperts()),
             tensor_names.MIXTRAL,
             _MIXTRAL_MODULES,
         ),
         Family(
             "qwen2_moe",
             "Qwen2MoeForCausalLM",
-            (*_llama(), QkvBias(), SwitchedWindow(by_layer=True), QwenExperts(shared=True)),
+            (*_llama(), QkvBias(), SwitchedWindow("early_even"), QwenExperts(shared=True)),
             tensor_names.QWEN_MOE,
             _LLAMA_MODULES,
         ),
         Family(
             "qwen3_moe",
             "Qwen3MoeForCausalLM",
-            (Fixed({"qk_norm": True}), *_llama(), SwitchedWindow(by_layer=False), QwenExperts(shared=False)),
+            (
+                Fixed({"qk_norm": True}),
+                *_llama(),
+                SwitchedWindow("all"),
+                QwenExperts(shared=False),
+                Unread("max_window_layers"),
+            ),
             tensor_names.QWEN_MOE,
             _LLAMA_MODULES,
         ),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from llmfast.files import atomic_folder
-from llmfast.integrations.huggingface.config import from_config, to_config, with_plain_embedding
+from llmfast.integrations.huggingface.config import can_say, from_config, to_config, with_plain_embedding
 from llmfast.integrations.huggingface.family import Family
+from llmfast.integrations.huggingface.stored import stored_tensors
 from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
 from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
 from llmfast.models.config import DecoderConfig
@@ -36,15 +37,22 @@ TOKENIZER_FILES = (
 )
 
 
+GENERATION_FILE = "generation_config.json"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def load_huggingface(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, vocab_multiple: int = 1, keep_4_bits: bool = False
 ) -> Decoder:
-    """The model of a folder with config.json and safetensors, sharded or not.
+    """The model of a folder with config.json and safetensors (or PyTorch's .bin files), sharded or not.
 
-    Weights that bitsandbytes stored in 4 bits are decoded.
+    The model computes what transformers does, or is refused: what config.json leaves out is what transformers takes for
+    the family, and a setting that the decoder does not have is named in the error. Weights that bitsandbytes stored in
+    4 bits are decoded.
 
     Args:
-        folder: A model of the family GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen2-MoE or Qwen3-MoE.
+        folder: A model of the family GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma, Phi-3
+            or Granite.
         dtype: The dtype of the parameters.
         vocab_multiple: Pad the embedding table to a multiple of this (64 for GPT-2's 50257 tokens).
         keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:
@@ -58,15 +66,18 @@ def load_huggingface(
     if not config_file.exists():
         raise ValueError(f"{folder} holds no model: config.json is missing")
     try:
-        family, config = from_config(json.loads(config_file.read_text("utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+        file = json.loads(config_file.read_text("utf-8"))
+        family, config = from_config(file)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{config_file} cannot be used: {reason}") from None
-    config = DecoderConfig(**vars(config) | {"vocab_multiple": vocab_multiple})
-    with torch.device("meta"):
-        wanted = _own_tensors(Decoder(config), config)
-    with _stored_tensors(folder) as (names, read):
-        reader = _Reader(family, config, names, read)
+    config = dataclasses.replace(config, vocab_multiple=vocab_multiple)
+    with stored_tensors(folder) as (names, read):
+        reader = _Reader(family, config, names, read, family.factors_of(file))
+        if config.tie_embeddings and reader.has_other_head():
+            config = reader.config = dataclasses.replace(config, tie_embeddings=False)
+        with torch.device("meta"):
+            wanted = _own_tensors(Decoder(config), config)
         tensors = {name: reader.tensor(name, like).to(dtype).contiguous() for name, like in wanted.items()}
         if left := reader.left():
             raise ValueError(f"{folder} holds tensors that this model has no place for: {', '.join(left[:3])}")
@@ -99,12 +110,14 @@ def save_huggingface(
 ) -> None:
     """Write the model as a new folder that transformers reads.
 
-    An embedding that is scaled on its way in (``scale_embedding``) becomes a table of its own with the factor in it:
-    those families know no such factor.
+    An embedding that is scaled on its way in (``scale_embedding``) becomes a table of its own with the factor in it,
+    but in Gemma, which has the factor. The tokens that begin and end a text are written as generation_config.json of
+    ``tokenizer_from`` names them, or as its tokenizer has them.
 
     Args:
         family: The ``model_type`` of transformers; the first that fits if left out.
-        dtype: The dtype of the tensors; that of the parameters if left out.
+        dtype: The dtype of the tensors; the narrowest one that holds every number of theirs exactly if left out: a
+            model that was imported from bfloat16 has that dtype again.
         tokenizer_from: A folder whose tokenizer files are copied.
         max_shard_size: Larger models are split over several files.
 
@@ -115,19 +128,55 @@ def save_huggingface(
     from huggingface_hub import save_torch_state_dict
 
     check_new(folder)
-    config = with_plain_embedding(model.config) if model.config.scale_embedding else model.config
+    config = model.config
+    if config.scale_embedding and not can_say(config, family):
+        config = with_plain_embedding(config)
     chosen, file = to_config(config, family)
     tensors = {}
     for name, tensor in _own_tensors(model, config).items():
         tensor = tensor.detach().cpu()
-        if name == "embedding.weight" and model.config.scale_embedding:
+        if name == "embedding.weight" and model.config.scale_embedding and not config.scale_embedding:
             tensor = tensor * config.width**0.5
-        tensors |= _theirs(chosen, config, name, tensor if dtype is None else tensor.to(dtype))
+        if chosen.norm_offset and name.endswith("norm.weight"):
+            tensor = tensor - chosen.norm_offset
+        tensors |= _theirs(chosen, config, name, tensor)
+    dtype = dtype or narrowest(tensors.values())
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    special = special_tokens(tokenizer_from)
+    file |= dict.fromkeys(_SPECIAL) | special  # null where they are unknown: not those of the family's first model
     file["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     with atomic_folder(folder) as partial:
         save_torch_state_dict(tensors, partial, max_shard_size=max_shard_size)
         (partial / "config.json").write_text(json.dumps(file, indent=2) + "\n")
         copy_tokenizer(tokenizer_from, partial)
+        if special and not (partial / GENERATION_FILE).exists():
+            (partial / GENERATION_FILE).write_text(json.dumps(special, indent=2) + "\n")
+
+
+def narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The first of bfloat16 and float16 that holds all these numbers exactly; if none does, the dtype of the first."""
+    tensors = list(tensors)
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(each.to(dtype).to(each.dtype), each) for each in tensors):
+            return dtype
+    return tensors[0].dtype
+
+
+def special_tokens(source: str | Path | None) -> dict[str, Any]:
+    """The tokens that begin, end and fill up a text, as config.json names them, of the tokenizer at ``source``."""
+    from llmfast.tokenizer import Tokenizer
+
+    if source is None:
+        return {}
+    file = Path(source) / GENERATION_FILE
+    if file.exists():
+        said = json.loads(file.read_text("utf-8"))
+        return {name: said[name] for name in _SPECIAL if said.get(name) is not None}
+    try:
+        end = Tokenizer.load(source).eot_token
+    except (ValueError, OSError, KeyError, AttributeError):
+        return {}
+    return {"bos_token_id": end, "eos_token_id": end}
 
 
 def check_new(folder: str | Path) -> None:
@@ -159,16 +208,36 @@ def _own_tensors(model: Decoder, config: DecoderConfig) -> dict[str, Tensor]:
 class _Reader:
     """Assembles our tensors from those of a folder."""
 
-    def __init__(self, family: Family, config: DecoderConfig, names: set[str], read: Callable[[str], Tensor]):
-        self.family, self.config, self.names, self.read = family, config, names, read
+    def __init__(
+        self,
+        family: Family,
+        config: DecoderConfig,
+        names: set[str],
+        read: Callable[[str], Tensor],
+        factors: Mapping[str, float],
+    ):
+        self.family, self.config, self.names, self.read, self.factors = family, config, names, read, factors
         self.used: set[str] = set()
         self.block_sizes: dict[str, set[int | None]] = {}
         """Of our tensors: the block sizes of those of theirs that are in 4 bits, and None where one is not."""
+
+    def has_other_head(self) -> bool:
+        """Whether there is an output head beside the embedding table with other numbers: transformers then takes it,
+        whatever config.json says."""
+        head, table = (self.found(*self.family.their_names(f"{each}.weight")) for each in ("head", "embedding"))
+        return None not in (head, table) and not torch.equal(self.read(head), self.read(table))
+
+    def found(self, name: str) -> str | None:
+        """The name of a tensor in the folder. Folders saved from the model without its head lack the first word."""
+        return next((each for each in (name, name.partition(".")[2]) if each in self.names), None)
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
         if name.endswith("router.bias"):
             return torch.zeros(like.shape)
         theirs = self.family.their_names(name)
+        if name == "head.weight" and self.factors and self.found(*theirs) is None:  # tied, but for a factor
+            factor = self.factors.get(theirs[0], 1.0) / self.factors["embed_tokens.weight"]
+            return self.tensor("embedding.weight", like) * factor
         self.current = self.block_sizes.setdefault(name, set())
         if "{x}" in theirs[0]:
             experts = range(self.config.experts.count)
@@ -178,8 +247,10 @@ class _Reader:
         if _is_transposed(self.family, name, tensor):
             tensor = tensor.T
             self.current.add(None)
-        if name in ("embedding.weight", "head.weight") and len(tensor) < len(like):
+        if name in ("embedding.weight", "head.weight") and len(tensor) == self.config.vocab_size:
             tensor = torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), tensor.shape[1])])
+        if self.family.norm_offset and name.endswith("norm.weight"):
+            tensor = tensor.float() + self.family.norm_offset
         if tensor.shape != like.shape:
             raise ValueError(
                 f"{theirs[0]} has the shape {tuple(tensor.shape)}, but by config.json it is {tuple(like.shape)}"
@@ -190,14 +261,23 @@ class _Reader:
         return torch.cat([self._one(name) for name in names]) if len(names) > 1 else self._one(names[0])
 
     def _one(self, name: str) -> Tensor:
-        # Folders saved from the model without its head lack the first word of every name.
-        found = name if name in self.names else name.partition(".")[2]
-        if found not in self.names:
+        found = self.found(name)
+        if found is None:
             raise ValueError(f"the tensor {name} is missing")
         self.used.add(found)
+        factor = next((value for end, value in self.factors.items() if name.endswith(end)), 1.0)
+        if factor != 1.0:
+            self.current.add(None)
+        tensor = self._stored(found)
+        return tensor if factor == 1.0 else tensor.float() * factor
+
+    def _stored(self, found: str) -> Tensor:
         if not has_bitsandbytes_state(self.names, found):
             self.current.add(None)
-            return self.read(found)
+            tensor = self.read(found)
+            if not tensor.is_floating_point():
+                raise ValueError(f"the tensor {found} holds {tensor.dtype}: such weights cannot be decoded")
+            return tensor
         beside = self.names & set(bitsandbytes_names(found))
         self.used |= beside
         packed = from_bitsandbytes_state({each: self.read(each) for each in {found, *beside}}, found)
@@ -246,23 +326,3 @@ def _parts(tensor: Tensor, config: DecoderConfig, count: int) -> list[Tensor]:
 
 def _is_transposed(family: Family, name: str, tensor: Tensor) -> bool:
     return family.conv1d and name.startswith("blocks.") and tensor.ndim == 2
-
-
-@contextlib.contextmanager
-def _stored_tensors(folder: Path) -> Iterator[tuple[set[str], Callable[[str], Tensor]]]:
-    """The names of the tensors in a folder's safetensors files, and a function that reads one."""
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    with contextlib.ExitStack() as stack:
-        homes = {}
-        for name in files:
-            if not (folder / name).exists():
-                raise ValueError(f"{folder / name} is missing")
-            try:
-                opened = stack.enter_context(safe_open(folder / name, framework="pt"))
-            except SafetensorError as error:
-                raise ValueError(f"{folder / name} is damaged: {error}") from None
-            homes |= dict.fromkeys(opened.keys(), opened)
-        yield set(homes), lambda name: homes[name].get_tensor(name)

@@ -1,23 +1,59 @@
 """Settings of a config.json, each with the way from it to ``DecoderConfig`` and back.
 
 A family is a list of them. Reading takes the settings one after the other, a later one over an earlier one, and so does
-writing. A setting need not write what it cannot say: ``config.to_config`` reads what was written and compares.
+writing. A setting need not write what it cannot say: ``config.to_config`` reads what was written and compares. What no
+setting has read is refused, unless it is known to change nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from llmfast.integrations.huggingface.defaults import HARMLESS, INERT
 from llmfast.models.activations import transformers_names
 from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
+
+
+class File:
+    """A config.json with the family's defaults for keys that it leaves out, which remembers the keys that are read."""
+
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]):
+        self.given, self.defaults = given, defaults
+        self.used: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a key; null counts as a value."""
+        self.used.add(name)
+        return self.given.get(name, self.defaults.get(name, default))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.given and name not in self.defaults:
+            raise KeyError(name)
+        return self.get(name)
+
+    def check_all_used(self) -> None:
+        """Refuse keys that no setting has read, unless they are known to change nothing.
+
+        Raises:
+            ValueError: names them.
+        """
+        odd = {
+            name: value
+            for name, value in self.given.items()
+            if name not in self.used | HARMLESS and value is not None and not (name in INERT and value == INERT[name])
+        }
+        if odd:
+            said = ", ".join(f"{name} ({value!r})" for name, value in list(odd.items())[:5])
+            raise ValueError(f"it has settings that llmfast does not know, and may not leave out: {said}")
 
 
 class Setting(Protocol):
     """One or several keys of a config.json that belong together."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         """Arguments of ``DecoderConfig``.
 
         Raises:
@@ -35,23 +71,36 @@ class Setting(Protocol):
         ...
 
 
+_WHOLE = frozenset(("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "ff_width", "context"))
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if type(value) is not int:
+        raise ValueError(f"{name} is {value!r}, not a whole number")
+
+
 @dataclass(frozen=True)
 class Renamed:
-    """Settings that only have another name. One that the file lacks, or has as null, is left out, or is ``default``."""
+    """Settings that only have another name."""
 
     theirs: Mapping[str, str]
     """Our names, and theirs."""
-    default: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where the file does not say, by our names."""
     required: tuple[str, ...] = ()
-    """Our names of those without a default, which the file must have: weights do not show what they are."""
+    """Our names of those that the file must have: weights do not show what they are."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         for ours in self.required:
-            if file.get(self.theirs[ours]) is None:
+            if file.given.get(self.theirs[ours]) is None:
                 raise KeyError(self.theirs[ours])
-        found = {ours: file[theirs] for ours, theirs in self.theirs.items() if file.get(theirs) is not None}
-        return {**self.default, **found}
+        found = {ours: file.get(theirs) for ours, theirs in self.theirs.items()}
+        for ours, value in found.items():
+            theirs = self.theirs[ours]
+            # As many key/value heads as heads, in every family, is what null says there.
+            if value is None and ours != "kv_heads" and file.defaults.get(theirs) is not None:
+                raise ValueError(f"{theirs} is null")
+            if value is not None and ours in _WHOLE:
+                _check_whole(theirs, value)
+        return {ours: value for ours, value in found.items() if value is not None}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         return {theirs: getattr(config, ours) for ours, theirs in self.theirs.items()}
@@ -63,7 +112,7 @@ class Fixed:
 
     ours: Mapping[str, Any]
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         return dict(self.ours)
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
@@ -76,7 +125,7 @@ class Only:
 
     theirs: Mapping[str, Any]
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         for name, only in self.theirs.items():
             if file.get(name, only) != only:
                 raise ValueError(f"{name} is {file[name]}; supported is {only}")
@@ -93,7 +142,7 @@ class Copies:
     ours: str
     theirs: tuple[str, ...]
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         return {}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
@@ -105,12 +154,14 @@ class Activation:
     """The activation of the feed-forward, by the names of ``llmfast.models.activations``."""
 
     theirs: str
-    default: str
     gated: bool
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    """Names that the family takes for another one."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         names = transformers_names(gated=self.gated)
-        name = file.get(self.theirs, self.default)
+        name = file.get(self.theirs)
+        name = self.same_as.get(name, name)
         if name not in names:
             raise ValueError(f"its activation is {name!r}; supported are {', '.join(names)}")
         return {"activation": names[name]}
@@ -123,11 +174,55 @@ class Activation:
         return {self.theirs: found}
 
 
+class Unread:
+    """Keys that published files of the family have and transformers does not read."""
+
+    def __init__(self, *theirs: str):
+        self.theirs = theirs
+
+    def read(self, file: File) -> dict[str, Any]:
+        for name in self.theirs:
+            file.get(name)
+        return {}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        return {}
+
+
 class QkvBias:
     """Qwen2's biases of queries, keys and values, which a config.json of Qwen2-MoE can switch off."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         return {"biases": "qkv" if file.get("qkv_bias", True) else "none"}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        return {}
+
+
+class Granite:
+    """Granite's multipliers, which go into the weights (``families.granite_factors``)."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        embedding, logits = file["embedding_multiplier"], file["logits_scaling"]
+        for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"):
+            if type(file[name]) not in (int, float) or not math.isfinite(file[name]):
+                raise ValueError(f"{name} is {file[name]!r}, not a finite number")
+        # A table that serves at both ends can hold one factor only.
+        return {} if embedding == 1 / logits else {"tie_embeddings": False}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        return {"attention_multiplier": config.head_width**-0.5}
+
+
+class Quantization:
+    """The quantization of the stored weights, of which 4 bits of bitsandbytes can be decoded."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        found = file.get("quantization_config")
+        if found and not (found.get("quant_method", "bitsandbytes") == "bitsandbytes" and found.get("load_in_4bit")):
+            method = found.get("quant_method", "bitsandbytes in 8 bits")
+            raise ValueError(f"its weights are quantized ({method}); supported are the 4 bits of bitsandbytes")
+        return {}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         return {}
@@ -160,6 +255,23 @@ SCALING_KEYS = {
 }
 
 
+def _joined(name: str, *values: Any) -> Any:
+    """The value that is given under several names."""
+    found = {value for value in values if value is not None}
+    if len(found) > 1:
+        raise ValueError(f"{name} is given twice: {' and '.join(map(str, values))}")
+    return found.pop() if found else None
+
+
+def _yarn_attention_factor(given: Mapping[str, Any]) -> float | None:
+    """The factor on cosines and sines, which may also be given by two factors on its logarithm."""
+    mscale, of_all = given.get("mscale"), given.get("mscale_all_dim")
+    if given.get("attention_factor") is not None or not (mscale and of_all):
+        return given.get("attention_factor")
+    growth = 0.1 * math.log(max(given["factor"], 1))
+    return (growth * mscale + 1) / (growth * of_all + 1)
+
+
 @dataclass(frozen=True)
 class Rope:
     """``rope_parameters``, or what they were until transformers 5: ``rope_theta`` and ``rope_scaling``."""
@@ -167,19 +279,38 @@ class Rope:
     base: float = 10_000.0
     """What transformers takes where the file does not say."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
-        given = file.get("rope_parameters") or file.get("rope_scaling") or {}
-        base = float(given.get("rope_theta") or file.get("rope_theta", self.base))
-        kind = given.get("rope_type") or given.get("type") or "default"
-        if (given.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise ValueError(f"partial_rotary_factor is {given['partial_rotary_factor']}; supported is 1")
+    kinds: tuple[str, ...] = tuple(SCALING_KEYS)
+    """The kinds of scaling that the family has."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        old, new = file.get("rope_scaling"), file.get("rope_parameters")
+        given = dict(old or new or {})
+        base = float(given.pop("rope_theta", None) or file.get("rope_theta", self.base))
+        kind = _joined("rope_type", given.pop("rope_type", None), given.pop("type", None)) or "default"
+        outside = file.get("partial_rotary_factor"), file.get("original_max_position_embeddings")
+        partial = given.pop("partial_rotary_factor", outside[0])
+        if partial not in (None, 1):
+            raise ValueError(f"partial_rotary_factor is {partial}; supported is 1")
+        if kind != "default" and kind not in self.kinds:
+            raise ValueError(f"its rope_type is {kind!r}; supported are {', '.join(('default', *self.kinds))}")
+        known = ("mscale", "mscale_all_dim", *SCALING_KEYS["yarn"]) if kind == "yarn" else SCALING_KEYS.get(kind, ())
+        if odd := [name for name, value in given.items() if name not in known and value is not None]:
+            raise ValueError(f"its rotary embedding ({kind}) has settings that llmfast does not know: {', '.join(odd)}")
         if kind == "default":
             return {"rope_base": base}
-        if kind not in SCALING_KEYS:
-            raise ValueError(f"its rope_type is {kind!r}; supported are default, {', '.join(SCALING_KEYS)}")
+        for name in ("factor", *(("low_freq_factor", "high_freq_factor") if kind == "llama3" else ())):
+            if given.get(name) is None:
+                raise ValueError(f"its rotary embedding ({kind}) has no {name}")
         found = {SCALING[key]: given[key] for key in SCALING_KEYS[kind] if given.get(key) is not None}
-        if kind in ("llama3", "yarn", "dynamic"):
-            found.setdefault("original_context", file["max_position_embeddings"])
+        if kind in ("llama3", "yarn"):
+            found["original_context"] = outside[1] or found.get("original_context") or file["max_position_embeddings"]
+        if kind == "dynamic":
+            found["original_context"] = file["max_position_embeddings"]
+        if kind == "yarn":
+            found["attention_factor"] = _yarn_attention_factor(given)
+            for name in ("beta_fast", "beta_slow"):  # 0 counts as left out
+                if not found.get(name):
+                    found.pop(name, None)
         scaling = RopeScaling(kind, **found)
         settings = {"rope_base": base, "rope_scaling": scaling}
         if kind == "dynamic":
@@ -207,11 +338,12 @@ class Rope:
 class Window:
     """One sliding window for all layers, or none where ``sliding_window`` is null."""
 
-    default: int | None = None
-
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
-        window = file.get("sliding_window", self.default)
-        return {"window": window} if window else {}
+    def read(self, file: File) -> dict[str, Any]:
+        window = file.get("sliding_window")
+        if window is None:
+            return {}
+        _check_whole("sliding_window", window)
+        return {"window": window}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         slides = any(config.window_of(layer) for layer in range(config.layers))
@@ -222,27 +354,43 @@ class Window:
 class SwitchedWindow:
     """Qwen's sliding window, which counts only with ``use_sliding_window``."""
 
-    by_layer: bool
-    """Whether the file says for each layer whether it slides."""
+    layers: Literal["all", "late", "early_even"]
+    """Which layers slide where the file does not say it layer by layer: those from ``max_window_layers`` on, or of
+    those before it every second one. With "all" a file cannot say it by layer."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
-        window = file.get("sliding_window")
-        if not window or not file.get("use_sliding_window"):
-            return {}
-        if not self.by_layer:
-            return {"window": window}
-        types = file.get("layer_types")
+    def read(self, file: File) -> dict[str, Any]:
+        window, slides = file.get("sliding_window"), file.get("use_sliding_window")
+        if window is not None:
+            _check_whole("sliding_window", window)
+        bound, layers = file.get("max_window_layers"), range(file["num_hidden_layers"])
+        types = None if self.layers == "all" else file.get("layer_types")
         if types is None:
-            full = file.get("max_window_layers", 28)
-            types = ["full" if layer < full else "sliding" for layer in range(file["num_hidden_layers"])]
-        return {"window": window, "window_pattern": "".join("s" if each.startswith("s") else "f" for each in types)}
+            by_rule = {
+                "all": lambda i: True,
+                "late": lambda i: i >= bound,
+                "early_even": lambda i: not i % 2 and i < bound,
+            }
+            is_sliding = [bool(window and slides) and by_rule[self.layers](layer) for layer in layers]
+        else:
+            if len(types) != len(layers) or set(types) - {"full_attention", "sliding_attention"}:
+                raise ValueError(
+                    f"layer_types is {types}; supported are full_attention and sliding_attention, by layer"
+                )
+            is_sliding = [each == "sliding_attention" for each in types]
+            if any(is_sliding) and not (window and slides):
+                raise ValueError("layer_types has sliding_attention, but use_sliding_window is off")
+        if not any(is_sliding):
+            return {}
+        return {"window": window, "window_pattern": "".join("fs"[each] for each in is_sliding)}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         windows = [config.window_of(layer) for layer in range(config.layers)]
         if not any(windows):
             return {}
-        types = ["sliding_attention" if each else "full_attention" for each in windows]
-        return {"sliding_window": config.window, "use_sliding_window": True, "layer_types": types}
+        said = {"sliding_window": config.window, "use_sliding_window": True}
+        if self.layers == "all":
+            return said
+        return said | {"layer_types": ["sliding_attention" if each else "full_attention" for each in windows]}
 
 
 # --- mixture of experts ---------------------------------------------------------------------------------------------
@@ -251,7 +399,7 @@ class SwitchedWindow:
 class MixtralExperts:
     """Experts in every layer, as wide as the feed-forward."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, file: File) -> dict[str, Any]:
         return {"experts": ExpertsConfig(file["num_local_experts"], file["num_experts_per_tok"])}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
@@ -271,16 +419,20 @@ class QwenExperts:
     shared: bool
     """Whether there is an expert that every token passes, weighed by a gate."""
 
-    def read(self, file: Mapping[str, Any]) -> dict[str, Any]:
-        dense, step = file.get("mlp_only_layers") or [], file.get("decoder_sparse_step", 1)
+    def read(self, file: File) -> dict[str, Any]:
+        dense, step = file.get("mlp_only_layers") or [], file["decoder_sparse_step"]
+        count = (
+            _joined("num_experts", file.get("num_local_experts"), file.given.get("num_experts")) or file["num_experts"]
+        )
+        file.get("num_experts")
         layers = range(file["num_hidden_layers"])
         shared = file["shared_expert_intermediate_size"] if self.shared else 0
         experts = ExpertsConfig(
-            file.get("num_experts") or file["num_local_experts"],
+            count,
             file["num_experts_per_tok"],
             width=file["moe_intermediate_size"],
             pattern="".join("e" if (layer + 1) % step == 0 and layer not in dense else "d" for layer in layers),
-            normalize=file.get("norm_topk_prob", False),
+            normalize=file["norm_topk_prob"],
             shared_width=shared,
             shared_gate=bool(shared),
         )

@@ -36,6 +36,13 @@ LLAMA = {
         {"feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"), "feed_forward.down": ("mlp.down_proj",)},
     ),
 }
+PHI3 = {
+    **LLAMA,
+    **_blocks(
+        "model.layers.{i}",
+        {"attention.qkv": ("self_attn.qkv_proj",), "feed_forward.gate_up": ("mlp.gate_up_proj",)},
+    ),
+}
 MIXTRAL = {
     **_AROUND_LLAMA,
     **_ATTENTION,
