@@ -14,7 +14,7 @@ from llmfast.data.batch import IGNORED, Batch
 from llmfast.finetuning.supervised import SupervisedFinetuning
 from llmfast.models.adapters.layers import head_weight
 from llmfast.models.decoder import Decoder
-from llmfast.training.objective import Loss, Objective
+from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.task import Report
 
 
@@ -56,7 +56,7 @@ class DistillationObjective(Objective):
         soft, hard = soft / count, hard / count
         loss = (1 - self.hard) * soft + self.hard * hard
         figures = {"divergence": soft.detach(), "cross_entropy": hard.detach()}
-        return Loss(loss if balancing is None else loss + balancing, figures)
+        return Loss(loss, figures, balancing_parts(balancing))
 
 
 class Distillation(SupervisedFinetuning):

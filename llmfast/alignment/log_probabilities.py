@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from llmfast.data.batch import IGNORED, Batch
+from llmfast.models.experts import Balancing
 
 
 class AnswerLogProbabilities(NamedTuple):
@@ -14,8 +15,8 @@ class AnswerLogProbabilities(NamedTuple):
 
     sums: Tensor
     """(B, sides): the log-probability of each whole answer, float32."""
-    balancing: Tensor | None
-    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+    balancing: Balancing | None
+    """What a mixture of experts adds to the loss while training; None otherwise."""
 
 
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> AnswerLogProbabilities:

@@ -33,7 +33,7 @@ from llmfast.data.labeled import LabeledLoader
 from llmfast.data.preferences import CHOSEN, MISMATCHED, PairSplit
 from llmfast.data.shards import Share
 from llmfast.models.decoder import Decoder
-from llmfast.training.objective import Loss, Objective
+from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.task import Policy
 
 TABLES = "reference.safetensors"
@@ -57,7 +57,7 @@ class PreferenceObjective(Objective):
         losses, figures = compared(policy, reference, answer_lengths(batch), self.losses, self.options)
         loss = losses.mean()
         means = {name: values.detach().mean() for name, values in figures.items()}
-        return Loss(loss if balancing is None else loss + balancing, means)
+        return Loss(loss, means, balancing_parts(balancing))
 
 
 def compared(

@@ -18,13 +18,14 @@ from llmfast.data.preferences import CHOSEN, REJECTED
 from llmfast.data.shards import Share
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.config import DecoderConfig
+from llmfast.models.experts import Balancing
 from llmfast.models.size import flops_by_part
-from llmfast.training.objective import Loss, Objective
+from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.task import Policy
 
 
-def rewards_of(model: SequenceClassifier, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The rewards (B, 2) of both sides of pairs, read after the last token of each answer; and the balancing loss.
+def rewards_of(model: SequenceClassifier, batch: Batch) -> tuple[Tensor, Balancing | None]:
+    """The rewards (B, 2) of both sides of pairs, read after the last token of each answer; and the balancing losses.
 
     What a side's tokens leave out, the last one, which is only predicted, is put back: the reward is that of the whole
     answer, its end included.
@@ -54,7 +55,7 @@ class RewardObjective(Objective):
         losses, figures = compared(rewards, self.margin, self.centering)
         loss = losses.mean()
         means = {name: values.detach().mean() for name, values in figures.items()}
-        return Loss(loss if balancing is None else loss + balancing, means)
+        return Loss(loss, means, balancing_parts(balancing))
 
 
 def compared(rewards: Tensor, margin: float, weight: float) -> tuple[Tensor, dict[str, Tensor]]:

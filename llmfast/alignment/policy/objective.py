@@ -20,7 +20,7 @@ from llmfast.inference.config import Sampling
 from llmfast.kernels import batch_invariant
 from llmfast.models.decoder import Decoder
 from llmfast.models.value_head import values_of
-from llmfast.training.objective import Figure, Loss, Maximum, Objective, Ratio
+from llmfast.training.objective import Figure, Loss, Maximum, Objective, Ratio, balancing_parts
 
 
 class _Forward(NamedTuple):
@@ -77,7 +77,7 @@ class PolicyObjective(Objective):
         losses = losses.expand_as(new)
         rows = row_losses(losses, counted, self.method.over, length=config.rollouts.max_tokens)
         loss = rows.sum() / self.weight(batch).clamp(min=1)
-        return Loss(loss if balancing is None else loss + balancing, figures)
+        return Loss(loss, figures, balancing_parts(balancing))
 
     def _forward(self, states: Tensor, batch: Batch) -> _Forward:
         model, config = self.model, self.config
