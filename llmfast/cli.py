@@ -61,6 +61,11 @@ COMMANDS = {
     ),
     "predict": Command("llmfast.commands.predict:predict", "Name the labels of texts with a trained classifier."),
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
+    "dpo": Command("llmfast.commands.dpo:dpo", "Train a model on preferences: DPO and its relatives."),
+    "reward": Command("llmfast.commands.reward:reward", "Train a reward model on preferences."),
+    "grpo": Command("llmfast.commands.policy:grpo", "Train a model on rewards of its answers: GRPO and its relatives."),
+    "ppo": Command("llmfast.commands.policy:ppo", "Train a model on rewards of its answers: PPO."),
+    "distill": Command("llmfast.commands.distill:distill", "Train a model to answer as a teacher does."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "bench": Command(

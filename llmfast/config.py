@@ -113,6 +113,22 @@ def differences(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (ours.get(name), value) for name, value in theirs.items() if ours.get(name) != value}
 
 
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """The configuration with other values for some settings, by name (``model.width``).
+
+    Raises:
+        ValueError: values that cannot be.
+    """
+    tree = to_dict(config)
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        table = tree
+        for section in sections:
+            table = table[section]
+        table[last] = value
+    return from_dict(type(config), tree)
+
+
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in tree.items():

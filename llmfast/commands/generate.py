@@ -41,7 +41,7 @@ def generate(
     """Continue a text, or answer a message, with a trained model, shown as it is made; returns what it wrote.
 
     Args:
-        run: A run folder (its newest checkpoint is used), a checkpoint folder or a Hugging Face folder.
+        run: A run folder (its newest checkpoint is used), a checkpoint folder, a Hugging Face folder or a GGUF file.
         prompt: Text to continue; the start of a document if left out.
         prompt_file: A file with the text to continue instead; - for standard input.
         chat: A message to answer instead, by the chat template beside the model's tokenizer.

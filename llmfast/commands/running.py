@@ -134,7 +134,7 @@ def run_task(
 
     _check_folders(out, resume, learning_rate)
     device = config.training.device if config is not None else "auto"
-    with world(device) as this:
+    with world(device, minutes=10.0 if config is None else config.parallel.timeout) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         session = _session(task, config, out, resume, learning_rate, console, this)
         try:
@@ -166,7 +166,7 @@ def try_task(task: type[Task], config: Any, *, out: Path | None, resume: Path | 
 
     if out or resume:
         raise ValueError("--dry_run and --overfit_one_batch write nothing: leave --out and --resume out")
-    with world(config.training.device) as this:
+    with world(config.training.device, minutes=config.parallel.timeout) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         (describe_run if dry_run else overfit)(config, task=task, console=console)
 

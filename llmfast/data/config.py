@@ -128,3 +128,62 @@ class InstructionDataConfig:
             raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
+
+
+@dataclass
+class PreferenceDataConfig:
+    """Prompts with a chosen and a rejected answer."""
+
+    sources: tuple[str, ...] = ()
+    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with chosen and rejected answers
+    to a prompt: texts, or lists of messages."""
+    template: str = "auto"
+    """How conversations become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a
+    file in Jinja. auto: the tokenizer's own if it has one, else chatml."""
+    system: str | None = None
+    """A system message for conversations that have none."""
+    max_tokens: int | None = None
+    """Tokens in a row. Longer answers are cut; pairs of which nothing is left to compare are left out and reported. The
+    model's context if left out."""
+    tokenizer: str | None = None
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
+    out."""
+    validation_fraction: float = 0.1
+    """Share of the pairs held out, chosen by a hash of their prompt."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
+
+
+@dataclass
+class PromptDataConfig:
+    """Prompts with the right answers."""
+
+    sources: tuple[str, ...] = ()
+    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with prompts and answers."""
+    prompt: str = "auto"
+    """Column of the prompt, a text or a list of messages. auto: prompt, question or instruction (with input)."""
+    answer: str = "auto"
+    """Column of the right answer, which rewards get. auto: answer, solution or output."""
+    template: str = "auto"
+    """How prompts become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a file in
+    Jinja. auto: the tokenizer's own if it has one, else chatml."""
+    system: str | None = None
+    """A system message for prompts that have none."""
+    max_tokens: int | None = None
+    """Tokens of a prompt with its answer. Prompts that leave no room for rollouts.max_tokens are left out and reported.
+    The model's context if left out."""
+    tokenizer: str | None = None
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
+    out."""
+    validation_fraction: float = 0.05
+    """Share of the prompts held out, chosen by a hash of their text."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")

@@ -125,20 +125,20 @@ def prepare_instructions(config: InstructionDataConfig, folder: Path, *, report:
         chat = open_chat(load_tokenizer(config.tokenizer), config.template)
         chat.tokenizer.save(partial)
         report(f"template    {chat.template.name}; answers end with {_shown(chat)}")
-        writers = {split: _writer(partial / split, chat.tokenizer) for split in SPLITS}
-        left_out = _Counts()
+        writers = {split: masked_writer(partial / split, chat.tokenizer) for split in SPLITS}
+        left_out = LeftOut()
         documents = Counter()
         for where, conversation in read_conversations(
             config.sources, form=None if config.form == "auto" else config.form, report=report
         ):
-            conversation = _with_system(conversation, config.system)
+            conversation = with_system(conversation, config.system)
             if reason := _unfit(conversation, config):
                 left_out.add(reason, where)
                 continue
-            split = "validation" if is_held_out(_identity(conversation), config.validation_fraction) else "train"
+            split = "validation" if is_held_out(identity(conversation), config.validation_fraction) else "train"
             documents[split] += 1
             _add(writers[split], chat, conversation, config, where)
-        _check_sides(documents, left_out)
+        check_sides(documents, left_out)
         for writer in writers.values():
             writer.finish()
         for line in left_out.lines():
@@ -176,7 +176,7 @@ def describe_instructions(prepared: PreparedInstructions, report: Report) -> Non
 # --- what is left out ------------------------------------------------------------------------------------------------
 
 
-class _Counts:
+class LeftOut:
     """Records that are left out, by reason, with the first of each."""
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ def _unfit(conversation: Conversation, config: InstructionDataConfig) -> str | N
     return None
 
 
-def _check_sides(documents: Counter[str], left_out: _Counts) -> None:
+def check_sides(documents: Counter[str], left_out: LeftOut) -> None:
     missing = [split for split in SPLITS if not documents[split]]
     if not missing:
         return
@@ -218,7 +218,7 @@ def _check_sides(documents: Counter[str], left_out: _Counts) -> None:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _writer(folder: Path, tokenizer: Tokenizer) -> ShardWriter:
+def masked_writer(folder: Path, tokenizer: Tokenizer) -> ShardWriter:
     folder.mkdir()
     return ShardWriter(
         folder,
@@ -240,18 +240,18 @@ def _add(
     writer.add_document(np.array(tokens), size, mask=np.array(trained, bool))
 
 
-def _with_system(conversation: Conversation, system: str | None) -> Conversation:
+def with_system(conversation: Conversation, system: str | None) -> Conversation:
     if system is None or conversation.messages[0]["role"] == "system":
         return conversation
     return Conversation(({"role": "system", "content": system}, *conversation.messages), conversation.tools)
 
 
-def _identity(conversation: Conversation) -> bytes:
+def identity(conversation: Conversation) -> bytes:
     """What decides the side of a conversation: all up to the first answer.
 
     An instruction that occurs with several answers is not on both sides.
     """
-    first = conversation.answers[0]
+    first = next(iter(conversation.answers), len(conversation.messages))
     asked = conversation.messages[:first] or conversation.messages
     return json.dumps(asked, sort_keys=True).encode()
 

@@ -32,7 +32,7 @@ from llmfast.models.config import DecoderConfig
 from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.decoder_task import DecoderTask
-from llmfast.training.objective import Loss, Objective
+from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
@@ -54,9 +54,8 @@ class ClassificationObjective(Objective):
     def forward(self, batch: Batch) -> Loss:
         outputs, balancing = self.model(batch.tokens, batch.lengths)
         loss = self.problem.losses(outputs, batch.labels).sum() / self.weight(batch)
-        if balancing is not None:
-            loss = loss + balancing
-        return Loss(loss, self.problem.training_figures(outputs.detach(), batch.labels))
+        figures = self.problem.training_figures(outputs.detach(), batch.labels)
+        return Loss(loss, figures, balancing_parts(balancing))
 
 
 class Classification(DecoderTask):

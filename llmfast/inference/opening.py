@@ -12,6 +12,7 @@ from llmfast.inference.native import BLOCK_MULTIPLE, NativeRunner, unsupported
 from llmfast.inference.prompts import GENERATION, as_tokens, end_tokens
 from llmfast.inference.runner import Runner
 from llmfast.inference.torch_runner import TorchRunner
+from llmfast.integrations.gguf import is_gguf, load_gguf
 from llmfast.integrations.opening import open_model
 from llmfast.models.decoder import Decoder
 from llmfast.models.folder import CONFIG_FILE, read_json
@@ -44,7 +45,7 @@ def open_for_inference(
 ) -> Opened:
     """The model of a folder; see ``Engine.open``."""
     _check(device, dtype, weights)
-    model, tokenizer = open_model(path, base=base)
+    model, tokenizer = load_gguf(path) if is_gguf(path) else open_model(path, base=base)
     device = device or ("cuda" if torch.cuda.is_available() and weights in (None, "nf4") else "cpu")
     on_gpu = torch.device(device).type == "cuda"
     ends = _ends(Path(path), tokenizer)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
+from llmfast.models.experts import Balancing
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Classified(NamedTuple):
 
     logits: Tensor
     """(B, outputs), float32; of a regression, the numbers themselves."""
-    balancing: Tensor | None
-    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+    balancing: Balancing | None
+    """What a mixture of experts adds to the loss while training; None otherwise."""
 
 
 class SequenceClassifier(nn.Module):

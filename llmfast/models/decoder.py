@@ -8,8 +8,8 @@ N tokens (B·S flattened).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from llmfast.models.adapters.layers import head_weight
 from llmfast.models.cache import CachedStep
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
-from llmfast.models.experts import MixtureOfExperts, Routed, balancing_loss
+from llmfast.models.experts import Balancing, MixtureOfExperts, Routed, balancing_losses
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
 from llmfast.models.rotary import rotary_rows, rotary_table
@@ -145,16 +145,15 @@ class Hidden(NamedTuple):
 
     states: Tensor
     """(B, S, E), after the final norm."""
-    balancing: Tensor | None
-    """What a mixture of experts adds to the loss while training, a scalar; None otherwise."""
+    balancing: Balancing | None
+    """What a mixture of experts adds to the loss while training; None otherwise."""
 
 
-class TokenLosses(NamedTuple):
-    """The loss of each token of a batch."""
+class OfStates(NamedTuple):
+    """What ``of_states`` made of the last hidden states of a decoder."""
 
-    losses: Tensor
-    """(B, S), in nats: less the log-probability of each target; 0 where it is ignored."""
-    balancing: Tensor | None
+    result: Any
+    balancing: Balancing | None
     """As in ``Hidden``."""
 
 
@@ -174,12 +173,16 @@ class Decoder(nn.Module):
     cos: Tensor
     sin: Tensor
     expert_counts: Tensor
+    batch_choices: Tensor
     head_bias: Tensor
 
     def __init__(self, config: DecoderConfig, *, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
         self.activation_checkpointing: Checkpointing = "none"
+        self.is_part_of_batch = False
+        """Whether ``batch_choices`` holds the experts' choices in a batch of which each call has a part, by whoever
+        divides batches: experts are then balanced over the whole batch."""
         self.embedding = nn.Embedding(config.table_rows, config.width)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.context, config.width) if learned else None
@@ -229,8 +232,8 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: CachedStep | None = None,
         is_real: Tensor | None = None,
-        reduction: Literal["mean", "none"] = "mean",
-    ) -> Tensor | TokenLosses:
+        of_states: Callable[[Tensor], Any] | None = None,
+    ) -> Tensor | OfStates:
         """Logits (B, S, V) of ``tokens`` (B, S), or the mean loss over ``targets`` (B, S; −100 is ignored).
 
         Args:
@@ -242,22 +245,24 @@ class Decoder(nn.Module):
                 are added to it, and the result is the logits (outputs, V) of the tokens that it asks for. Not together
                 with ``targets`` or ``cu_seqlens``.
             is_real: (B, S) bool, false for padding, which does not count when experts are balanced.
-            reduction: with targets, ``none`` gives the loss of each token instead of their mean.
+            of_states: instead of targets, what to compute from the last hidden states (B, S, E): losses of each token
+                (``losses_of``), or others. It is called inside this pass, where all weights are at hand, however
+                processes divide them.
 
         Raises:
             ValueError: the sequence, with what the cache already holds, is longer than the model's context.
         """
         states, balancing = self.hidden(tokens, cu_seqlens=cu_seqlens, cache=cache, is_real=is_real)
+        if of_states is not None:
+            return OfStates(of_states(states), balancing)
         if cache is not None:
             if targets is not None:
                 raise ValueError("targets and cache exclude each other: a cache is for generation")
             states = states.flatten(0, 1)[cache.outputs]
         if targets is None:
             return self.head(states)[..., : self.config.vocab_size]
-        losses = self.losses_of(states, targets, reduction=reduction)
-        if reduction == "none":
-            return TokenLosses(losses, balancing)
-        return losses if balancing is None else losses + balancing
+        loss = self.losses_of(states, targets, reduction="mean")
+        return loss if balancing is None else loss + balancing.total
 
     def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
         """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""
@@ -293,7 +298,8 @@ class Decoder(nn.Module):
         if not (routed and self.training):
             return Hidden(x, None)
         self.expert_counts += torch.stack([each.counts for each in routed])
-        return Hidden(x, balancing_loss(routed, self.config))
+        choices = self.batch_choices if self.is_part_of_batch else None
+        return Hidden(x, balancing_losses(routed, self.config, choices))
 
     def _embed(self, tokens: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Places]:
         """Embeddings (B, S, E), and what attention must know about where they stand."""
@@ -364,13 +370,11 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def balance_experts(self) -> None:
         """To be called after each optimizer step: moves the routers' biases against the imbalance of the step, by
-        ``experts.bias_rate`` (Wang et al. 2024, algorithm 1; over all ranks where there are several), and starts
-        counting from zero."""
+        ``experts.bias_rate`` (Wang et al. 2024, algorithm 1), and starts counting from zero. Where there are several
+        processes, ``expert_counts`` must be their sum."""
         counts = self.expert_counts
         if not len(counts):
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
         routers = [block.feed_forward.router for block in self.blocks if block.has_experts]
         for router, count in zip(routers, counts.double(), strict=True):
             router.bias += self.config.experts.bias_rate * (count.mean() - count).sign().to(router.bias.dtype)
@@ -386,7 +390,8 @@ def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
     head_bias[config.vocab_size :] = -1e4
     with_experts = sum(map(config.has_experts, range(config.layers)))
     counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
-    return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts}
+    of_batch = torch.zeros_like(counts)
+    return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts, "batch_choices": of_batch}
 
 
 def _shifted(x: Tensor, positions: Tensor | None) -> Tensor:

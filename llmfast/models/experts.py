@@ -115,15 +115,38 @@ class MixtureOfExperts(nn.Module):
         return out.view(x.shape), routed
 
 
-def balancing_loss(routed: list[Routed], config: DecoderConfig) -> Tensor:
-    """What is added to the training loss, a mean over the layers with experts.
+class Balancing(NamedTuple):
+    """What a mixture of experts adds to the training loss, scalars."""
 
-    auxiliary_weight · X · Σ share of choices · mean score (Switch Transformer, eq. 4, divided by k: 1 · weight where
-    all experts are used alike), and z_loss_weight · mean squared log-sum-exp of the logits (ST-MoE, eq. 5).
+    load: Tensor
+    """The load-balancing loss, by its weight."""
+    z: Tensor
+    """The z-loss of the routers, by its weight."""
+
+    @property
+    def total(self) -> Tensor:
+        return self.load + self.z
+
+
+def balancing_losses(routed: list[Routed], config: DecoderConfig, choices: Tensor | None = None) -> Balancing:
+    """What is added to the training loss, means over the layers with experts.
+
+    ``load`` is auxiliary_weight · X · Σ share of choices · mean score (Switch Transformer, eq. 4, divided by k:
+    1 · weight where all experts are used alike), and ``z`` is z_loss_weight · mean squared log-sum-exp of the logits
+    (ST-MoE, eq. 5).
+
+    Args:
+        routed: what the routers did, by layer.
+        config: of the decoder.
+        choices: (layers, X), how many times each expert was chosen in the whole batch, of which this call has a part.
+            The result is then this part's summand of the losses of the whole batch: the shares are those of the batch,
+            and the mean scores count by this part's tokens. Without it, this call is the whole batch.
     """
-    total = 0.0
-    for each in routed:
-        shares = each.counts / each.counts.sum().clamp(min=1)
-        total = total + config.experts.auxiliary_weight * len(shares) * (shares * each.scores).sum()
-        total = total + config.experts.z_loss_weight * each.z
-    return total / len(routed)
+    load = z = routed[0].z.new_zeros(())
+    for layer, each in enumerate(routed):
+        counts = each.counts if choices is None else choices[layer]
+        every = counts.sum().clamp(min=1)
+        part = each.counts.sum() / every  # 1 for the whole batch
+        load = load + config.experts.auxiliary_weight * len(counts) * (counts / every * each.scores).sum() * part
+        z = z + config.experts.z_loss_weight * each.z * part
+    return Balancing(load / len(routed), z / len(routed))

@@ -21,7 +21,7 @@ from llmfast.config import from_dict, to_dict
 from llmfast.files import atomic_folder, json_sha256
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.tensors import model_tensors, write_tensors
+from llmfast.models.tensors import model_tensors, without_value_head, write_tensors
 from llmfast.tokenizer import Tokenizer
 
 MODEL_FILE = "model.safetensors"
@@ -58,12 +58,14 @@ def load_decoder(folder: Path) -> Decoder:
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Configuration, state and tensors of a model folder, the tensors checked against their SHA-256.
 
+    The tensors of a value head, which only training uses, are left out.
+
     Raises:
         ValueError: a missing or damaged file.
     """
     state = read_state_file(folder)
     verify_file(folder / MODEL_FILE, state["sha256"][MODEL_FILE])
-    return read_json(folder / CONFIG_FILE), state, read_tensors(folder / MODEL_FILE)
+    return read_json(folder / CONFIG_FILE), state, without_value_head(read_tensors(folder / MODEL_FILE))
 
 
 def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None]) -> None:

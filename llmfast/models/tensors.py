@@ -75,6 +75,15 @@ def load_trained_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
+VALUE_HEAD = "value_head"
+"""The module of a decoder that says what a policy may expect, which only training by PPO uses."""
+
+
+def without_value_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model without those of its value head."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{VALUE_HEAD}.")}
+
+
 def checksum(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and contents: the same whatever files and devices the tensors are in.
 

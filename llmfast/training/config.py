@@ -133,6 +133,9 @@ class ParallelConfig:
     without samples on the way."""
     cpu_offload: bool = False
     """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
+    timeout: float = 10.0
+    """Minutes that a process waits for the others in a step before the run ends and says which one is behind. The
+    preparation of data and the writing of checkpoints by the first process take as long as they take."""
 
     def __post_init__(self) -> None:
         if self.tensor < 1 or self.group < 0:
@@ -141,6 +144,8 @@ class ParallelConfig:
             raise ValueError(f"parallel.tensor {self.tensor} requires strategy ddp, not {self.strategy}")
         if self.cpu_offload and self.strategy == "ddp":
             raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
+        if not self.timeout > 0:
+            raise ValueError(f"parallel.timeout must be above 0 minutes, got {self.timeout}")
 
 
 @dataclass

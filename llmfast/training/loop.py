@@ -16,6 +16,7 @@ from rich.console import Console
 from llmfast.models.tensors import write_tensors
 from llmfast.training.checkpoints.checkpoint import checkpoint_folder
 from llmfast.training.checkpoints.saver import Saver
+from llmfast.training.distribution.failures import Heartbeat
 from llmfast.training.monitoring.display import Display
 from llmfast.training.monitoring.guard import BadStepError
 from llmfast.training.monitoring.pace import Pace
@@ -67,8 +68,17 @@ class _Fit:
         # The newest validation: its step and loss.
         self.validation: tuple[int, float] | None = None
         self.bad_in_a_row = 0
+        self.heartbeat = Heartbeat(self.world.rank, self.world.size) if self.world.size > 1 else None
 
     def run(self) -> None:
+        try:
+            self._run()
+        except RuntimeError as error:  # among others, that the other processes did not come in time
+            if self.heartbeat is None or (late := self.heartbeat.behind()) is None:
+                raise
+            raise ValueError(f"the processes are no longer together: {late} ({str(error).splitlines()[0]})") from error
+
+    def _run(self) -> None:
         trainer, stopped = self.trainer, False
         if self.world.is_main:
             logged = max((record["step"] for record in self.folder.records()), default=0)
@@ -88,6 +98,8 @@ class _Fit:
             while trainer.steps_done < self.training.steps and not stopped:
                 self._step()
                 self._at_intervals(trainer.steps_done)
+                if self.heartbeat is not None:
+                    self.heartbeat.beat(trainer.steps_done)
                 with self._surviving_full_disk():
                     self.saver.poll()
                     if self._is_asked(requests.save):
@@ -180,7 +192,8 @@ class _Fit:
             self.display.say(f"  {step:>6,} │ {shown}")
 
     def _evaluation(self, name: str, function: Any) -> dict[str, float]:
-        """The figures of one of ``training.evaluations``. If it fails, the run is saved before it ends."""
+        """The figures of one of ``training.evaluations``. If it fails in a run of one process, the run is saved before
+        it ends; the other ones of several may wait in the evaluation, and cannot take part in saving."""
         together = {}
         if "team" in inspect.signature(function).parameters:
             together["team"] = self.trainer.team
@@ -188,10 +201,13 @@ class _Fit:
             with self.trainer.inference() as model:
                 return {key: float(value) for key, value in function(model, self.task.tokenizer, **together).items()}
         except Exception as error:  # it is the user's own function
-            self.saver.save(validation_loss=self._validation_loss())
-            self.saver.wait()
+            saved = ""
+            if self.world.size == 1:
+                self.saver.save(validation_loss=self._validation_loss())
+                self.saver.wait()
+                saved = ", which is saved"
             raise ValueError(
-                f"training.evaluations: {name} failed at step {self.trainer.steps_done:,}, which is saved: "
+                f"training.evaluations: {name} failed at step {self.trainer.steps_done:,}{saved}: "
                 f"{type(error).__name__}: {error}"
             ) from error
 

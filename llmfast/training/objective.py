@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+import contextlib
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from llmfast.data.batch import Batch
 from llmfast.models.decoder import Decoder
+from llmfast.models.experts import Balancing
 from llmfast.training.distribution.world import World
 
 
@@ -37,6 +39,9 @@ class Loss(NamedTuple):
     """The mean over ``Objective.weight`` items, a scalar; 0 where there are none."""
     figures: dict[str, Figure] = {}  # noqa: RUF012 (never written to)
     """Figures to log, show, track and plot, the same names in every part; detached from the graph."""
+    added: dict[str, Tensor] = {}  # noqa: RUF012 (never written to)
+    """Losses that are trained beside the mean and are no part of it, by the name of their figure: each is this part's
+    summand of a loss of the whole batch, and counts as it is."""
 
 
 class Objective(nn.Module, abc.ABC):
@@ -60,6 +65,10 @@ class Objective(nn.Module, abc.ABC):
     def forward(self, batch: Batch) -> Loss:
         """The mean loss of ``batch``, and figures."""
 
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Is entered around the forward and the backward pass of a batch, which computes activations again perhaps."""
+        return contextlib.nullcontext()
+
     def tokens(self, batch: Batch) -> int:
         """Tokens that pass the model for this batch, for the speed that is shown."""
         return batch.tokens.numel()
@@ -74,15 +83,27 @@ class Objective(nn.Module, abc.ABC):
     def after_step(self, applied: bool) -> dict[str, float]:
         """Called after each step, ``applied`` or skipped; returns figures of the step as a whole.
 
-        The routers of a mixture of experts are balanced here, and their statistics returned.
+        The routers of a mixture of experts are balanced here, and their statistics over all processes returned.
         """
         figures: dict[str, float] = {}
         for decoder in decoders(self.model):
+            sum_over_processes(decoder.expert_counts)
             figures |= _routing_figures(decoder)
             if applied:
                 decoder.balance_experts()
             decoder.expert_counts.zero_()
         return figures
+
+
+def balancing_parts(balancing: Balancing | None) -> dict[str, Tensor]:
+    """What a mixture of experts adds to the loss, as ``Loss.added``."""
+    return {} if balancing is None else {"load_balancing_loss": balancing.load, "router_z_loss": balancing.z}
+
+
+def sum_over_processes(counts: Tensor) -> None:
+    """Replace a tensor by its sum over all processes."""
+    if len(counts) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
 
 
 def decoders(model: nn.Module) -> list[Decoder]:
@@ -91,7 +112,7 @@ def decoders(model: nn.Module) -> list[Decoder]:
 
 
 def _routing_figures(decoder: Decoder) -> dict[str, float]:
-    """The worst layer's imbalance, and the experts without a token in all layers, of this step and process."""
+    """The worst layer's imbalance, and the experts without a token in all layers, of this step."""
     statistics = decoder.router_statistics()
     if not statistics:
         return {}
@@ -120,6 +141,11 @@ class Figures:
             self._totals[name] = self._totals.get(name, 0) + total.detach().double()
             if count is not None:
                 self._counts[name] = self._counts.get(name, 0) + count.detach().double()
+
+    def add_summands(self, losses: dict[str, Tensor]) -> None:
+        """Losses of which each part has a summand."""
+        for name, loss in losses.items():
+            self._totals[name] = self._totals.get(name, 0) + loss.detach().double()
 
     def over(self, world: World) -> dict[str, float]:
         """The figures of the whole batch, the same in every process."""

@@ -26,7 +26,7 @@ from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.config import RunConfig
 from llmfast.training.decoder_task import DecoderTask
-from llmfast.training.objective import Loss, Objective
+from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
@@ -45,7 +45,9 @@ class NextToken(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         is_real = batch.columns.get("is_real")
-        return Loss(self.model(batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, is_real=is_real))
+        mean_loss = functools.partial(self.model.losses_of, targets=batch.targets, reduction="mean")
+        loss, balancing = self.model(batch.tokens, cu_seqlens=batch.cu_seqlens, is_real=is_real, of_states=mean_loss)
+        return Loss(loss, added=balancing_parts(balancing))
 
 
 class Pretraining(DecoderTask):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.config import differences, to_dict
+from llmfast.config import differences, to_dict, with_settings
 from llmfast.data.journal import JOURNAL
 from llmfast.models.folder import checkpoints
 from llmfast.training.checkpoints.saver import restore
@@ -162,7 +162,10 @@ CHANGEABLE = {
 
 
 def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
-    """``wanted``, if a run of the configuration ``saved`` can continue with it; what changes is reported.
+    """``saved`` with what ``wanted`` changes, if a run can continue with it; what changes is reported.
+
+    What ``wanted`` leaves at its default asks for nothing where it cannot change: the task has filled it in, as the
+    shape of a model that a run started from.
 
     Raises:
         ValueError: a setting differs that cannot change; names all of them.
@@ -170,16 +173,19 @@ def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
     changes = differences(saved, wanted)
     if _same_folder(*changes.get("data.prepared", (None, None))):
         del changes["data.prepared"]
-        wanted.data.prepared = saved.data.prepared
     changeable = {f"training.{name}" for name in CHANGEABLE}
     fixed = [name for name in changes if name not in changeable and not name.startswith("parallel.")]
+    asked = differences(type(wanted)(), wanted)
+    for name in [name for name in fixed if name not in asked]:
+        del changes[name]
+        fixed.remove(name)
     if fixed:
         listed = ", ".join(f"{name} is {changes[name][0]!r}, not {changes[name][1]!r}" for name in fixed)
         hint = "; --learning_rate sets another learning rate" if "training.learning_rate" in fixed else ""
         raise ValueError(f"a resumed run keeps its settings: {listed}{hint}")
     for name, (before, after) in changes.items():
         report(f"changed     {name} from {before!r} to {after!r}")
-    return wanted if changes else saved
+    return with_settings(saved, {name: after for name, (_, after) in changes.items()}) if changes else saved
 
 
 def _same_folder(before: str | None, after: str | None) -> bool:

@@ -24,7 +24,7 @@ from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.distribution.placement import Placement
 from llmfast.training.distribution.world import World
 from llmfast.training.monitoring.guard import Guard, LossScaler
-from llmfast.training.objective import Figures, Loss, decoders
+from llmfast.training.objective import Figures, Loss, decoders, sum_over_processes
 from llmfast.training.optimizers.build import (
     build_optimizers,
     load_optimizer_tensors,
@@ -161,21 +161,44 @@ class Trainer:
         # inflated by the same factor.
         size = self.world.size
         counted = self.world.sum(self.objective.weight(batch))
+        counted = torch.where(counted > 0, counted, 1)  # a batch of which nothing counts has a loss of 0
         rows = self.training.batch_size // self.training.accumulate // self.placement.data_share.count
         parts = batch.split(rows * self.task.context // context)
         total = torch.zeros((), device=self.device)
         figures = Figures()
+        self._count_choices(parts)
         for part in parts:
             share = self.objective.weight(part) / counted
-            with self.placement.part(last=part is parts[-1]):
+            with self.placement.part(last=part is parts[-1]), self.objective.computing():
                 with self.autocast():
                     loss = self.forward(part)
-                mean = loss.mean * share
+                mean = sum(loss.added.values(), loss.mean * share)
                 # DDP and FSDP average gradients over processes, hence times their number.
                 self.scaler.scaled(mean * size if size > 1 else mean).backward()
-            total += mean.detach()
+            total += loss.mean.detach() * share
             figures.add(loss.figures, share)
+            figures.add_summands(loss.added)
         return self.world.sum(total), figures.over(self.world)
+
+    def _count_choices(self, parts: list[Batch]) -> None:
+        """Let mixtures of experts know the choices in the whole batch, over which they are balanced, where a call sees
+        a part of it only. It takes a forward pass more: which experts are chosen is known when all layers have run."""
+        balanced = [d for d in decoders(self.model) if len(d.expert_counts) and d.config.experts.auxiliary_weight]
+        divided = len(parts) > 1 or self.placement.data_share.count > 1
+        for decoder in balanced:
+            decoder.is_part_of_batch = False
+        if not (balanced and divided):
+            return
+        state = torch.get_rng_state()  # dropout decides what the routers see
+        with torch.no_grad(), self.autocast():
+            for part in parts:
+                self.forward(part)
+        torch.set_rng_state(state)
+        for decoder in balanced:
+            decoder.batch_choices.copy_(decoder.expert_counts)
+            sum_over_processes(decoder.batch_choices)
+            decoder.expert_counts.zero_()
+            decoder.is_part_of_batch = True
 
     def _update(self, loss: float, norm: Tensor) -> tuple[str | None, bool]:
         """Change the weights by the gradient: why the step is bad, if it is, and whether weights changed."""

@@ -26,8 +26,8 @@ FAMILIES = {
     "dynamic": (
         "Llama",
         SIZES | {
-            "max_position_embeddings": 96,
-            "rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 24},
+            "max_position_embeddings": 24,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
         },
     ),
 }  # fmt: skip

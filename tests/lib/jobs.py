@@ -1,6 +1,7 @@
 """What tests run in several processes (see ranks.py)."""
 
 import dataclasses
+import time
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,13 @@ def train(world, folder, config, steps, start=None):
     results = [this.trainer.step() for _ in range(steps)]
     save(this)
     return [(float(result.loss), float(result.gradient_norm)) for result in results]
+
+
+def figures(world, folder, config, steps):
+    """The loss and the figures of ``steps`` steps."""
+    trainer = session(world, folder, config).trainer
+    results = [trainer.step() for _ in range(steps)]
+    return [{"loss": float(result.loss), **result.figures} for result in results]
 
 
 def evaluate(world, folder, config):
@@ -141,3 +149,10 @@ def resumed_8_bit(world):
             set_gradients([parameter], step)
             each.step()
     return whole_numbers([whole]), whole_numbers([resumed])
+
+
+def stand_still(model, tokenizer):
+    """An evaluation in which the last process never comes back, as one whose disk does not answer."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        time.sleep(15)
+    return {}

@@ -14,6 +14,7 @@ from small_run import small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.data.prepare import prepare
+from llmfast.models.config import ExpertsConfig
 from llmfast.models.folder import checkpoints, load_model
 from llmfast.training.checkpoints.checkpoint import read_checkpoint
 from llmfast.training.config import ParallelConfig
@@ -228,3 +229,26 @@ def test_a_person_reads_once_why_it_failed(data, tmp_path, settings, sentence):
     said, _, report_of_torchrun = answer.stderr.partition("torch/distributed/elastic")
     assert "Traceback" not in said
     assert report_of_torchrun.count("Traceback") == 1
+
+
+def test_experts_of_two_processes_are_balanced_as_those_of_one(data, tmp_path):
+    """Trap: each process balances its own part, and the figures of the first one alone are logged."""
+    config = run_config(data, accumulate=2)
+    config.model = dataclasses.replace(
+        config.model, experts=ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01, bias_rate=0.01)
+    )
+    (alone,) = (jobs.figures(World(), tmp_path / "alone", config, 8),)
+    both = run_ranks(jobs.figures, 2, tmp_path / "both", config, 8)
+    assert both[0] == both[1]
+    for ours, theirs in zip(both[0], alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+def test_a_process_that_stands_still_is_named(data, tmp_path):
+    """Trap: after ten minutes, a message of the network library that says neither who is missing nor since when."""
+    config_files.save(run_config(data, evaluate_every=3), tmp_path / "config.yaml")
+    options = {"--config": tmp_path / "config.yaml", "--out": tmp_path / "run", "--parallel.timeout": 0.05}
+    answer = torchrun("train", *itertools.chain(*options.items()), "--training.evaluations", "jobs:stand_still")
+    assert answer.returncode == 1
+    said = " ".join((answer.stdout + answer.stderr).split())
+    assert "the processes are no longer together: rank 1 has not completed step 3" in said

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
-from small_run import new_run, trainer_of
+from small_run import new_run, small_config, trainer_of, write_corpus
 
 from llmfast.data.loader import IGNORED
+from llmfast.data.prepare import prepare
 from llmfast.models.config import ExpertsConfig
 from llmfast.models.folder import checkpoints, load_model
 from llmfast.training.checkpoints.checkpoint import read_checkpoint
@@ -200,6 +202,36 @@ def test_all_that_changes_from_step_to_step_resumes_exactly(tmp_path, settings, 
     resumed = trainer_of(trainer.task.config, session.task.prepared)
     resumed.restore(read_checkpoint(folder))
     assert losses(resumed, 9) == rest
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": {"dropout": 0.1}}], ids=["plain", "dropout"])
+def test_experts_are_balanced_over_the_whole_batch(tmp_path, settings):
+    """Trap: the load-balancing loss is a product of two means: that of a part is not its share of the whole batch's."""
+    experts = ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01)
+    config = small_config(write_corpus(tmp_path / "corpus"), batch_size=8, steps=12)
+    config.model = dataclasses.replace(config.model, experts=experts, layers=2, **settings.get("model", {}))
+    trained = {}
+    for accumulate in (1, 4):
+        config.training = dataclasses.replace(config.training, accumulate=accumulate)
+        trainer = trainer_of(config, prepare(config.data, tmp_path / f"data-{accumulate}"))
+        results = [trainer.step() for _ in range(12)]
+        trained[accumulate] = results, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    (whole, weights), (parts, weights_of_parts) = trained[1], trained[4]
+    if not settings:  # dropout draws other masks for rows in other parts
+        for ours, theirs in zip(parts, whole, strict=True):
+            assert float(ours.loss) == pytest.approx(float(theirs.loss), rel=1e-5)
+            for name in ("load_balancing_loss", "router_z_loss", "expert_max_violation"):
+                assert ours.figures[name] == pytest.approx(theirs.figures[name], rel=1e-5)
+        assert max((weights_of_parts[name] - each).abs().max() for name, each in weights.items()) < 1e-5
+    assert all(result.figures["load_balancing_loss"] > 0.09 for result in parts)  # 0.1 if all are used alike
+
+
+def test_the_logged_loss_is_the_cross_entropy(tmp_path):
+    """Trap: perplexity and bits per byte of a training loss that has balancing losses in it."""
+    config = small_config(write_corpus(tmp_path / "corpus"))
+    config.model = dataclasses.replace(config.model, experts=ExpertsConfig(count=4, active=2, auxiliary_weight=9.0))
+    trainer = trainer_of(config, prepare(config.data, tmp_path / "data"))
+    assert float(trainer.step().loss) < 1.1 * math.log(300)
 
 
 def test_experts_are_balanced_and_watched(tmp_path):

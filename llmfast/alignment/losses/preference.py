@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+from llmfast.alignment.config import Divergence, PairLossName
+
 FARTHEST = 80.0  # exp of more overflows in float32
 
 
@@ -252,10 +253,6 @@ def _log_one_minus_exp(x: Tensor) -> Tensor:
 
 
 PairLoss = Callable[[Pairs, PairOptions], Tensor]
-PairLossName = Literal[
-    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down",
-    "discopop", "aot", "aot_unpaired", "kto", "sft", "simpo", "cpo", "orpo",
-]  # fmt: skip
 PAIR_LOSSES: dict[PairLossName, PairLoss] = {
     each.__name__: each
     for each in (

@@ -29,9 +29,7 @@ def read_conversations(
     Raises:
         ValueError: no sources, a file that cannot be read, or a record that is not of the form; names both.
     """
-    if not sources:
-        raise ValueError("give data.sources: files with instructions or conversations")
-    for name, records in _opened(sources):
+    for name, records in opened_sources(sources):
         chosen = form
         for where, record in records:
             if chosen is None:
@@ -40,8 +38,14 @@ def read_conversations(
             yield where, conversation(record, chosen, where)
 
 
-def _opened(sources: Sequence[Any]) -> Iterator[tuple[str, Iterable[Located]]]:
-    """Each file or dataset with its records."""
+def opened_sources(sources: Sequence[Any]) -> Iterator[tuple[str, Iterable[Located]]]:
+    """Each file or dataset with its (where, record) pairs.
+
+    Raises:
+        ValueError: no sources, or a file that cannot be read.
+    """
+    if not sources:
+        raise ValueError("give data.sources: files with records")
     for source in sources:
         if isinstance(source, str) and is_dataset(source):
             yield source, _rows(source, load_rows(source)[0])

@@ -36,13 +36,51 @@ def another_failed() -> bool:
     return bool(found)
 
 
+class Heartbeat:
+    """Tells the processes of a run which step each of them has completed, so that one that is stuck can be named."""
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self._store = _store()
+        self._beaten = 0
+
+    def beat(self, step: int) -> None:
+        """This process has completed a step, with the evaluations and the saving that came after it."""
+        if self._store is not None:
+            self._store.add(_key(f"step/{self.rank}"), step - self._beaten)
+            self._beaten = step
+
+    def behind(self) -> str | None:
+        """Which processes have completed fewer steps than this one, in words; None if none has, or nobody knows."""
+        if self._store is None:
+            return None
+        try:
+            done = {rank: self._store.add(_key(f"step/{rank}"), 0) for rank in range(self.size)}
+        except RuntimeError:  # the store is gone with the process that held it
+            return None
+        late = [
+            f"rank {rank} has not completed step {step + 1:,}" for rank, step in done.items() if step < self._beaten
+        ]
+        return " and ".join(late) or None
+
+
 def _add(key: str, count: int = 1) -> int | None:
     """Add to a counter in the store of this start of the processes; the sum, or None without a store."""
-    where = os.environ
-    start = f"{where.get('TORCHELASTIC_RUN_ID', '')}/{where.get('TORCHELASTIC_RESTART_COUNT', '')}"
+    store = _store()
     try:
-        address = where["MASTER_ADDR"], int(where["MASTER_PORT"])
-        store = dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=PATIENCE)
-        return store.add(f"llmfast/{start}/{key}", count)
-    except (KeyError, RuntimeError):  # torch's DistError is a RuntimeError
+        return None if store is None else store.add(_key(key), count)
+    except RuntimeError:  # torch's DistError is a RuntimeError
         return None
+
+
+def _store() -> dist.TCPStore | None:
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+    except (KeyError, RuntimeError):
+        return None
+
+
+def _key(name: str) -> str:
+    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}"
+    return f"llmfast/{start}/{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from llmfast.training.distribution import failures
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)  # the others wait this long for rank 0 while it prepares data or saves
+PATIENCE = timedelta(days=7)  # with rank 0 while it prepares data or saves; if it dies, the others know at once
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    control: dist.ProcessGroup | None = dataclasses.field(default=None, compare=False)
+    """All processes, for what is no part of a step."""
 
     @property
     def is_main(self) -> bool:
@@ -48,7 +51,7 @@ class World:
     def barrier(self) -> None:
         """Waits until all processes have called this."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.control)
 
     def on_main(self, function: Callable[[], T]) -> T | None:
         """Run ``function`` in the main process while the others wait; they get None.
@@ -74,7 +77,7 @@ class World:
         """Sends the main process's ``value`` to all processes and returns it."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box)
+            dist.broadcast_object_list(box, group=self.control)
         return box[0]
 
     def any(self, flag: bool) -> bool:
@@ -102,8 +105,12 @@ class World:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", *, minutes: float = 10.0) -> Iterator[World]:
     """The processes that torchrun started, connected (NCCL between GPUs, Gloo between CPUs); or one alone.
+
+    Args:
+        device: ``cpu`` for Gloo alone.
+        minutes: how long a process waits for the others in a step.
 
     Raises:
         ValueError: more processes on this machine than GPUs.
@@ -124,7 +131,8 @@ def world(device: str = "auto") -> Iterator[World]:
             raise ValueError(f"{this.local_size} processes on a machine with {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(this.local_rank)
     # Gloo serves CPU tensors also where NCCL serves those on GPUs: checkpoints are written from copies on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
+    this = dataclasses.replace(this, control=dist.new_group(backend="gloo", timeout=PATIENCE))
     try:
         yield this
     except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt):

@@ -1,0 +1,1 @@
+"""Policy optimization: tasks that train a model on the rewards of its own answers."""

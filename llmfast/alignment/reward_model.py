@@ -1,0 +1,138 @@
+"""Reward models: the task of giving chosen answers more reward than rejected ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmfast.alignment.config import RewardConfig
+from llmfast.alignment.losses.reward import centering, pairwise
+from llmfast.alignment.pairs_task import PairsTask
+from llmfast.data.batch import Batch
+from llmfast.data.labeled import LabeledLoader
+from llmfast.data.preferences import CHOSEN, REJECTED
+from llmfast.data.shards import Share
+from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
+from llmfast.models.config import DecoderConfig
+from llmfast.models.experts import Balancing
+from llmfast.models.size import flops_by_part
+from llmfast.training.objective import Loss, Objective, balancing_parts
+from llmfast.training.task import Policy
+
+
+def rewards_of(model: SequenceClassifier, batch: Batch) -> tuple[Tensor, Balancing | None]:
+    """The rewards (B, 2) of both sides of pairs, read after the last token of each answer; and the balancing losses.
+
+    What a side's tokens leave out, the last one, which is only predicted, is put back: the reward is that of the whole
+    answer, its end included.
+    """
+    tokens, targets, is_real = (column.flatten(0, 1) for column in (batch.tokens, batch.targets, batch.is_real))
+    lengths = is_real.sum(1)
+    last = targets[torch.arange(len(targets), device=targets.device), lengths - 1]
+    whole = torch.cat([tokens, tokens[:, -1:]], 1).scatter(1, lengths[:, None], last[:, None])
+    outputs, balancing = model(whole, lengths + 1)
+    return outputs[:, 0].view(batch.tokens.shape[:2]), balancing
+
+
+class RewardObjective(Objective):
+    """The Bradley-Terry loss of pairs, a mean over the pairs of a batch."""
+
+    model: SequenceClassifier
+
+    def __init__(self, model: SequenceClassifier, *, margin: float, centering: float):
+        super().__init__(model)
+        self.margin, self.centering = margin, centering
+
+    def weight(self, batch: Batch) -> Tensor:
+        return torch.tensor(batch.rows, device=batch.tokens.device)
+
+    def forward(self, batch: Batch) -> Loss:
+        rewards, balancing = rewards_of(self.model, batch)
+        losses, figures = compared(rewards, self.margin, self.centering)
+        loss = losses.mean()
+        means = {name: values.detach().mean() for name, values in figures.items()}
+        return Loss(loss, means, balancing_parts(balancing))
+
+
+def compared(rewards: Tensor, margin: float, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each pair's loss, and figures of each pair, all (B,), of rewards (B, 2)."""
+    chosen, rejected = rewards[:, CHOSEN], rewards[:, REJECTED]
+    losses = pairwise(chosen, rejected, margin) + weight * centering(chosen, rejected)
+    return losses, {
+        "margin": chosen - rejected,
+        "accuracy": (chosen > rejected).to(rewards.dtype),
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+    }
+
+
+class RewardModeling(PairsTask):
+    """The task on prepared pairs (see ``llmfast.training.task.Task``); what it saves is a regression classifier.
+
+    Rows are one token shorter than the model's context: the reward is read after the last token of an answer.
+    """
+
+    config_class: ClassVar = RewardConfig
+    command: ClassVar = "reward"
+    config: RewardConfig
+
+    def __init__(self, *arguments: object, **named: object):
+        super().__init__(*arguments, **named)
+        decoder = dataclasses.replace(self.config.model, tie_embeddings=True)
+        self.classifier = ClassifierConfig(decoder, (), self.context + 1, "regression", scale=1.0)
+
+    @classmethod
+    def longest_row(cls, config: RewardConfig) -> int:
+        return super().longest_row(config) - 1
+
+    def check_context(self) -> None:
+        if self.context + 1 > self.config.model.context:
+            raise ValueError(
+                f"data.max_tokens {self.context} leaves no place for the last token of an answer, after which a reward "
+                f"is read: the model's context is {self.config.model.context}"
+            )
+
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        return self.classifier.decoder
+
+    @property
+    def model_config(self) -> ClassifierConfig:
+        return self.classifier
+
+    def flops_per_token(self) -> float:
+        """Of the decoder without its output head."""
+        parts = flops_by_part(self.decoder_config, self.context)
+        flops = sum(count for part, count in parts.items() if part != "head")
+        if self.config.adapter != "none":
+            return flops * 2 / 3
+        return flops / 3 if self.config.keeps_base else flops
+
+    def objective(self) -> RewardObjective:
+        model = SequenceClassifier(without_head(self.start_decoder()), self.classifier)
+        return RewardObjective(model, margin=self.config.margin, centering=self.config.centering)
+
+    def source(self, share: Share, policy: Policy) -> LabeledLoader:
+        return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)
+
+    def evaluate(self, policy: Policy, *, part: bool = False) -> dict[str, float]:
+        """Loss and figures of held-out pairs, each a mean over all of them."""
+        with policy.inference() as model:
+            table = self.measured(
+                lambda batch: rewards_of(model, batch)[0], self.prepared.validation, policy, width=2, part=part
+            )
+        losses, figures = compared(torch.from_numpy(table), self.config.margin, self.config.centering)
+        return {"loss": losses.mean().item()} | {name: values.mean().item() for name, values in figures.items()}
+
+    def sample(self, policy: Policy) -> tuple[str, str]:
+        """A held-out prompt, and the rewards of both answers."""
+        split = self.prepared.validation
+        answers = [self.tokenizer.decode(split.tokens(0, side)[1]) for side in (CHOSEN, REJECTED)]
+        with policy.inference() as model:
+            rewards = rewards_of(model, split.batch(np.array([0])).to(policy.device))[0][0].tolist()
+        shown = [f" → {reward:+.2f} {text!r}" for reward, text in zip(rewards, answers, strict=True)]
+        return self.tokenizer.decode(split.tokens(0, CHOSEN)[0]), "".join(shown)

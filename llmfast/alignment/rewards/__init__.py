@@ -1,0 +1,1 @@
+"""Rewards: what a sampled answer is worth, as functions of (prompt, tokens, text, answer)."""

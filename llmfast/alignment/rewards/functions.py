@@ -1,0 +1,99 @@
+"""Rewards that read the text of an answer. All take (prompt, tokens, text, answer) and give a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmfast.alignment.rewards.calculator import calculate
+
+Reward = Callable[[str, Sequence[int], str, Any], float]
+"""(the prompt as text, the sampled tokens, their text, the right answer of the record) to a number."""
+
+
+class Prompt(str):
+    """The text of a prompt, which remembers its tokens."""
+
+    tokens: list[int]
+
+    def __new__(cls, text: str, tokens: Sequence[int]) -> Prompt:
+        made = super().__new__(cls, text)
+        made.tokens = list(tokens)
+        return made
+
+
+_THINK = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+
+
+def final_answer(text: str) -> str:
+    """What an answer comes to: behind the last ``####``, inside the last ``<answer>``, or else the whole text.
+
+    >>> final_answer("2 + 2 = 4\\n#### 4"), final_answer("<think>so</think><answer> 7 </answer>"), final_answer(" 9 ")
+    ('4', '7', '9')
+    """
+    if "<answer>" in text:
+        return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    return text.rpartition("####")[2].strip()
+
+
+def exact(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 if the final answer is the right one, apart from spaces at its ends; else 0."""
+    return float(final_answer(text) == final_answer(str(answer)))
+
+
+def number(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 if the last number of the final answer equals that of the right one; else 0. 1,000 and 1000.0 are equal."""
+    found, wanted = _last_number(final_answer(text)), _last_number(final_answer(str(answer)))
+    return float(found is not None and found == wanted)
+
+
+def _last_number(text: str) -> float | int | None:
+    found = _NUMBER.findall(text)
+    try:
+        return calculate(found[-1]) if found else None
+    except ValueError:
+        return None
+
+
+def think_format(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 for ``<think>...</think><answer>...</answer>`` and nothing else; else 0."""
+    return float(_THINK.fullmatch(text) is not None)
+
+
+def brevity(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 / (1 + tokens): less for longer answers."""
+    return 1 / (1 + len(tokens))
+
+
+def position_match(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """The share of the right answer's characters that the final answer has at the same place; 0 if it is longer."""
+    found, wanted = final_answer(text), final_answer(str(answer))
+    if not wanted or len(found) > len(wanted):
+        return 0.0
+    return sum(a == b for a, b in zip(found, wanted, strict=False)) / len(wanted)
+
+
+def math(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 if the final answer is mathematically equal to the right one, by math-verify; else 0.
+
+    In whatever thread: math-verify's own time limit works in the main thread alone, and is not used.
+    """
+    from math_verify import parse, verify
+
+    wanted, found = (parse(f"${final_answer(str(each))}$", parsing_timeout=None) for each in (answer, text))
+    return float(bool(wanted) and bool(found) and verify(wanted, found, timeout_seconds=None))
+
+
+def matches(pattern: str) -> Reward:
+    """The reward that is 1 where the text has a part that a regular expression matches; else 0.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"rewards: {pattern!r} is no regular expression: {error}") from None
+    return lambda prompt, tokens, text, answer: float(compiled.search(text) is not None)

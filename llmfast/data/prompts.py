@@ -1,0 +1,171 @@
+"""Prompts with right answers, prepared for sampling: as tokens, up to where an answer begins.
+
+A prepared folder holds the tokenizer, and ``train.json`` and ``validation.json``, each with a record per prompt: its
+tokens, the right answer, and where it comes from.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmfast.data.chat.conversation import Conversation, conversation
+from llmfast.data.chat.encoder import ChatEncoder
+from llmfast.data.chat.opening import open_chat, saved_chat
+from llmfast.data.chat.records import opened_sources
+from llmfast.data.config import PromptDataConfig
+from llmfast.data.corpus import is_held_out
+from llmfast.data.instructions import LeftOut, check_sides, identity, with_system
+from llmfast.data.prepare import SPLITS, load_tokenizer
+from llmfast.files import atomic_folder, atomic_write
+from llmfast.tokenizer import Tokenizer
+
+Report = Callable[[str], None]
+PROMPTS, ANSWERS = ("prompt", "question", "instruction"), ("answer", "solution", "output")
+
+
+class PromptRecord(NamedTuple):
+    """One prompt."""
+
+    tokens: list[int]
+    answer: Any
+    where: str
+    """The record it comes from, for messages."""
+
+
+class PromptSplit:
+    """One side of prepared prompts."""
+
+    def __init__(self, file: Path):
+        try:
+            content = file.read_bytes()
+            record = json.loads(content)
+            self.records = [PromptRecord(*each) for each in record["prompts"]]
+            digest = _digest(record["prompts"])
+        except FileNotFoundError:
+            raise ValueError(f"{file} is missing") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+        if record["sha256"] != digest:
+            raise ValueError(f"{file} is damaged: its SHA-256 is not that of its content")
+        self.checksum = digest
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: int) -> PromptRecord:
+        return self.records[place]
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """A prepared folder, opened."""
+
+    tokenizer: Tokenizer
+    train: PromptSplit
+    validation: PromptSplit
+
+    @functools.cached_property
+    def chat(self) -> ChatEncoder:
+        """How conversations become tokens."""
+        return saved_chat(self.tokenizer)
+
+
+def prepare_prompts(
+    config: PromptDataConfig, folder: Path, *, longest: int, report: Report = lambda line: None
+) -> None:
+    """Read prompts, render and encode them, and write both sides under ``folder``, whole or not at all.
+
+    Args:
+        config: what to read.
+        folder: where to write.
+        longest: tokens of the longest prompt; longer ones are left out and counted.
+        report: is called with a line for each thing to report.
+
+    Raises:
+        ValueError: nothing to read, a record or a template that cannot be used, or a side without a prompt.
+    """
+    if config.tokenizer is None:
+        raise ValueError("prompts need the tokenizer of a model: give start, or data.tokenizer")
+    with atomic_folder(folder) as partial:
+        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
+        chat.tokenizer.save(partial)
+        left_out, documents = LeftOut(), Counter()
+        sides: dict[str, list[list[Any]]] = {split: [] for split in SPLITS}
+        for _, records in opened_sources(config.sources):
+            for where, record in records:
+                asked, answer = prompt_of(record, config, where)
+                asked = with_system(asked, config.system)
+                try:
+                    tokens = chat.prompt(asked)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+                if len(tokens) > longest:
+                    left_out.add(f"with prompts longer than the {longest} tokens that leave room for an answer", where)
+                    continue
+                split = "validation" if is_held_out(identity(asked), config.validation_fraction) else "train"
+                documents[split] += 1
+                sides[split].append([tokens, answer, where])
+        check_sides(documents, left_out)
+        for split, prompts in sides.items():
+            content = {"sha256": _digest(prompts), "prompts": prompts}
+            atomic_write(partial / f"{split}.json", json.dumps(content, ensure_ascii=False) + "\n")
+        for line in left_out.lines():
+            report(f"left out    {line}")
+
+
+def open_prompts(folder: Path) -> PreparedPrompts:
+    """Open what ``prepare_prompts`` wrote.
+
+    Raises:
+        ValueError: something is missing or damaged.
+    """
+    return PreparedPrompts(Tokenizer.load(folder), *(PromptSplit(folder / f"{split}.json") for split in SPLITS))
+
+
+def describe_prompts(prepared: PreparedPrompts, report: Report) -> None:
+    """What there is to sample from and to evaluate on, a line for each side."""
+    for name, split in (("train", prepared.train), ("validation", prepared.validation)):
+        tokens = sum(len(record.tokens) for record in split.records)
+        report(f"{name:<11} {len(split):,} prompts, {tokens:,} tokens")
+
+
+def prompt_of(record: Mapping[str, Any], config: PromptDataConfig, where: str) -> tuple[Conversation, Any]:
+    """The prompt of a record, as messages without an answer, and the right answer.
+
+    Raises:
+        ValueError: the columns are missing, or the prompt is neither text nor messages; begins with ``where``.
+
+    >>> prompt_of({"question": "2 + 2?", "answer": "#### 4"}, PromptDataConfig(), "a.json")[1]
+    '#### 4'
+    """
+    prompt, answer = _column(record, config.prompt, PROMPTS, "prompt", where), None
+    answer = record[_column(record, config.answer, ANSWERS, "answer", where)]
+    asked = record[prompt]
+    if prompt == "instruction" and isinstance(asked, str):
+        whole = conversation({**record, "output": ""}, "alpaca", where)
+        return Conversation(whole.messages[:-1]), answer
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    found = conversation({"messages": messages}, "messages", where) if messages else Conversation(())
+    if not found.messages or found.messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: {prompt} does not end with something to answer")
+    return found, answer
+
+
+def _column(record: Mapping[str, Any], wanted: str, known: tuple[str, ...], what: str, where: str) -> str:
+    names = known if wanted == "auto" else (wanted,)
+    found = [name for name in names if record.get(name) is not None]
+    if not found:
+        columns = ", ".join(map(str, record)) or "no columns"
+        raise ValueError(f"{where} has the columns {columns}; data.{what} names the one with the {what}")
+    return found[0]
+
+
+def _digest(prompts: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()
