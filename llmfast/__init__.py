@@ -21,6 +21,9 @@ _HOMES = {
     "unpatch": "llmfast.integrations.patch",
     "train": "llmfast.commands.train",
     "generate": "llmfast.commands.generate",
+    "Engine": "llmfast.inference.engine",
+    "EngineConfig": "llmfast.inference.config",
+    "Sampling": "llmfast.inference.config",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -165,8 +165,11 @@ def prepare_pairs(
         left_out, cut, documents = LeftOut(), 0, Counter()
         for where, pair in read_pairs(config.sources):
             pair = Pair(*(with_system(each, config.system) for each in pair))
-            sides = None if unfit(pair) else _encoded(chat, pair, where)
-            if reason := unfit(pair) or _unfit_when_cut(sides, max_tokens):
+            if reason := unfit(pair):
+                left_out.add(reason, where)
+                continue
+            sides = _encoded(chat, pair, where)
+            if reason := _unfit_when_cut(*sides, max_tokens):
                 left_out.add(reason, where)
                 continue
             cut += any(len(side.tokens) > max_tokens + 1 for side in sides)
@@ -291,9 +294,8 @@ def _encoded(chat: ChatEncoder, pair: Pair, where: str) -> tuple[Encoded, Encode
     return chosen, rejected
 
 
-def _unfit_when_cut(sides: tuple[Encoded, Encoded], max_tokens: int) -> str | None:
+def _unfit_when_cut(chosen: Encoded, rejected: Encoded, max_tokens: int) -> str | None:
     """Why nothing is left to compare of a pair once its rows are cut; None if something is."""
-    chosen, rejected = sides
     start = chosen.trained.index(True)
     if start > max_tokens:
         return f"with a prompt longer than data.max_tokens {max_tokens}"

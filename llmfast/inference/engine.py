@@ -19,10 +19,11 @@ from llmfast.inference.constraints import ConstraintMatcher, Constraints
 from llmfast.inference.controls import Controls
 from llmfast.inference.prompts import end_tokens, prompt_tokens
 from llmfast.inference.runner import Chunk, Runner
-from llmfast.inference.sampler import alternatives, choose
+from llmfast.inference.sampler import choose
 from llmfast.inference.scheduler import Scheduler, Work
-from llmfast.inference.sequence import Completion, Request, Sequence, State, Update
-from llmfast.inference.speculation import DraftGuesser, Guesser, LookupGuesser
+from llmfast.inference.scoring import score_prompt
+from llmfast.inference.sequence import Completion, Request, Sequence, Update
+from llmfast.inference.speculation import guess_for, make_guesser
 from llmfast.inference.text import ReplyText
 from llmfast.inference.torch_runner import TorchRunner
 from llmfast.kernels import batch_invariant
@@ -112,7 +113,7 @@ class Engine:
             prefill_chunk=config.prefill_chunk,
             shares_prefixes=self.runner.shares_prefixes,
         )
-        self._guesser = self._make_guesser(draft)
+        self._guesser = make_guesser(draft, self.runner.vocab_size, config)
         self._guessed = self._accepted = 0
         self._constraints: Constraints | None = None
         self._numbers = itertools.count()
@@ -256,8 +257,8 @@ class Engine:
             ValueError: the model's logits are not numbers.
         """
         updates, self._late = self._late, []
-        with self._mode():
-            self._guess()
+        if self._guesser is not None:
+            guess_for(self.scheduler.running, self._guesser, config=self.config)
         works, copies = self.scheduler.plan()
         if works:
             self._steps += 1
@@ -358,40 +359,6 @@ class Engine:
             self._constraints = Constraints(self.tokenizer, self.runner.vocab_size)
         return self._constraints.matcher(sampling.constraint, ends)
 
-    def _make_guesser(self, draft: Any) -> Guesser | None:
-        config = self.config
-        if draft is None:
-            return LookupGuesser(config.lookup_tokens) if config.speculation else None
-        if not config.speculation:
-            raise ValueError("draft guesses for speculation, which is 0: set speculation in the EngineConfig")
-        runner = TorchRunner(draft, cuda_graphs=config.cuda_graphs)
-        if runner.vocab_size != self.runner.vocab_size:
-            raise ValueError(
-                f"draft has {runner.vocab_size} tokens, and the model {self.runner.vocab_size}: they must be the same"
-            )
-        return DraftGuesser(
-            runner,
-            block_size=config.block_size,
-            prefill_chunk=config.prefill_chunk,
-            sequences=config.max_batch,
-            memory=config.memory,
-        )
-
-    def _guess(self) -> None:
-        """Guesses for the sequences that generate."""
-        if self._guesser is None:
-            return
-        sequences = [sequence for sequence in self.scheduler.running if sequence.unread == 1]
-        counts = []
-        for sequence in sequences:
-            request = sequence.request
-            most = request.sampling.max_tokens or request.limit
-            # The last token that a reply may have is drawn, and not guessed.
-            room = min(most - len(sequence.drawn), request.limit - len(sequence.tokens)) - 1
-            counts.append(max(0, min(self.config.speculation, room)))
-        for sequence, guesses in zip(sequences, self._guesser.guess(sequences, counts), strict=True):
-            sequence.guesses = guesses
-
     def _finish(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         if self._guesser is not None:
@@ -412,7 +379,8 @@ class Engine:
             before, known = sequence.computed, len(sequence.tokens)
             self._read += max(0, min(before + work.count, len(sequence.request.prompt)) - before)
             sequence.computed = min(before + work.count, known)
-            self._score_prompt(work, before, logits[rows.start : rows.stop])
+            if work.outputs == work.count:
+                score_prompt(sequence.request, before, logits[rows.start : rows.stop])
             if sequence.computed < known:
                 self.scheduler.remember(sequence)
                 continue
@@ -449,24 +417,6 @@ class Engine:
             updates.append(self._update(sequence, first[id(sequence)], texts[id(sequence)]))
         return updates
 
-    def _score_prompt(self, work: Work, before: int, logits: Tensor) -> None:
-        """Log-probabilities of tokens of the prompt, if they are asked for."""
-        request = work.sequence.request
-        known, wanted = request.prompt_logprobs, request.sampling.prompt_logprobs
-        if wanted is None or work.outputs != work.count or before > len(known):
-            return
-        import torch
-
-        from llmfast.inference.distribution import log_probs
-
-        end = min(before + work.count, len(request.prompt) - 1)
-        if end <= len(known):
-            return
-        rows = logits[len(known) - before : end - before]
-        targets = torch.tensor(request.prompt[len(known) + 1 : end + 1], device=logits.device)
-        for row, logprob in zip(rows, log_probs(rows, targets).tolist(), strict=True):
-            known.append((logprob, alternatives(row, wanted)))
-
     def _update(self, sequence: Sequence, first: int, text: str) -> Update:
         new = sequence.drawn[first:]
         wants = sequence.request.sampling.logprobs is not None
@@ -497,4 +447,4 @@ def _chunk(work: Work) -> Chunk:
     )
 
 
-__all__ = ["PLAIN", "Completion", "Engine", "Prompt", "Request", "State", "Statistics", "Update"]
+__all__ = ["PLAIN", "Completion", "Engine", "Prompt", "Request", "Statistics", "Update"]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmfast.inference.blocks import BlockManager
+from llmfast.inference.config import EngineConfig
 from llmfast.inference.distribution import distribution, draw
 from llmfast.inference.runner import Chunk, Runner
 from llmfast.inference.sequence import Sequence
+from llmfast.inference.torch_runner import TorchRunner
 
 
 class Guesser(Protocol):
@@ -59,6 +61,42 @@ class LookupGuesser:
 
     def forget(self, sequence: Sequence) -> None:
         self._places.pop(id(sequence), None)
+
+
+def make_guesser(draft: Any, vocab_size: int, config: EngineConfig) -> Guesser | None:
+    """What guesses by ``config``: the model ``draft``, looking up where there is none, or nothing.
+
+    Raises:
+        ValueError: a draft model with another vocabulary, or without speculation.
+    """
+    if draft is None:
+        return LookupGuesser(config.lookup_tokens) if config.speculation else None
+    if not config.speculation:
+        raise ValueError("draft guesses for speculation, which is 0: set speculation in the EngineConfig")
+    runner = TorchRunner(draft, cuda_graphs=config.cuda_graphs)
+    if runner.vocab_size != vocab_size:
+        raise ValueError(f"draft has {runner.vocab_size} tokens, and the model {vocab_size}: they must be the same")
+    return DraftGuesser(
+        runner,
+        block_size=config.block_size,
+        prefill_chunk=config.prefill_chunk,
+        sequences=config.max_batch,
+        memory=config.memory,
+    )
+
+
+def guess_for(running: Tokens[Sequence], guesser: Guesser, *, config: EngineConfig) -> None:
+    """Set the guesses of the sequences that generate."""
+    sequences = [sequence for sequence in running if sequence.unread == 1]
+    counts = []
+    for sequence in sequences:
+        request = sequence.request
+        most = request.sampling.max_tokens or request.limit
+        # The last token that a reply may have is drawn, and not guessed.
+        room = min(most - len(sequence.drawn), request.limit - len(sequence.tokens)) - 1
+        counts.append(max(0, min(config.speculation, room)))
+    for sequence, guesses in zip(sequences, guesser.guess(sequences, counts), strict=True):
+        sequence.guesses = guesses
 
 
 @dataclass

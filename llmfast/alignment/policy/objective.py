@@ -12,7 +12,7 @@ from llmfast.alignment.config import PolicyConfig
 from llmfast.alignment.losses.entropy import entropies
 from llmfast.alignment.losses.kl import kl_loss
 from llmfast.alignment.losses.policy import Clipped, cispo, clipped, importance, reinforce, value_loss
-from llmfast.alignment.losses.reduce import masked_sum, row_losses, row_weights
+from llmfast.alignment.losses.reduce import masked_mean, masked_sum, row_losses, row_weights
 from llmfast.alignment.policy.log_probabilities import token_log_probabilities
 from llmfast.alignment.policy.methods import Method
 from llmfast.data.batch import Batch
@@ -96,11 +96,9 @@ class PolicyObjective(Objective):
             return Clipped(reinforce(new, batch.advantages), torch.zeros_like(batch.counted))
         if method.surrogate == "cispo":
             return cispo(new, log_ratios, batch.advantages, high=config.clip_high)
-        # An answer's ratio goes with its own advantage, which all its tokens have.
-        advantages = batch.advantages if method.level == "token" else batch.advantages.amax(1, keepdim=True)
-        if method.level == "sequence":
-            lowest = batch.advantages.amin(1, keepdim=True)
-            advantages = torch.where(lowest < 0, lowest, advantages)
+        advantages = batch.advantages
+        if method.level == "sequence":  # all tokens of an answer have its advantage
+            advantages = masked_mean(advantages, batch.counted, dim=1).unsqueeze(1)
         return clipped(
             importance(log_ratios, batch.counted, method.level),
             advantages,
