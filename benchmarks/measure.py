@@ -217,7 +217,9 @@ def ceilings(device: str, tiny: bool = False, rounds: int = 20) -> dict[str, flo
         samplers = {"copy": Sampler([lambda: copy.copy_(source)], device)}
         for dtype, (x, y) in operands.items():
             samplers[name_of(dtype)] = Sampler([functools.partial(torch.matmul, x, y)], device)
-        timings = in_turn(samplers, rounds)
+        # Fewer where a product takes seconds, as in bfloat16 on a processor without instructions for it.
+        slowest = max(sampler.sample() * sampler.repeats for sampler in samplers.values())
+        timings = in_turn(samplers, min(rounds, max(3, int(5 / slowest))))
     products = {f"{name_of(dtype)}_flops_per_s": timings[name_of(dtype)].median_s for dtype in operands}
     return {
         "copy_bytes_per_s": 2 * source.nbytes / timings["copy"].median_s,

@@ -138,7 +138,7 @@ def describe_machine(device: str, libraries: Sequence[str] = LIBRARIES) -> dict[
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
         "processor": _processor(),
-        "instructions": _instructions(),
+        "instructions": instructions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "revision": _git_revision(),
@@ -175,7 +175,7 @@ def _processor() -> str:
     return re.sub(r"\((?:R|TM)\)| Processor$", "", names[0]) if names else platform.machine()
 
 
-def _instructions() -> list[str]:
+def instructions() -> list[str]:
     """The INSTRUCTIONS that this processor has, if the system reports them."""
     flags = re.findall(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     return [name for name in INSTRUCTIONS if flags and name in flags[0].split()]

@@ -29,6 +29,9 @@ SUITES = {
     "finetune": Suite("steps of supervised finetuning beside trl: tokens/s, memory", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
+    "decode_cpu": Suite(
+        "decoding on a CPU with weights in 32 to 4 bits: tokens/s, time to the first token, perplexity", ("cpu",)
+    ),
     "dispatch": Suite("host time per call of each op, before its kernel starts", ("cpu",)),
     "loader": Suite("batches from token shards: tokens/s", ("cpu",)),
     "tokenizer": Suite("encoding, decoding and loading, on three kinds of text or --text FILE", ("cpu",)),

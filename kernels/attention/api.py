@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
@@ -49,10 +50,10 @@ def flash_attention(
 
     Args:
         q: (B, H, S, D), any strides, so ``x.view(B, S, H, D).transpose(1, 2)`` costs no copy; or (N, H, D)
-            with ``cu_seqlens``. D is a multiple of 8 from 8 to 256. float16, bfloat16 or float32 (and float64
-            on a CPU). Under autocast q, k and v are cast as for PyTorch's attention.
-        k, v: (B, K, T, D) or (N_k, K, D). K divides H: query heads ``h`` of group ``h // (H // K)`` share a
-            key head.
+            with ``cu_seqlens``. D is at most 256; where it is no multiple of 8, q, k and v are copied. float16,
+            bfloat16 or float32 (and float64 on a CPU). Under autocast q, k and v are cast as for PyTorch's attention.
+        k, v: (B, K, T, D) or (N_k, K, D). v may be of another width, which the result then has, too. K divides H:
+            query heads ``h`` of group ``h // (H // K)`` share a key head.
         causal: Query i sees keys up to i + T - S: the last query stands at the last key (bottom-right
             alignment).
         scale: Factor on the products; 1/sqrt(D) if left out.
@@ -91,11 +92,14 @@ def flash_attention(
     torch.Size([2, 10, 64])
     """
     q, k, v = autocast(q, k, v)
+    width, value_width = q.shape[-1:], v.shape[-1:]
+    if width == k.shape[-1:] and (width != value_width or (width and width[0] % 8)):
+        q, k, v, scale = widened(q, k, v, scale)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
     cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
     check_options(q, scale, softcap, sinks, dropout_p)
     left, right = window_bounds(causal, window)
-    return attend(
+    result = attend(
         q,
         k,
         v,
@@ -110,6 +114,20 @@ def flash_attention(
         cu_seqlens_k=cu_seqlens_k,
         return_lse=return_lse,
     )
+    if v.shape[-1:] == value_width:
+        return result
+    out, *lse = result if isinstance(result, tuple) else (result,)
+    out = out[..., : value_width[0]]
+    return (out, *lse) if lse else out
+
+
+def widened(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
+    that q has."""
+    width = q.shape[-1]
+    common = -(-max(width, v.shape[-1], 1) // 8) * 8
+    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
+    return q, k, v, max(width, 1) ** -0.5 if scale is None else scale
 
 
 def attend(

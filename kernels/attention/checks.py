@@ -42,7 +42,7 @@ def check_qkv(q, k, v, packed=False):
     if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
         raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}")
     if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
-        raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {q.shape[-1]}")
+        raise ValueError(f"the head width D is from 1 to 256; got {q.shape[-1]}")
     heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query heads are a multiple of key/value heads; got {heads} and {kv_heads}")

@@ -79,10 +79,6 @@ def attention_forward(
         options = (position_bias, scale, softcap, s_aux, dropout, wants_weights)
         out, weights = plain_attention(query, key, value, mask, *options)
         return out.transpose(1, 2), weights
-    width, value_width = query.shape[-1], value.shape[-1]
-    # Widths that the kernel does not take are filled up with zeros, which change no product.
-    common = -(-max(width, value_width) // 8) * 8
-    query, key, value = (F.pad(x, (0, common - x.shape[-1])) for x in (query, key, value))
     key, value = key[:, :, : pattern.keys], value[:, :, : pattern.keys]
     options = {
         "causal": pattern.causal,
@@ -96,7 +92,7 @@ def attention_forward(
         out = flash_attention(query, key, value, **options).transpose(1, 2)
     else:
         out = unpadded_attention(query, key, value, pattern, options)
-    return out[..., :value_width], None
+    return out, None
 
 
 def _refuse_unknown(module: nn.Module, options: dict[str, Any]) -> None:
@@ -162,13 +158,13 @@ def unpadded_attention(query: Tensor, key: Tensor, value: Tensor, pattern: Patte
     Queries of bidirectional attention are of another sequence than the keys, or may stand anywhere in the same: all of
     them see the keys that are no padding.
     """
-    B, H, S, D = query.shape
+    B, H, S, _ = query.shape
     k_shown = pattern.padding
     q_shown = k_shown[:, -S:] if pattern.causal or pattern.window else k_shown.new_ones((B, S))
     q_at, k_at = (torch.nonzero(shown.flatten()).flatten() for shown in (q_shown, k_shown))
     packed = (x.transpose(1, 2).flatten(0, 1)[at] for x, at in ((query, q_at), (key, k_at), (value, k_at)))
     out = flash_attention(*packed, cu_seqlens_q=boundaries(q_shown), cu_seqlens_k=boundaries(k_shown), **options)
-    return out.new_zeros((B * S, H, D)).index_copy(0, q_at, out).view(B, S, H, D)
+    return out.new_zeros((B * S, *out.shape[1:])).index_copy(0, q_at, out).view(B, S, H, -1)
 
 
 def boundaries(shown: Tensor) -> Tensor:

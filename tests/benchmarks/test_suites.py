@@ -61,6 +61,17 @@ def test_suite_gives_results_of_the_schema(bench, suite, tmp_path):
     assert not [row for row in content["results"] if row["status"] in ("wrong", "failed")]
 
 
+def test_decoding_on_a_cpu_takes_turns_with_other_processes(bench, tmp_path):
+    pytest.importorskip("transformers")
+    report = bench.run_suite("decode_cpu", bench.Options(device="cpu", tiny=True, out=tmp_path), say=lambda line: None)
+    assert not report.not_run
+    assert {(row.contender, row.dtype, row.pass_) for row in report.results if row.status == "ok"} >= {
+        ("llmfast", "int4", "first token"),
+        ("llmfast", "int4", "decode"),
+    }
+    assert {row.status for row in report.results} <= {"ok", "missing"}
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_ours_replays_as_a_graph_with_memory_and_host_time(bench, norm, tmp_path):
     options = bench.Options(out=tmp_path)

@@ -173,6 +173,41 @@ def test_attention_is_in_the_dtype_of_autocast():
             assert result.dtype == torch.float16
 
 
+@pytest.mark.parametrize(("width", "value_width"), [(12, 12), (16, 8), (8, 24), (5, 3), (1, 1)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_heads_of_any_width_and_values_of_another(width, value_width, packed):
+    """Trap: the scale of the width that the kernel sees."""
+    tensors = [numbers(2, heads, 6, D, seed=D) for heads, D in ((4, width), (2, width), (2, value_width))]
+
+    def call(function):
+        def run():
+            q, k, v = (x.clone().requires_grad_() for x in tensors)
+            out, lse = function(q, k, v)
+            (out.square().sum() + lse.sum()).backward()
+            return [out.detach(), lse.detach(), q.grad, k.grad, v.grad]
+
+        return run
+
+    def ours(q, k, v):
+        if not packed:
+            return flash_attention(q, k, v, causal=True, return_lse=True)
+        bounds = torch.tensor([0, 6, 12], dtype=torch.int32)
+        rows = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        out, lse = flash_attention(*rows, causal=True, cu_seqlens_q=bounds, return_lse=True)
+        return (x.unflatten(0, (2, 6)).transpose(1, 2) for x in (out, lse))
+
+    def definition(q, k, v):
+        k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+        scores = (q @ k.mT / width**0.5).masked_fill(~torch.ones(6, 6).tril().bool(), float("-inf"))
+        return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+    expected = call(definition)()
+    for found in on_both(call(ours)):
+        assert not isinstance(found, Exception), found
+        for mine, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", WITHOUT_GRADIENT)
 def test_ops_without_gradient(name):
     function, *tensors = WITHOUT_GRADIENT[name]

@@ -1,0 +1,1 @@
+"""Decoding on a CPU: each library in a process of its own, which reads jobs and answers with seconds."""
