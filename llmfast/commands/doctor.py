@@ -20,6 +20,7 @@ EXTRAS = {
     "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
+    "serve": "the HTTP server",
     "track": "tracking",
 }
 

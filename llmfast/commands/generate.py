@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from llmfast.inference.config import EngineConfig, Sampling
 
@@ -85,11 +85,13 @@ def generate(
     Sampling(**given, **others)  # refused before the model is read
     text = _read(prompt_file) if prompt_file else prompt
 
+    from llmfast.inference.defaults import default_sampling
     from llmfast.inference.engine import Engine
 
     config = EngineConfig(max_batch=min(samples, 16))
     engine = Engine.open(run, base=base, device=device, dtype=dtype, weights=weights, config=config)
-    settings = _settings(engine.tokenizer) | given | ({"temperature": 0.0} if greedy else {}) | others
+    defaults = default_sampling(engine.tokenizer, temperature=0.8)
+    settings = defaults | given | ({"temperature": 0.0} if greedy else {}) | others
     start: str | list[int] = text
     if chat:
         start, end = _chat_prompt(engine.tokenizer, chat, system)
@@ -140,17 +142,3 @@ def _chat_prompt(tokenizer: Tokenizer, message: str, system: str) -> tuple[list[
     messages.append({"role": "user", "content": message})
     encoder = saved_chat(tokenizer)
     return encoder.prompt_of(messages), encoder.end_token
-
-
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What ``generation_config.json`` says of sampling, or else the defaults."""
-    from llmfast.data.chat.opening import generation_settings
-
-    said = generation_settings(tokenizer)
-    found = {
-        name: said[name] for name in ("top_k", "top_p", "min_p", "repetition_penalty") if said.get(name) is not None
-    }
-    if found.get("top_k") == 0:  # transformers' word for no cut
-        del found["top_k"]
-    found["temperature"] = said.get("temperature", 0.8) if said.get("do_sample", True) else 0.0
-    return found
