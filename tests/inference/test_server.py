@@ -289,3 +289,62 @@ def test_the_page_is_one_file(running):
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_reply_of_a_given_form(client):
+    """JSON, whatever a model that writes nonsense would like to write."""
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["color", "count"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    request = {"model": "small", "messages": HELLO, "max_tokens": 200, "seed": 1, "response_format": form}
+    reply = client.chat.completions.create(**request).choices[0]
+    found = json.loads(reply.message.content)
+    assert reply.finish_reason == "stop"
+    assert found["color"] in ("red", "green")
+    assert 1 <= found["count"] <= 9
+    streamed = client.chat.completions.create(**request, stream=True)
+    assert "".join(each.choices[0].delta.content or "" for each in streamed) == reply.message.content
+
+
+def test_a_schema_that_cannot_be_used(client):
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "nonsense"}}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model="small", messages=HELLO, response_format=form)
+    assert error.value.param == "response_format"
+
+
+def test_calls_of_tools_are_taken_out_of_the_text_in_streams_too(running, client, monkeypatch):
+    """A model that writes nonsense calls nothing: what it writes is put into its mouth."""
+    said = 'I look.\n<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call> <tool_call>{"x"'
+    tools = [{"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}]
+    tokens = [*chat_tokenizer().encode_ordinary(said), chat_tokenizer().encode_single_token("<|im_end|>")]
+    engine = running.service.worker.engine
+    forward = engine.runner.forward
+    place = 0
+
+    def speaking(chunks):
+        nonlocal place
+        logits = forward(chunks)
+        logits[:] = -100.0
+        logits[:, tokens[place % len(tokens)]] = 100.0
+        place += 1
+        return logits
+
+    monkeypatch.setattr(engine.runner, "forward", speaking)
+    request = {"model": "small", "messages": HELLO, "tools": tools, "temperature": 0}
+    reply = client.chat.completions.create(**request).choices[0]
+    assert reply.finish_reason == "tool_calls"
+    assert reply.message.content == 'I look.\n <tool_call>{"x"', "what is no call stays text"
+    (call,) = reply.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_time", {"zone": "UTC"})
+    texts, calls = [], []
+    for chunk in client.chat.completions.create(**request, stream=True):
+        texts.append(chunk.choices[0].delta.content or "")
+        calls += chunk.choices[0].delta.tool_calls or []
+    assert "".join(texts) == reply.message.content
+    assert [(each.index, each.function.name) for each in calls] == [(0, "get_time")]
+    assert chunk.choices[0].finish_reason == "tool_calls"
