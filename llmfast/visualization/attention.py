@@ -1,7 +1,7 @@
 """Attention weights of chosen layers and heads, of a decoder or of a model of transformers, some rows at a time.
 
-The weights of a long prompt do not fit in memory (16,384 tokens: 1 GiB for each head), so they are computed in blocks of
-rows and whoever reads them keeps only what it needs.
+The weights of a long prompt do not fit in memory (16,384 tokens: 1 GiB for each head), so they are computed in blocks
+of rows, and whoever reads them keeps only what it needs.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def _rows_of_decoder(model: Decoder, tokens: Tensor, layers: list[int], heads: l
             q, k, _ = block.attention.queries_keys_values(block.attention_norm(x), places)
             window = model.config.window_of(layer)
             yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, window)
-        x, _ = block(x, places)
+        if layer < max(layers):
+            x, _ = block(x, places)
 
 
 def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], window: int | None) -> Iterator[Rows]:

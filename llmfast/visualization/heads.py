@@ -115,7 +115,7 @@ def plot_heads(scores: dict[str, Tensor], path: Any) -> None:
             figure.subplots(lines, columns, squeeze=False).flat, scores.items(), strict=False
         ):
             top = None if name in ("entropy", "mean_distance") else 1
-            image = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+            image = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
             figure.colorbar(image, ax=axes)
             axes.set_title(f"{name.replace('_', ' ')}\n", fontsize=11)
             axes.text(0.5, 1.02, MEANING[name], transform=axes.transAxes, ha="center", fontsize=7.5, color="#525252")

@@ -1,4 +1,4 @@
-"""Attention of a prompt, as much of it as can be looked at: a picture of each head, and each token's strongest weights."""
+"""What can be looked at of the attention of a prompt: a picture of each head, and the strongest weights of tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.files import atomic_write
@@ -68,16 +69,22 @@ def attention_maps(
 
 def _keep(maps: AttentionMaps, place: int, rows: Rows, side: int) -> None:
     weights = rows.weights.float().cpu()
-    heads, count, width = weights.shape
+    _, count, width = weights.shape
     strongest, at = weights.topk(min(width, maps.keys.shape[-1]), dim=-1)
     here = slice(rows.first_row, rows.first_row + count)
     maps.weights[place, :, here, : strongest.shape[-1]] = strongest
     maps.keys[place, :, here, : strongest.shape[-1]] = (at + rows.first_key).int()
-    cells = maps.pictures.shape[-1]
-    row = (torch.arange(count) + rows.first_row) // side
-    column = (torch.arange(width) + rows.first_key) // side
-    by_column = torch.zeros(heads, count, cells).index_reduce_(2, column, weights, "amax")
-    maps.pictures[place].index_reduce_(1, row, by_column, "amax")
+    largest = _by_cells(_by_cells(weights, rows.first_key, side).mT, rows.first_row, side).mT
+    row, column = rows.first_row // side, rows.first_key // side
+    part = maps.pictures[place, :, row : row + largest.shape[1], column : column + largest.shape[2]]
+    part.copy_(torch.maximum(part, largest))
+
+
+def _by_cells(weights: Tensor, first: int, side: int) -> Tensor:
+    """The largest of the last dimension, which begins at ``first``, in each cell of ``side`` that it touches."""
+    before = first % side
+    padded = F.pad(weights, (before, -(before + weights.shape[-1]) % side))
+    return padded.unflatten(-1, (-1, side)).amax(-1)
 
 
 def plot_attention(maps: AttentionMaps, texts: Sequence[str], path: Path) -> None:
@@ -103,7 +110,10 @@ def plot_attention(maps: AttentionMaps, texts: Sequence[str], path: Path) -> Non
             for column, head in enumerate(maps.heads):
                 axes = grid[line, column]
                 image = axes.imshow(
-                    maps.pictures[line, column], cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest"
+                    maps.pictures[line, column].numpy(),
+                    cmap="Blues",
+                    norm=PowerNorm(0.5, 0, 1),
+                    interpolation="nearest",
                 )
                 axes.set_xticks([]), axes.set_yticks([])
                 if named:
