@@ -117,8 +117,8 @@ def plot_heads(scores: dict[str, Tensor], path: Any) -> None:
             top = None if name in ("entropy", "mean_distance") else 1
             image = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
             figure.colorbar(image, ax=axes)
-            axes.set_title(f"{name.replace('_', ' ')}\n", fontsize=11)
-            axes.text(0.5, 1.02, MEANING[name], transform=axes.transAxes, ha="center", fontsize=7.5, color="#525252")
+            axes.set_title(name.replace("_", " "), fontsize=11, pad=15)
+            axes.text(0.5, 1.03, MEANING[name], transform=axes.transAxes, ha="center", fontsize=7.5, color="#525252")
             axes.set(xlabel="head", ylabel="layer")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.yaxis.get_major_locator().set_params(integer=True)
