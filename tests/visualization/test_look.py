@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -269,11 +270,10 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys, arguments, words):
 
 
 def test_a_damaged_run_is_one_sentence(run, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
     (file,) = (tmp_path / "run").glob("checkpoints/step-000002/model.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
     assert main(["look", str(tmp_path / "run"), "--prompt", "fox", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "damaged" in error
