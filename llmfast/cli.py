@@ -66,6 +66,9 @@ COMMANDS = {
     "grpo": Command("llmfast.commands.policy:grpo", "Train a model on rewards of its answers: GRPO and its relatives."),
     "ppo": Command("llmfast.commands.policy:ppo", "Train a model on rewards of its answers: PPO."),
     "distill": Command("llmfast.commands.distill:distill", "Train a model to answer as a teacher does."),
+    "eval": Command(
+        "llmfast.commands.evaluate:evaluate", "Measure a model on questions or on the bits per byte of text."
+    ),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
