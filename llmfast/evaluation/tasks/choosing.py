@@ -93,16 +93,20 @@ def measure(
 
     For multiple choice, the shares of questions whose right answer has the highest log-likelihood: ``acc`` of the sum,
     ``acc_char``, ``acc_byte`` and ``acc_token`` of the sum divided by the answer's characters (the harness's and most
-    papers' ``acc_norm``), its UTF-8 bytes, or its tokens. The first of equals is chosen. For LAMBADA, ``acc``, the share
-    of words each of whose tokens is the likeliest, and ``perplexity`` of the words.
+    papers' ``acc_norm``), its UTF-8 bytes, or its tokens. The first of equals is chosen. For LAMBADA, ``acc``, the
+    share of words each of whose tokens is the likeliest, and ``perplexity`` of the words.
 
     Raises:
-        ValueError: a prompt is longer than the model's context, without ``truncate``.
+        ValueError: a prompt is longer than the model's context, without ``truncate``; or an answer is.
     """
     pairs = []
     for each in asked:
         prompts_and_answers = zip(each.question.prompts, each.question.answers, strict=True)
         own = [encode_pair(tokenizer, each.opening + prompt, f" {answer}") for prompt, answer in prompts_and_answers]
+        if (answer := max(len(pair.continuation) for pair in own)) > model.config.context:
+            raise ValueError(
+                f"{each.where}: an answer has {answer} tokens, more than the model's context {model.config.context} holds"
+            )
         longest = max(len(pair.context) + len(pair.continuation) - 1 for pair in own)
         if longest > model.config.context and not truncate:
             raise ValueError(

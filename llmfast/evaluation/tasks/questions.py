@@ -1,6 +1,6 @@
 """How rows of published datasets become questions: texts are put together as in EleutherAI's lm-evaluation-harness.
 
-Every task also reads the rows of MosaicML's llm-foundry, ``{query, choices, gold}``, whose texts are put together there.
+Most tasks also read the rows of MosaicML's llm-foundry, ``{query, choices, gold}``, which hold finished texts.
 """
 
 from __future__ import annotations
