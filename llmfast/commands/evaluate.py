@@ -17,7 +17,7 @@ def evaluate(
     run: Path,
     /,
     *,
-    tasks: str,
+    tasks: str = "",
     data: tuple[Path, ...] = (),
     examples: Path | None = None,
     limit: int | None = None,

@@ -67,7 +67,8 @@ def test_windows_score_every_token_once(count, stride):
     assert [token for pair in found for token in pair.continuation] == tokens[1:]
     for number, pair in enumerate(found):
         assert [*pair.context, *pair.continuation] == tokens[pair.context[0] : pair.continuation[-1] + 1]
-        assert 1 <= len(pair.context) and len(pair.context) + len(pair.continuation) - 1 <= 4
+        assert pair.context
+        assert len(pair.context) + len(pair.continuation) - 1 <= 4
         assert number == 0 or len(pair.context) >= 4 - stride + 1
 
 
