@@ -105,7 +105,8 @@ def measure(
         own = [encode_pair(tokenizer, each.opening + prompt, f" {answer}") for prompt, answer in prompts_and_answers]
         if (answer := max(len(pair.continuation) for pair in own)) > model.config.context:
             raise ValueError(
-                f"{each.where}: an answer has {answer} tokens, more than the model's context {model.config.context} holds"
+                f"{each.where}: an answer has {answer} tokens, more than the model's context "
+                f"{model.config.context} holds"
             )
         longest = max(len(pair.context) + len(pair.continuation) - 1 for pair in own)
         if longest > model.config.context and not truncate:
