@@ -43,7 +43,7 @@ def chosen(model, tokenizer, row, by_length):
     example = questions.hellaswag(Row(row, "row"))
     scores = []
     for ending in example.answers:
-        before, after = tokenizer.encode(example.prompts[0]), tokenizer.encode(" " + ending)
+        before, after = [tokenizer.eot_token, *tokenizer.encode(example.prompts[0])], tokenizer.encode(" " + ending)
         nats = 0.0
         for place, token in enumerate(after):
             seen = (before + after[:place])[-model.config.context :]

@@ -139,6 +139,7 @@ def _questions(
 ) -> dict[str, Any]:
     from llmfast.evaluation.tasks import task_named
     from llmfast.evaluation.tasks.choosing import ask, measure
+    from llmfast.inference.prompts import beginning
 
     task = task_named(name)
     file = data[0] if data else None
@@ -149,9 +150,9 @@ def _questions(
     asked = ask(task, task.rows(file), examples=drawn, **chosen)
     figures = measure(model, tokenizer, task, asked, truncate=settings["truncate"])
     source = {"file": str(file)} if file else {"dataset": task.dataset, "config": task.config, "split": task.split}
-    form = "cloze" if task.is_cloze else "multiple choice"
     return {
-        "form": form,
+        "form": "cloze" if task.is_cloze else "multiple choice",
+        "beginning_of_text": tokenizer.decode(beginning(tokenizer)),
         "source": source,
         "questions": len(asked),
         "figures": {key: asdict(figure) for key, figure in figures.items()},
@@ -159,6 +160,7 @@ def _questions(
 
 
 def _text(model: Decoder, tokenizer: Tokenizer, data: tuple[Path, ...], stride: int | None) -> dict[str, Any]:
+    from llmfast.evaluation.likelihood import beginning_of_text
     from llmfast.evaluation.text import documents, text_figures
 
     folders = [path for path in data if path.is_dir()]
@@ -167,8 +169,8 @@ def _text(model: Decoder, tokenizer: Tokenizer, data: tuple[Path, ...], stride: 
     if folders:
         return _shards(model, tokenizer, folders[0], stride)
     figures = text_figures(model, tokenizer, documents(data), stride=stride)
-    beginning = tokenizer.decode([tokenizer.eot_token])
-    return {"form": "text", "beginning_of_text": beginning, "figures": {k: {"value": v} for k, v in figures.items()}}
+    start = tokenizer.decode([beginning_of_text(tokenizer)])
+    return {"form": "text", "beginning_of_text": start, "figures": {k: {"value": v} for k, v in figures.items()}}
 
 
 def _shards(model: Decoder, tokenizer: Tokenizer, folder: Path, stride: int | None) -> dict[str, Any]:

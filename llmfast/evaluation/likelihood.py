@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmfast.evaluation.team import ALONE, Team
+from llmfast.inference.prompts import beginning
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
 
@@ -35,8 +36,9 @@ class Likelihood(NamedTuple):
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """The tokens of ``context + continuation``, divided where those of the context alone end.
 
-    Spaces at the end of the context are moved to the continuation, where tokenizers put them, and an empty context
-    becomes the end-of-text token, which documents start after. Both are as in EleutherAI's lm-evaluation-harness.
+    Before the context stand the tokens that begin a text for this tokenizer, as in generation; before a continuation
+    without a context, always one (``beginning_of_text``). Spaces at the end of the context are moved to the
+    continuation, where tokenizers put them, as in EleutherAI's lm-evaluation-harness.
 
     Raises:
         ValueError: the continuation has no token of its own.
@@ -44,8 +46,9 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     kept = context.rstrip()
     context, continuation = kept, context[len(kept) :] + continuation
     if context:
-        before = tokenizer.encode_ordinary(context)
-        after = tokenizer.encode_ordinary(context + continuation)[len(before) :]
+        text = tokenizer.encode_ordinary(context)
+        after = tokenizer.encode_ordinary(context + continuation)[len(text) :]
+        before = [*beginning(tokenizer), *text]
     else:
         before, after = [beginning_of_text(tokenizer)], tokenizer.encode_ordinary(continuation)
     if not after:
@@ -54,11 +57,14 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
 
 
 def beginning_of_text(tokenizer: Tokenizer) -> int:
-    """The token that a text without a context is predicted from: the one that ends documents, which they start after.
+    """The token that a text without a context is predicted from: the one that begins a prompt in generation, or the
+    end-of-text token where none does.
 
     Raises:
-        ValueError: the tokenizer has none.
+        ValueError: the tokenizer has neither.
     """
+    if begin := beginning(tokenizer):
+        return begin[-1]
     try:
         return tokenizer.eot_token
     except KeyError as error:

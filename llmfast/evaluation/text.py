@@ -35,8 +35,9 @@ def text_figures(
     """``loss`` in nats and ``perplexity`` per token, ``bits_per_byte`` of UTF-8, ``byte_perplexity`` and
     ``word_perplexity`` (words are what white space separates), and how many ``documents``, ``tokens``, ``bytes``.
 
-    Every document is predicted from the end-of-text token on, each of its tokens once and no token that ends it, in
-    windows of the model's context that start every ``stride`` tokens (the context, if left out).
+    Every document is predicted from the token that begins a text on (``beginning_of_text``), each of its tokens once
+    and no token that ends it, in windows of the model's context that start every ``stride`` tokens (the context, if
+    left out).
 
     Raises:
         ValueError: there is no text, or the stride is not from 1 to the context.

@@ -78,6 +78,6 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_continuation():
     assert encode_pair(tokenizer, "red fox ", "river") == encode_pair(tokenizer, "red fox", " river")
     assert encode_pair(tokenizer, "", "river").context == [tokenizer.eot_token]
     pair = encode_pair(tokenizer, "red", " fox")
-    assert tokenizer.decode([*pair.context, *pair.continuation]) == "red fox"
+    assert tokenizer.decode([*pair.context, *pair.continuation]) == "<|endoftext|>red fox"
     with pytest.raises(ValueError, match="no tokens of its own"):
         encode_pair(tokenizer, "red", "")

@@ -112,7 +112,7 @@ def test_the_four_measures_are_the_definition(run, tmp_path):
     for each in asked:
         scores = {name: [] for name in right}
         for prompt, answer in zip(each.question.prompts, each.question.answers, strict=True):
-            before, after = tokenizer.encode(prompt), tokenizer.encode(f" {answer}")
+            before, after = [tokenizer.eot_token, *tokenizer.encode(prompt)], tokenizer.encode(f" {answer}")
             losses = model(torch.tensor([before + after]))[0].log_softmax(-1)
             places = range(len(before) - 1, len(before) + len(after) - 1)
             total = sum(losses[place, token].item() for place, token in zip(places, after, strict=True))
@@ -152,6 +152,7 @@ def test_the_command_writes_what_decided_beside_the_run(run, tmp_path, capsys):
     assert content["tokenizer_fingerprint"] == small_tokenizer().fingerprint
     assert list(content["weights_sha256"]) == ["model.safetensors"]
     assert content["results"]["piqa"]["questions"] == 5
+    assert content["results"]["piqa"]["beginning_of_text"] == "<|endoftext|>"
 
 
 @torch.no_grad()
