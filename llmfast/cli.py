@@ -63,8 +63,8 @@ COMMANDS = {
     "sft": Command("llmfast.commands.sft:sft", "Finetune a model on instructions and their answers."),
     "dpo": Command("llmfast.commands.dpo:dpo", "Train a model on preferences: DPO and its relatives."),
     "reward": Command("llmfast.commands.reward:reward", "Train a reward model on preferences."),
-    "grpo": Command("llmfast.commands.policy:grpo", "Train a model on rewards of its answers: GRPO and its relatives."),
-    "ppo": Command("llmfast.commands.policy:ppo", "Train a model on rewards of its answers: PPO."),
+    "grpo": Command("llmfast.commands.policy:grpo", "Train a model on rewards of its answers, by GRPO or kin."),
+    "ppo": Command("llmfast.commands.policy:ppo", "Train a model on rewards of its answers, by PPO."),
     "distill": Command("llmfast.commands.distill:distill", "Train a model to answer as a teacher does."),
     "eval": Command(
         "llmfast.commands.evaluate:evaluate", "Measure a model on questions or on the bits per byte of text."

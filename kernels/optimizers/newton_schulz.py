@@ -63,12 +63,15 @@ def newton_schulz(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     dtype = _iteration_dtype(x) if dtype is None else dtype
+    if len(coefficients) != 3:
+        raise ValueError(f"coefficients must be three numbers, got {len(coefficients)}")
+    a, b, c = coefficients
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
     product = symmetric_product_op if use_triton(x.new_empty(0, dtype=dtype)) else reference.symmetric_product
     stack = x.detach().reshape(-1, *x.shape[-2:]) if x.numel() else x.new_empty((0, *x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
-        out = reference.newton_schulz(stack, steps, tuple(coefficients), eps, dtype, product)
+        out = reference.newton_schulz(stack, steps, (a, b, c), eps, dtype, product)
     return out.view(x.shape)
 
 

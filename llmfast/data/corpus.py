@@ -78,6 +78,7 @@ class Corpus:
     ):
         self.sources = tuple(str(source) if isinstance(source, Path) else source for source in sources)
         self.column, self.share = column, share
+        self._on_invalid: InvalidUTF8 = invalid_utf8
         self._decoder = TextDecoder(invalid_utf8)
         self._reading: tuple[int, datasets_hub.Texts] | None = None  # which dataset, and how far
         self._row_is_done = True
@@ -105,7 +106,7 @@ class Corpus:
                 yield from self._from_dataset(number, source, place if number == place["dataset"] else None)
 
     def __iter__(self) -> Iterator[Document]:
-        self._decoder, self._reading = TextDecoder(self._decoder.on_invalid), None
+        self._decoder, self._reading = TextDecoder(self._on_invalid), None
         documents = itertools.chain(
             self._from_texts([file for file in self.files if not readers.has_rows(file)]),
             *(self._from_rows(file) for file in self.files if readers.has_rows(file)),

@@ -16,7 +16,7 @@ class TextDecoder:
     """
 
     def __init__(self, on_invalid: InvalidUTF8 = "skip"):
-        self.on_invalid = on_invalid
+        self.on_invalid: InvalidUTF8 = on_invalid
         self.skipped: list[str] = []
         self.replaced: list[str] = []
 

@@ -11,6 +11,7 @@ RUN/.lock                which process trains in it
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import json
 import math
@@ -23,6 +24,7 @@ from llmfast import config as config_files
 from llmfast.files import atomic_write
 
 Config = TypeVar("Config")
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunFolder:
@@ -52,13 +54,20 @@ class RunFolder:
     def lock(self) -> None:
         """Keep other processes from training in this folder, until ``unlock`` or the end of this process.
 
+        A file system that has no locks keeps nobody away.
+
         Raises:
             ValueError: another process does; names it.
         """
         file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115 (closed by unlock)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        except OSError as error:
+            if error.errno in WITHOUT_LOCKS:
+                file.close()
+                return
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()

@@ -178,7 +178,8 @@ def test_experts_are_balanced_in_classification_too(tmp_path):
     session.config.model = dataclasses.replace(session.config.model, experts=experts)
     trainer = classifier_of(session)
     figures = trainer.step().figures
-    assert {"accuracy", "expert_max_violation", "experts_unused"} == set(figures)
+    balancing = {"expert_max_violation", "experts_unused", "load_balancing_loss", "router_z_loss"}
+    assert {"accuracy", *balancing} == set(figures)
     assert trainer.model.decoder.blocks[0].feed_forward.router.bias.any()
 
 

@@ -207,6 +207,7 @@ def test_a_conversation_in_a_terminal(tmp_path):
         terminal.until("no such file")
         terminal.write("/help\n")
         terminal.until("Ctrl-C stops an answer")
+        terminal.until(PROMPT)  # before it, the end of input would be read by nobody
         terminal.write("\x04")
         assert terminal.process.wait(60) == 0
     finally:

@@ -68,8 +68,10 @@ def test_how_a_run_is_filed(tmp_path, monkeypatch):
     wandb, trackio = pytest.importorskip("wandb"), pytest.importorskip("trackio")
     seen = {}
     for module in (wandb, trackio):
-        name = module.__name__
-        monkeypatch.setattr(module, "init", lambda name=name, **given: seen.update({name: given}) or Recorder())
+        library = module.__name__
+        monkeypatch.setattr(
+            module, "init", lambda library=library, **given: seen.update({library: given}) or Recorder()
+        )
     monkeypatch.setattr(trackio, "log", lambda *_, **__: None)
     monkeypatch.setattr(trackio, "finish", lambda: None)
     monkeypatch.setattr(Recorder, "finish", lambda self: None, raising=False)
