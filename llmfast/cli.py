@@ -69,7 +69,7 @@ COMMANDS = {
     "eval": Command("llmfast.commands.evaluate:evaluate", "Measure a model on questions, or bits per byte of text."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
-    "look": Command("llmfast.commands.look:look", "See what a model attends to, and what each of its heads does."),
+    "look": Command("llmfast.commands.look:look", "Draw what the attention heads of a model look at."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
     "bench": Command(
