@@ -66,8 +66,10 @@ COMMANDS = {
     "grpo": Command("llmfast.commands.policy:grpo", "Train a model on rewards of its answers, by GRPO or kin."),
     "ppo": Command("llmfast.commands.policy:ppo", "Train a model on rewards of its answers, by PPO."),
     "distill": Command("llmfast.commands.distill:distill", "Train a model to answer as a teacher does."),
+    "eval": Command("llmfast.commands.evaluate:evaluate", "Measure a model on questions, or bits per byte of text."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
+    "look": Command("llmfast.commands.look:look", "Draw what the attention heads of a model look at."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
     "bench": Command(

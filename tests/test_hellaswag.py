@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from llmfast.data.shards import Share
-from llmfast.evaluation import hellaswag as module
-from llmfast.evaluation.hellaswag import hellaswag, read_example
+from llmfast.evaluation import likelihood
+from llmfast.evaluation.hellaswag import hellaswag
+from llmfast.evaluation.tasks import questions
+from llmfast.evaluation.tasks import rows as rows_module
+from llmfast.evaluation.tasks.rows import Row
 from llmfast.evaluation.team import Team
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
@@ -37,10 +40,10 @@ def rows():
 
 def chosen(model, tokenizer, row, by_length):
     """The definition, an ending at a time and a token at a time."""
-    example = read_example(row)
+    example = questions.hellaswag(Row(row, "row"))
     scores = []
-    for ending in example.endings:
-        before, after = tokenizer.encode(example.context), tokenizer.encode(" " + ending)
+    for ending in example.answers:
+        before, after = [tokenizer.eot_token, *tokenizer.encode(example.prompts[0])], tokenizer.encode(" " + ending)
         nats = 0.0
         for place, token in enumerate(after):
             seen = (before + after[:place])[-model.config.context :]
@@ -50,9 +53,9 @@ def chosen(model, tokenizer, row, by_length):
 
 
 def test_texts_are_put_together_as_the_harness_does():
-    example = read_example(ROW)
-    assert example.context == "Baking: A woman stands in a kitchen. She"
-    assert example.endings[1] == "flies away. on a broom."
+    example = questions.hellaswag(Row(ROW, "row"))
+    assert example.prompts[0] == "Baking: A woman stands in a kitchen. She"
+    assert example.answers[1] == "flies away. on a broom."
     assert example.label == 0
 
 
@@ -67,29 +70,39 @@ def test_the_likeliest_ending_is_chosen(tokenizer):
 
 def test_what_is_longer_than_the_context_is_cut_at_its_start(tokenizer):
     """Trap: the ending cut off in place of the context."""
-    assert 0 <= hellaswag(small_model(8), tokenizer, rows=rows())["hellaswag"] <= 1
+    model = small_model(28)  # the longest ending fits, no question does
+    found = hellaswag(model, tokenizer, rows=rows())
+    right = [chosen(model, tokenizer, row, False) == int(row["label"]) for row in rows()]
+    assert found["hellaswag"] == sum(right) / len(right)
 
 
-def test_two_processes_answer_half_each_and_agree(tokenizer):
-    model = small_model(64)
-    alone = hellaswag(model, tokenizer, rows=rows())
+def test_an_ending_that_the_context_cannot_hold_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"rows, row 1: an answer has \d+ tokens, more than the model's context 8"):
+        hellaswag(small_model(8), tokenizer, rows=rows())
+
+
+def test_two_processes_share_the_batches_and_agree(tokenizer, monkeypatch):
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 300)
+    model = small_model(256)
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
+    alone = hellaswag(model, tokenizer, rows=rows())
+    batches = len(calls)
     tables = []
     for index in range(2):
-        hellaswag(model, tokenizer, rows=rows(), team=Team(Share(index, 2), lambda t: tables.append(t) or t))
-    assert len(calls) == 12  # of 11 questions one is answered for nothing
+        team = Team(Share(index, 2), lambda t: tables.append(t) or t)
+        hellaswag(model, tokenizer, rows=rows(), team=team)
+    assert len(calls) - batches == batches + batches % 2  # an odd one is measured twice: both call equally often
     both = sum(tables)
-    assert {
-        "hellaswag": both[:, 0].mean().item(),
-        "hellaswag_norm": both[:, 1].mean().item(),
-    } == pytest.approx(alone)
+    assert hellaswag(model, tokenizer, rows=rows(), team=Team(Share(0, 2), lambda _: both)) == alone
 
 
 def test_the_dataset_is_that_of_the_hub(tokenizer, monkeypatch):
     asked = []
-    monkeypatch.setattr(module.datasets_hub, "load_rows", lambda name: asked.append(name) or (rows(), None))
-    hellaswag(small_model(64), tokenizer)
-    assert asked == ["hf:Rowan/hellaswag:validation"]
+    monkeypatch.setattr(
+        rows_module.datasets_hub, "load_split", lambda hub, split, *, source: asked.append((hub.path, split)) or rows()
+    )
+    hellaswag(small_model(256), tokenizer)
+    assert asked == [("Rowan/hellaswag", "validation")]
     with pytest.raises(ValueError, match="no questions"):
-        hellaswag(small_model(64), tokenizer, rows=[])
+        hellaswag(small_model(256), tokenizer, rows=[])

@@ -28,7 +28,7 @@ LAYERS = {
     "data": {"_bpe", "files", "config", "tokenizer"},
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
-    "visualization": {"files", "config"},
+    "visualization": {"files", "config", "kernels", "tokenizer", "models"},
     "inference": _BASE | {"integrations", "_decoder"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},

@@ -98,24 +98,30 @@ def load_rows(source: str) -> tuple[Any, str | None]:
     Raises:
         ValueError: it cannot be loaded.
     """
+    if source in NAMED:
+        return load_split(NAMED[source], "train", source=source), None
+    name, split, column = (*source.removeprefix("hf:").split(":"), "", "")[:3]
+    return load_split(Hub(name), split or "train", source=source), column or None
+
+
+def load_split(hub: Hub, split: str, *, source: str) -> Any:
+    """The rows of one split, streamed; ``source`` is what errors call it.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     import datasets
 
-    if source in NAMED:
-        hub, split, column = NAMED[source], "train", None
-    else:
-        name, split, column = (*source.removeprefix("hf:").split(":"), "", "")[:3]
-        hub = Hub(name)
     options: dict[str, Any] = {"data_files": hub.files, "revision": hub.revision}
     if hub.path == "text":  # one row a line by default
         options["sample_by"] = "document"
     try:
-        rows = datasets.load_dataset(
+        return datasets.load_dataset(
             hub.path,
             hub.config,
-            split=split or "train",
+            split=split,
             streaming=True,
             **{key: value for key, value in options.items() if value},
         )
     except Exception as error:  # the library raises its own, requests' and huggingface_hub's errors
         raise ValueError(f"dataset {source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return rows, column or None

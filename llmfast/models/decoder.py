@@ -89,7 +89,9 @@ class Attention(nn.Module):
         self.window = None if window is None else (window - 1, 0)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
+    def queries_keys_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention computes with, of x (B, S, E): queries (B, S, H, D), keys and values (B, S, K, D), normed and
+        rotated where the model does that."""
         B, S, _ = x.shape
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
@@ -98,6 +100,11 @@ class Attention(nn.Module):
         if places.rotary is not None:
             cos, sin = places.rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
+        return q, k, v
+
+    def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
+        B, S, _ = x.shape
+        q, k, v = self.queries_keys_values(x, places)
         if cache is not None:
             mixed = cache.attend(self.layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.window)
             return self.out(mixed.reshape(B, S, -1))
@@ -288,7 +295,7 @@ class Decoder(nn.Module):
             raise ValueError(f"sequence of {longest} tokens; the model's context is {self.config.context}")
         if cu_seqlens is not None and cache is not None:
             raise ValueError("cu_seqlens and cache exclude each other: a cache says itself where tokens stand")
-        x, places = self._embed(tokens, cu_seqlens) if cache is None else self._embed_cached(tokens, cache)
+        x, places = self.embed(tokens, cu_seqlens) if cache is None else self._embed_cached(tokens, cache)
         routed = []
         for block in self.blocks:
             x, from_router = run_block(self.activation_checkpointing, block, x, places, cache, is_real)
@@ -301,8 +308,8 @@ class Decoder(nn.Module):
         choices = self.batch_choices if self.is_part_of_batch else None
         return Hidden(x, balancing_losses(routed, self.config, choices))
 
-    def _embed(self, tokens: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Places]:
-        """Embeddings (B, S, E), and what attention must know about where they stand."""
+    def embed(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Places]:
+        """What enters the first block, (B, S, E), and what attention must know about where the tokens stand."""
         S = tokens.shape[1]
         positions = None if cu_seqlens is None else document_positions(cu_seqlens, tokens.shape)
         x = self._embeddings(tokens)
@@ -319,7 +326,7 @@ class Decoder(nn.Module):
         return self.dropout(x), Places((cos, sin), positions, cu_seqlens)
 
     def _embed_cached(self, tokens: Tensor, step: CachedStep) -> tuple[Tensor, Places]:
-        """As ``_embed``, of tokens (N, 1) of any sequences."""
+        """As ``embed``, of tokens (N, 1) of any sequences."""
         x = self._embeddings(tokens)
         if self.smear is not None:
             before = self._embeddings(step.previous.clamp(min=0)) * (step.previous >= 0).unsqueeze(-1)

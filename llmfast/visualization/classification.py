@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfast.visualization.files import save_png
+from llmfast.visualization.style import in_style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,10 +79,9 @@ def plot_reliability(before: Any, path: Path, *, after: Any | None = None, tempe
         after: the same with the temperature, if one was fitted.
         temperature: that temperature.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context("seaborn-v0_8-whitegrid"):
+    with in_style():
         figure = Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         axes.plot([0, 1], [0, 1], color="#737373", linestyle="--", linewidth=1, label="perfectly calibrated")

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmfast.visualization.files import save_png
+from llmfast.visualization.style import in_style
 
 # What every run logs; any other name is a figure of its objective or of its evaluations.
 _ALWAYS = {
@@ -36,13 +37,12 @@ def plot_losses(
         units: names of other units of the loss, with the factors to them; the first is plotted instead of the loss.
         marks: horizontal lines for comparison, by name, in that unit.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     unit, factor = next(iter(units.items()), ("loss", 1.0))
     unit = unit.replace("/", " per ")
     names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
-    with matplotlib.style.context("seaborn-v0_8-whitegrid"):
+    with in_style():
         rows = 1 + (len(names) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
@@ -112,11 +112,10 @@ def plot_sweep(
 
     ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs. Returns the files.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     files = [folder / "losses.png"]
-    with matplotlib.style.context("seaborn-v0_8-whitegrid"):
+    with in_style():
         figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for name, records in logs.items():

@@ -1,0 +1,141 @@
+"""Attention weights of chosen layers and heads, of a decoder or of a model of transformers, some rows at a time.
+
+The weights of a long prompt do not fit in memory (16,384 tokens: 1 GiB for each head), so they are computed in blocks
+of rows, and whoever reads them keeps only what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmfast.kernels import attention_weights
+from llmfast.models.decoder import Decoder
+
+BLOCK_ELEMENTS = 2**21
+"""Most weights of a block: 8 MiB in float32."""
+
+
+class Shape(NamedTuple):
+    """How many layers and heads a model has, and how long its sequences may be."""
+
+    layers: int
+    heads: int
+    context: int | None
+
+
+class Rows(NamedTuple):
+    """The attention weights of some rows of one layer."""
+
+    layer: int
+    first_row: int
+    first_key: int
+    """The key of column 0; the rows give no weight to those before it, nor to those after the last column."""
+    weights: Tensor
+    """(heads, rows, keys), in the order in which the heads were chosen."""
+
+
+def shape_of(model: nn.Module) -> Shape:
+    """The layers, heads and context of a ``Decoder`` or a decoder-only model of transformers.
+
+    Raises:
+        ValueError: the model's configuration does not name them.
+    """
+    config: Any = getattr(model, "config", None)
+    if isinstance(model, Decoder):
+        return Shape(config.layers, config.heads, config.context)
+    layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    if layers is None or heads is None or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is neither a Decoder nor a decoder-only model of transformers")
+    return Shape(layers, heads, getattr(config, "max_position_embeddings", None))
+
+
+def chosen(name: str, indices: Sequence[int], count: int) -> list[int]:
+    """The indices from 0 that were chosen, each once and in their order; all where none were.
+
+    Raises:
+        ValueError: one is not from 0 to ``count`` − 1.
+    """
+    for index in indices:
+        if not 0 <= index < count:
+            raise ValueError(f"{name}: the model has no {name.removesuffix('s')} {index}; choose from 0 to {count - 1}")
+    return list(dict.fromkeys(indices)) or list(range(count))
+
+
+@torch.no_grad()
+def attention_rows(
+    model: nn.Module, tokens: Sequence[int], *, layers: Sequence[int] = (), heads: Sequence[int] = ()
+) -> Iterator[Rows]:
+    """The attention weights of a prompt, layer by layer, some rows at a time.
+
+    Of a ``Decoder``, memory is proportional to the prompt's length. A model of transformers computes all weights
+    itself (``output_attentions``), whose memory is proportional to the square of the length.
+
+    Args:
+        model: a ``Decoder`` or a decoder-only model of transformers. Dropout is off meanwhile.
+        tokens: the prompt.
+        layers, heads: which ones, counted from 0; all if left out.
+
+    Raises:
+        ValueError: no tokens, more than the context, or a layer or head that does not exist.
+    """
+    shape = shape_of(model)
+    layers, heads = chosen("layers", layers, shape.layers), chosen("heads", heads, shape.heads)
+    if not len(tokens):
+        raise ValueError("the prompt has no tokens: give a text")
+    if shape.context is not None and len(tokens) > shape.context:
+        raise ValueError(f"the prompt has {len(tokens):,} tokens; the model's context is {shape.context:,}")
+    batch = torch.as_tensor(tokens, device=next(model.parameters()).device)[None]
+    training = model.training
+    model.eval()
+    try:
+        rows = _rows_of_decoder if isinstance(model, Decoder) else _rows_of_transformers
+        yield from rows(model, batch, layers, heads)
+    finally:
+        model.train(training)
+
+
+def _rows_of_decoder(model: Decoder, tokens: Tensor, layers: list[int], heads: list[int]) -> Iterator[Rows]:
+    x, places = model.embed(tokens)
+    for layer, block in enumerate(model.blocks[: max(layers) + 1]):
+        if layer in layers:
+            q, k, _ = block.attention.queries_keys_values(block.attention_norm(x), places)
+            window = model.config.window_of(layer)
+            yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, window)
+        if layer < max(layers):
+            x, _ = block(x, places)
+
+
+def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], window: int | None) -> Iterator[Rows]:
+    """Weights of causal attention, of q (1, H, S, D) over k (1, K, S, D)."""
+    S = q.shape[2]
+    size = max(1, BLOCK_ELEMENTS // (len(heads) * S))
+    for first in range(0, S, size):
+        last = min(first + size, S)
+        key = 0 if window is None else max(0, first - window + 1)
+        # Attention among these tokens alone: the rows see none before and none after them.
+        weights = attention_weights(
+            q[:, :, key:last],
+            k[:, :, key:last],
+            heads=heads,
+            rows=range(first - key, last - key),
+            causal=True,
+            window=None if window is None else (window - 1, 0),
+        )
+        yield Rows(layer, first, key, weights[0])
+
+
+def _rows_of_transformers(model: Any, tokens: Tensor, layers: list[int], heads: list[int]) -> Iterator[Rows]:
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the others return no weights
+    try:
+        found = model(tokens, output_attentions=True, use_cache=False).attentions
+    finally:
+        model.set_attn_implementation(implementation)
+    if not found or len(found) <= max(layers):
+        raise ValueError(f"{type(model).__name__} returns no attention weights for each of its layers")
+    for layer in sorted(layers):
+        yield Rows(layer, 0, 0, found[layer][0, heads].float())
