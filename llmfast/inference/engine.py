@@ -70,7 +70,7 @@ class Engine:
         draft: a smaller model with the same vocabulary, which guesses ahead (``EngineConfig.speculation``).
 
     Raises:
-        ValueError: a draft model with another vocabulary.
+        ValueError: a draft model with another vocabulary, or ``batch_invariant`` with a runner that is not PyTorch's.
 
     >>> import torch
     >>> from llmfast.models.config import DecoderConfig
@@ -97,6 +97,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.runner = runner or TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant)
         self._model = getattr(self.runner, "model", None)
+        if config.batch_invariant and self._model is None:
+            raise ValueError(
+                f"batch_invariant needs a model in PyTorch, and {type(self.runner).__name__} has none: its rows do not "
+                "depend on the batch, but have not the bits of training"
+            )
         self.ends = frozenset(end_tokens(tokenizer) if ends is None and tokenizer is not None else ends or ())
         size = config.block_size
         blocks = config.cache_blocks or self.runner.default_blocks(

@@ -69,7 +69,10 @@ def _is_for_cpu_decoder(model: Decoder, config: EngineConfig, dtype: str | None,
 
 
 def _check(device: str | None, dtype: str | None, weights: str | None) -> None:
-    on_gpu = device is not None and torch.device(device).type == "cuda"
+    try:
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+    except RuntimeError:
+        raise ValueError(f"device must be cpu or cuda, got {device!r}") from None
     if on_gpu and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch finds no GPU here: choose cpu")
     if dtype is not None and dtype not in DTYPES:

@@ -128,6 +128,8 @@ def test_pretraining_with_an_imported_tokenizer_says_how_documents_begin(tmp_pat
 def test_devices_and_dtypes_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int7'"):
         Engine.open(tmp_path, device="cpu", dtype="int7")
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got 'nonsense'"):
+        Engine.open(tmp_path, device="nonsense")
     with pytest.raises(ValueError, match="weights must be one of float32, bfloat16, int8, int4, nf4, got 'int3'"):
         Engine.open(tmp_path, weights="int3")
     with pytest.raises(

@@ -401,3 +401,9 @@ def test_a_long_call_is_stopped_by_a_signal():
         signal.signal(signal.SIGALRM, before)
     again = runner_of(model, threads=2, instructions="portable")
     assert torch.equal(logits_of(runner, tokens[:3]), logits_of(again, tokens[:3]))
+
+
+def test_batch_invariant_mode_is_not_promised():
+    """Trap: log-probabilities that are compared with those of training, and come from other products."""
+    with pytest.raises(ValueError, match="batch_invariant needs a model in PyTorch, and NativeRunner has none"):
+        Engine(runner=NativeRunner(decoder()), config=EngineConfig(batch_invariant=True))
