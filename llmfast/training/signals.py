@@ -23,7 +23,7 @@ class Requests:
 def requests_by_signal() -> Iterator[Requests]:
     """What SIGINT, SIGTERM, SIGHUP (stop) and SIGUSR1 (save) ask for, so that steps always complete.
 
-    A second signal of those that stop acts at once. A signal that is ignored, as SIGHUP is under ``nohup``, stays so.
+    A second signal of those that stop acts at once. SIGHUP stays ignored where it is, as under ``nohup``.
     """
     requests = Requests()
     previous = {}
@@ -40,7 +40,7 @@ def requests_by_signal() -> Iterator[Requests]:
     handlers = dict.fromkeys(STOP, stop) | dict.fromkeys(SAVE, save)
     try:
         for each, handler in handlers.items():
-            if signal.getsignal(each) != signal.SIG_IGN:
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
                 previous[each] = signal.signal(each, handler)
     except ValueError:  # not the main thread: signals are the caller's business
         pass
