@@ -3,24 +3,13 @@
 #include <exception>
 
 #include "system/interrupt.h"
+#include "system/pause.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
-
 namespace llmfast {
 namespace {
-
-void pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-    _mm_pause();
-#elif defined(__aarch64__) && defined(__GNUC__)
-    __asm__ __volatile__("isb");
-#endif
-}
 
 constexpr int kSpins = 2000;  // 20 to 60 microseconds
 

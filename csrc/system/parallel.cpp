@@ -5,18 +5,10 @@
 #include <exception>
 #include <utility>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
+#include "system/pause.h"
 
 namespace llmfast {
 namespace {
-
-void pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-    _mm_pause();
-#endif
-}
 
 // Waits a few microseconds for the word to change from `old`, and returns whether it did. Other threads get the core if
 // they need it.

@@ -16,10 +16,10 @@ from llmfast.data.batch import Batch
 from llmfast.data.labeled import LabeledLoader
 from llmfast.data.preferences import CHOSEN, REJECTED
 from llmfast.data.shards import Share
+from llmfast.finetuning.model import headless_flops
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.config import DecoderConfig
 from llmfast.models.experts import Balancing
-from llmfast.models.size import flops_by_part
 from llmfast.training.objective import Loss, Objective, balancing_parts
 from llmfast.training.task import Policy
 
@@ -105,12 +105,7 @@ class RewardModeling(PairsTask):
         return self.classifier
 
     def flops_per_token(self) -> float:
-        """Of the decoder without its output head."""
-        parts = flops_by_part(self.decoder_config, self.context)
-        flops = sum(count for part, count in parts.items() if part != "head")
-        if self.config.adapter != "none":
-            return flops * 2 / 3
-        return flops / 3 if self.config.keeps_base else flops
+        return headless_flops(self.config, self.decoder_config, self.context)
 
     def objective(self) -> RewardObjective:
         model = SequenceClassifier(without_head(self.start_decoder()), self.classifier)

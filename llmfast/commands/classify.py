@@ -16,5 +16,5 @@ def classify(finished: Finished) -> None:
     from llmfast.finetuning.report import evaluate_classifier
 
     evaluate_classifier(finished.session, finished.console)
-    folder = finished.session.run.folder
+    folder = finished.folder
     finished.console.print(f"saved in    {folder}; use it with: llmfast predict {folder} --text TEXT")

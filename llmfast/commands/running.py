@@ -30,6 +30,20 @@ class Finished(NamedTuple):
     figures: dict[str, float]
     """Of the whole validation split."""
 
+    @property
+    def folder(self) -> Path:
+        return self.session.run.folder
+
+    def report_answers(self) -> None:
+        """Say how well the answers of a model are predicted, and where it is."""
+        loss, perplexity = self.figures["loss"], self.figures["perplexity"]
+        self.console.print(f"validation  loss {loss:.3f} on answers, perplexity {perplexity:.2f}")
+        self.report_chat()
+
+    def report_chat(self) -> None:
+        """Say where a model is that answers."""
+        self.console.print(f"saved in    {self.folder}; talk to it with: llmfast chat {self.folder}")
+
 
 class TrainingCommand(Protocol):
     """A command that trains. All of them have these options, and ``config`` decides the rest."""

@@ -16,8 +16,6 @@ def sft(finished: Finished) -> None:
 
         llmfast sft --start models/gpt2 --data.sources alpaca.json --out runs/alpaca
 
-        llmfast generate runs/alpaca --chat "Name three primary colors."
+        llmfast chat runs/alpaca
     """
-    console, figures, folder = finished.console, finished.figures, finished.session.run.folder
-    console.print(f"validation  loss {figures['loss']:.3f} on answers, perplexity {figures['perplexity']:.2f}")
-    console.print(f"saved in    {folder}; talk to it with: llmfast generate {folder} --chat TEXT")
+    finished.report_answers()

@@ -14,7 +14,7 @@ from llmfast.training.config import RunConfig
 @training_command("train", RunConfig)
 def train(finished: Finished) -> None:
     """Train a model by a configuration, or resume a run that was stopped. Under torchrun, on all its processes."""
-    console, figures, folder = finished.console, finished.figures, finished.session.run.folder
+    console, figures, folder = finished.console, finished.figures, finished.folder
     console.print(f"validation  loss {figures['loss']:.3f}, {figures['bits_per_byte']:.3f} bits per byte")
     console.print(f"saved in    {folder}; sample it with: llmfast generate {folder}")
 

@@ -95,20 +95,39 @@ class LabeledDataConfig:
 
 
 @dataclass
-class InstructionDataConfig:
-    """Instructions with answers, or conversations."""
+class ChatDataConfig:
+    """What all kinds of conversations have in common."""
 
     sources: tuple[str, ...] = ()
     """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT]."""
-    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt"] = "auto"
-    """What a record looks like. auto: recognized by its columns, and reported. alpaca: instruction, input, output;
-    dolly: instruction, context, response; sharegpt: conversations with from and value; messages: role and content, as
-    in OpenAI's library, tool calls included; prompt: prompt and completion."""
     template: str = "auto"
     """How conversations become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a
     file in Jinja. auto: the tokenizer's own if it has one, else chatml."""
     system: str | None = None
     """A system message for conversations that have none."""
+    max_tokens: int | None = None
+    """Tokens in a row; the model's context if left out."""
+    tokenizer: str | None = None
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
+    out."""
+    validation_fraction: float = 0.05
+    """Share of the conversations held out, chosen by a hash of what is asked."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
+
+
+@dataclass
+class InstructionDataConfig(ChatDataConfig):
+    """Instructions with answers, or conversations."""
+
+    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt"] = "auto"
+    """What a record looks like. auto: recognized by its columns, and reported. alpaca: instruction, input, output;
+    dolly: instruction, context, response; sharegpt: conversations with from and value; messages: role and content, as
+    in OpenAI's library, tool calls included; prompt: prompt and completion."""
     trained: Literal["answers", "last", "everything"] = "answers"
     """What the loss counts: all that the assistant says, its last answer, or the whole text."""
     packing: Literal["none", "best_fit"] = "best_fit"
@@ -117,49 +136,24 @@ class InstructionDataConfig:
     max_tokens: int | None = None
     """Tokens in a row; longer examples are cut, and left out if nothing to train remains. The model's context if left
     out."""
-    tokenizer: str | None = None
-    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
-    out."""
-    validation_fraction: float = 0.05
-    """Share of the examples held out, chosen by a hash of what is asked."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
-        if self.max_tokens is not None and self.max_tokens < 2:
-            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
 
 
 @dataclass
-class PreferenceDataConfig:
+class PreferenceDataConfig(ChatDataConfig):
     """Prompts with a chosen and a rejected answer."""
 
     sources: tuple[str, ...] = ()
     """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with chosen and rejected answers
     to a prompt: texts, or lists of messages."""
-    template: str = "auto"
-    """How conversations become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a
-    file in Jinja. auto: the tokenizer's own if it has one, else chatml."""
-    system: str | None = None
-    """A system message for conversations that have none."""
     max_tokens: int | None = None
     """Tokens in a row. Longer answers are cut; pairs of which nothing is left to compare are left out and reported. The
     model's context if left out."""
-    tokenizer: str | None = None
-    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
-    out."""
     validation_fraction: float = 0.1
     """Share of the pairs held out, chosen by a hash of their prompt."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
-        if self.max_tokens is not None and self.max_tokens < 2:
-            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")
-
 
 @dataclass
-class PromptDataConfig:
+class PromptDataConfig(ChatDataConfig):
     """Prompts with the right answers."""
 
     sources: tuple[str, ...] = ()
@@ -168,22 +162,8 @@ class PromptDataConfig:
     """Column of the prompt, a text or a list of messages. auto: prompt, question or instruction (with input)."""
     answer: str = "auto"
     """Column of the right answer, which rewards get. auto: answer, solution or output."""
-    template: str = "auto"
-    """How prompts become text: chatml, llama-3, alpaca, zephyr, plain, tokenizer (its own chat template), or a file in
-    Jinja. auto: the tokenizer's own if it has one, else chatml."""
-    system: str | None = None
-    """A system message for prompts that have none."""
     max_tokens: int | None = None
     """Tokens of a prompt with its answer. Prompts that leave no room for rollouts.max_tokens are left out and reported.
     The model's context if left out."""
-    tokenizer: str | None = None
-    """A tokenizer to use: a folder, a file, or a published name such as gpt2; that of the model to start from if left
-    out."""
     validation_fraction: float = 0.05
     """Share of the prompts held out, chosen by a hash of their text."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must be between 0 and 1, got {self.validation_fraction}")
-        if self.max_tokens is not None and self.max_tokens < 2:
-            raise ValueError(f"data.max_tokens must be at least 2, got {self.max_tokens}")

@@ -7,12 +7,10 @@ decided here, once: packing, padding and cutting move tokens together with their
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,8 @@ import torch
 from llmfast.data.batch import IGNORED, Batch
 from llmfast.data.chat.conversation import Conversation, is_empty
 from llmfast.data.chat.encoder import ChatEncoder
-from llmfast.data.chat.opening import open_chat, saved_chat
+from llmfast.data.chat.opening import open_chat
+from llmfast.data.chat.prepared import PreparedChat, check_shards
 from llmfast.data.chat.records import read_conversations
 from llmfast.data.config import InstructionDataConfig
 from llmfast.data.corpus import is_held_out
@@ -97,18 +96,7 @@ class ExampleSplit:
         return self.shards.read(start, count).tolist(), self.shards.read_mask(start, count).tolist()
 
 
-@dataclass(frozen=True)
-class PreparedInstructions:
-    """A prepared folder, opened."""
-
-    tokenizer: Tokenizer
-    train: ExampleSplit
-    validation: ExampleSplit
-
-    @functools.cached_property
-    def chat(self) -> ChatEncoder:
-        """How conversations become tokens."""
-        return saved_chat(self.tokenizer)
+PreparedInstructions = PreparedChat[ExampleSplit]
 
 
 def prepare_instructions(config: InstructionDataConfig, folder: Path, *, report: Report = lambda line: None) -> None:
@@ -154,8 +142,7 @@ def open_instructions(folder: Path, *, max_tokens: int, verify: bool = True) -> 
     tokenizer = Tokenizer.load(folder)
     splits = [ExampleSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in SPLITS]
     for split in splits:
-        if split.shards.fingerprint != tokenizer.fingerprint:
-            raise ValueError(f"the token shards in {split.shards.folder} were made with another tokenizer")
+        check_shards(split.shards, tokenizer)
         if not len(split):
             raise ValueError(
                 f"of the {split.lost:,} examples in {split.shards.folder} none has an answer within the first "

@@ -11,7 +11,6 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,8 @@ import torch
 from llmfast.data.batch import IGNORED, Batch
 from llmfast.data.chat.conversation import Conversation, conversation, is_empty
 from llmfast.data.chat.encoder import ChatEncoder, Encoded
-from llmfast.data.chat.opening import open_chat, saved_chat
+from llmfast.data.chat.opening import open_chat
+from llmfast.data.chat.prepared import PreparedChat, check_shards
 from llmfast.data.chat.records import opened_sources
 from llmfast.data.config import PreferenceDataConfig
 from llmfast.data.corpus import is_held_out
@@ -125,18 +125,7 @@ def _joined(
     return {name: column.flatten(0, 1) for name, column in found.items()}
 
 
-@dataclass(frozen=True)
-class PreparedPairs:
-    """A prepared folder, opened."""
-
-    tokenizer: Tokenizer
-    train: PairSplit
-    validation: PairSplit
-
-    @functools.cached_property
-    def chat(self) -> ChatEncoder:
-        """How conversations become tokens."""
-        return saved_chat(self.tokenizer)
+PreparedPairs = PreparedChat[PairSplit]
 
 
 def prepare_pairs(
@@ -194,6 +183,8 @@ def open_pairs(folder: Path, *, max_tokens: int, mismatched: bool = False, verif
     """
     tokenizer = Tokenizer.load(folder)
     splits = [PairSplit(folder / s, max_tokens=max_tokens, mismatched=mismatched, verify=verify) for s in SPLITS]
+    for split in splits:
+        check_shards(split.examples.shards, tokenizer)
     return PreparedPairs(tokenizer, *splits)
 
 

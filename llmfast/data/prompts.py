@@ -6,18 +6,16 @@ tokens, the right answer, and where it comes from.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmfast.data.chat.conversation import Conversation, conversation
-from llmfast.data.chat.encoder import ChatEncoder
-from llmfast.data.chat.opening import open_chat, saved_chat
+from llmfast.data.chat.opening import open_chat
+from llmfast.data.chat.prepared import PreparedChat
 from llmfast.data.chat.records import opened_sources
 from llmfast.data.config import PromptDataConfig
 from llmfast.data.corpus import is_held_out
@@ -63,18 +61,7 @@ class PromptSplit:
         return self.records[place]
 
 
-@dataclass(frozen=True)
-class PreparedPrompts:
-    """A prepared folder, opened."""
-
-    tokenizer: Tokenizer
-    train: PromptSplit
-    validation: PromptSplit
-
-    @functools.cached_property
-    def chat(self) -> ChatEncoder:
-        """How conversations become tokens."""
-        return saved_chat(self.tokenizer)
+PreparedPrompts = PreparedChat[PromptSplit]
 
 
 def prepare_prompts(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from llmfast.data.chat.encoder import ChatEncoder
 from llmfast.data.chat.opening import open_chat
 from llmfast.finetuning.config import FinetuningConfig
 from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
@@ -18,24 +18,13 @@ from llmfast.models.adapters.config import matches_any
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.decoder_task import DecoderTask
-from llmfast.training.start import started_config
+from llmfast.training.start import check_same_tokenizer, started_config
 from llmfast.training.task import Policy, Report
 
 SAMPLING = Sampling(temperature=0, max_tokens=60)
 
 
-class PreparedChat(Protocol):
-    """What a task on conversations prepared, opened."""
-
-    tokenizer: Tokenizer
-
-    @property
-    def chat(self) -> ChatEncoder:
-        """How conversations become tokens."""
-        ...
-
-
-class ChatTask(DecoderTask):
+class ChatTask(DecoderTask, abc.ABC):
     """Those parts of a task on conversations that do not depend on what is learned of them.
 
     Subclasses say how their data are prepared, opened and described; the rest of ``llmfast.training.task.Task`` is
@@ -53,19 +42,19 @@ class ChatTask(DecoderTask):
         self.check_context()
 
     @classmethod
+    @abc.abstractmethod
     def prepare_data(cls, config: Any, folder: Path, report: Report) -> None:
         """Write what ``open_data`` reads."""
-        raise NotImplementedError  # every subclass defines it
 
     @classmethod
+    @abc.abstractmethod
     def open_data(cls, config: Any, folder: Path, verify: bool) -> Any:
         """The prepared data."""
-        raise NotImplementedError  # every subclass defines it
 
     @classmethod
+    @abc.abstractmethod
     def describe_data(cls, prepared: Any, report: Report) -> None:
         """Report what there is to train on, a line for each part."""
-        raise NotImplementedError  # every subclass defines it
 
     @classmethod
     def prepare(cls, config: Any, folder: Path, *, report: Report) -> None:
@@ -87,7 +76,8 @@ class ChatTask(DecoderTask):
         if begins:
             cls.describe_data(prepared, report)
         if start is not None:
-            _check_tokenizer(start, config, prepared.tokenizer)
+            template = config.data.template
+            check_same_tokenizer(start, prepared.tokenizer, prepared=lambda own: open_chat(own, template).tokenizer)
             if config.adapter != "none" and (tokens := _growth(start, prepared.tokenizer)):
                 _train_embeddings(config, tokens[1] - tokens[0], report)
         size = prepared.tokenizer.n_vocab
@@ -160,17 +150,3 @@ def _check_rows_are_trained(decoder: Decoder) -> None:
             "the template adds special tokens, whose rows in the embedding table and the output head must be trained: "
             "leave them out of freeze, or choose a data.template with tokens that the model knows, such as plain"
         )
-
-
-def _check_tokenizer(start: Start, config: FinetuningConfig, tokenizer: Tokenizer) -> None:
-    """Check that data were prepared with the tokenizer of the model, and the special tokens of the template.
-
-    Raises:
-        ValueError: they were not, or the model's folder has no tokenizer that llmfast can use.
-    """
-    try:
-        theirs = Tokenizer.load(start.folder)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"start: {start.folder} has no tokenizer that llmfast can use: {error}") from None
-    if open_chat(theirs, config.data.template).tokenizer.fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"start: the model of {start.folder} has another tokenizer than the data were prepared with")

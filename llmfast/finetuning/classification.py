@@ -22,14 +22,13 @@ from llmfast.data.labeled import (
 )
 from llmfast.data.shards import Share
 from llmfast.finetuning.config import ClassificationConfig
-from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters
+from llmfast.finetuning.model import finetuned_decoder, finetuning_memory, freeze_parameters, headless_flops
 from llmfast.finetuning.outputs import outputs_of
 from llmfast.finetuning.predict import predict_one
 from llmfast.finetuning.problems import Problem, make_problem
 from llmfast.integrations.opening import Start, open_start
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.config import DecoderConfig
-from llmfast.models.size import flops_by_part
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.decoder_task import DecoderTask
 from llmfast.training.objective import Loss, Objective, balancing_parts
@@ -114,13 +113,7 @@ class Classification(DecoderTask):
         return finetuning_memory(self.config, self.decoder_config)
 
     def flops_per_token(self) -> float:
-        """Of the decoder without its output head: a forward pass; twice that for the gradients of an adapter, which go
-        through frozen weights; three times where weights have gradients."""
-        parts = flops_by_part(self.decoder_config, self.context)
-        flops = sum(count for part, count in parts.items() if part != "head")
-        if self.config.adapter != "none":
-            return flops * 2 / 3
-        return flops / 3 if self.config.keeps_base else flops
+        return headless_flops(self.config, self.decoder_config, self.context)
 
     def objective(self) -> Objective:
         decoder = without_head(finetuned_decoder(self.config, self.start, self.config.model))

@@ -12,6 +12,7 @@ from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
+from llmfast.models.size import flops_by_part
 from llmfast.models.vocabulary import grow_vocabulary
 from llmfast.training.optimizers.registry import OPTIMIZERS
 
@@ -44,6 +45,18 @@ def finetuned_decoder(
     if config.adapter != "none":
         add_adapter(decoder, config.lora, generator=generator)
     return decoder
+
+
+def headless_flops(config: FinetuningConfig, model: DecoderConfig, context: int) -> float:
+    """Floating-point operations of a training step per token, in a decoder without its output head.
+
+    They are those of a forward pass; twice that for the gradients of an adapter, which go through frozen weights; three
+    times that where weights have gradients.
+    """
+    flops = sum(count for part, count in flops_by_part(model, context).items() if part != "head")
+    if config.adapter != "none":
+        return flops * 2 / 3
+    return flops / 3 if config.keeps_base else flops
 
 
 def finetuning_memory(config: FinetuningConfig, model: DecoderConfig) -> dict[str, float]:

@@ -100,13 +100,15 @@ class _Fit:
                 self._at_intervals(trainer.steps_done)
                 if self.heartbeat is not None:
                     self.heartbeat.beat(trainer.steps_done)
+                # Before saving, so that a signal that comes meanwhile counts for the next step.
+                saves, stopped = self.world.any(requests.save, requests.stop)
+                if saves:
+                    requests.save = False
                 with self._surviving_full_disk():
                     self.saver.poll()
-                    if self._is_asked(requests.save):
+                    if saves:
                         self.saver.save(validation_loss=self._validation_loss())
-                requests.save = False
                 self.pace.resume_clock()
-                stopped = self._is_asked(requests.stop)
         if self.profiler and (message := self.profiler.finish()):
             self.display.say(message)
         self.saver.wait()
@@ -118,10 +120,6 @@ class _Fit:
         self.world.barrier()
         if stopped:
             raise KeyboardInterrupt
-
-    def _is_asked(self, here: bool) -> bool:
-        """Whether a signal has asked for it, in any process."""
-        return self.world.any(here)
 
     def _step(self) -> None:
         if self.profiler:

@@ -128,10 +128,9 @@ def resumed_session(
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
     config = saved_config if config is None else changed_config(saved_config, config, report)
     world.on_main(run.lock)
-    if config is not saved_config:
-        world.on_main(lambda: run.save_config(config))
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
+    if config is not saved_config or learning_rate is not None:
         world.on_main(lambda: run.save_config(config))
     saved = checkpoints(folder)
     trainer = _trainer(_open(task, config, run, world, begins=not saved, report=report), world)
@@ -164,8 +163,8 @@ CHANGEABLE = {
 def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
     """``saved`` with what ``wanted`` changes, if a run can continue with it; what changes is reported.
 
-    What ``wanted`` leaves at its default asks for nothing where it cannot change: the task has filled it in, as the
-    shape of a model that a run started from.
+    What ``wanted`` leaves at its default asks for nothing where the task has filled it in, as the shape of a model that
+    the run started from.
 
     Raises:
         ValueError: a setting differs that cannot change; names all of them.
@@ -176,7 +175,7 @@ def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
     changeable = {f"training.{name}" for name in CHANGEABLE}
     fixed = [name for name in changes if name not in changeable and not name.startswith("parallel.")]
     asked = differences(type(wanted)(), wanted)
-    for name in [name for name in fixed if name not in asked]:
+    for name in [name for name in fixed if name not in asked and _is_filled_in(name, saved)]:
         del changes[name]
         fixed.remove(name)
     if fixed:
@@ -186,6 +185,12 @@ def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
     for name, (before, after) in changes.items():
         report(f"changed     {name} from {before!r} to {after!r}")
     return with_settings(saved, {name: after for name, (_, after) in changes.items()}) if changes else saved
+
+
+def _is_filled_in(name: str, config: Any) -> bool:
+    """Whether tasks set it themselves, in a run of this configuration."""
+    started = getattr(config, "start", None) is not None
+    return name in ("model.vocab_size", "data.tokenizer", "data.max_tokens") or (started and name.startswith("model."))
 
 
 def _same_folder(before: str | None, after: str | None) -> bool:

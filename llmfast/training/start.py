@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from llmfast.integrations.opening import FREE_SETTINGS, Start
 from llmfast.models.config import DecoderConfig
@@ -34,8 +35,15 @@ def started_config(wanted: DecoderConfig, start: Start) -> DecoderConfig:
     return dataclasses.replace(start.config, **kept)
 
 
-def check_same_tokenizer(start: Start, tokenizer: Tokenizer) -> None:
+def check_same_tokenizer(
+    start: Start, tokenizer: Tokenizer, *, prepared: Callable[[Tokenizer], Tokenizer] = lambda tokenizer: tokenizer
+) -> None:
     """Check that data were prepared with the tokenizer of the model that a run starts from.
+
+    Args:
+        start: the model.
+        tokenizer: that of the data.
+        prepared: what the preparation makes of the model's tokenizer, where it adds tokens.
 
     Raises:
         ValueError: they were not, or the model's folder has no tokenizer that llmfast can use.
@@ -44,5 +52,5 @@ def check_same_tokenizer(start: Start, tokenizer: Tokenizer) -> None:
         theirs = Tokenizer.load(start.folder)
     except (ValueError, OSError) as error:
         raise ValueError(f"start: {start.folder} has no tokenizer that llmfast can use: {error}") from None
-    if theirs.fingerprint != tokenizer.fingerprint:
+    if prepared(theirs).fingerprint != tokenizer.fingerprint:
         raise ValueError(f"start: the model of {start.folder} has another tokenizer than the data were prepared with")

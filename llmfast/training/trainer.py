@@ -189,11 +189,11 @@ class Trainer:
             decoder.is_part_of_batch = False
         if not (balanced and divided):
             return
-        state = torch.get_rng_state()  # dropout decides what the routers see
-        with torch.no_grad(), self.autocast():
+        devices = [self.device] if self.device.type == "cuda" else []
+        # Dropout decides what the routers see: the parts draw the same again.
+        with torch.random.fork_rng(devices), torch.no_grad(), self.objective.computing(), self.autocast():
             for part in parts:
                 self.forward(part)
-        torch.set_rng_state(state)
         for decoder in balanced:
             decoder.batch_choices.copy_(decoder.expert_counts)
             sum_over_processes(decoder.batch_choices)

@@ -171,6 +171,15 @@ def test_options_that_a_resumed_run_cannot_have_are_refused_by_name(tmp_path, co
     assert (run / "config.yaml").read_bytes() == before
 
 
+def test_an_option_that_is_the_default_is_refused_as_others_are(tmp_path, config_file, capsys):
+    """Trap: a value that happens to be the default looks like one that was not given."""
+    run = tmp_path / "run"
+    begin = ["train", "--config", config_file, "--out", str(run), "--training.steps", "2", "--training.seed", "5"]
+    assert main(begin) == 0
+    assert main(["train", "--resume", str(run), "--training.seed", "0"]) == 2
+    assert "training.seed is 5, not 0" in capsys.readouterr().err
+
+
 def test_prepared_data_are_found_from_another_folder(tmp_path, config_file, monkeypatch):
     """Trap: a run that was begun with a relative path, and is resumed from elsewhere."""
     monkeypatch.chdir(tmp_path)

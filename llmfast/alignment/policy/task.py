@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,9 +100,9 @@ class PolicyTask(ChatTask):
 
         return plain
 
+    @abc.abstractmethod
     def advantages(self, columns: Columns) -> Columns:
         """Adds the columns that the loss needs to those of all answers of a sampling."""
-        raise NotImplementedError  # every subclass defines it
 
     def counted(self, columns: Columns) -> Tensor:
         """(B, S) bool: the sampled tokens that take part in the loss."""

@@ -88,7 +88,7 @@ class Saver:
             return
         waiting = not self._pending[0].done()
         if self.trainer.placement.is_divided:
-            waiting = self.trainer.world.any(waiting)
+            (waiting,) = self.trainer.world.any(waiting)
         if not waiting:
             self.wait()
 

@@ -80,11 +80,9 @@ class World:
             dist.broadcast_object_list(box, group=self.control)
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process."""
-        if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(int(flag))).item())
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each of the flags is set in any process."""
+        return self.maximum(torch.tensor(flags, dtype=torch.int32)).bool().tolist()
 
     def check_agreement(self, **values: Any) -> None:
         """Check that all processes have the same values.
