@@ -1,16 +1,15 @@
 """Steps of alignment: preference training and policy optimization, ours and trl's.
 
-All have the same weights. A step of DPO is one on pairs of prompts with two answers, whose lengths are drawn as those of
-short instructions are; the reference is the model itself, whose log-probabilities are computed once. trl's is that of
-``DPOTrainer``, also with its defaults, which compute the reference and the activations again in each step. A step of
-GRPO samples answers to prompts, rewards them and trains on them: ours is that of ``llmfast grpo``, trl's that of
-``GRPOTrainer``. The checks compare the loss, the gradient of the embedding table, and the table after a step; for GRPO on
-answers that are given, since sampled ones differ.
+All have the same weights. A step of DPO takes pairs of answers, whose lengths are drawn as those of short instructions
+are; the reference is the model itself, whose log-probabilities are computed once. trl's is that of ``DPOTrainer``, also
+with its defaults, which compute the reference and the activations again in each step. A step of GRPO samples answers to
+prompts, rewards them and trains on them: ours is that of ``llmfast grpo``, trl's that of ``GRPOTrainer``. The checks
+compare the loss, the gradient of the embedding table, and the table after a step; for GRPO on answers that are given,
+since sampled ones differ.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import tempfile

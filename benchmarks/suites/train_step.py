@@ -214,7 +214,7 @@ def updating(
     dtype: torch.dtype,
     checked: Callable[[], Tensor] | None = None,
 ) -> Program:
-    """A step that lowers ``loss()``, with clipping. Its evidence is that of a first step, on ``checked`` if it is given."""
+    """A step that lowers ``loss()``, with clipping. Its evidence is that of a first one, on ``checked`` if given."""
     low = dtype in (torch.bfloat16, torch.float16)
     device = next(model.parameters()).device.type
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from llmfast.alignment.config import DistillationConfig
@@ -15,7 +13,7 @@ from llmfast.alignment.own_answers import StudentAnswers, write_teacher_answers
 from llmfast.alignment.teacher import Teacher, open_teacher, teacher_folder
 from llmfast.alignment.teacher_table import TABLE, TaughtExamples, write_teacher_table
 from llmfast.data.batch import IGNORED, Batch, Source
-from llmfast.data.instructions import PreparedInstructions, open_instructions
+from llmfast.data.instructions import open_instructions
 from llmfast.data.labeled import LabeledLoader
 from llmfast.data.shards import Share
 from llmfast.files import atomic_folder
@@ -154,8 +152,8 @@ def _prepare_with_teacher(config: DistillationConfig, folder: Path, report: Repo
     if config.answers == "teacher":
         if not isinstance(teacher.model, Decoder):
             raise ValueError(
-                f"answers teacher needs a teacher that llmfast itself runs, and {config.teacher} runs in transformers only: "
-                "import it, or write its answers there and give them as data"
+                f"answers teacher needs a teacher that llmfast itself runs, and {config.teacher} runs in transformers "
+                "alone: write its answers there and give them as data"
             )
         count = write_teacher_answers(folder, prepared, teacher.model, config.max_answer)
         report(f"teacher     has written {count:,} answers")

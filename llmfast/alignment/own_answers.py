@@ -93,8 +93,8 @@ def write_teacher_answers(folder: Path, prepared: PreparedChat[ExampleSplit], te
 class StudentAnswers:
     """A source of examples and, in a share of the steps, of answers that the student samples to their prompts.
 
-    Generalized knowledge distillation (arXiv:2306.13649). Which steps these are, and the noise of the answers, depend on
-    (seed, position) alone: a resumed run continues with the same answers, and so do several processes. See
+    Generalized knowledge distillation (arXiv:2306.13649). Which steps these are, and the noise of the answers, depend
+    on (seed, position) alone: a resumed run continues with the same answers, and so do several processes. It is a
     ``llmfast.data.batch.Source``.
 
     Args:

@@ -23,9 +23,9 @@ AT_ONCE = 8  # examples
 def write_teacher_table(file: Path, split: ExampleSplit, teacher: Teacher, *, k: int, temperature: float) -> None:
     """Write what a teacher says of all targets of a split.
 
-    The file has, for all targets of all examples one after the other, ``tokens`` (targets, k) int32, the likeliest ones;
-    ``log_probabilities`` (targets, k) float32, of them, at the temperature; and ``counts`` (examples,), how many targets
-    each example has.
+    The file has, for all targets of all examples one after the other, ``tokens`` (targets, k) int32, the likeliest
+    ones; ``log_probabilities`` (targets, k) float32, of them, at the temperature; and ``counts`` (examples,), how many
+    targets each example has.
     """
     device = teacher.head.device
     parts: dict[str, list[Tensor]] = {"tokens": [], "log_probabilities": [], "counts": []}
