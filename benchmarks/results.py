@@ -70,6 +70,7 @@ class Result:
     host_s: float | None = None  # host time per call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None
+    perplexity: float | None = None  # of held-out text, where that is what was measured
 
     def __post_init__(self) -> None:
         assert self.status in STATUSES, self.status

@@ -37,7 +37,9 @@ def fraction(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """Tokens per second of a job, megabytes per second of text, or the time of anything else."""
+    """Perplexity, tokens per second of a job, megabytes per second of text, or the time of anything else."""
+    if result.perplexity:
+        return f"{result.perplexity:.2f}"
     if result.dtype == TEXT and result.bytes:
         return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
     if result.tokens:
