@@ -271,8 +271,8 @@ class Quality:
             loss = held_out_loss(NativeRunner(model, width), tokens)
             seconds = time.perf_counter() - start
             results.append(
-                Result("quickstart, held-out text", {"tokens": len(tokens)}, width, "perplexity", OURS, "ok", "", "clock",
-                       seconds, seconds, seconds, tokens=len(tokens), perplexity=float(np.exp(loss)))
+                Result("quickstart, held-out text", {"tokens": len(tokens)}, width, "perplexity", OURS, "ok", "",
+                       "clock", seconds, seconds, seconds, tokens=len(tokens), perplexity=float(np.exp(loss)))
             )  # fmt: skip
         return results
 
