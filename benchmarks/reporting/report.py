@@ -154,6 +154,8 @@ def op_table(results: list[Result]) -> Iterator[str]:
     said = [index for index in range(len(parts[0])) if len({part[index] for part in parts}) > 1]
     rows = []
     for group in grouped(results).values():
+        if not any(result.median_s for result in group):
+            continue  # the notes say why
         by_name = {result.contender: result for result in group}
         label = " ".join(filter(None, (label_parts(group[0])[index] for index in said or (0, 1))))
         rows.append([label, *(cell(by_name.get(name), by_name) for name in names)])
