@@ -11,24 +11,23 @@ from llmfast.training.config import RunConfig
 from llmfast.training.sweep import combinations, read_grid
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
-# Pipelines, and what their pages show, have tests of their own.
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in ("pipeline.yaml", "page.yaml"))
+STUDY = {"pipeline.yaml", "page.yaml"}  # what runs a study's recipes and shows their results
+RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.name not in STUDY)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER)))
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_is_valid_and_says_how_it_is_run(path):
     text = path.read_text()
-    name = f"recipes/{path.relative_to(FOLDER)}"
-    line = re.search(rf"llmfast(?:\.cli)? (\w+) [^\n]*{re.escape(name)}[^\n]*", text)
-    command = line.group(1)
-    if command == "sweep":
-        task = re.search(r"--task (\w+)", line.group())
-        assert combinations(read_grid(path), task_named(task.group(1) if task else "train").config_class())
+    place = re.escape(f"recipes/{path.parent.name}/{path.name}")
+    found = re.search(rf"llmfast(?:\.cli)? (?P<command>\w+) [^\n]*{place}(?:[^\n]*--task (?P<task>\w+))?", text)
+    assert found, "a comment says how it is run"
+    if found["command"] == "sweep":
+        assert combinations(read_grid(path), task_named(found["task"] or "train").config_class())
     else:
-        assert config_files.load(task_named(command).config_class, path).training.steps > 0
+        assert config_files.load(task_named(found["command"]).config_class, path).training.steps > 0
 
 
 def test_gpt2_has_its_size():
     for name in ("gpt2-124m", "gpt2-124m-on-cpu"):
-        (path,) = (path for path in RECIPES if path.stem == name)
-        assert 123e6 < config_files.load(RunConfig, path).model.parameters < 125e6
+        config = config_files.load(RunConfig, FOLDER / "gpt2-124m" / f"{name}.yaml")
+        assert 123e6 < config.model.parameters < 125e6
