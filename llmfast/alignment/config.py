@@ -215,9 +215,10 @@ class PolicyConfig(FinetuningConfig):
     """What runs that train a policy on the rewards of its own answers have in common."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"exact": 1.0})
-    """Rewards by name, each with its weight in the sum: exact, number, math (math-verify), position_match, tests (code,
-    in a process with limits), think_format, brevity, regex:PATTERN, model:FOLDER (a reward model), or module:function,
-    called with (prompt, tokens, text, answer). Rewards of form must weigh less than those of answers."""
+    """Rewards by name, each with its weight in the sum: exact, number, math (math-verify), gym (reasoning-gym),
+    position_match, tests (code, in a process with limits), think_format, brevity, regex:PATTERN, model:FOLDER (a reward
+    model), or module:function, called with (prompt, tokens, text, answer). Rewards of form must weigh less than those
+    of answers."""
     on_bad_reward: Literal["stop", "skip"] = "stop"
     """What to do if a reward raises an error or is not a finite number: end the run, or leave out the answer."""
     clip_low: float = 0.2

@@ -19,6 +19,7 @@ EXTRAS = {
     "constraints": "replies that match a JSON schema or an expression",
     "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
+    "rewards": "rewards of policies: equal mathematics, reasoning-gym",
     "app": "the dashboard",
     "serve": "the HTTP server",
     "track": "tracking",

@@ -161,7 +161,8 @@ class PromptDataConfig(ChatDataConfig):
     """Prompts with the right answers."""
 
     sources: tuple[str, ...] = ()
-    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with prompts and answers."""
+    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with prompts and answers; or
+    gym:NAME[:COUNT], tasks of reasoning-gym, whose own scores the reward gym gives with data.answer gym."""
     prompt: str = "auto"
     """Column of the prompt, a text or a list of messages. auto: prompt, question or instruction (with input)."""
     answer: str = "auto"

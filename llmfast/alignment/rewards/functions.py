@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmfast.alignment.rewards.calculator import calculate
+from llmfast.data.gym import gym_score
 
 Reward = Callable[[str, Sequence[int], str, Any], float]
 """(the prompt as text, the sampled tokens, their text, the right answer of the record) to a number."""
@@ -84,6 +85,11 @@ def math(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
 
     wanted, found = (parse(f"${final_answer(str(each))}$", parsing_timeout=None) for each in (answer, text))
     return float(bool(wanted) and bool(found) and verify(wanted, found, timeout_seconds=None))
+
+
+def gym(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """What reasoning-gym's environment says of the final answer, from 0 to 1; ``answer`` says which task it is."""
+    return gym_score(final_answer(text), answer)
 
 
 def matches(pattern: str) -> Reward:
