@@ -81,25 +81,27 @@ def comparison(runs: list[Compared]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for run in runs for name in run.figures))
+    names, rows = cells(runs)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    table.add_column("kind")
-    for name in (
-        "steps",
-        *(each.replace("_", " ") for each in names),
-        "trained",
-        "of all",
-        "memory",
-        "time",
-        "tokens/s",
-    ):
+    table.add_column(names[0], overflow="fold")
+    table.add_column(names[1])
+    for name in names[2:]:
         table.add_column(name, justify="right", no_wrap=True)
+    for run, *others in rows:
+        table.add_row(Text(run), *others)
+    return table
+
+
+def cells(runs: list[Compared]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, and a row per run with a text for each."""
+    figures = list(dict.fromkeys(name for run in runs for name in run.figures))
+    shown = [each.replace("_", " ") for each in figures]
+    names = ["run", "kind", "steps", *shown, "trained", "of all", "memory", "time", "tokens/s"]
+    rows = []
     for run in runs:
         kind = UNKNOWN if run.summary is None else run.summary.command
-        figures = [_figure(run, name) for name in names]
-        table.add_row(Text(run.name), kind, f"{run.steps:,}", *figures, *_cost(run.summary))
-    return table
+        rows.append([run.name, kind, f"{run.steps:,}", *(_figure(run, name) for name in figures), *_cost(run.summary)])
+    return names, rows
 
 
 def _figure(run: Compared, name: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmfast.visualization.files import save_png
 from llmfast.visualization.style import in_style
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # What every run logs; any other name is a figure of its objective or of its evaluations.
-_ALWAYS = {
+STEP_FIGURES = (
     "step",
     "loss",
     "gradient_norm",
@@ -19,7 +22,7 @@ _ALWAYS = {
     "learning_rate",
     "matrix_learning_rate",
     "loss_scale",
-}
+)
 
 
 def plot_losses(
@@ -41,21 +44,21 @@ def plot_losses(
 
     unit, factor = next(iter(units.items()), ("loss", 1.0))
     unit = unit.replace("/", " per ")
-    names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
+    names = figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
     with in_style():
         rows = 1 + (len(names) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
         axes = figure.add_subplot(grid[0, :])
-        steps, losses = _series(records, "loss")
+        steps, losses = series(records, "loss")
         axes.plot(steps, losses * factor, color="#9ecae1", linewidth=0.8, label="training, each step")
-        axes.plot(steps, _smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
+        axes.plot(steps, smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
         top = float(losses.max()) * factor * 1.05 if len(losses) else 6.0
         for key, label, style in (
             ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
             ("final_loss", "validation, all", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
-            steps, losses = _series(records, key)
+            steps, losses = series(records, key)
             if len(steps):
                 axes.plot(steps, losses * factor, color="#d94801", label=label, **style)
         for name, height in (marks or {}).items():
@@ -79,12 +82,12 @@ def plot_losses(
         save_png(figure, path)
 
 
-def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
+def figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
     """The figures in a log, once for training and validation together."""
     found = {}
     for record in records:
         for key, value in record.items():
-            if key not in _ALWAYS and isinstance(value, int | float):
+            if key not in STEP_FIGURES and isinstance(value, int | float):
                 prefix, _, rest = key.partition("_")
                 found[rest if prefix in ("validation", "final") else key] = None
     return [name for name in found if name not in without]
@@ -92,14 +95,14 @@ def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]
 
 def _plot_figure(axes: Any, name: str, records: list[dict[str, Any]]) -> None:
     """One figure by step: of training, smoothed, and of validation."""
-    steps, values = _series(records, name)
+    steps, values = series(records, name)
     if len(steps):
         axes.plot(steps, values, color="#9ecae1", linewidth=0.8)
-        axes.plot(steps, _smoothed(values), color="#2171b5")
-    steps, values = _series(records, f"validation_{name}")
+        axes.plot(steps, smoothed(values), color="#2171b5")
+    steps, values = series(records, f"validation_{name}")
     if len(steps):
         axes.plot(steps, values, color="#d94801", marker="o", markersize=4)
-    steps, values = _series(records, f"final_{name}")
+    steps, values = series(records, f"final_{name}")
     if len(steps):
         axes.plot(steps, values, color="#d94801", marker="*", markersize=12, linestyle="none")
     axes.set(title=name.replace("_", " "))
@@ -119,9 +122,9 @@ def plot_sweep(
         figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for name, records in logs.items():
-            steps, losses = _series(records, "loss")
-            axes.plot(steps, _smoothed(losses), label=name)
-        if highest := _highest([_series(records, "loss")[1] for records in logs.values()]):
+            steps, losses = series(records, "loss")
+            axes.plot(steps, smoothed(losses), label=name)
+        if highest := _highest([series(records, "loss")[1] for records in logs.values()]):
             axes.set_ylim(top=highest)
         axes.set(
             xlabel="step",
@@ -163,14 +166,15 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
         axes.legend(fontsize=8)
 
 
-def _series(records: list[dict[str, Any]], key: str):
+def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which a log has a figure, and its values there."""
     import numpy as np
 
     points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
 
 
-def _smoothed(values):
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Exponential average over about 25 steps, with Adam's bias correction."""
     import numpy as np
 
