@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 DEEPEST = 6
 """Folders below the one that is searched."""
@@ -109,20 +107,14 @@ def _is_run(path: Path) -> bool:
 
 def _model(path: Path, name: str) -> Model | None:
     """The model in a folder; None where there is none. What is damaged counts: opening it says so."""
-    from llmfast.models.folder import checkpoints
+    from llmfast.models.folder import checkpoints, is_classifier
 
     if _is_run(path):
-        found = checkpoints(path)
-        return Model(path, name, _is_classifier(found[-1])) if found else None
-    has_tensors = any(path.glob("*.safetensors"))
-    if has_tensors and ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
-        return Model(path, name, _is_classifier(path))
-    return None
-
-
-def _is_classifier(folder: Path) -> bool:
-    config = read_object(folder / "config.json")
-    return "decoder" in config
+        holds_one = bool(checkpoints(path))
+    else:
+        settings = ("config.json", "adapter_config.json")
+        holds_one = any(path.glob("*.safetensors")) and any((path / file).exists() for file in settings)
+    return Model(path, name, is_classifier(path)) if holds_one else None
 
 
 def _is_benchmark(file: Path) -> bool:
@@ -133,12 +125,3 @@ def _is_benchmark(file: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return '"schema"' in beginning and '"suite"' in beginning
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -14,12 +14,14 @@ _SURE, _UNSURE = 0.0, 0.42
 
 STYLE = """
 <style>
-.tokens { position: relative; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; padding-bottom: 2.6rem; }
+.tokens {
+  position: relative; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; padding-bottom: 2.6rem;
+}
 .tokens span { border-radius: .2rem; padding: .1rem 0; }
 .tokens span:hover { outline: 2px solid currentColor; }
 .tokens span::after {
-  content: attr(data-note); display: none; position: absolute; left: 0; bottom: 0; max-width: 100%; padding: .2rem .6rem;
-  border-radius: .4rem; background: #1a1c20; color: #ffffff; font-size: .85rem; line-height: 1.4; white-space: nowrap;
+  content: attr(data-note); display: none; position: absolute; left: 0; bottom: 0; max-width: 100%;
+  padding: .2rem .6rem; border-radius: .4rem; background: #1a1c20; color: #ffffff; font-size: .85rem; line-height: 1.4; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; pointer-events: none;
 }
 .tokens span:hover::after { display: block; }

@@ -31,8 +31,8 @@ def app(
 ) -> None:
     """Open the dashboard: what there is under a folder, with pages to look at it and to try the models.
 
-    Each model that a page needs is loaded once, by a server process of its own, until it is unloaded in the sidebar or the
-    dashboard ends (Ctrl-C).
+    Each model that a page needs is loaded once, by a server process of its own, until it is unloaded in the sidebar or
+    the dashboard ends (Ctrl-C).
 
     Args:
         folder: Where runs, models, data and results are; folders in it are searched.

@@ -41,7 +41,8 @@ def test_the_newest_run_comes_first(full, tmp_path):
 
 def test_an_empty_folder_has_nothing_and_a_file_is_refused(tmp_path):
     found = find(tmp_path)
-    assert not (found.runs or found.models or found.tokenizers or found.data or found.evaluations or found.benchmarks)
+    for each in (found.runs, found.models, found.tokenizers, found.data, found.evaluations, found.benchmarks):
+        assert not each
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is not a folder"):
         find(tmp_path / "file")

@@ -65,6 +65,11 @@ def choose(page, label, value):
     widget.set_value(value)
 
 
+def most_tokens(page, count):
+    (widget,) = [each for each in page.number_input if each.label == "Most tokens"]
+    widget.set_value(count)
+
+
 def html_of(page):
     return [each.proto.body for each in page.get("html")]
 
@@ -83,7 +88,7 @@ def test_a_page_of_an_empty_folder_says_which_command_makes_what_is_missing(name
     if name == "tokenizer":  # published encodings are everywhere
         assert page.multiselect[0].options[:1]
         return
-    assert f"There is no" in page.info[0].value
+    assert "There is no" in page.info[0].value
     lines = page.code[0].value.splitlines()
     assert lines
     for line in lines:
@@ -126,7 +131,7 @@ def test_generating_shows_probabilities_and_stays_through_re_runs(full):
     page = open_page("generate", full)
     choose(page, "Models", ["tiny/run", "models/chat"])
     page.text_area[0].set_value("The fox")
-    [each for each in page.number_input if each.label == "Most tokens"][0].set_value(6)
+    most_tokens(page, 6)
     press(page, "Generate")
     until(page, lambda page: sum("tokens, as many as asked for" in each.value for each in page.caption) == 2)
     first = html_of(page)
@@ -165,7 +170,7 @@ def test_a_damaged_model_is_one_sentence(full, tmp_path):
 def test_chat_answers_and_says_which_models_cannot(full):
     page = open_page("chat", full)
     choose(page, "Model", "models/chat")
-    [each for each in page.number_input if each.label == "Most tokens"][0].set_value(4)
+    most_tokens(page, 4)
     page.run()
     page.chat_input[0].set_value("Say in capitals: fox").run()
     until(page, lambda page: len(page.chat_message) == 2 and not page.chat_input[0].disabled)

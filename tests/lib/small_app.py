@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_full_folder(folder: Path) -> Path:
-    """Runs of a language model and of a classifier, a model that chats, an evaluation, data, a benchmark; returns it."""
+    """Runs of a language model and of a classifier, a model that chats, an evaluation, data, a result; returns it."""
     fit(new_run(folder / "tiny", steps=6, sample_every=0))
     fit(new_labels_run(folder / "labels", sample_every=0))
     write_chat_model(folder / "models" / "chat")

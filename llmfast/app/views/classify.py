@@ -23,7 +23,7 @@ def show() -> None:
         missing(
             "classifier",
             "llmfast classify --data.sources reviews.tsv --out runs/reviews",
-            "llmfast classify --data.sources reviews.tsv --start runs/quickstart --adapter lora --out runs/reviews-lora",
+            "llmfast classify --data.sources reviews.tsv --start runs/quickstart --adapter lora --out runs/lora",
         )
         return
     with st.form("classify", border=False):
