@@ -50,7 +50,9 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # A read through sys.stdin would hold a lock that the interpreter wants when it ends.
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(3)
     os.kill(os.getpid(), signal.SIGTERM)  # answers that are not finished by now are cut off

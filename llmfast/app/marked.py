@@ -21,8 +21,8 @@ STYLE = """
 .tokens span:hover { outline: 2px solid currentColor; }
 .tokens span::after {
   content: attr(data-note); display: none; position: absolute; left: 0; bottom: 0; max-width: 100%;
-  padding: .2rem .6rem; border-radius: .4rem; background: #1a1c20; color: #ffffff; font-size: .85rem; line-height: 1.4; white-space: nowrap;
-  overflow: hidden; text-overflow: ellipsis; pointer-events: none;
+  padding: .2rem .6rem; border-radius: .4rem; background: #1a1c20; color: #ffffff; font-size: .85rem; line-height: 1.4;
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; pointer-events: none;
 }
 .tokens span:hover::after { display: block; }
 </style>

@@ -43,8 +43,8 @@ def serve(
     A first Ctrl-C (or SIGTERM) lets answers finish, a second one ends them.
 
     Args:
-        run: A run folder (its newest checkpoint is used), a checkpoint, a Hugging Face folder, an adapter, or the run of
-            a classifier.
+        run: A run folder (its newest checkpoint is used), a checkpoint, a Hugging Face folder, an adapter, or the run
+            of a classifier.
         host: Address to listen at; 0.0.0.0 for all of this machine's, which others can reach.
         port: Port to listen at; 0 for any free one.
         name: The model's name in requests; that of the folder if left out.

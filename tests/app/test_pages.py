@@ -11,12 +11,14 @@ from small_app import damage_run
 pytest.importorskip("streamlit")
 
 import streamlit as st
+from streamlit.logger import set_log_level
 from streamlit.testing.v1 import AppTest
 
 from llmfast import cli
 from llmfast.app import widgets
 from llmfast.app.views import PAGES
 
+set_log_level("error")  # it warns that there is no browser
 pytestmark = pytest.mark.xdist_group("app")
 NAMES = [page.name for page in PAGES]
 SCRIPT = """
@@ -204,7 +206,7 @@ def test_attention_is_drawn(full):
     page.text_area[0].set_value("The fox saw the heron. " * 30)
     press(page, "Look")
     until(page, lambda page: page.error)
-    assert "the model's context is 16" in page.error[0].value
+    assert "the model's context is 512" in page.error[0].value
 
 
 def test_tokenizers_are_compared(full):
@@ -220,6 +222,7 @@ def test_tokenizers_are_compared(full):
 def test_data_shows_report_and_documents(full):
     page = open_page("data", full)
     assert "documents" in list(page.table[0].value[""])
+    choose(page, "Folder", "tiny/run/data")
     page.number_input[0].set_value(3).run()
     assert any("The " in each.value for each in page.code)
 

@@ -23,8 +23,8 @@ def show() -> None:
     st.title("Tokenizer")
     here = {name: str(path) for name, path in found().tokenizers.items()}
     choices = here | {name: name for name in list_encoding_names() if name not in here}
-    first = [*list(here)[:1], *(name for name in ("gpt2", "o200k_base") if name in choices)]
-    names = st.multiselect("Encodings", list(choices), default=first)
+    # A published encoding may have to be downloaded, and so is chosen only where there is nothing else.
+    names = st.multiselect("Encodings", list(choices), default=list(here)[:2] or ["gpt2"])
     text = st.text_area("Text", EXAMPLE, height=120)
     opened: dict[str, Tokenizer] = {}
     for name in names:
