@@ -13,6 +13,7 @@ from llmfast.app.widgets import in_a_sentence, loaded_models  # noqa: E402
 
 st.set_page_config(page_title="llmfast", page_icon=":material/bolt:", layout="wide")
 page = st.navigation([st.Page(each.show, title=each.title, icon=each.icon, url_path=each.name) for each in PAGES])
+st.html("<style>.stMainBlockContainer { padding-top: 3.5rem; }</style>")
 with in_a_sentence():
     page.run()
 loaded_models()

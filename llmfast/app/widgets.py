@@ -74,7 +74,7 @@ def loaded_models() -> None:
     if not loaded:
         return
     with st.sidebar:
-        st.subheader("In memory")
+        st.header("In memory")
         for path, server in loaded.items():
             memory = "" if server.memory is None else f", {server.memory / 2**20:,.0f} MiB"
             if st.button(f"Unload {server.name}{memory}", key=f"unload {path}", width="stretch"):

@@ -10,10 +10,11 @@ import tyro
 # Colors that keep text readable (WCAG AA) on a light and on a dark page.
 THEME = {
     "theme.light.primaryColor": "#3949ab",
-    "theme.light.textColor": "#1a1c20",
-    "theme.dark.primaryColor": "#9fa8da",
+    "theme.light.textColor": "#0f1114",
+    "theme.dark.primaryColor": "#5c6bc0",
     "theme.dark.textColor": "#e8e9ec",
 }
+HEADINGS = ("1.8rem", "1.3rem")
 SETTINGS = {
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "viewer",
@@ -59,4 +60,5 @@ def app(
     assert package.origin is not None
     program = Path(package.origin).with_name("main.py")
     options = [f"--{name}={value}" for name, value in settings.items()]
+    options += [f"--theme.headingFontSizes={size}" for size in HEADINGS]
     cli.main(["run", str(program), *options, "--", str(folder)], standalone_mode=False)

@@ -202,7 +202,7 @@ def test_attention_is_drawn(full):
     press(page, "Look")
     until(page, lambda page: page.get("iframe") or page.error)
     assert not page.error
-    assert {each.value for each in page.subheader} >= {"Attention", "Heads"}
+    assert {each.value for each in page.header} >= {"Attention", "Heads"}
     page.text_area[0].set_value("The fox saw the heron. " * 30)
     press(page, "Look")
     until(page, lambda page: page.error)

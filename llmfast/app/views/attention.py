@@ -48,8 +48,8 @@ def _draw(drawing: Background[Drawn]) -> None:
         st.caption("Loading the model and reading the prompt, which takes a moment …")
     else:
         for title, page in drawing.result.pages.items():
-            st.subheader(title)
+            st.header(title)
             st.iframe(page, height=720)
         for title, picture in drawing.result.pictures.items():
-            st.subheader(title)
+            st.header(title)
             st.image(picture, caption=title)

@@ -32,7 +32,7 @@ def _chart(rows: list[Measurement]) -> None:
         return
     axis = {"labelLimit": 160}
     st.vega_lite_chart(
-        {"values": timed},
+        timed,
         {
             "mark": "bar",
             "height": {"step": 36},

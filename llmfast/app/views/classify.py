@@ -53,7 +53,7 @@ def _begin(models: list[Model], text: str) -> None:
 def _draw(answers: list[tuple[Model, Background[dict[str, Any]]]]) -> None:
     for column, (model, work) in zip(st.columns(len(answers)), answers, strict=True):
         with column:
-            st.subheader(model.name)
+            st.header(model.name)
             if work.error:
                 st.error(work.error, icon=":material/error:")
             elif work.result is None:

@@ -28,11 +28,11 @@ def show() -> None:
         st.warning(f"{report.in_both:,} documents are in training and in validation: validation figures are too good.")
     left, right = st.columns(2)
     with left:
-        st.subheader("Most frequent tokens")
+        st.header("Most frequent tokens")
         common = report.splits["train"].common_tokens
         st.table([{"token": repr(token), "share": f"{share:.2%}"} for token, share in common])
     with right:
-        st.subheader("What the model sees")
+        st.header("What the model sees")
         st.table([{"tokens": repr(seen), "to predict": repr(target)} for seen, target in report.samples])
     _duplicates(report, prepared)
     _document(prepared)
@@ -66,7 +66,7 @@ def _figures(report: DataReport) -> list[dict[str, str]]:
 
 
 def _duplicates(report: DataReport, prepared: Prepared) -> None:
-    st.subheader("Duplicates")
+    st.header("Duplicates")
     for name, split in report.splits.items():
         if not split.duplicates:
             st.caption(f"{name}: all documents are different.")
@@ -82,7 +82,7 @@ def _duplicates(report: DataReport, prepared: Prepared) -> None:
 
 
 def _document(prepared: Prepared) -> None:
-    st.subheader("Documents")
+    st.header("Documents")
     left, right = st.columns(2)
     shards = getattr(prepared, left.selectbox("Split", ["train", "validation"]))
     number = right.number_input("Document", 0, shards.documents - 1, 0)

@@ -27,7 +27,7 @@ def show() -> None:
     figure = right.selectbox("Figure", figures, format_func=lambda name: name.replace("_", " "))
     shown = [row for row in rows if (row.task, row.figure) == (task, figure)]
     _chart(shown, figure)
-    st.subheader("All figures of this task")
+    st.header("All figures of this task")
     st.table([_cells(row) for row in rows if row.task == task])
 
 
@@ -44,7 +44,7 @@ def _chart(rows: list[Evaluation], figure: str) -> None:
     title = figure.replace("_", " ")
     encoding = {"y": {"field": "model", "type": "nominal", "title": None, "axis": {"labelLimit": 160}}}
     st.vega_lite_chart(
-        {"values": points},
+        points,
         {
             "height": {"step": 40},
             "encoding": encoding,

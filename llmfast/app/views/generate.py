@@ -77,7 +77,7 @@ def _show_replies() -> None:
     def draw() -> None:
         for column, (model, reply) in zip(st.columns(len(replies)), replies, strict=True):
             with column:
-                st.subheader(model.name)
+                st.header(model.name)
                 _draw(reply)
 
     draw_until_done(works, draw)

@@ -45,12 +45,12 @@ def show() -> None:
         return
     is_live = any(time.time() - last_written(run) < LIVE for run in chosen.values())
     st.fragment(_curves, run_every=2 if is_live else None)(chosen)
-    st.subheader("Side by side")
+    st.header("Side by side")
     st.caption(
         "~ marks figures of a run that is not finished: its newest validation, which may be on a part of the data."
     )
     _table(chosen)
-    st.subheader("Configurations")
+    st.header("Configurations")
     for name, run in chosen.items():
         with st.expander(name), in_a_sentence():
             st.code((run / "config.yaml").read_text(encoding="utf-8"), language="yaml")
@@ -64,7 +64,7 @@ def _curves(runs: dict[str, Path]) -> None:
         return
     figure = st.selectbox("Figure", figures, format_func=lambda name: name.replace("_", " "))
     points = points_of(logs, figure)
-    st.vega_lite_chart({"values": points}, _with_points(CHART, figure))
+    st.vega_lite_chart(points, _with_points(CHART, figure))
     st.caption("Solid: training, smoothed. Dashed: validation. Point: the finished run on all held-out data.")
     newest = [f"{name}: step {records[-1]['step']:,}" for name, records in logs.items() if records]
     st.caption(" · ".join(newest))

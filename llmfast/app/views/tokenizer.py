@@ -14,7 +14,7 @@ from llmfast.tokenizer.opening import open_tokenizer
 from llmfast.tokenizer.registry import list_encoding_names
 from llmfast.visualization.maps import visible_text
 
-EXAMPLE = "Tokenizers cut text into pieces: 3.14159, naïve, 語言模型, def f(x): return x + 1"
+EXAMPLE = "Tokenizers cut text into pieces: 3.14159, naïve, Привет, def f(x): return x + 1"
 MOST_TOKENS = 2000
 """Tokens that are drawn of each encoding."""
 
@@ -48,7 +48,7 @@ def show() -> None:
         ]
     )
     for name, tokenizer in opened.items():
-        st.subheader(name)
+        st.header(name)
         _tokens(tokenizer, text)
 
 
