@@ -10,8 +10,11 @@ import pytest
 from small_app import write_full_folder
 
 pytest.importorskip("streamlit")
-playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+pytest.importorskip("playwright")
+pytest.importorskip("axe_playwright_python")
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
 
 from llmfast.app.views import PAGES
 
@@ -50,7 +53,7 @@ class Dashboard:
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as running:
+    with sync_playwright() as running:
         # Chromium's own sandbox needs rights that a container does not have; it opens our pages alone.
         opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
@@ -92,7 +95,7 @@ def go(page, title):
 
 
 def violations(page):
-    found = axe.Axe().run(page).response["violations"]
+    found = Axe().run(page).response["violations"]
     return [(each["id"], node["html"][:200]) for each in found for node in each["nodes"]]
 
 

@@ -16,7 +16,8 @@ def write_full_folder(folder: Path, steps: int = 6) -> Path:
     """Runs of a language model and of a classifier, a model that chats, an evaluation, data, a result; returns it."""
     fit(new_run(folder / "tiny", steps=steps, sample_every=0))
     fit(new_labels_run(folder / "labels", sample_every=0))
-    write_chat_model(folder / "models" / "chat")
+    # Large enough that one sees it write, step by step.
+    write_chat_model(folder / "models" / "chat", width=256, layers=8, heads=4)
     text = folder / "tiny" / "corpus" / "000.txt"
     assert main(["eval", str(folder / "tiny" / "run"), "--tasks", "text", "--data", str(text)]) == 0
     result = ROOT / "benchmarks" / "results" / "cpu-intel-xeon-optimizer.json"

@@ -68,7 +68,7 @@ def show() -> None:
 def _draw(model: Model, conversation: Conversation) -> None:
     if not conversation.messages:
         st.caption(
-            f"Write a message to begin. {model.name} answers if it has a chat template, as `llmfast sft` gives it."
+            f"Write a message to begin. {model.name} answers if it has a chat template, which finetuning gives it."
         )
     for message in conversation.messages:
         with st.chat_message(message["role"]):
