@@ -94,9 +94,9 @@ def _tokens(scores: Any) -> tuple[Token, ...]:
     each = zip(scores.tokens, scores.token_logprobs, tops, strict=True)
     return tuple(
         Token(
-            text,
+            text.removeprefix("bytes:"),
             None if logprob is None else math.exp(logprob),
-            {name: math.exp(value) for name, value in (top or {}).items()},
+            {name.removeprefix("bytes:"): math.exp(value) for name, value in (top or {}).items()},
         )
         for text, logprob, top in each
     )

@@ -17,7 +17,7 @@ STYLE = """
 .tokens {
   position: relative; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; padding-bottom: 2.6rem;
 }
-.tokens span { border-radius: .2rem; padding: .1rem 0; }
+.tokens span { border-radius: .2rem; padding: .1rem 0; margin-right: 1px; }
 .tokens span:hover { outline: 2px solid currentColor; }
 .tokens span::after {
   content: attr(data-note); display: none; position: absolute; left: 0; bottom: 0; max-width: 100%;

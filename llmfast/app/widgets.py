@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import streamlit as st
 from llmfast.app.background import Background, message_of
 from llmfast.app.finding import Found, Model, find
 from llmfast.app.servers import Servers
+from llmfast.app.tables import table_html
 
 T = TypeVar("T")
 SECONDS = 0.3
@@ -66,6 +67,14 @@ def draw_until_done(works: Sequence[Background], draw: Callable[[], None]) -> No
             st.rerun()  # the page as it is when nothing is written
 
     drawn()
+
+
+def table(rows: Sequence[Mapping[str, str]], name: str) -> None:
+    """A table; see ``table_html``."""
+    if rows:
+        st.html(table_html(rows, name))
+    else:
+        st.caption("There are none.")
 
 
 def loaded_models() -> None:

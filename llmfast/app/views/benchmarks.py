@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from llmfast.app.results import Measurement, read_benchmark
-from llmfast.app.widgets import found, missing
+from llmfast.app.widgets import found, missing, table
 
 
 def show() -> None:
@@ -21,9 +21,9 @@ def show() -> None:
     case = st.selectbox("Case", cases)
     shown = [row for row in rows if row.case == case]
     _chart(shown)
-    st.table([_cells(row) for row in shown])
+    table([_cells(row) for row in shown], case)
     with st.expander(f"All {len(cases):,} cases"):
-        st.table([{"case": row.case, **_cells(row)} for row in rows])
+        table([{"case": row.case, **_cells(row)} for row in rows], "All cases")
 
 
 def _chart(rows: list[Measurement]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from llmfast.app.widgets import found, missing
+from llmfast.app.widgets import found, missing, table
 from llmfast.data.prepare import Prepared, open_prepared
 from llmfast.data.report import DataReport, SplitReport, report_on
 
@@ -23,17 +23,17 @@ def show() -> None:
     folder = folders[st.selectbox("Folder", list(folders))]
     prepared = open_prepared(folder, verify=False)
     report = _report(folder, _version(folder))
-    st.table(_figures(report))
+    table(_figures(report), "Figures of the splits")
     if report.in_both:
         st.warning(f"{report.in_both:,} documents are in training and in validation: validation figures are too good.")
     left, right = st.columns(2)
     with left:
         st.header("Most frequent tokens")
         common = report.splits["train"].common_tokens
-        st.table([{"token": repr(token), "share": f"{share:.2%}"} for token, share in common])
+        table([{"token": repr(token), "share": f"{share:.2%}"} for token, share in common], "Most frequent tokens")
     with right:
         st.header("What the model sees")
-        st.table([{"tokens": repr(seen), "to predict": repr(target)} for seen, target in report.samples])
+        table([{"tokens": repr(seen), "to predict": repr(target)} for seen, target in report.samples], "Samples")
     _duplicates(report, prepared)
     _document(prepared)
 
@@ -62,7 +62,9 @@ def _figures(report: DataReport) -> list[dict[str, str]]:
         }
 
     columns = {name: column(split) for name, split in report.splits.items()}
-    return [{"": figure, **{name: values[figure] for name, values in columns.items()}} for figure in columns["train"]]
+    return [
+        {"figure": figure, **{name: values[figure] for name, values in columns.items()}} for figure in columns["train"]
+    ]
 
 
 def _duplicates(report: DataReport, prepared: Prepared) -> None:
@@ -73,11 +75,12 @@ def _duplicates(report: DataReport, prepared: Prepared) -> None:
             continue
         shards = getattr(prepared, name)
         st.caption(f"{name}: the documents that are there most often.")
-        st.table(
+        table(
             [
                 {"document": f"{first:,}", "times": f"{times:,}", "begins": repr(_text(prepared, shards, first)[:80])}
                 for first, times in split.duplicates
-            ]
+            ],
+            f"Duplicates of {name}",
         )
 
 

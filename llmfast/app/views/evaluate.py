@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from llmfast.app.results import Evaluation, read_evaluations
-from llmfast.app.widgets import folder, found, in_a_sentence, missing
+from llmfast.app.widgets import folder, found, in_a_sentence, missing, table
 
 
 def show() -> None:
@@ -28,7 +28,7 @@ def show() -> None:
     shown = [row for row in rows if (row.task, row.figure) == (task, figure)]
     _chart(shown, figure)
     st.header("All figures of this task")
-    st.table([_cells(row) for row in rows if row.task == task])
+    table([_cells(row) for row in rows if row.task == task], f"Figures of {task}")
 
 
 def _chart(rows: list[Evaluation], figure: str) -> None:

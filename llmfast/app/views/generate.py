@@ -10,7 +10,7 @@ from llmfast.app.asking import Settings, complete
 from llmfast.app.background import Piece, Reply
 from llmfast.app.finding import Model
 from llmfast.app.marked import by_probability, likeliest, marked
-from llmfast.app.widgets import choose_models, draw_until_done, found, missing, servers
+from llmfast.app.widgets import choose_models, draw_until_done, found, missing, servers, table
 
 REPLIES = "generate replies"
 
@@ -104,7 +104,7 @@ def _tables(replies: list[tuple[Model, Reply]]) -> None:
     for model, reply in replies:
         if reply.tokens:
             with st.expander(f"Probabilities of {model.name} as a table"):
-                st.table(
+                table(
                     [
                         {
                             "token": repr(token.text),
@@ -112,5 +112,6 @@ def _tables(replies: list[tuple[Model, Reply]]) -> None:
                             "likeliest tokens": likeliest(token).removeprefix("likeliest: "),
                         }
                         for token in reply.tokens
-                    ]
+                    ],
+                    f"Probabilities of {model.name}",
                 )

@@ -9,7 +9,7 @@ import streamlit as st
 
 from llmfast.app.curves import figures_of, points_of
 from llmfast.app.finding import last_written
-from llmfast.app.widgets import found, in_a_sentence, missing
+from llmfast.app.widgets import found, in_a_sentence, missing, table
 from llmfast.commands.compare import cells, read_run
 from llmfast.training.run_folder import RunFolder
 
@@ -92,4 +92,4 @@ def _table(runs: dict[str, Path]) -> None:
             compared.append(read_run(run))
     if compared:
         names, rows = cells(compared)
-        st.table([dict(zip(names, row, strict=True)) for row in rows])
+        table([dict(zip(names, row, strict=True)) for row in rows], "Quality and cost of the runs")

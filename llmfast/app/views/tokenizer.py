@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from llmfast.app.marked import alternating, marked
-from llmfast.app.widgets import found, in_a_sentence
+from llmfast.app.widgets import found, in_a_sentence, table
 from llmfast.tokenizer import Tokenizer
 from llmfast.tokenizer.compare import row_of
 from llmfast.tokenizer.opening import open_tokenizer
@@ -35,7 +35,7 @@ def show() -> None:
         return
     row = row_of("text", text, list(opened.values()))
     counts = zip(opened.items(), row.tokens, row.bytes_per_token, strict=True)
-    st.table(
+    table(
         [
             {
                 "encoding": name,
@@ -45,7 +45,8 @@ def show() -> None:
                 "vocabulary": f"{tokenizer.n_vocab:,}",
             }
             for (name, tokenizer), count, rate in counts
-        ]
+        ],
+        "Sizes of the text",
     )
     for name, tokenizer in opened.items():
         st.header(name)
