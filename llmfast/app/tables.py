@@ -1,4 +1,4 @@
-"""Tables as HTML: they can be scrolled by the keyboard, which Streamlit's own cannot, and are read by screen readers."""
+"""Tables as HTML: the keyboard can scroll them, which it cannot in Streamlit's own, and screen readers read them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ STYLE = """
 .rows { overflow-x: auto; max-height: 32rem; margin-bottom: .5rem; }
 .rows table { border-collapse: collapse; width: 100%; }
 .rows th, .rows td {
-  text-align: left; font-weight: normal; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid rgba(128, 128, 128, .35);
-  font-variant-numeric: tabular-nums; vertical-align: top;
+  text-align: left; font-weight: normal; padding: .3rem .75rem .3rem 0;
+  border-bottom: 1px solid rgba(128, 128, 128, .35); font-variant-numeric: tabular-nums; vertical-align: top;
 }
 .rows thead th { font-weight: 600; white-space: nowrap; }
 .rows :is(th, td).number { text-align: right; white-space: nowrap; }
