@@ -26,13 +26,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-family", action="store_true", help="try every model family of transformers, and not only a sample"
     )
-<<<<<<< HEAD
     parser.addoption(
         "--screenshots", action="store_true", help="write docs/images/app-*.png, pictures of the dashboard (tests/app)"
     )
-=======
     parser.addoption("--studies", action="store_true", help="run the quick size of every pipeline in recipes/")
->>>>>>> main
 
 
 def pytest_collection_modifyitems(items):

@@ -36,7 +36,7 @@ def show() -> None:
     st.title("Runs")
     runs = found().runs
     if not runs:
-        missing("run", "llmfast quickstart", "llmfast train --config recipes/tinyshakespeare.yaml --out runs/tiny")
+        missing("run", "llmfast quickstart", "llmfast train --data.sources book.txt --out runs/book")
         return
     names = st.multiselect("Runs to show", list(runs), default=list(runs)[:3])
     chosen = {name: runs[name] for name in names}
