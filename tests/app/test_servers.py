@@ -20,8 +20,8 @@ def servers():
     found.close()
 
 
-def test_one_server_for_all_who_ask_and_none_once_it_is_unloaded(servers, full):
-    """Traps: two sessions load a model twice; unloading leaves the process and its memory."""
+def test_one_server_for_all_who_ask_a_new_one_for_one_that_died_and_none_once_it_is_unloaded(servers, full):
+    """Traps: two sessions load a model twice; a server that died is asked; unloading leaves the process and its memory."""
     model = full / "models" / "chat"
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(servers.get(model))) for _ in range(3)]
@@ -34,27 +34,21 @@ def test_one_server_for_all_who_ask_and_none_once_it_is_unloaded(servers, full):
     assert list(servers.loaded()) == [model.resolve()]
     assert server.memory > 2**20
     assert httpx.get(f"{server.url}/v1/models").status_code == 401  # others on this machine need the key
+    server.process.kill()
+    server.process.wait()
+    assert servers.loaded() == {}
+    again = servers.get(model)
+    assert again.process.pid != server.process.pid
     servers.unload(model)
-    assert server.process.poll() is not None
+    assert again.process.poll() is not None
     assert servers.loaded() == {}
     servers.unload(model)  # nothing there: nothing happens
 
 
-def test_a_server_that_died_is_started_again(servers, full):
-    model = full / "models" / "chat"
-    first = servers.get(model)
-    first.process.kill()
-    first.process.wait()
+def test_what_cannot_be_loaded_says_why(servers, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing cannot be loaded: .*nothing is neither a checkpoint"):
+        servers.get(tmp_path / "nothing")
     assert servers.loaded() == {}
-    second = servers.get(model)
-    assert second.process.poll() is None
-    assert second.process.pid != first.process.pid
-
-
-def test_what_cannot_be_loaded_says_why_each_time(servers, tmp_path):
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"nothing cannot be loaded: .*nothing is neither a checkpoint"):
-            servers.get(tmp_path / "nothing")
 
 
 PROGRAM = """
