@@ -21,7 +21,7 @@ def servers():
 
 
 def test_one_server_for_all_who_ask_a_new_one_for_one_that_died_and_none_once_it_is_unloaded(servers, full):
-    """Traps: two sessions load a model twice; a server that died is asked; unloading leaves the process and its memory."""
+    """Traps: two sessions load a model twice; a server that died is asked; unloading leaves the process."""
     model = full / "models" / "chat"
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(servers.get(model))) for _ in range(3)]

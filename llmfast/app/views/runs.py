@@ -15,12 +15,19 @@ from llmfast.training.run_folder import RunFolder
 
 LIVE = 120
 """Seconds since a run was written to within which it counts as being trained."""
+COLORS = ["#4a73d9", "#cf7a1c", "#2f9457", "#b256c9", "#d1504f", "#7d8590"]
+"""Three times as bright or as dark as a light and a dark page."""
 CHART = {
     "mark": {"type": "line", "strokeWidth": 2},
     "encoding": {
         "x": {"field": "step", "type": "quantitative"},
         "y": {"field": "value", "type": "quantitative", "scale": {"zero": False}},
-        "color": {"field": "run", "type": "nominal", "legend": {"orient": "bottom", "columns": 1, "labelLimit": 300}},
+        "color": {
+            "field": "run",
+            "type": "nominal",
+            "scale": {"range": COLORS},
+            "legend": {"orient": "bottom", "columns": 1, "labelLimit": 300},
+        },
         "strokeDash": {
             "field": "line",
             "type": "nominal",
