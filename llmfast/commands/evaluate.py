@@ -58,6 +58,7 @@ def evaluate(
         ValueError: an unknown task, missing or damaged data or model, or a prompt longer than the context.
     """
     from llmfast.evaluation.tasks import TEXT, task_named
+    from llmfast.inference.opening import open_on_device
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -77,7 +78,7 @@ def evaluate(
     if stride is not None and TEXT not in names:
         raise ValueError("stride is for the task text: leave it out")
 
-    model, tokenizer = _open(run, base, device, dtype)
+    model, tokenizer = open_on_device(run, base=base, device=device, dtype=dtype)
     common = _what_decided(run, model, tokenizer)
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {"limit": limit, "few_shot": few_shot, "seed": seed, "truncate": truncate}
@@ -92,19 +93,6 @@ def evaluate(
     _write(content, out or _place(run, content))
     _show(results)
     return content
-
-
-def _open(run: Path, base: Path | None, device: str | None, dtype: str | None) -> tuple[Decoder, Tokenizer]:
-    import torch
-
-    from llmfast.integrations.opening import open_model
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no GPU here: choose cpu")
-    model, tokenizer = open_model(run, base=base)
-    wanted = dtype or ("bfloat16" if device.startswith("cuda") else None)
-    return model.to(device, wanted and getattr(torch, wanted)).eval(), tokenizer
 
 
 def _what_decided(run: Path, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
