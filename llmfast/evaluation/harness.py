@@ -91,7 +91,8 @@ class HarnessModel(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return self._named["eos_token"] if "eos_token" in self._named else self._tokenizer.eot_token
+        named = self._named.get("eos_token")
+        return self._tokenizer.eot_token if named is None else named
 
     @property
     def prefix_token_id(self) -> int:
@@ -137,7 +138,7 @@ class HarnessModel(TemplateLM):
         *before, last = chat_history
         return self._chat.template.render(before, generation_prompt=True) + last["content"]
 
-    # --- what the harness asks for --------------------------------------------------------------------------------------
+    # --- what the harness asks for ------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(self, requests: Sequence[Encoded], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = []
@@ -184,8 +185,8 @@ class HarnessModel(TemplateLM):
             room = self.max_length - (each.max_tokens or 0)
             if room < 1:
                 raise ValueError(
-                    f"{each.max_tokens} tokens to generate leave no room for a prompt in {self.max_length} tokens: lower "
-                    "max_gen_toks"
+                    f"{each.max_tokens} tokens to generate leave no room for a prompt in {self.max_length} tokens: "
+                    "lower max_gen_toks"
                 )
             prompts.append(self.tok_encode(context)[-room:])
         replies = [only.text for (only,) in self._engine.generate(prompts, settings)]

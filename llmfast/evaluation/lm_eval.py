@@ -1,4 +1,4 @@
-"""The command line of lm-evaluation-harness with the model ``llmfast``: ``python -m llmfast.evaluation.lm_eval run ...``."""
+"""``python -m llmfast.evaluation.lm_eval``: the command line of lm-evaluation-harness with the model ``llmfast``."""
 
 from lm_eval.__main__ import cli_evaluate
 

@@ -108,7 +108,8 @@ def _check(device: str | None, dtype: str | None, weights: str | None) -> None:
 
 
 def ends_of(path: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end a reply of the model in a folder: those of ``generation_config.json``, else of a Hugging Face folder's ``config.json``, else the tokenizer's."""
+    """The tokens that end a reply of the model in a folder: those of ``generation_config.json``, else of a Hugging Face
+    folder's ``config.json``, else the tokenizer's."""
     named, path = None, Path(path)
     if GENERATION not in tokenizer.files and (path / CONFIG_FILE).exists():
         named = as_tokens(read_json(path / CONFIG_FILE).get("eos_token_id"))
