@@ -145,7 +145,7 @@ class HarnessModel(TemplateLM):
         for _, context, continuation in requests:
             room = max(1, self.max_length + 1 - len(continuation))
             pairs.append(Pair(context[-room:], continuation))
-        found = log_likelihoods(self.model, pairs)
+        found = log_likelihoods(self.model, pairs, share=True)
         for ((context, continuation), _, _), each in zip(requests, found, strict=True):
             if context is not None:  # not of a window of a text
                 self.cache_hook.add_partial("loglikelihood", (context, continuation), tuple(each))
