@@ -102,7 +102,9 @@ def evaluate(
         raise ValueError("stride is for the task text: leave it out")
 
     written = {"samples": samples if samples != 1 else None, "temperature": temperature, "max_tokens": max_tokens}
-    if not any(isinstance(task, WritingTask) for task in chosen) and (unused := [k for k, v in written.items() if v]):
+    if not any(isinstance(task, WritingTask) for task in chosen) and (
+        unused := [name for name, value in written.items() if value is not None]
+    ):
         raise ValueError(f"{unused[0]} is for tasks whose answers are generated (gsm8k, math, humaneval): leave it out")
     if temperature is None:
         temperature = 0.0 if samples == 1 else 0.8

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_sft import small_tokenizer, write_model
+from small_sft import WORDS, small_tokenizer, write_model
 
 from llmfast.commands.evaluate import evaluate
 from llmfast.data.shards import ShardWriter, TokenShards
@@ -50,19 +50,17 @@ def test_overlaps_are_the_definition(tmp_path, monkeypatch, n):
 
 def test_the_command_shows_the_figures_without_what_overlaps(tmp_path):
     run, tokenizer = write_model(tmp_path / "run", context=256), small_tokenizer()
-    rows = [
-        {"goal": f"say number {n} in capitals now", "sol1": "red fox", "sol2": "blue lamp", "label": 0}
-        for n in range(6)
-    ]
+    goals = [" ".join([word] * 12) for word in WORDS[:6]]
+    rows = [{"goal": goal, "sol1": "red fox", "sol2": "blue lamp", "label": 0} for goal in goals]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    leaked = "and then: Question: say number 4 in capitals now\nAnswer: red fox, it said"
+    leaked = f"and then: Question: {goals[4]}\nAnswer: red fox, it said"
     documents = [tokenizer.encode(leaked), tokenizer.encode("the river is green and the stone is red " * 3)]
     made = {"vocab_size": tokenizer.n_vocab, "eot": tokenizer.eot_token, "fingerprint": tokenizer.fingerprint}
     shards = write_shards(tmp_path / "shards", documents, **made)
-    options = {"tasks": "piqa", "data": (file,), "device": "cpu", "contamination": shards, "ngram": 40}
+    options = {"tasks": "piqa", "data": (file,), "device": "cpu", "contamination": shards, "ngram": 18}
     overlap = evaluate(run, **options)["results"]["piqa"]["contamination"]
-    assert [share > 0.9 for share in overlap["covered"]] == [n == 4 for n in range(6)]
+    assert [share > 0.5 for share in overlap["covered"]] == [n == 4 for n in range(6)]
     assert overlap["overlapping"] == 1
     others = tmp_path / "others.jsonl"
     others.write_text("".join(json.dumps(row) + "\n" for n, row in enumerate(rows) if n != 4))

@@ -69,6 +69,8 @@ class WritingTask(Task):
     """Texts that end an answer, unless it is given in a conversation."""
     max_tokens: int = 512
     """Of an answer."""
+    library: str | None = None
+    """A module that the checks need."""
 
 
 _MMLU = "The following are multiple choice questions (with answers) about {subject}.\n\n"
@@ -101,6 +103,7 @@ TASKS = {
             "nlile/hendrycks-MATH-benchmark",
             "test",
             checks={"equal": problems.equal_answer},
+            library="math_verify",
             stop=("Problem:",),
             max_tokens=1024,
         ),

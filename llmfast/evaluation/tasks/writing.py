@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import random
 from collections.abc import Sequence
@@ -44,8 +45,11 @@ def write(engine: Engine, task: WritingTask, asked: Sequence[Asked], how: Writin
     Raises:
         ValueError: a prompt that is longer than the model's context, without ``truncate``; or ``chat`` with a model
             that has no chat template.
+        ModuleNotFoundError: a library that the task's checks need is missing.
     """
     assert engine.tokenizer is not None
+    if task.library is not None:
+        importlib.import_module(task.library)  # before hours of generation
     encoder = saved_chat(engine.tokenizer) if how.chat else None
     most = task.max_tokens if how.max_tokens is None else how.max_tokens
     prompts, settings = [], []
