@@ -69,7 +69,15 @@ COMMANDS = {
     "eval": Command("llmfast.commands.evaluate:evaluate", "Measure a model on questions, or bits per byte of text."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
-    "look": Command("llmfast.commands.look:look", "Draw what the attention heads of a model look at."),
+    "look attention": Command("llmfast.commands.look.attention:attention", "Draw where attention heads look."),
+    "look lens": Command("llmfast.commands.look.lens:lens", "Show what each layer would predict next."),
+    "look tune": Command("llmfast.commands.look.lens:tune", "Fit a tuned lens for look lens."),
+    "look next": Command("llmfast.commands.look.lens:next_token", "Show which tokens a model expects next."),
+    "look loss": Command("llmfast.commands.look.text:loss", "Color a text by the loss of each token."),
+    "look attribute": Command("llmfast.commands.look.text:attribute", "Show which tokens made it expect a token."),
+    "look norms": Command("llmfast.commands.look.parts:norms", "Show activation norms and outliers by layer."),
+    "look neighbors": Command("llmfast.commands.look.parts:neighbors", "List tokens with similar embeddings."),
+    "look ablate": Command("llmfast.commands.look.parts:ablate", "Measure the loss without each head or layer."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
     "bench": Command(
@@ -77,6 +85,9 @@ COMMANDS = {
     ),
     "doctor": Command("llmfast.commands.doctor:doctor", "Show what this machine has, and what is missing."),
 }
+
+DEFAULTS = {"look": "look attention"}
+"""What the first word of a group does where no other word of the group follows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,8 +138,11 @@ def run(arguments: list[str]) -> None:
         _list_commands("")
     elif in_group := [command for command in COMMANDS if command.startswith(f"{name} ")]:
         if rest and rest[0] not in ("-h", "--help"):
-            raise ValueError(_not_a_command(" ".join(arguments[:2]), in_group))
-        _list_commands(name)
+            if (default := _default(name, rest[0], in_group)) is None:
+                raise ValueError(_not_a_command(" ".join(arguments[:2]), in_group))
+            _call(COMMANDS[default].function(), f"llmfast {default}", rest)
+        else:
+            _list_commands(name)
     else:
         raise ValueError(_not_a_command(name, list(COMMANDS)))
 
@@ -151,6 +165,13 @@ def sentence(error: BaseException) -> str | None:
 def _not_a_command(name: str, commands: list[str]) -> str:
     nearest = difflib.get_close_matches(name, commands, n=1)
     return f"{name} is not a command; " + (f"did you mean {nearest[0]}?" if nearest else "see llmfast --help")
+
+
+def _default(group: str, word: str, commands: list[str]) -> str | None:
+    """The command that a group alone stands for, unless the next word is another of its commands, mistyped."""
+    others = [command.removeprefix(f"{group} ") for command in commands]
+    is_mistyped = not Path(word).exists() and difflib.get_close_matches(word, others, n=1)
+    return None if is_mistyped else DEFAULTS.get(group)
 
 
 def _list_commands(group: str) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from llmfast.visualization.files import save_png
-from llmfast.visualization.style import in_style
+from llmfast.visualization.style import in_style, save_figure, theme
 
 # What every run logs; any other name is a figure of its objective or of its evaluations.
 _ALWAYS = {
@@ -42,14 +41,14 @@ def plot_losses(
     unit, factor = next(iter(units.items()), ("loss", 1.0))
     unit = unit.replace("/", " per ")
     names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
-    with in_style():
+    with in_style() as colors:
         rows = 1 + (len(names) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
         axes = figure.add_subplot(grid[0, :])
         steps, losses = _series(records, "loss")
-        axes.plot(steps, losses * factor, color="#9ecae1", linewidth=0.8, label="training, each step")
-        axes.plot(steps, _smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
+        axes.plot(steps, losses * factor, color=colors.soft, linewidth=0.8, label="training, each step")
+        axes.plot(steps, _smoothed(losses) * factor, color=colors.accent, label="training, smoothed")
         top = float(losses.max()) * factor * 1.05 if len(losses) else 6.0
         for key, label, style in (
             ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
@@ -57,16 +56,16 @@ def plot_losses(
         ):
             steps, losses = _series(records, key)
             if len(steps):
-                axes.plot(steps, losses * factor, color="#d94801", label=label, **style)
+                axes.plot(steps, losses * factor, color=colors.warn, label=label, **style)
         for name, height in (marks or {}).items():
-            axes.axhline(height, color="#737373", linestyle="--", linewidth=1)
+            axes.axhline(height, color=colors.muted, linestyle="--", linewidth=1)
             axes.annotate(
                 f"{name} {height:.2f}",
                 (0, height),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 3),
                 textcoords="offset points",
-                color="#525252",
+                color=colors.muted,
                 fontsize=9,
             )
         axes.set(xlabel="step", ylabel=unit, title="Loss" if unit == "loss" else f"Loss in {unit}")
@@ -76,7 +75,7 @@ def plot_losses(
         axes.legend(loc="upper right", frameon=True)
         for number, name in enumerate(names):
             _plot_figure(figure.add_subplot(grid[1 + number // 2, number % 2]), name, records)
-        save_png(figure, path)
+        save_figure(figure, path)
 
 
 def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
@@ -92,16 +91,17 @@ def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]
 
 def _plot_figure(axes: Any, name: str, records: list[dict[str, Any]]) -> None:
     """One figure by step: of training, smoothed, and of validation."""
+    colors = theme()
     steps, values = _series(records, name)
     if len(steps):
-        axes.plot(steps, values, color="#9ecae1", linewidth=0.8)
-        axes.plot(steps, _smoothed(values), color="#2171b5")
+        axes.plot(steps, values, color=colors.soft, linewidth=0.8)
+        axes.plot(steps, _smoothed(values), color=colors.accent)
     steps, values = _series(records, f"validation_{name}")
     if len(steps):
-        axes.plot(steps, values, color="#d94801", marker="o", markersize=4)
+        axes.plot(steps, values, color=colors.warn, marker="o", markersize=4)
     steps, values = _series(records, f"final_{name}")
     if len(steps):
-        axes.plot(steps, values, color="#d94801", marker="*", markersize=12, linestyle="none")
+        axes.plot(steps, values, color=colors.warn, marker="*", markersize=12, linestyle="none")
     axes.set(title=name.replace("_", " "))
 
 
@@ -129,13 +129,13 @@ def plot_sweep(
             title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
-        save_png(figure, files[0])
+        save_figure(figure, files[0])
         names = list(results[0][0]) if results else []
         for name in names:
             files.append(folder / f"{name.rpartition('.')[2]}.png")
             figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
             _plot_setting(figure.subplots(), name, results)
-            save_png(figure, files[-1])
+            save_figure(figure, files[-1])
     return files
 
 

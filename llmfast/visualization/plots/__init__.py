@@ -1,0 +1,1 @@
+"""Pictures of what ``llmfast.visualization`` finds inside a model, as files."""
