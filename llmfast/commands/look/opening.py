@@ -39,8 +39,8 @@ class Opened(NamedTuple):
 
 
 def open_looked_at(run: Path, base: Path | None, device: str | None) -> Opened:
-    """The model of a folder, in evaluation: as a decoder of llmfast, or, where a Hugging Face folder is of a family that
-    has none, as transformers runs it.
+    """The model of a folder, in evaluation: as a decoder of llmfast, or, for a Hugging Face folder of a family that has
+    none, as transformers runs it.
 
     Raises:
         ValueError: nothing to load there, a damaged file, a base that is missing or another one, or no such device.

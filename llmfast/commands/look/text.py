@@ -62,7 +62,8 @@ def loss(
         losses += of_window[-len(pair.continuation) :].tolist()
     total, texts = math.fsum(losses), opened.texts(tokens)
     bits = total / math.log(2) / len(text.encode())
-    summary = f"{len(tokens):,} tokens: {total:.4f} nats in all, {total / len(tokens):.4f} per token, {bits:.4f} bits per byte"
+    means = f"{total / len(tokens):.4f} per token, {bits:.4f} bits per byte"
+    summary = f"{len(tokens):,} tokens: {total:.4f} nats in all, {means}"
     write_text_page(
         texts,
         losses,
@@ -107,7 +108,7 @@ def attribute(
         device: cpu or cuda; a GPU if there is one.
 
     Raises:
-        ValueError: no model there, a damaged file, no prompt or one longer than the context, or a token that is not one.
+        ValueError: no model there, a damaged file, no prompt or one longer than the context, or no single token.
     """
     from llmfast.commands.look.opening import chosen_token, open_looked_at, tokens_of_prompt, write_json
     from llmfast.evaluation.likelihood import beginning_of_text
