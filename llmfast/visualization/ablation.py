@@ -21,7 +21,7 @@ class Ablation(NamedTuple):
     heads: Tensor
     """(chosen layers, chosen heads) float64: the change without one head, whose result is replaced by zeros."""
     layers: Tensor
-    """(chosen layers,) float64: the change without one layer, which hands on what entered it."""
+    """(chosen layers,) float64: the change without one layer, which passes on what entered it."""
 
 
 def ablate_each(

@@ -90,7 +90,14 @@ def plot_reliability(before: Any, path: Path, *, after: Any | None = None, tempe
         for number, (name, (found, color)) in enumerate(shown.items()):
             filled = found.counts > 0
             label = f"{name}: expected error {found.error:.3f}"
-            axes.plot(found.confidence[filled], found.accuracy[filled], marker="os"[number], color=color, label=label)
+            axes.plot(
+                found.confidence[filled],
+                found.accuracy[filled],
+                marker="os"[number],
+                color=color,
+                linestyle=("-", "--")[number],
+                label=label,
+            )
             bins = len(found.counts)
             places = [(place + 0.5) / bins for place in range(bins)]
             below.bar(places, found.counts, width=0.9 / bins, color=color, alpha=1 - 0.5 * number)

@@ -55,7 +55,7 @@ def residual_stream(model: nn.Module, batch: Tensor) -> Stream:
     with evaluating(model), _hooks(layer.register_forward_hook(record, with_kwargs=True) for layer in layers):
         logits = logits_of(model, batch)
     if len(results) != len(layers) or any(state.shape != states[0].shape for state in states):
-        raise ValueError(f"{type(model).__name__}: its layers do not hand one residual stream on")
+        raise ValueError(f"{type(model).__name__}: its layers do not share one residual stream")
 
     def read_out(state: Tensor) -> Tensor:
         with evaluating(model), _replaced(layers, [_with_state(result, state) for result in results]):
@@ -73,7 +73,7 @@ def ablated(
     Args:
         model: a ``Decoder`` or a decoder-only model of transformers.
         heads: (layer, head) pairs whose results are replaced by zeros.
-        layers: layers that hand on what entered them.
+        layers: layers that pass on what entered them.
 
     Raises:
         ValueError: a layer or head that does not exist, or a model where it is not known where they are.

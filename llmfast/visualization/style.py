@@ -104,7 +104,10 @@ def in_style(*, grid: bool = True) -> Iterator[Theme]:
     from cycler import cycler
 
     colors = theme()
-    cycle = cycler(color=colors.lines) + cycler(linestyle=DASHES)
+    # Every color with its own dashes first, then all with the next one's: 36 lines that differ.
+    turns = range(len(DASHES))
+    dashes = [DASHES[(place + turn) % len(DASHES)] for turn in turns for place in turns]
+    cycle = cycler(color=colors.lines * len(DASHES)) + cycler(linestyle=dashes)
     settings: dict[str, Any] = {
         "axes.grid": grid,
         "axes.axisbelow": True,

@@ -128,8 +128,8 @@ def ablate(
 ) -> None:
     """Show what each head and each layer of a model is worth: the change of the loss on a text without it.
 
-    Writes ablation.png and ablation.json. A head without which is a head that gives zeros; a layer without which hands
-    on what entered it. One forward pass for each.
+    Writes ablation.png and ablation.json. A head is left out by replacing its result by zeros, a layer by passing on
+    what entered it. Each takes one forward pass.
 
     Args:
         run: A run folder (its newest checkpoint is used), a checkpoint folder, a Hugging Face folder, or an adapter.

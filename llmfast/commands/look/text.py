@@ -94,14 +94,14 @@ def attribute(
     """Show which tokens of a prompt made a model expect a token after it, by gradients of its log-probability.
 
     Writes attribution.html (a page that needs no network) and attribution.json, and shows the text in the terminal.
-    Integrated gradients start at the prompt's length of the token that begins a text; they add up to the
-    difference that the prompt makes.
+    Integrated gradients lead from a prompt of beginning-of-text tokens alone to the real one, and add up to
+    the difference that it makes.
 
     Args:
         run: A run folder (its newest checkpoint is used), a checkpoint folder, a Hugging Face folder, or an adapter.
         prompt: The text that the model reads.
         token: The text of the token to explain, with its space if it begins with one; the likeliest if left out.
-        method: integrated_gradients, or input_x_gradient, which is one step and adds up to nothing in particular.
+        method: integrated_gradients, or input_x_gradient, one gradient at the prompt, times its embeddings.
         steps: Points at which integrated gradients are computed.
         out: The folder to write to.
         base: Where the base of an adapter lies now, if it was moved since the training.

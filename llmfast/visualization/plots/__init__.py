@@ -1,1 +1,1 @@
-"""Pictures of what ``llmfast.visualization`` finds inside a model, as files."""
+"""Pictures as files: of what is found inside a model, and of runs side by side."""

@@ -12,7 +12,7 @@ from llmfast.visualization.lens import LensReading
 from llmfast.visualization.norms import ActivationNorms
 from llmfast.visualization.style import heat_map, in_style, ink_on, plain, save_figure, whole_numbers
 
-MOST_TOKENS = 24
+MOST_TOKENS = 16
 """Of a prompt in the picture of a lens, the last ones."""
 
 
@@ -53,8 +53,9 @@ def plot_lens(reading: LensReading, names: Sequence[str], texts: Sequence[str], 
         axes.set_yticks(range(rows), state_names(rows), fontsize=8)
         axes.set_xticks(range(count), [plain(_short(each)) for each in texts[first:]], fontsize=8)
         axes.set_xlabel("token that is read; small numbers: rank of the token that follows in the prompt", fontsize=8)
-        bar = figure.colorbar(image, ax=axes, aspect=30)
+        bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.01, fraction=0.03)
         bar.set_label("probability of the likeliest token", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
         axes.set_title(plain(title), fontsize=11, color=colors.text)
         save_figure(figure, path)
 
