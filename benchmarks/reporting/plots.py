@@ -321,4 +321,4 @@ def tidy(axes: Axes, grid: str) -> None:
     axes.grid(visible=True, axis=grid)
     axes.tick_params(labelsize=7.5)
     if grid == "y":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
