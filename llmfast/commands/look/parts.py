@@ -167,9 +167,10 @@ def ablate(
     )
     print(f"loss {found.loss:.4f} nats per token, over {len(tokens) - 1} tokens")
     for layer, change in zip(those, found.layers.tolist(), strict=True):
-        print(f"without layer {layer:<9}{change:+.4f}")
+        print(f"without layer {layer:<12}{change:+.4f}")
     ranked = found.heads.flatten().argsort(descending=True).tolist()
     for place in ranked[:5]:
         row, column = divmod(place, len(of_each))
-        print(f"without {f'layer {those[row]}, head {of_each[column]}':<15}{float(found.heads[row, column]):+.4f}")
+        name = f"layer {those[row]}, head {of_each[column]}"
+        print(f"without {name:<18}{float(found.heads[row, column]):+.4f}")
     print(f"wrote ablation.png and ablation.json to {out}")
