@@ -88,7 +88,7 @@ COMMANDS = {
 }
 
 DEFAULTS = {"look": "look attention"}
-"""What the first word of a group does where no other word of the group follows."""
+"""What the name of a group stands for where no command of the group follows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,11 +140,8 @@ def run(arguments: list[str]) -> None:
         _list_commands("")
     elif in_group := [command for command in COMMANDS if command.startswith(f"{name} ")]:
         if rest and rest[0] not in ("-h", "--help"):
-            if (default := _default(name, rest[0], in_group)) is None:
-                raise ValueError(_not_a_command(" ".join(arguments[:2]), in_group))
-            _call(COMMANDS[default].function(), f"llmfast {default}", rest)
-        else:
-            _list_commands(name)
+            raise ValueError(_not_a_command(" ".join(arguments[:2]), in_group))
+        _list_commands(name)
     else:
         raise ValueError(_not_a_command(name, list(COMMANDS)))
 
@@ -166,7 +163,9 @@ def check(arguments: list[str]) -> None:
 def command_of(arguments: list[str]) -> tuple[str, list[str]]:
     """The name of a command, which has one or two words, and the words after it."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    return " ".join(arguments[:words]), arguments[words:]
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    is_default = name in DEFAULTS and rest and rest[0] not in ("-h", "--help") and not _is_mistyped(name, rest[0])
+    return DEFAULTS[name] if is_default else name, rest
 
 
 def sentence(error: BaseException) -> str | None:
@@ -189,11 +188,10 @@ def _not_a_command(name: str, commands: list[str]) -> str:
     return f"{name} is not a command; " + (f"did you mean {nearest[0]}?" if nearest else "see llmfast --help")
 
 
-def _default(group: str, word: str, commands: list[str]) -> str | None:
-    """The command that a group alone stands for, unless the next word is another of its commands, mistyped."""
-    others = [command.removeprefix(f"{group} ") for command in commands]
-    is_mistyped = not Path(word).exists() and difflib.get_close_matches(word, others, n=1)
-    return None if is_mistyped else DEFAULTS.get(group)
+def _is_mistyped(group: str, word: str) -> bool:
+    """Whether the word after a group is nearly one of its commands, and not a path."""
+    commands = [command.removeprefix(f"{group} ") for command in COMMANDS if command.startswith(f"{group} ")]
+    return not Path(word).exists() and bool(difflib.get_close_matches(word, commands, n=1))
 
 
 def _list_commands(group: str) -> None:
