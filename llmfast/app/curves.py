@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmfast.visualization.curves import RATES, figure_names, series, smoothed
+
 MOST_POINTS = 1000
 """Of each line: a chart is not wider than that."""
 
 
 def figures_of(logs: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
-    """The figures that any of the logs has: the loss first, then those of objectives and of steps."""
-    from llmfast.visualization.curves import STEP_FIGURES, figure_names
-
-    found: dict[str, None] = {}
-    for records in logs.values():
-        found |= dict.fromkeys(figure_names(list(records), without=set()))
-        logged = {name for record in records for name, value in record.items() if isinstance(value, int | float)}
-        found |= dict.fromkeys(name for name in STEP_FIGURES if name in logged and name != "step")
-    return sorted(found, key=lambda name: (name != "loss", name in STEP_FIGURES))
+    """The figures that any of the logs has: the loss first, learning rates last."""
+    records = [record for log in logs.values() for record in log]
+    found = figure_names(records, without=set())
+    return [name for name in ("loss", *found, *RATES) if any(name in key for record in records for key in record)]
 
 
 def points_of(logs: Mapping[str, Sequence[dict[str, Any]]], figure: str) -> list[dict[str, Any]]:
     """Points (run, line, step, value) of a figure: of training, smoothed, and of validation."""
-    from llmfast.visualization.curves import series, smoothed
-
     points = []
     for run, records in logs.items():
         for line, key in (("training", figure), ("validation", f"validation_{figure}"), ("final", f"final_{figure}")):

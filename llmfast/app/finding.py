@@ -32,8 +32,8 @@ class Found:
     tokenizers: dict[str, Path] = field(default_factory=dict)
     data: dict[str, Path] = field(default_factory=dict)
     """Tokenizer and token shards, of ``llmfast data prepare`` or of a run."""
-    evaluations: list[Path] = field(default_factory=list)
-    """Result files of ``llmfast eval``."""
+    evaluated: dict[str, Path] = field(default_factory=dict)
+    """Folders beside which ``llmfast eval`` wrote results."""
     benchmarks: dict[str, Path] = field(default_factory=dict)
     """Result files of ``llmfast bench``."""
 
@@ -56,7 +56,7 @@ def find(folder: Path) -> Found:
         raise ValueError(f"{folder} is not a folder")
     found = Found(folder)
     for path, files in _folders(folder):
-        name = str(path.relative_to(folder)) if path != folder else path.resolve().name
+        name = _name(path, folder)
         if _is_run(path):
             found.runs[name] = path
         if (model := _model(path, name)) is not None:
@@ -66,14 +66,19 @@ def find(folder: Path) -> Found:
             if all(any((path / split).glob("index*.json")) for split in ("train", "validation")):
                 found.data[name] = path
         results = sorted(path / file for file in files if file.endswith(".json"))
-        if path.name == "evaluations":
-            found.evaluations.extend(results)
+        if path.name == "evaluations" and results:
+            run = path.parent
+            found.evaluated[_name(run, folder)] = run
         else:
             found.benchmarks.update({str(each.relative_to(folder)): each for each in results if _is_benchmark(each)})
     newest = sorted(found.runs.items(), key=lambda run: -last_written(run[1]))
     found.runs.clear()
     found.runs.update(newest)
     return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path != folder else path.resolve().name
 
 
 def last_written(run: Path) -> float:

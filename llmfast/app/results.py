@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llmfast.commands.compare import evaluations_of
+from llmfast.training.summary import read_summary
 
 
 @dataclass(frozen=True)
@@ -24,33 +26,20 @@ class Evaluation:
     """Peak bytes while it was trained."""
 
 
-def read_evaluations(files: Sequence[Path], folder: Path) -> list[Evaluation]:
-    """The figures in result files of ``llmfast eval``; names of models are paths from ``folder``.
+def read_evaluations(path: Path, name: str) -> list[Evaluation]:
+    """The figures that ``llmfast eval`` wrote beside a run or model, which is called ``name``.
 
     Raises:
         ValueError: a file is damaged; names it.
     """
-    return [row for file in files for row in _evaluation(file, folder)]
-
-
-def _evaluation(file: Path, folder: Path) -> list[Evaluation]:
-    from llmfast.training.summary import read_summary
-
-    run = file.parent.parent
-    summary = read_summary(run)
+    summary = read_summary(path)
     parameters, memory = (None, None) if summary is None else (summary.parameters, summary.memory)
-    name = str(run.relative_to(folder)) if run != folder else run.resolve().name
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return [
-            Evaluation(
-                name, task, key, figure["value"], figure.get("stderr"), result.get("questions"), parameters, memory
-            )
-            for task, result in content["results"].items()
-            for key, figure in result["figures"].items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from None
+    return [
+        Evaluation(name, task, key, figure["value"], figure.get("stderr"), result.get("questions"), parameters, memory)
+        for content in evaluations_of(path)
+        for task, result in content["results"].items()
+        for key, figure in result["figures"].items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def test_everything_in_a_full_folder_is_found_by_what_it_is(full):
     assert set(found.classifiers) == {"labels/run"}
     assert {"tiny/run/data", "models/chat"} <= set(found.tokenizers)
     assert "tiny/run/data" in found.data
-    assert [each.parent for each in found.evaluations] == [full / "tiny" / "run" / "evaluations"]
+    assert found.evaluated == {"tiny/run": full / "tiny" / "run"}
     assert list(found.benchmarks) == ["results/cpu-intel-xeon-optimizer.json"]
 
 
@@ -28,8 +28,7 @@ def test_the_folder_may_be_a_run_itself(full):
     run = full / "tiny" / "run"
     found = find(run)
     assert found.runs == {"run": run}
-    (row, *_) = read_evaluations(found.evaluations, run)
-    assert row.model == "run"
+    assert found.evaluated == {"run": run}
 
 
 def test_the_newest_run_comes_first(full, tmp_path):
@@ -41,7 +40,7 @@ def test_the_newest_run_comes_first(full, tmp_path):
 
 def test_an_empty_folder_has_nothing_and_a_file_is_refused(tmp_path):
     found = find(tmp_path)
-    for each in (found.runs, found.models, found.tokenizers, found.data, found.evaluations, found.benchmarks):
+    for each in (found.runs, found.models, found.tokenizers, found.data, found.evaluated, found.benchmarks):
         assert not each
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is not a folder"):
@@ -56,13 +55,14 @@ def test_a_damaged_run_is_listed_so_that_opening_it_says_what_is_wrong(full, tmp
 
 
 def test_evaluations_are_beside_what_the_run_cost(full):
-    found = find(full)
-    rows = read_evaluations(found.evaluations, full)
-    written = json.loads(found.evaluations[0].read_text())["results"]["text"]["figures"]
+    run = full / "tiny" / "run"
+    rows = read_evaluations(run, "tiny")
+    (file,) = run.glob("evaluations/*.json")
+    written = json.loads(file.read_text())["results"]["text"]["figures"]
     assert {row.figure: row.value for row in rows} == {name: figure["value"] for name, figure in written.items()}
-    summary = json.loads((full / "tiny" / "run" / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     assert {row.parameters for row in rows} == {summary["parameters"]}
-    assert {row.model for row in rows} == {"tiny/run"}
+    assert {row.model for row in rows} == {"tiny"}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": {"text": {"figures": {"loss": 3}}}}'])
@@ -71,7 +71,7 @@ def test_a_damaged_evaluation_is_named(tmp_path, content):
     file.parent.mkdir()
     file.write_text(content)
     with pytest.raises(ValueError, match=r"text\.json is damaged"):
-        read_evaluations([file], tmp_path)
+        read_evaluations(tmp_path, "model")
 
 
 def test_benchmarks_are_told_beside_the_fastest_that_is_right(tmp_path):

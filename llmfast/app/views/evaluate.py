@@ -5,19 +5,19 @@ from __future__ import annotations
 import streamlit as st
 
 from llmfast.app.results import Evaluation, read_evaluations
-from llmfast.app.widgets import folder, found, in_a_sentence, missing, table
+from llmfast.app.widgets import found, in_a_sentence, missing, table
 
 
 def show() -> None:
     st.title("Evaluate")
-    files = found().evaluations
-    if not files:
+    evaluated = found().evaluated
+    if not evaluated:
         missing("evaluation", "llmfast eval runs/quickstart --tasks text --data book.txt")
         return
     rows: list[Evaluation] = []
-    for file in files:
+    for name, path in evaluated.items():
         with in_a_sentence():
-            rows += read_evaluations([file], folder())
+            rows += read_evaluations(path, name)
     if not rows:
         return
     tasks = list(dict.fromkeys(row.task for row in rows))
