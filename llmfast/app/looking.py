@@ -20,15 +20,23 @@ class Drawn:
     """PNG."""
 
 
-def look(model: Path, prompt: str, *, layers: Sequence[str] = (), heads: Sequence[str] = ()) -> Drawn:
+def look(
+    model: Path, prompt: str, what: str = "attention", *, layers: Sequence[str] = (), heads: Sequence[str] = ()
+) -> Drawn:
     """Draw what is in a model while it reads a prompt.
+
+    Args:
+        model: its folder.
+        prompt: the text that it reads.
+        what: the command of ``llmfast look``.
+        layers, heads: those to show of its attention; all if left out.
 
     Raises:
         ValueError: what the command refuses, in its words.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         chosen = [*(("--layers", *layers) if layers else ()), *(("--heads", *heads) if heads else ())]
-        process = child.start(["look", str(model), f"--prompt={prompt}", *chosen, "--out", folder], stderr=errors)
+        process = child.start(["look", what, str(model), f"--prompt={prompt}", *chosen, "--out", folder], stderr=errors)
         assert process.stdout is not None
         process.stdout.read()
         code = process.wait()

@@ -26,7 +26,7 @@ PAGES = (
     View("classify", "Classify", ":material/label:", classify.show),
     View("evaluate", "Evaluate", ":material/fact_check:", evaluate.show),
     View("tokenizer", "Tokenizer", ":material/data_array:", tokenizer.show),
-    View("attention", "Attention", ":material/visibility:", attention.show),
+    View("attention", "Attention and lens", ":material/visibility:", attention.show),
     View("data", "Data", ":material/database:", data.show),
     View("benchmarks", "Benchmarks", ":material/speed:", benchmarks.show),
 )

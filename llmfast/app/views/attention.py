@@ -1,4 +1,4 @@
-"""Attention: where the heads of a model look while it reads a prompt, drawn by ``llmfast look``."""
+"""Attention and lens: what happens in a model while it reads a prompt, drawn by ``llmfast look``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from llmfast.app.background import Background
 from llmfast.app.looking import Drawn, look
 from llmfast.app.widgets import draw_until_done, found, missing
 
+KINDS = {
+    "attention": "Attention",
+    "lens": "Predictions by layer (logit lens)",
+    "loss": "Loss of each token",
+    "attribute": "What made it expect the next token",
+    "norms": "Activation norms",
+    "ablate": "Loss without a head or a layer",
+}
+"""Commands of ``llmfast look`` that draw, and what they are called here."""
 DRAWING = "attention drawing"
 EXAMPLE = "The trophy does not fit in the suitcase because it is too big, so we need a larger suitcase."
 
 
 def show() -> None:
-    st.title("Attention")
+    st.title("Attention and lens")
     models = found().language_models
     if not models:
         missing("language model", "llmfast quickstart")
@@ -21,14 +30,17 @@ def show() -> None:
     with st.form("attention", border=False):
         name = st.selectbox("Model", list(models))
         prompt = st.text_area("Prompt", EXAMPLE, height=120)
-        left, right = st.columns(2)
-        layers = left.text_input("Layers", "", placeholder="all", help="numbers from 0 with spaces between")
-        heads = right.text_input("Heads", "", placeholder="all", help="numbers from 0 with spaces between")
+        first, second, third = st.columns(3)
+        what = first.selectbox("What to show", list(KINDS), format_func=KINDS.__getitem__)
+        layers = second.text_input("Layers", "", placeholder="all", help="of attention: numbers from 0 with spaces")
+        heads = third.text_input("Heads", "", placeholder="all", help="of attention: numbers from 0 with spaces")
         asked = st.form_submit_button("Look", type="primary")
     if asked:
         path = models[name].path
         chosen = {"layers": _numbers("Layers", layers), "heads": _numbers("Heads", heads)}
-        st.session_state[DRAWING] = Background(lambda: look(path, prompt, **chosen))
+        if what != "attention" and any(chosen.values()):
+            raise ValueError("Layers and heads can be chosen of attention only: leave them empty")
+        st.session_state[DRAWING] = Background(lambda: look(path, prompt, what, **chosen))
     drawing: Background[Drawn] | None = st.session_state.get(DRAWING)
     if drawing is not None:
         draw_until_done([drawing], lambda: _draw(drawing))
