@@ -70,14 +70,26 @@ COMMANDS = {
     "eval": Command("llmfast.commands.evaluate:evaluate", "Measure a model on questions, or bits per byte of text."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
-    "look": Command("llmfast.commands.look:look", "Draw what the attention heads of a model look at."),
+    "look attention": Command("llmfast.commands.look.attention:attention", "Draw where attention heads look."),
+    "look lens": Command("llmfast.commands.look.lens:lens", "Show what each layer would predict next."),
+    "look tune": Command("llmfast.commands.look.lens:tune", "Fit a tuned lens for look lens."),
+    "look next": Command("llmfast.commands.look.lens:next_token", "Show which tokens a model expects next."),
+    "look loss": Command("llmfast.commands.look.text:loss", "Color a text by the loss of each token."),
+    "look attribute": Command("llmfast.commands.look.text:attribute", "Show which tokens made it expect a token."),
+    "look norms": Command("llmfast.commands.look.parts:norms", "Show activation norms and outliers by layer."),
+    "look neighbors": Command("llmfast.commands.look.parts:neighbors", "List tokens with similar embeddings."),
+    "look ablate": Command("llmfast.commands.look.parts:ablate", "Measure the loss without each head or layer."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
+    "app": Command("llmfast.commands.app:app", "Open the dashboard: runs, models, data and results in a browser."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),
     "doctor": Command("llmfast.commands.doctor:doctor", "Show what this machine has, and what is missing."),
 }
+
+DEFAULTS = {"look": "look attention"}
+"""What the name of a group stands for where no command of the group follows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +164,9 @@ def check(arguments: list[str]) -> None:
 def command_of(arguments: list[str]) -> tuple[str, list[str]]:
     """The name of a command, which has one or two words, and the words after it."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    return " ".join(arguments[:words]), arguments[words:]
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    is_default = name in DEFAULTS and rest and rest[0] not in ("-h", "--help") and not _is_mistyped(name, rest[0])
+    return DEFAULTS[name] if is_default else name, rest
 
 
 def sentence(error: BaseException) -> str | None:
@@ -173,6 +187,12 @@ def sentence(error: BaseException) -> str | None:
 def _not_a_command(name: str, commands: list[str]) -> str:
     nearest = difflib.get_close_matches(name, commands, n=1)
     return f"{name} is not a command; " + (f"did you mean {nearest[0]}?" if nearest else "see llmfast --help")
+
+
+def _is_mistyped(group: str, word: str) -> bool:
+    """Whether the word after a group is nearly one of its commands, and not a path."""
+    commands = [command.removeprefix(f"{group} ") for command in COMMANDS if command.startswith(f"{group} ")]
+    return not Path(word).exists() and bool(difflib.get_close_matches(word, commands, n=1))
 
 
 def _list_commands(group: str) -> None:

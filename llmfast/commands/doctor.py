@@ -19,8 +19,9 @@ EXTRAS = {
     "constraints": "replies that match a JSON schema or an expression",
     "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
-    "rewards": "rewards of policies: equal mathematics, reasoning-gym",
+    "gym": "tasks of reasoning-gym",
     "app": "the dashboard",
+    "eval": "tasks of lm-evaluation-harness and equality of formulas",
     "serve": "the HTTP server",
     "track": "tracking",
 }

@@ -23,7 +23,7 @@ def gym_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises:
         ValueError: no such environment, or a number that is none.
-        ModuleNotFoundError: reasoning-gym is not installed (``pip install 'llmfast[rewards]'``).
+        ModuleNotFoundError: reasoning-gym is not installed (``pip install 'llmfast[gym]'``).
     """
     name, _, number = source.removeprefix(PREFIX).partition(":")
     if number and not (number.isdecimal() and int(number)):

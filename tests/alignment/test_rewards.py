@@ -9,12 +9,12 @@ import pytest
 from small_sft import small_tokenizer
 
 from llmfast.alignment.rewards.build import BY_NAME, RewardError, Rewards, check_weights
-from llmfast.alignment.rewards.calculator import calculate
-from llmfast.alignment.rewards.functions import final_answer
-from llmfast.alignment.rewards.sandbox import code_of, run_limited
 from llmfast.data.config import PromptDataConfig
 from llmfast.data.gym import gym_records
 from llmfast.data.prompts import open_prompts, prepare_prompts
+from llmfast.evaluation.answers.calculator import calculate
+from llmfast.evaluation.answers.sandbox import code_of, run_limited
+from llmfast.evaluation.answers.texts import final_answer
 
 
 def reward(name, text, answer=None, tokens=(1, 2)):
