@@ -214,8 +214,8 @@ def kto(pairs: Pairs, options: PairOptions, *, baseline: Tensor | float = 0.0) -
 
 def kto_judged(log_ratios: Tensor, is_good: Tensor, options: PairOptions, *, baseline: Tensor | float = 0.0) -> Tensor:
     """KTO of single answers (B,): 1 − σ(β(h − z₀)) of a good one, 1 − σ(β(z₀ − h)) of a bad one (arXiv:2402.01306)."""
-    sign = torch.where(is_good, -1, 1)
-    return torch.sigmoid(options.beta * sign * (log_ratios - baseline))
+    moved = log_ratios - baseline
+    return torch.sigmoid(options.beta * torch.where(is_good, -moved, moved))
 
 
 def kto_baseline(log_ratios: Tensor) -> Tensor:
