@@ -98,8 +98,10 @@ SETTINGS = [
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings), "plain"))
 @pytest.mark.parametrize("batch_tokens", [40, 8192])
-def test_shared_beginnings_change_no_result(monkeypatch, settings, batch_tokens):
-    """Trap: answers that share a page of the cache, one that another begins with, and one that is there twice."""
+@pytest.mark.parametrize("share", [False, True])
+def test_neither_shared_beginnings_nor_others_change_a_result(monkeypatch, settings, batch_tokens, share):
+    """Trap: answers that share a page of the cache, one that another begins with, and one that is there twice;
+    and frequencies that depend on the length of a row, which padding stretches."""
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
     model = small_model(**{"context": 64} | settings)
     draw = torch.Generator().manual_seed(2)
@@ -113,8 +115,8 @@ def test_shared_beginnings_change_no_result(monkeypatch, settings, batch_tokens)
         answers = [drawn(4), drawn(7), [*alike, *drawn(3)], [*alike, *drawn(5)], alike, alike, drawn(1)]
         pairs += [Pair(context, answer) for answer in answers]
     pairs.append(Pair(pairs[-1].context[:10], drawn(3)))
-    found = log_likelihoods(model, pairs, share=True)
-    wanted = log_likelihoods(model, pairs)
+    found = log_likelihoods(model, pairs, share=share)
+    wanted = [each for pair in pairs for each in log_likelihoods(model, [pair])]
     assert [each.log_prob for each in found] == pytest.approx([each.log_prob for each in wanted], rel=1e-5)
     assert [each.is_greedy for each in found] == [each.is_greedy for each in wanted]
 
