@@ -117,12 +117,12 @@ def compare(
     by_label: dict[str, list[Row]] = {}
     for label, path in named:
         text = _read(Path(path))
-        files.append(_row(str(path), text, chosen))
+        files.append(row_of(str(path), text, chosen))
         if label is not None:
             by_label.setdefault(label, []).append(files[-1])
         for line in text.splitlines(keepends=True):
             by_script.setdefault(_script(line), []).append(line)
-    scripts = [_row(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
+    scripts = [row_of(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
     labels = [_sum(label, rows) for label, rows in sorted(by_label.items())]
     names = tuple(encoding.name for encoding in chosen)
     return Comparison(names, tuple(files), tuple(scripts), tuple(labels))
@@ -135,7 +135,8 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
-def _row(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
+def row_of(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
+    """The sizes of one text, called ``name``."""
     return Row(name, len(text.encode()), len(text), tuple(encoding.count(text) for encoding in encodings))
 
 
