@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llmfast.pipeline.machine import cpuinfo, processor
+
 SCHEMA = 1
 OURS, PYTORCH = "llmfast", "PyTorch"
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +139,7 @@ def describe_machine(device: str, libraries: Sequence[str] = LIBRARIES) -> dict[
     machine = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": instructions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -170,22 +172,10 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    names = re.findall(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return re.sub(r"\((?:R|TM)\)| Processor$", "", names[0]) if names else platform.machine()
-
-
 def instructions() -> list[str]:
     """The INSTRUCTIONS that this processor has, if the system reports them."""
-    flags = re.findall(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    flags = re.findall(r"^flags\s*:\s*(.+)$", cpuinfo(), re.MULTILINE)
     return [name for name in INSTRUCTIONS if flags and name in flags[0].split()]
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
 
 
 def _git_revision() -> str | None:
