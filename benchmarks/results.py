@@ -33,7 +33,10 @@ LIBRARIES = (
     "cut-cross-entropy",
     "flash-attn",
     "bitsandbytes",
+    "ctranslate2",
+    "node-llama-cpp",
 )
+NODE_MODULES = "LLMFAST_NODE_MODULES"  # names the folder of Node's packages, among them node-llama-cpp
 TEXT_LIBRARIES = (
     "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe",
     "ffbpe",
@@ -69,6 +72,7 @@ class Result:
     host_s: float | None = None  # host time per call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None
+    perplexity: float | None = None  # of held-out text, where that is what was measured
 
     def __post_init__(self) -> None:
         assert self.status in STATUSES, self.status
@@ -165,11 +169,12 @@ def _describe_gpu() -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
+def _version(library: str) -> str | None:
     try:
-        return metadata.version(distribution)
+        return metadata.version(library)
     except metadata.PackageNotFoundError:
-        return None
+        description = Path(os.environ.get(NODE_MODULES, "")) / library / "package.json"
+        return json.loads(description.read_text(encoding="utf-8"))["version"] if description.is_file() else None
 
 
 def instructions() -> list[str]:

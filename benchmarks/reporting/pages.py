@@ -33,7 +33,7 @@ SHOWN = {
     "tokenizer": "cpu-amd-epyc-tokenizer.json",
     "tokenizer_train": "cpu-amd-epyc-tokenizer_train.json",
     "train_step": "cpu-intel-xeon-train_step.json",
-    "generate": "cpu-intel-xeon-generate.json",
+    "decode_cpu": "cpu-amd-epyc-decode_cpu.json",
     "loader": "cpu-intel-xeon-loader.json",
     "optimizer": "cpu-intel-xeon-optimizer.json",
     "dispatch": "cpu-intel-xeon-dispatch.json",
