@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,10 @@ def _changes(given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = each.partition("=")
         if not equals:
             raise ValueError(f"set is {each!r}: write NAME=VALUE, as in steps=100")
-        changes[name] = parse_yaml(value, f"the value of {name}")
+        try:
+            changes[name] = parse_yaml(value)
+        except ValueError:
+            raise ValueError(f"set is {each!r}: its value is no YAML; put it in quotes of YAML's own") from None
     return changes
 
 
@@ -113,7 +117,7 @@ def _check_commands(found: list[Task]) -> None:
     Raises:
         ValueError: one that cannot be called; names the stage.
     """
-    from llmfast.cli import check
+    from llmfast.cli import check, sentence
     from llmfast.pipeline.running import SCRIPT
 
     for task in found:
@@ -123,9 +127,11 @@ def _check_commands(found: list[Task]) -> None:
         try:
             with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
                 check(_words(task))
-        except (ValueError, OSError, SystemExit) as error:
-            reason = message.getvalue().strip() or str(error)
-            raise ValueError(f"stage {task.step.name}: {shlex.join(task.step.words)}: {reason}") from None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"stage {task.step.name}: {sentence(error)}") from None
+        except SystemExit:
+            print(message.getvalue(), file=sys.stderr)
+            raise ValueError(f"stage {task.step.name} cannot be called: {_shown(task)}") from None
 
 
 def _resumes(task: Task) -> bool:

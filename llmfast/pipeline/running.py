@@ -45,7 +45,7 @@ def run_task(task: Task, state: State, out: Path, *, words: list[str], resumes: 
     record.has_folder = step.folder.exists()
     write_state(out, state)
     if was_stopped:
-        raise KeyboardInterrupt(f"stopped in stage {name}")
+        raise KeyboardInterrupt(f"stopped in stage {name}; the same command resumes there")
     if code:
         raise ValueError(f"stage {name} failed with exit code {code}; its output is in {step.log}")
 
