@@ -10,21 +10,24 @@ from llmfast.commands.tasks import task_named
 from llmfast.training.config import RunConfig
 from llmfast.training.sweep import combinations, read_grid
 
-RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+STUDY = {"pipeline.yaml", "page.yaml"}  # what runs a study's recipes and shows their results
+RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.name not in STUDY)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_is_valid_and_says_how_it_is_run(path):
     text = path.read_text()
-    assert f"recipes/{path.name}" in text
-    command = re.search(r"llmfast(?:\.cli)? (\w+) [^\n]*recipes/" + re.escape(path.name), text).group(1)
-    if command == "sweep":
-        assert combinations(read_grid(path), RunConfig())
+    place = re.escape(f"recipes/{path.parent.name}/{path.name}")
+    found = re.search(rf"llmfast(?:\.cli)? (?P<command>\w+) [^\n]*{place}(?:[^\n]*--task (?P<task>\w+))?", text)
+    assert found, "a comment says how it is run"
+    if found["command"] == "sweep":
+        assert combinations(read_grid(path), task_named(found["task"] or "train").config_class())
     else:
-        assert config_files.load(task_named(command).config_class, path).training.steps > 0
+        assert config_files.load(task_named(found["command"]).config_class, path).training.steps > 0
 
 
 def test_gpt2_has_its_size():
     for name in ("gpt2-124m", "gpt2-124m-on-cpu"):
-        (path,) = (path for path in RECIPES if path.stem == name)
-        assert 123e6 < config_files.load(RunConfig, path).model.parameters < 125e6
+        config = config_files.load(RunConfig, FOLDER / "gpt2-124m" / f"{name}.yaml")
+        assert 123e6 < config.model.parameters < 125e6

@@ -155,7 +155,7 @@ def test_every_page_is_in_the_navigation():
         (wrong_commands, "Run `llmfast quickstart --hours 2`.", ["quickstart --hours"]),
         (wrong_commands, "Run `llmfast quickstart --minutes 2`, `llmfast tokenizer`, `llmfast COMMAND`.", []),
         (missing_paths, "See `kernels/no_such_file.py` and `kernels/`.", ["kernels/no_such_file.py"]),
-        (missing_paths, "```bash\ncat recipes/none.yaml recipes/*.yaml\n```\n", ["recipes/none.yaml"]),
+        (missing_paths, "```bash\ncat recipes/none.yaml recipes/*/*.yaml\n```\n", ["recipes/none.yaml"]),
         (
             unknown_names,
             "`llmfast.kernels.rms_nrom(x)` or `llmfast.kernels.rms_norm(x)`",
