@@ -214,7 +214,9 @@ def test_experts_are_refused_by_name_and_left_alone_if_excluded(patterns):
         with torch.no_grad():
             trained(model)
         names = {name.partition(".adapters")[0] for name in adapter_tensors(model)}
-        assert {name.rpartition(".")[2] for name in names} >= ({"gate_up"} if patterns == ("gate",) else {"down", "qkv"})
+        assert {name.rpartition(".")[2] for name in names} >= (
+            {"gate_up"} if patterns == ("gate",) else {"down", "qkv"}
+        )
         before = model(TOKENS)
         merge_and_remove(model)
         torch.testing.assert_close(model(TOKENS), before)

@@ -149,8 +149,8 @@ def _check_experts(model: nn.Module, config: LoraConfig) -> None:
             parts = (f"{name.rpartition('.')[0]}.{part}" for part in ("gate", "up") if name.endswith("gate_up"))
             if pattern == ALL_LINEAR or any(matches(pattern, each) for each in (name, module, *parts)):
                 raise ValueError(
-                    f"lora.target_modules has {pattern!r}, which means the matrices of experts in {name} too, for which "
-                    "there are no adapters: set lora.exclude_modules to experts to leave them as they are"
+                    f"lora.target_modules has {pattern!r}, which means the matrices of experts in {name} too, for "
+                    "which there are no adapters: set lora.exclude_modules to experts to leave them as they are"
                 )
 
 

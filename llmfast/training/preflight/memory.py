@@ -136,7 +136,9 @@ def _loss_workspace(config: DecoderConfig, tokens: int, setup: TrainingSetup) ->
     if setup.head == "none":
         return 0.0
     c, head = _compute_bytes(setup), config.table_rows * config.width
-    return min(max(LOSS_WORKSPACE, c * head / 2), c * tokens * config.table_rows) + (2 * 4 * head if setup.head == "trained" else 0)
+    return min(max(LOSS_WORKSPACE, c * head / 2), c * tokens * config.table_rows) + (
+        2 * 4 * head if setup.head == "trained" else 0
+    )
 
 
 def _optimizer_state(config: DecoderConfig, setup: TrainingSetup) -> float:
