@@ -56,10 +56,12 @@ def report(arguments: list[str]) -> None:
     if options.readme:
         from .reporting.charts import draw_charts
         from .reporting.pages import pages, refreshed
+        from .reporting.study_plots import draw_plots
 
         for page in pages():
             page.write_text(refreshed(page.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
         draw_charts(options.folder)
+        draw_plots()
     if options.plots:
         from .reporting.plots import draw
 

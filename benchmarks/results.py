@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llmfast.pipeline.machine import cpuinfo, processor
+
 SCHEMA = 1
 OURS, PYTORCH = "llmfast", "PyTorch"
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,10 @@ LIBRARIES = (
     "cut-cross-entropy",
     "flash-attn",
     "bitsandbytes",
+    "ctranslate2",
+    "node-llama-cpp",
 )
+NODE_MODULES = "LLMFAST_NODE_MODULES"  # names the folder of Node's packages, among them node-llama-cpp
 TEXT_LIBRARIES = (
     "llmfast", "tiktoken", "tokenizers", "fastokens", "gigatoken", "toktok-rs", "quicktok-v1", "rs-bpe", "rustbpe",
     "ffbpe",
@@ -67,6 +72,7 @@ class Result:
     host_s: float | None = None  # host time per call, without waiting for the device
     error: float | None = None
     allowed_error: float | None = None
+    perplexity: float | None = None  # of held-out text, where that is what was measured
 
     def __post_init__(self) -> None:
         assert self.status in STATUSES, self.status
@@ -137,7 +143,7 @@ def describe_machine(device: str, libraries: Sequence[str] = LIBRARIES) -> dict[
     machine = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": instructions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -163,29 +169,18 @@ def _describe_gpu() -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
+def _version(library: str) -> str | None:
     try:
-        return metadata.version(distribution)
+        return metadata.version(library)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    names = re.findall(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return re.sub(r"\((?:R|TM)\)| Processor$", "", names[0]) if names else platform.machine()
+        description = Path(os.environ.get(NODE_MODULES, "")) / library / "package.json"
+        return json.loads(description.read_text(encoding="utf-8"))["version"] if description.is_file() else None
 
 
 def instructions() -> list[str]:
     """The INSTRUCTIONS that this processor has, if the system reports them."""
-    flags = re.findall(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    flags = re.findall(r"^flags\s*:\s*(.+)$", cpuinfo(), re.MULTILINE)
     return [name for name in INSTRUCTIONS if flags and name in flags[0].split()]
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
 
 
 def _git_revision() -> str | None:

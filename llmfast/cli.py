@@ -56,6 +56,7 @@ COMMANDS = {
     "adapter export": Command("llmfast.commands.adapter:export", "Write the adapter of a run as PEFT's files."),
     "train": Command("llmfast.commands.train:train", "Train a model by a configuration."),
     "sweep": Command("llmfast.commands.train:sweep", "Train over a grid of settings and compare the runs."),
+    "pipeline": Command("llmfast.commands.pipeline:pipeline", "Run commands that build on one another, resumably."),
     "classify": Command(
         "llmfast.commands.classify:classify", "Train a classifier of texts, from a model or from nothing."
     ),
@@ -115,12 +116,13 @@ def _among_processes() -> Any:
 
 def run(arguments: list[str]) -> None:
     """Finds the command that the first words name, imports it alone, and calls it with the rest."""
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    name, rest = " ".join(arguments[:words]), arguments[words:]
+    name, rest = command_of(arguments)
     if name in COMMANDS and COMMANDS[name].own_arguments:
         COMMANDS[name].function()(rest)
     elif name in COMMANDS:
-        _call(COMMANDS[name].function(), f"llmfast {name}", rest)
+        function = COMMANDS[name].function()
+        positional, named = _parsed(function, f"llmfast {name}", rest)
+        function(*positional, **named)
     elif name in ("-V", "--version"):
         print(f"llmfast {__version__}")
     elif name in ("", "-h", "--help"):
@@ -131,6 +133,26 @@ def run(arguments: list[str]) -> None:
         _list_commands(name)
     else:
         raise ValueError(_not_a_command(name, list(COMMANDS)))
+
+
+def check(arguments: list[str]) -> None:
+    """Check that a command line could be called; the files and folders that it names need not be there yet.
+
+    Raises:
+        ValueError: there is no such command, or a value cannot be.
+        SystemExit: there is no such option; what is printed says so.
+    """
+    name, rest = command_of(arguments)
+    if name not in COMMANDS:
+        raise ValueError(_not_a_command(name, list(COMMANDS)))
+    if not COMMANDS[name].own_arguments:
+        _parsed(COMMANDS[name].function(), f"llmfast {name}", rest)
+
+
+def command_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of a command, which has one or two words, and the words after it."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), arguments[words:]
 
 
 def sentence(error: BaseException) -> str | None:
@@ -170,7 +192,8 @@ def _list_commands(group: str) -> None:
     console.print("\nllmfast COMMAND --help lists a command's options; with --debug, an error shows its traceback.")
 
 
-def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> None:
+def _parsed(function: Callable[..., None], prog: str, arguments: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, positional and named, that a command line stands for."""
     import tyro
 
     with contextlib.nullcontext() if _among_processes() is None else _printed_once():
@@ -189,7 +212,7 @@ def _call(function: Callable[..., None], prog: str, arguments: list[str]) -> Non
             ),
         )
     _check_local([*positional, *named.values()])
-    function(*positional, **named)
+    return positional, named
 
 
 def _with_flags(arguments: list[str], face: Callable[..., Any]) -> list[str]:

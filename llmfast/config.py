@@ -97,9 +97,21 @@ def read_yaml(path: str | Path) -> Any:
         OSError: the file cannot be read.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text in YAML says, read as :func:`read_yaml` does.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

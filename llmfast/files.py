@@ -20,6 +20,15 @@ def json_sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, read a piece at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes one file (text as UTF-8) whole or not at all; the folder is made if it is missing.
 

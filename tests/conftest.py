@@ -26,6 +26,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-family", action="store_true", help="try every model family of transformers, and not only a sample"
     )
+    parser.addoption("--studies", action="store_true", help="run the quick size of every pipeline in recipes/")
 
 
 def pytest_collection_modifyitems(items):

@@ -32,6 +32,7 @@ LAYERS = {
     "inference": _BASE | {"integrations", "_decoder"},
     "evaluation": _BASE | {"inference"},
     "training": _BASE | {"inference", "evaluation", "integrations", "visualization"},
+    "pipeline": {"files", "config", "training"},
     "finetuning": _BASE | {"inference", "evaluation", "integrations", "visualization", "training"},
     "alignment": _BASE | {"inference", "evaluation", "integrations", "visualization", "training", "finetuning"},
 }

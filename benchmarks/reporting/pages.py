@@ -12,7 +12,7 @@ The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` a
 llmfast beside the best other contender. With ``show=all`` every contender has a column; ``show=notes`` says what the
 cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of
 ``ratio=`` (llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; a line of the recorded
-quickstart run; or ``what steady means``.
+quickstart run; or ``what steady means``. What begins with ``study`` is one of the recipes' (see ``studies``).
 The table of commands between ``<!-- commands -->`` and ``<!-- end of commands -->`` is what ``llmfast --help`` lists.
 """
 
@@ -26,13 +26,14 @@ from pathlib import Path
 
 from ..results import FOLDER, OURS, ROOT, Report, Result, read
 from .report import best_of, grouped, legend, machine_line, op_table, rate, short_rows_of, speed, table
+from .studies import study_figure, study_lines
 
 # What the pages show. To show another machine, or another pass, change it here and run the command above.
 SHOWN = {
     "tokenizer": "cpu-amd-epyc-tokenizer.json",
     "tokenizer_train": "cpu-amd-epyc-tokenizer_train.json",
     "train_step": "cpu-intel-xeon-train_step.json",
-    "generate": "cpu-intel-xeon-generate.json",
+    "decode_cpu": "cpu-amd-epyc-decode_cpu.json",
     "loader": "cpu-intel-xeon-loader.json",
     "optimizer": "cpu-intel-xeon-optimizer.json",
     "dispatch": "cpu-intel-xeon-dispatch.json",
@@ -82,7 +83,9 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
 
 
 def lines_of(how: str, folder: Path) -> list[str]:
-    """The table that ``NAME [op=A,B] [pass=...] [dtype=...] [show=all|notes]`` asks for."""
+    """The table that ``study NAME TABLE`` or ``NAME [op=A,B] [pass=...] [dtype=...] [show=all|notes]`` asks for."""
+    if how.startswith("study "):
+        return study_lines(how.removeprefix("study "))
     report, wanted, shown = selected(how, folder, "show")
     if shown == "show=all":
         return list(op_table(wanted))
@@ -100,6 +103,8 @@ def figure_of(how: str, folder: Path) -> str:
         return compiled_kernels()
     if how == "what steady means":
         return STEADY
+    if how.startswith("study "):
+        return study_figure(how.removeprefix("study "))
     if how.startswith("quickstart "):
         return bits_per_byte(how.removeprefix("quickstart "))
     _, wanted, asked = selected(how, folder, "ratio", "speed")

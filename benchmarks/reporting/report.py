@@ -37,7 +37,9 @@ def fraction(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """Tokens per second of a job, megabytes per second of text, or the time of anything else."""
+    """Perplexity, tokens per second of a job, megabytes per second of text, or the time of anything else."""
+    if result.perplexity:
+        return f"{result.perplexity:.2f}"
     if result.dtype == TEXT and result.bytes:
         return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
     if result.tokens:
@@ -152,6 +154,8 @@ def op_table(results: list[Result]) -> Iterator[str]:
     said = [index for index in range(len(parts[0])) if len({part[index] for part in parts}) > 1]
     rows = []
     for group in grouped(results).values():
+        if not any(result.median_s for result in group):
+            continue  # the notes say why
         by_name = {result.contender: result for result in group}
         label = " ".join(filter(None, (label_parts(group[0])[index] for index in said or (0, 1))))
         rows.append([label, *(cell(by_name.get(name), by_name) for name in names)])

@@ -28,22 +28,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmfast.data.shards import TokenShards
 from llmfast.inference.native import NativeRunner, available_cpus
-from llmfast.inference.opening import open_for_inference
 from llmfast.inference.runner import Chunk
+from llmfast.integrations.opening import open_model
 from llmfast.models.decoder import Decoder
 
 from ..compare import one_line
 from ..decoding import files
-from ..results import OURS, ROOT, Result, instructions
+from ..results import NODE_MODULES, OURS, ROOT, Result, instructions
 from .train_step import SHAPES, drawn
 
 WIDTHS = ("float32", "bfloat16", "int8", "int4")
 # transformers computes in 32 or 16 bits; CTranslate2 has no 4 bits, and 16 on some CPUs only.
 PEERS = {"transformers": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8"), "llama.cpp": WIDTHS}
 CONTENDERS = tuple((name, width) for name, widths in ({OURS: WIDTHS} | PEERS).items() for width in widths)
-MODULES = "LLMFAST_NODE_MODULES"
 ROUNDS = 3
+HELD_OUT_TOKENS = 16_384
 # PyTorch's products in 16 bits are ten times slower than those in 32 without one of them.
 INSTRUCTIONS_OF_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
@@ -86,8 +87,8 @@ def file_of(name: str, width: str, model: str) -> Path:
         is_written = width != "float32"  # packed by the process itself, from the same file
         return file_of(name, "float32", model) if is_written else files.write_tensors(weights_of(model), path)
     if name == "llama.cpp":
-        if MODULES not in os.environ or not shutil.which("node") or importlib.util.find_spec("gguf") is None:
-            raise ModuleNotFoundError(f"llama.cpp needs node, {MODULES} and the package gguf")
+        if NODE_MODULES not in os.environ or not shutil.which("node") or importlib.util.find_spec("gguf") is None:
+            raise ModuleNotFoundError(f"llama.cpp needs node, {NODE_MODULES} and the package gguf")
         return files.write_gguf(weights_of(model), path, width)
     if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"{name} is not installed")
@@ -146,7 +147,7 @@ class Decoding:
         if name == "llama.cpp":
             script = Path(files.__file__).with_name("llama_cpp.mjs")
             vocabulary = str(SHAPES[self.model].vocab_size)
-            return ["node", str(script), os.environ[MODULES], str(path), str(self.threads), vocabulary]
+            return ["node", str(script), os.environ[NODE_MODULES], str(path), str(self.threads), vocabulary]
         return [
             sys.executable,
             "-m",
@@ -251,7 +252,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Quality:
-    """Trains a small model for some seconds and reads this repository's documentation with it."""
+    """Trains a small model for some seconds, and reads with it the text that was held out."""
 
     seconds: int
 
@@ -263,18 +264,16 @@ class Quality:
             run = Path(folder) / "run"
             command = [sys.executable, "-m", "llmfast.cli", "quickstart", "--out", str(run)]
             subprocess.run([*command, "--minutes", str(self.seconds / 60)], check=True, capture_output=True, cwd=folder)
-            opened = open_for_inference(run, device="cpu")
-        text = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))
-        tokens = opened.tokenizer.encode_ordinary(text)[:16_384]
+            model, _ = open_model(run)
+            tokens = TokenShards(run / "data" / "validation").read(0, HELD_OUT_TOKENS).tolist()
         results = []
         for width in WIDTHS:
             start = time.perf_counter()
-            loss = held_out_loss(NativeRunner(opened.model, width), tokens)
-            note = f"perplexity {np.exp(loss):.3f}, {loss:.4f} nats a token"
+            loss = held_out_loss(NativeRunner(model, width), tokens)
             seconds = time.perf_counter() - start
             results.append(
-                Result("quickstart, held-out text", {"tokens": len(tokens)}, width, "perplexity", OURS, "ok", note,
-                       "clock", seconds, seconds, seconds, tokens=len(tokens))
+                Result("quickstart, held-out text", {"tokens": len(tokens)}, width, "perplexity", OURS, "ok", "",
+                       "clock", seconds, seconds, seconds, tokens=len(tokens), perplexity=float(np.exp(loss)))
             )  # fmt: skip
         return results
 

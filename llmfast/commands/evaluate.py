@@ -111,8 +111,9 @@ def _what_decided(run: Path, model: Decoder, tokenizer: Tokenizer) -> dict[str, 
     import torch
 
     from llmfast import __version__
+    from llmfast.files import file_sha256
     from llmfast.integrations.peft.files import is_adapter_folder
-    from llmfast.models.folder import CONFIG_FILE, file_sha256, model_folder
+    from llmfast.models.folder import CONFIG_FILE, model_folder
 
     folder = run if is_adapter_folder(run) or (run / CONFIG_FILE).exists() else model_folder(run)
     weight = next(model.parameters())

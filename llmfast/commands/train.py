@@ -31,7 +31,8 @@ def sweep(
     Started again after an interruption, it continues where it was.
 
     Args:
-        grid: YAML file: settings, each with a list of values, as in training.learning_rate: [1e-3, 3e-3].
+        grid: YAML file: settings, each with a list of values, as in training.learning_rate: [1e-3, 3e-3]; or a name of
+            your own with choices of several settings, as in size: {small: {model.width: 64}, big: {model.width: 128}}.
         task: What is trained, by its command; the settings are those of that command.
         config: What all the runs have in common.
         out: Folder for the runs, table.txt, results.json, losses.png and one plot per setting.

@@ -18,11 +18,12 @@ class SourceConfig:
     column: str | None = None
     """Field that holds the text in JSONL, Parquet and datasets; text, or else the first with text, if left out."""
     tokenizer: str | None = None
-    """A tokenizer to use: a folder, a file, or a published name such as gpt2; one is trained if left out."""
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; characters: each character of the
+    training documents is a token. A byte-pair encoding is trained if left out."""
     vocab_size: int = 4096
-    """Size of the vocabulary to train, special tokens included."""
+    """Size of the vocabulary to train, special tokens included; characters decide it themselves."""
     tokenizer_characters: int = 1_000_000_000
-    """The vocabulary is trained on this many characters, the first of the training documents."""
+    """The vocabulary is made from this many characters, the first of the training documents."""
     validation_fraction: float = 0.05
     """Share of the documents held out."""
     split: Literal["hash", "tail"] = "hash"
@@ -70,8 +71,9 @@ class LabeledDataConfig:
     separator: str = ","
     """Stands between the labels of a text in tables (multi_label); in JSON Lines and Parquet they are lists."""
     tokenizer: str | None = None
-    """A tokenizer to use: a folder, a file, or a published name such as gpt2. If left out, it is that of the model to
-    start from, or else one is trained on the texts."""
+    """A tokenizer to use: a folder, a file, or a published name such as gpt2; characters: each character of the
+    training texts is a token. If left out, it is that of the model to start from, or else a byte-pair encoding is
+    trained on the texts."""
     vocab_size: int = 1024
     """Size of the vocabulary to train, special tokens included."""
     validation_fraction: float = 0.1

@@ -22,7 +22,7 @@ from llmfast.data.config import LabeledDataConfig, ProblemName
 from llmfast.data.corpus import is_held_out
 from llmfast.data.labeled_text import LabeledText, Target, read_labeled
 from llmfast.data.order import shuffled
-from llmfast.data.prepare import END_OF_TEXT, load_tokenizer
+from llmfast.data.prepare import CHARACTERS, load_tokenizer, make_tokenizer
 from llmfast.data.shards import ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder, atomic_write
 from llmfast.tokenizer import Tokenizer
@@ -272,10 +272,9 @@ def _report_copies(examples: list[LabeledText], report: Report) -> None:
 
 
 def _tokenizer(config: LabeledDataConfig, examples: list[LabeledText]) -> Tokenizer:
-    if config.tokenizer:
+    if config.tokenizer not in (None, CHARACTERS):
         return load_tokenizer(config.tokenizer)
-    texts = (example.text for example in examples)
-    return Tokenizer.train(texts, config.vocab_size, special_tokens=(END_OF_TEXT,))
+    return make_tokenizer((example.text for example in examples), config.tokenizer, config.vocab_size)
 
 
 def _write(

@@ -25,6 +25,7 @@ from llmfast.files import atomic_folder, json_sha256
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names
 
 END_OF_TEXT = "<|endoftext|>"
+CHARACTERS = "characters"  # a tokenizer that is made from the training documents
 ENCODE_CHARACTERS = 2**24  # documents are encoded in groups of this size: memory stays bounded, cores busy
 SPLITS = ("train", "validation")
 
@@ -78,13 +79,14 @@ def prepare_resumably(
             changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if share.count > 1 and not config.tokenizer:
+    given = config.tokenizer not in (None, CHARACTERS)
+    if share.count > 1 and not given:
         raise ValueError("a part of the corpus needs a tokenizer that all parts share: give data.tokenizer")
     if processes > 1 and share.count > 1:
         raise ValueError(f"give either a part ({share.index}/{share.count}) or {processes} processes, not both")
     if config.split == "tail" and (share.count > 1 or processes > 1):
         raise ValueError("data.split tail needs one process that reads the whole corpus, not parts of it")
-    if config.tokenizer or not (folder / "tokenizer.json").exists():
+    if given or not (folder / "tokenizer.json").exists():
         tokenizer = _tokenizer(config, report)
         _check_same_tokenizer(folder, tokenizer)
         tokenizer.save(folder)
@@ -142,20 +144,30 @@ def _without(tokens: np.ndarray, token: int) -> list[int]:
 
 
 def _tokenizer(config: SourceConfig, report: Report) -> Tokenizer:
-    if config.tokenizer:
+    if config.tokenizer not in (None, CHARACTERS):
         tokenizer = load_tokenizer(config.tokenizer)
         report(f"vocabulary  {tokenizer.n_vocab:,} tokens from {config.tokenizer}")
         return tokenizer
     corpus = _corpus(config)
     held_out = _split_rule(corpus, config)
     training = (document.text for document in corpus if not held_out(document))
-    tokenizer = Tokenizer.train(
-        _first_characters(training, config.tokenizer_characters),
-        config.vocab_size,
-        special_tokens=(END_OF_TEXT,),
+    tokenizer = make_tokenizer(
+        _first_characters(training, config.tokenizer_characters), config.tokenizer, config.vocab_size
     )
-    report(f"vocabulary  {tokenizer.n_vocab:,} tokens, trained on the training documents")
+    how = "trained on" if config.tokenizer is None else "the bytes and the characters of"
+    report(f"vocabulary  {tokenizer.n_vocab:,} tokens, {how} the training documents")
     return tokenizer
+
+
+def make_tokenizer(texts: Iterable[str], kind: str | None, vocab_size: int) -> Tokenizer:
+    """A tokenizer learned from texts, with an end-of-text token: ``characters``, or byte-pair encoding for None.
+
+    Raises:
+        ValueError: a vocabulary size that the texts cannot give.
+    """
+    if kind == CHARACTERS:
+        return Tokenizer.of_characters(texts, special_tokens=(END_OF_TEXT,))
+    return Tokenizer.train(texts, vocab_size, special_tokens=(END_OF_TEXT,))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -275,8 +287,10 @@ def _settings(config: SourceConfig, tokenizer: Tokenizer, corpus: Corpus) -> dic
 
 def _local(config: SourceConfig, corpus: Corpus) -> dict[str, Any]:
     """What else must be as it was when a preparation is continued on one machine."""
-    trained = ("vocab_size", "tokenizer_characters") if config.tokenizer is None else ()
+    trained = ("vocab_size", "tokenizer_characters") if config.tokenizer in (None, CHARACTERS) else ()
     settings = {name: to_dict(config)[name] for name in ("sources", *trained)}
+    if trained:
+        settings["kind of tokenizer"] = config.tokenizer or "byte-pair encoding"
     return settings | {"edition of the files": json_sha256([file.stat().st_mtime_ns for file in corpus.files])}
 
 

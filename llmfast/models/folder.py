@@ -7,7 +7,6 @@ with the SHA-256 of the tensor file. Each checkpoint of a run is one, with what 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmfast.config import from_dict, to_dict
-from llmfast.files import atomic_folder, json_sha256
+from llmfast.files import atomic_folder, file_sha256, json_sha256
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.tensors import model_tensors, without_value_head, write_tensors
@@ -176,11 +175,3 @@ def verify_file(path: Path, sha256: str) -> None:
             f"checkpoint file {path} is damaged: its SHA-256 is not the one in state.json; "
             f"remove the folder {path.parent} to resume from the checkpoint before it"
         )
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmfast.files import atomic_write
 from llmfast.tokenizer import arguments, patterns, training
 from llmfast.tokenizer.additions import ids_of_added
+from llmfast.tokenizer.characters import character_ranks
 from llmfast.tokenizer.encoding import Encoding
 from llmfast.tokenizer.formats import rank_files, tokenizer_files
 from llmfast.tokenizer.formats.hub import folder_of
@@ -119,11 +120,33 @@ class Tokenizer(Encoding):
             num_threads=num_threads,
             progress=progress,
         )
-        for special in specials:
-            if special.encode() in ranks:
-                raise ValueError(f"special token {special!r} is a token of ordinary text, too; rename it")
-        ids = {special: len(ranks) + i for i, special in enumerate(specials)}
-        return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=ids)
+        return cls("trained", pat_str=pat_str, mergeable_ranks=ranks, special_tokens=_special_ids(specials, ranks))
+
+    @classmethod
+    def of_characters(cls, texts: Iterable[str], *, special_tokens: Sequence[str] = ("<|endoftext|>",)) -> Tokenizer:
+        """A vocabulary in which each character of `texts` is one token.
+
+        It is a byte-pair encoding like any other: its tokens are the 256 bytes, the characters of several bytes and
+        their beginnings. A character that `texts` do not have becomes several tokens, so that every text has tokens.
+
+        Args:
+            texts: documents, read once.
+            special_tokens: their ids follow those of the characters.
+
+        Raises:
+            ValueError: special tokens that repeat, are empty, or are tokens in their own right.
+            TypeError: one str in the place of several, or a document that is not a str.
+
+        >>> tokenizer = Tokenizer.of_characters(["naïve"])
+        >>> tokenizer.encode("naïve"), tokenizer.encode("é"), tokenizer.n_vocab
+        ([110, 97, 256, 118, 101], [195, 169], 258)
+        """
+        specials = _checked_specials(special_tokens)
+        arguments.refuse_single(texts, "texts")
+        ranks = character_ranks(texts)
+        return cls(
+            "characters", pat_str=training.WHOLE, mergeable_ranks=ranks, special_tokens=_special_ids(specials, ranks)
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into `folder`, which is created if it is missing.
@@ -368,6 +391,14 @@ def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
     if len(set(specials)) < len(specials):
         raise ValueError(f"special_tokens has duplicates: {specials}")
     return specials
+
+
+def _special_ids(specials: list[str], ranks: dict[bytes, int]) -> dict[str, int]:
+    """The special tokens' ids, behind those of ordinary tokens."""
+    for special in specials:
+        if special.encode() in ranks:
+            raise ValueError(f"special token {special!r} is a token of ordinary text, too; rename it")
+    return {special: len(ranks) + i for i, special in enumerate(specials)}
 
 
 def _pattern(pattern: str) -> str:

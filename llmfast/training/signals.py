@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,10 +20,11 @@ class Requests:
 
 
 @contextlib.contextmanager
-def requests_by_signal() -> Iterator[Requests]:
+def requests_by_signal(on_stop: Callable[[], object] | None = None) -> Iterator[Requests]:
     """What SIGINT, SIGTERM, SIGHUP (stop) and SIGUSR1 (save) ask for, so that steps always complete.
 
-    A second signal of those that stop acts at once. SIGHUP stays ignored where it is, as under ``nohup``.
+    A second signal of those that stop acts at once. SIGHUP stays ignored where it is, as under ``nohup``. The first one
+    calls ``on_stop`` as well.
     """
     requests = Requests()
     previous = {}
@@ -33,6 +34,8 @@ def requests_by_signal() -> Iterator[Requests]:
         for each in STOP:
             if each in previous:
                 signal.signal(each, previous[each])
+        if on_stop is not None:
+            on_stop()
 
     def save(number: int, frame: object) -> None:
         requests.save = True

@@ -28,7 +28,9 @@ from llmfast.training.summary import add_figures
 from llmfast.training.task import Task
 from llmfast.visualization.curves import plot_sweep
 
-Grid = dict[str, list[Any]]
+Grid = dict[str, list[Any] | dict[str, dict[str, Any]]]
+"""Settings, each with a list of values; or a name of the grid's own, with the settings that each of its named choices
+changes together."""
 Config = TypeVar("Config")
 
 
@@ -40,6 +42,8 @@ class SweepResult:
     settings: dict[str, Any]
     parameters: int
     trained_parameters: int
+    flops_per_token: float
+    """Of a training step, as ``Task.flops_per_token`` counts them."""
     steps: int
     figures: dict[str, float] | None
     """On the whole validation split, the loss among them; None for a run that diverged."""
@@ -61,30 +65,48 @@ class SweepResult:
 
 
 def read_grid(path: Path) -> Grid:
-    """A grid from a YAML file of settings, each with a list of values.
+    """A grid from a YAML file of settings, each with a list of values, or of names with choices of several settings.
 
     Raises:
         ValueError: it is anything else.
     """
     tree = read_yaml(path)
-    if not tree or not all(isinstance(values, list) and values for values in tree.values()):
+    if not isinstance(tree, dict) or not tree or not all(map(_are_values, tree.values())):
         raise ValueError(
-            f"{path} is not a grid: settings with lists of values, as training.learning_rate: [1e-3, 3e-3]"
+            f"{path} is not a grid: settings with lists of values, as training.learning_rate: [1e-3, 3e-3], or a name "
+            "with choices of several settings, as size: {small: {model.width: 64}, big: {model.width: 128}}"
         )
     return tree
 
 
+def _are_values(values: Any) -> bool:
+    if isinstance(values, dict):
+        return bool(values) and all(isinstance(each, dict) for each in values.values())
+    return isinstance(values, list) and bool(values)
+
+
 def combinations(grid: Grid, config: Config) -> list[tuple[dict[str, Any], Config]]:
-    """Every combination of values, with the configuration it makes.
+    """Every combination of values (or the names of choices), with the configuration it makes.
 
     Raises:
-        ValueError: a setting that does not exist, or a value that cannot be.
+        ValueError: a setting that does not exist or is set twice, or a value that cannot be.
     """
+    axes = [_choices(name, values) for name, values in grid.items()]
     found = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values, strict=True))
-        found.append((settings, with_settings(config, settings)))
+    for chosen in itertools.product(*axes):
+        changes: dict[str, Any] = {}
+        for _, settings in chosen:
+            if twice := sorted(changes.keys() & settings.keys()):
+                raise ValueError(f"the grid sets {', '.join(twice)} twice, in different choices")
+            changes |= settings
+        names = dict(zip(grid, (name for name, _ in chosen), strict=True))
+        found.append((names, with_settings(config, changes)))
     return found
+
+
+def _choices(name: str, values: list[Any] | dict[str, dict[str, Any]]) -> list[tuple[Any, dict[str, Any]]]:
+    """What is shown of each choice, and the settings that it makes."""
+    return list(values.items()) if isinstance(values, dict) else [(value, {name: value}) for value in values]
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -125,7 +147,7 @@ def run_sweep(
     """Train every combination under ``out`` (those done already are kept), then write the table and the plots.
 
     Args:
-        grid: settings with lists of values.
+        grid: settings with lists of values, or names with choices.
         config: what all runs have in common, of the class that ``task`` has.
         out: the folder.
         task: what is trained.
@@ -143,9 +165,13 @@ def run_sweep(
     for number, (settings, each) in enumerate(runs, 1):
         console.print(f"\nrun {number} of {len(runs)}: {_words(settings)}")
         results.append(_one(out / "runs" / _folder_name(settings), settings, each, task, console))
-    results.sort(key=lambda result: math.inf if result.loss is None else result.loss)
-    _present(results, grid, out, console)
-    return results
+    ranked = sorted(results, key=lambda result: math.inf if result.loss is None else result.loss)
+    _present(ranked, grid, out, console)
+    logs = {_words(result.settings): RunFolder(Path(result.folder)).records() for result in ranked}
+    losses = [(result.settings, result.loss) for result in results if result.loss is not None]
+    plots = plot_sweep(logs, losses, out)
+    console.print(f"\nsaved in    {out}: table.txt, results.json, {', '.join(plot.name for plot in plots)}")
+    return ranked
 
 
 def _check_same_sweep(config: Any, out: Path) -> None:
@@ -193,6 +219,7 @@ def _one(folder: Path, settings: dict[str, Any], config: Any, task: type[Task], 
         settings=settings,
         parameters=session.trainer.parameters.all,
         trained_parameters=session.trainer.parameters.trained,
+        flops_per_token=session.task.flops_per_token(),
         steps=session.trainer.steps_done,
         figures=final if final is not None and math.isfinite(final["loss"]) else None,
     )
@@ -215,9 +242,6 @@ def _present(results: Sequence[SweepResult], grid: Grid, out: Path, console: Con
     with open(out / "table.txt", "w", encoding="utf-8") as file:
         Console(file=file, width=200).print(table)
     atomic_write(out / "results.json", json.dumps([result.record() for result in results], indent=2) + "\n")
-    logs = {_words(result.settings): RunFolder(Path(result.folder)).records() for result in results}
-    plots = plot_sweep(logs, [(result.settings, result.loss) for result in results if result.loss is not None], out)
-    console.print(f"\nsaved in    {out}: table.txt, results.json, {', '.join(plot.name for plot in plots)}")
 
 
 def _words(settings: dict[str, Any]) -> str:

@@ -110,7 +110,8 @@ def plot_sweep(
 ) -> list[Path]:
     """Plot a sweep as PNG files in ``folder``: the training losses of the runs, and the final loss by each setting.
 
-    ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs. Returns the files.
+    ``logs`` are records by the name of a run; ``results`` are (settings, final loss) pairs, in the order in which
+    values that are no numbers are drawn. Returns the files.
     """
     from matplotlib.figure import Figure
 
@@ -153,7 +154,8 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
         lines.setdefault(others, []).append((settings[name], loss))
     numeric = all(isinstance(settings[name], int | float) for settings, _ in results)
     for others, points in lines.items():
-        points.sort(key=lambda point: point[0] if numeric else str(point[0]))
+        if numeric:
+            points.sort()
         values = [value if numeric else str(value) for value, _ in points]
         axes.plot(values, [loss for _, loss in points], marker="o", label=others or None)
     if numeric and all(settings[name] > 0 for settings, _ in results):

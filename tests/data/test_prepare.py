@@ -80,6 +80,26 @@ def test_a_given_tokenizer_is_used(corpus, tmp_path):
     assert (second.train.read(0, 50) == first.train.read(0, 50)).all()
 
 
+def test_characters_can_be_the_tokens(corpus, tmp_path, capsys):
+    """From the text to a sample, through the commands. Trap: an unseen character of a prompt has no token."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    make = ["data", "prepare", str(data), "--sources", str(corpus), "--tokenizer", "characters"]
+    assert main(make) == 0
+    prepared = open_prepared(data)
+    assert len(prepared.tokenizer.encode("naïve 雪")) == len("naïve 雪")
+    lengths = [len(document.text) for document in Corpus([str(corpus)])]
+    tokens = len(prepared.train) + len(prepared.validation)
+    assert tokens == sum(lengths) + len(lengths) + 2  # a token after each document and before each split
+    assert main(make) == 0  # made again: nothing to do
+    sizes = "--model.width 16 --model.layers 1 --model.heads 2 --model.context 16 --training.compile False"
+    assert (
+        main(["train", "--data.prepared", str(data), "--training.steps", "2", *sizes.split(), "--out", str(run)]) == 0
+    )
+    capsys.readouterr()
+    assert main(["generate", str(run), "--prompt", "naïf ☃", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out
+
+
 def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
     """Trap: token shards read with the wrong vocabulary train happily on noise."""
     prepare(config(corpus), tmp_path / "one")
@@ -235,6 +255,7 @@ def test_parts_made_with_other_settings_are_refused(corpus, tmp_path, changed):
     [
         (lambda settings, corpus: {"vocab_size": 290}, "vocab_size"),
         (lambda settings, corpus: {"tokenizer_characters": 1000}, "tokenizer_characters"),
+        (lambda settings, corpus: {"tokenizer": "characters"}, "kind of tokenizer"),
         (lambda settings, corpus: {"split": "tail"}, "split"),
         (lambda settings, corpus: sorted(corpus.iterdir())[0].write_text("another text") and {}, "list of files"),
         (lambda settings, corpus: os.utime(sorted(corpus.iterdir())[0], (1, 1)) or {}, "edition of the files"),
@@ -278,9 +299,10 @@ def test_processes_share_the_work(corpus, tmp_path):
     assert [sorted(documents) for documents in two] == [sorted(documents) for documents in one]
 
 
-def test_a_part_without_a_tokenizer_is_refused(corpus, tmp_path):
+@pytest.mark.parametrize("tokenizer", [None, "characters"])
+def test_a_part_without_a_tokenizer_is_refused(corpus, tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"give data\.tokenizer"):
-        prepare_resumably(config(corpus), tmp_path / "data", share=Share(0, 2))
+        prepare_resumably(config(corpus, tokenizer=tokenizer), tmp_path / "data", share=Share(0, 2))
 
 
 # --- report --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from llmfast import config as config_files
 from llmfast.cli import main
 from llmfast.commands.train import sweep
 from llmfast.models.folder import checkpoints
+from llmfast.training.config import RunConfig
 from llmfast.training.loop import fit
 from llmfast.training.session import resumed_session
 from llmfast.training.sweep import combinations
@@ -295,6 +297,10 @@ def test_a_sweep_under_torchrun_is_refused(config_file, tmp_path, monkeypatch):
         ("training.lerning_rate: [1]", "training.lerning_rate is not a setting; did you mean learning_rate?"),
         ("training.learning_rate: [-1.0]", "training.learning_rate must be positive"),
         ("training.learning_rate: 1.0", "is not a grid"),
+        ("[training.learning_rate]", "is not a grid"),
+        ("size: {small: 16}", "is not a grid"),
+        ("size: {small: {model.widht: 16}}", "model.widht is not a setting; did you mean width?"),
+        ("model.width: [16]\nsize: {small: {model.width: 16}}", "the grid sets model.width twice"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_is_trained(grid, message, config_file, tmp_path, capsys):
@@ -303,6 +309,24 @@ def test_a_grid_that_cannot_be_is_refused_before_anything_is_trained(grid, messa
     assert main(["sweep", str(tmp_path / "grid.yaml"), "--config", config_file, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_settings_change_together_under_a_name(config_file, tmp_path):
+    """Trap: a ladder of sizes that becomes all combinations of widths and depths."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "size: {wide: {model.width: 32, model.layers: 1}, deep: {model.width: 16, model.layers: 2}}\n"
+        "training.seed: [0, 1]\n"
+    )
+    assert main(["sweep", str(grid), "--config", config_file, "--out", str(tmp_path / "sweep")]) == 0
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert sorted((r["settings"]["size"], r["settings"]["training.seed"]) for r in results) == [
+        ("deep", 0), ("deep", 1), ("wide", 0), ("wide", 1)
+    ]  # fmt: skip
+    for result in results:
+        model = config_files.load(RunConfig, Path(result["folder"]) / "config.yaml").model
+        assert (model.width, model.layers) == {"wide": (32, 1), "deep": (16, 2)}[result["settings"]["size"]]
+        assert result["flops_per_token"] == model.flops_per_token()
 
 
 def test_derived_settings_follow_in_a_sweep(tmp_path):

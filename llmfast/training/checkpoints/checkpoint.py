@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.files import atomic_folder
+from llmfast.files import atomic_folder, file_sha256
 from llmfast.models.folder import (
     MODEL_FILE,
     checkpoints,
-    file_sha256,
     read_state_file,
     read_tensors,
     verify_file,

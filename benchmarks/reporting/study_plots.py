@@ -1,0 +1,84 @@
+"""The plots of the studies: each of ``recipes/NAME/page.yaml``, for light and for dark pages.
+
+They are drawn from ``recipes/NAME/results.json`` as ``docs/images/studies/NAME-PLOT-light.svg`` and ``-dark.svg``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..results import ROOT
+from .charts import THEMES, Theme, as_svg
+from .studies import RECIPES, Plot, found_in, read_page, read_results, records_of, studies
+
+IMAGES = ROOT / "docs" / "images" / "studies"
+COLORS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700", "#8250df", "#cf222e", "#59636e", "#0a7ea4")  # on light and dark
+MARKERS = "osD^vPX*"
+
+
+def draw_plots(recipes: Path = RECIPES, out: Path = IMAGES) -> list[Path]:
+    """Draw every plot of every study for light and for dark pages; returns the files."""
+    paths = []
+    for name in studies(recipes):
+        for plot_name, plot in read_page(name, recipes).plots.items():
+            for theme, colors in THEMES.items():
+                path = out / f"{name}-{plot_name}-{theme}.svg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(plot_svg(plot, read_results(name, recipes), colors), encoding="utf-8")
+                paths.append(path)
+    return paths
+
+
+def plot_svg(plot: Plot, content: dict[str, Any], theme: Theme) -> str:
+    """One plot as an SVG document."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Text stays text, and the same results give the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmfast", "font.size": 11}):
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        lines = dict(series(plot, content))
+        for place, (name, points) in enumerate(lines.items()):
+            marker = MARKERS[place % len(MARKERS)] if len(points) <= 20 else None
+            color = COLORS[place % len(COLORS)]
+            axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, linewidth=1.6, label=name)
+        for axis in plot.log:
+            axes.set(**{f"{axis}scale": "log"})
+        axes.set_xlabel(plot.labels.get("x", plot.x), color=theme.text)
+        axes.set_ylabel(plot.labels.get("y", plot.y), color=theme.text)
+        axes.tick_params(colors=theme.text, which="both")
+        axes.grid(color=theme.muted, linewidth=0.4, alpha=0.5)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(theme.muted)
+        if len(lines) > 1:
+            axes.legend(frameon=False, labelcolor=theme.text, fontsize=9)
+        return as_svg(figure)
+
+
+def series(plot: Plot, content: dict[str, Any]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """The lines of a plot by name: points in the order of x; values that are null are left out."""
+    if plot.lines is not None:
+        found = content["results"]
+        named = found_in(found, plot.lines) if isinstance(plot.lines, str) else plot.lines
+        for name, pairs in named.items():
+            yield (
+                name,
+                [(x, y) for x, y in (found_in(found, pairs) if isinstance(pairs, str) else pairs) if y is not None],
+            )
+        return
+    assert plot.rows is not None, "a plot has rows or lines"
+    grouped: dict[str, list[tuple[float, float]]] = {}
+    for record in records_of(content, plot.rows):
+        name = (
+            f"{plot.series.rpartition('.')[2].replace('_', ' ')} {found_in(record, plot.series)}"
+            if plot.series
+            else plot.y
+        )
+        if (y := found_in(record, plot.y)) is not None:
+            grouped.setdefault(name, []).append((found_in(record, plot.x), y))
+    for name, points in grouped.items():
+        yield name, sorted(points)

@@ -1,0 +1,73 @@
+"""Every pipeline in recipes/ can be started at every size, shows its committed results, and runs to its end."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmfast.cli import main
+from llmfast.pipeline.inputs import recipe_sha256
+from llmfast.pipeline.recipe import make_plan, read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*/pipeline.yaml"))
+SIZES = ("quick", "cpu", "gpu")
+IDS = [path.parent.name for path in RECIPES]
+
+
+@pytest.fixture
+def in_repository(monkeypatch):
+    """Paths of recipes are relative to the root, as in the commands that they show."""
+    monkeypatch.chdir(ROOT)
+    beside = ROOT.parent / "shared" / "data"
+    if "LLMFAST_TEST_DATA" not in os.environ:
+        monkeypatch.setenv("LLMFAST_TEST_DATA", str(beside))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_every_command_line_of_a_recipe_can_be_called(path, size, in_repository, tmp_path, capsys):
+    """Trap: an option that was renamed, found after the stages before it have run for hours on a GPU."""
+    assert (
+        main(["pipeline", str(path.relative_to(ROOT)), "--size", size, "--out", str(tmp_path / "out"), "--dry_run"])
+        == 0
+    )
+    assert "runs: new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_a_recipe_says_how_long_it_takes_and_how_it_is_run(path):
+    text, recipe = path.read_text(encoding="utf-8"), read_recipe(path)
+    assert f"llmfast pipeline recipes/{path.parent.name}/pipeline.yaml" in text
+    assert set(SIZES) <= set(recipe.sizes)
+    assert set(SIZES) <= set(recipe.minutes)
+    assert recipe.results
+    assert (path.parent / "README.md").is_file()
+    assert (ROOT / "docs" / "studies" / f"{path.parent.name}.md").is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_the_committed_results_are_those_of_the_recipe_as_it_is(path, in_repository):
+    """Trap: settings that were changed after the run whose results the page shows."""
+    content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
+    assert content["size"] == "cpu"
+    recipe = read_recipe(path)
+    plan = make_plan(recipe, path, Path("out"), size="cpu", changes={})
+    assert content["variables"] == plan.variables
+    assert content["recipe"] == recipe_sha256(plan.steps), "run it again and commit its results.json"
+    assert set(content["results"]) == set(recipe.results)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_the_quick_size_runs_to_its_end(path, request, in_repository, tmp_path):
+    if not request.config.getoption("--studies"):
+        pytest.skip("trains for up to a minute: --studies runs it")
+    if "$LLMFAST_TEST_DATA" in path.read_text(encoding="utf-8") and not Path(os.environ["LLMFAST_TEST_DATA"]).is_dir():
+        pytest.skip("needs the shared test data, which LLMFAST_TEST_DATA names")
+    out = tmp_path / "out"
+    assert main(["pipeline", str(path.relative_to(ROOT)), "--size", "quick", "--out", str(out)]) == 0
+    content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert str(out) not in json.dumps(content["results"])
+    shutil.rmtree(out)
