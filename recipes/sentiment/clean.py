@@ -1,6 +1,6 @@
 """Writes reviews as the movie reviews are written, in lower case with spaces around punctuation: FOLDER/reviews.tsv.
 
-    python clean.py FOLDER TSV
+python clean.py FOLDER TSV
 """
 
 import re
