@@ -259,6 +259,7 @@ def test_packed_examples_seeing_each_other(tmp_path):
     torch.testing.assert_close(together, nats / count, rtol=1e-5, atol=0)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_batch_of_8_equals_8_parts_equals_packed_rows(tmp_path, learned):
     """Trap: a mean of means under accumulation. 50 steps of 8 examples, however they lie in rows: equal weights."""
