@@ -29,6 +29,7 @@ SUITES = {
     "finetune": Suite(
         "steps of supervised finetuning beside trl, and of QLoRA beside peft: tokens/s, memory", ("cpu",)
     ),
+    "align": Suite("steps of DPO, and of GRPO with its sampling, beside trl: samples/s", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "decode_cpu": Suite(
