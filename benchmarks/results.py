@@ -29,6 +29,7 @@ LIBRARIES = (
     "triton",
     "numpy",
     "transformers",
+    "lm-eval",
     "liger-kernel",
     "cut-cross-entropy",
     "flash-attn",
