@@ -118,7 +118,7 @@ def test_every_page_is_accessible_and_fits_its_window(dashboard, browser, width,
 def generate(page, prompt, tokens=400):
     """Ask the model that chats to continue a prompt, by the likeliest tokens: its random weights go on and on."""
     page.get_by_label("Prompt").fill(prompt)
-    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Temperature", exact=True).fill("0")
     page.get_by_label("Most tokens").fill(str(tokens))
     page.get_by_role("button", name="Generate").click()
 
@@ -203,9 +203,12 @@ def test_classifying_shows_probabilities(dashboard, tab):
     visit(tab, dashboard.url, "classify")
     tab.get_by_label("Text").fill("I love my phone")
     tab.get_by_role("button", name="Classify").click()
-    bars = tab.get_by_role("progressbar")
+    bars = tab.locator("[data-testid=stProgress]")
     bars.first.wait_for()
-    assert {each.split()[0] for each in bars.all_inner_texts()} == {"good", "bad"} or bars.count() == 2
+    settle(tab)
+    shown = [each.split() for each in bars.all_inner_texts()]
+    assert {label for label, _ in shown} == {"good", "bad"}
+    assert sum(float(probability.rstrip("%")) for _, probability in shown) == pytest.approx(100, abs=0.2)
     assert violations(tab) == []
 
 
