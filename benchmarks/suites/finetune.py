@@ -7,8 +7,8 @@ apart). trl's step is its collator and ``training_step``, with clipping and Adam
 activations again in the backward pass, and once without. Tokens are those of examples, without padding. The check
 compares the loss, the gradient of the embedding table, and the table after a step.
 
-On a CPU that does not multiply in bfloat16, that dtype is left out. Last comes a QLoRA step (``qlora``) of the small model
-in float32, beside peft and bitsandbytes on a CPU.
+On a CPU that does not multiply in bfloat16, that dtype is left out. Last comes a QLoRA step (``qlora``) of the
+small model in float32, beside peft and bitsandbytes on a CPU.
 """
 
 from __future__ import annotations
