@@ -126,7 +126,7 @@ def _check_commands(found: list[Task]) -> None:
         message = io.StringIO()
         try:
             with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
-                check(_words(task))
+                check(task.step.words)  # what an earlier run of other settings has left there is removed first
         except (ValueError, OSError) as error:
             raise ValueError(f"stage {task.step.name}: {sentence(error)}") from None
         except SystemExit:

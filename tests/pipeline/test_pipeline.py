@@ -251,13 +251,14 @@ while True:
     time.sleep(0.1)
 """
 TRAINING = """
+variables: {heads: 2}
 stages:
   shards: {run: "data prepare {shards} --sources {here}/corpus.txt --vocab_size 300 --validation_fraction 0.2"}
-  base: {run: "train --config {here}/base.yaml --data.prepared {shards} --out {base}"}
+  base: {run: "train --config {here}/base.yaml --model.heads {heads} --data.prepared {shards} --out {base}"}
 results: {losses: "{base}/log.jsonl:loss", final: "{base}/summary.json:figures.loss"}
 """
 BASE = """
-model: {width: 32, layers: 1, heads: 2, context: 32}
+model: {width: 32, layers: 1, context: 32}
 training: {steps: 200, batch_size: 2, compile: false, precision: float32, sample_every: 0, evaluate_every: 0}
 """
 
@@ -301,6 +302,8 @@ def test_ctrl_c_saves_and_the_same_command_resumes_in_the_stage_with_the_same_lo
     printed = whole.communicate(timeout=200)[0]
     assert whole.returncode == 0, printed
     assert results(recipe, "stopped")["results"] == results(recipe, "whole")["results"]
+    # What derives from the settings of the run that is there says nothing about one with others.
+    assert run(recipe, "--set", "heads=1", "--dry_run", out="whole") == 0
 
 
 def test_a_pipeline_that_is_killed_takes_its_stage_along(recipe):
