@@ -152,7 +152,10 @@ def _shown(task: Task) -> str:
     """The command line of a stage, to be copied into a shell."""
     from llmfast.pipeline.running import SCRIPT
 
-    words = _words(task)
+    words, processes = _words(task), task.step.processes
+    if processes > 1:
+        program = words[1:] if words[0] == SCRIPT else ["-m", "llmfast.cli", *words]
+        return shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(processes), *program])
     return shlex.join(words if words[0] == SCRIPT else ["llmfast", *words])
 
 
