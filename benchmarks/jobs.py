@@ -49,6 +49,7 @@ class Job:
     contenders: Sequence[Contender]
     work: tuple[int, int]  # (bytes, floating-point operations) of a call
     tokens: int  # per call
+    samples: int | None = None  # per call: answers or pairs, of a job whose speed is that of these
     seconds: float = SECONDS["cuda"]
 
     def __str__(self) -> str:
@@ -114,6 +115,7 @@ class Job:
             bytes=moved,
             flops=operations,
             tokens=self.tokens,
+            samples=self.samples,
             **measured,
         )
 

@@ -66,6 +66,7 @@ class Result:
     bytes: int | None = None  # minimum traffic: each input read once, each output written once
     flops: int | None = None
     tokens: int | None = None  # per call, if a job is measured
+    samples: int | None = None  # per call, if the speed of a job is that of whole samples
     fraction_of_copy: float | None = None  # fraction of the copy bandwidth measured in this run
     fraction_of_gemm: float | None = None  # fraction of the matrix product's rate measured in this run
     peak_bytes: int | None = None  # of forward and backward together, or of the job, above what was allocated before

@@ -70,7 +70,15 @@ COMMANDS = {
     "eval": Command("llmfast.commands.evaluate:evaluate", "Measure a model on questions, or bits per byte of text."),
     "compare": Command("llmfast.commands.compare:compare", "Show runs of any kind side by side: quality and cost."),
     "generate": Command("llmfast.commands.generate:generate", "Continue a prompt, or answer, with a trained model."),
-    "look": Command("llmfast.commands.look:look", "Draw what the attention heads of a model look at."),
+    "look attention": Command("llmfast.commands.look.attention:attention", "Draw where attention heads look."),
+    "look lens": Command("llmfast.commands.look.lens:lens", "Show what each layer would predict next."),
+    "look tune": Command("llmfast.commands.look.lens:tune", "Fit a tuned lens for look lens."),
+    "look next": Command("llmfast.commands.look.lens:next_token", "Show which tokens a model expects next."),
+    "look loss": Command("llmfast.commands.look.text:loss", "Color a text by the loss of each token."),
+    "look attribute": Command("llmfast.commands.look.text:attribute", "Show which tokens made it expect a token."),
+    "look norms": Command("llmfast.commands.look.parts:norms", "Show activation norms and outliers by layer."),
+    "look neighbors": Command("llmfast.commands.look.parts:neighbors", "List tokens with similar embeddings."),
+    "look ablate": Command("llmfast.commands.look.parts:ablate", "Measure the loss without each head or layer."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
     "bench": Command(
@@ -78,6 +86,9 @@ COMMANDS = {
     ),
     "doctor": Command("llmfast.commands.doctor:doctor", "Show what this machine has, and what is missing."),
 }
+
+DEFAULTS = {"look": "look attention"}
+"""What the name of a group stands for where no command of the group follows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +163,9 @@ def parse(arguments: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def command_of(arguments: list[str]) -> tuple[str, list[str]]:
     """The name of a command, which has one or two words, and the words after it."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    return " ".join(arguments[:words]), arguments[words:]
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    is_default = name in DEFAULTS and rest and rest[0] not in ("-h", "--help") and not _is_mistyped(name, rest[0])
+    return DEFAULTS[name] if is_default else name, rest
 
 
 def sentence(error: BaseException) -> str | None:
@@ -173,6 +186,12 @@ def sentence(error: BaseException) -> str | None:
 def _not_a_command(name: str, commands: list[str]) -> str:
     nearest = difflib.get_close_matches(name, commands, n=1)
     return f"{name} is not a command; " + (f"did you mean {nearest[0]}?" if nearest else "see llmfast --help")
+
+
+def _is_mistyped(group: str, word: str) -> bool:
+    """Whether the word after a group is nearly one of its commands, and not a path."""
+    commands = [command.removeprefix(f"{group} ") for command in COMMANDS if command.startswith(f"{group} ")]
+    return not Path(word).exists() and bool(difflib.get_close_matches(word, commands, n=1))
 
 
 def _list_commands(group: str) -> None:
@@ -197,7 +216,8 @@ def _parsed(function: Callable[..., None], prog: str, arguments: list[str]) -> t
     import tyro
 
     with contextlib.nullcontext() if _among_processes() is None else _printed_once():
-        face = _command_line_face(function, arguments)
+        arguments, tables = _tables(function, arguments)
+        face = _command_line_face(function, arguments, tables)
         positional, named = tyro.cli(
             face,
             prog=prog,
@@ -213,6 +233,37 @@ def _parsed(function: Callable[..., None], prog: str, arguments: list[str]) -> t
         )
     _check_local([*positional, *named.values()])
     return positional, named
+
+
+def _tables(function: Callable[..., None], arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The arguments without those that give a whole table of the configuration (``--rewards exact 1 brevity 0.1``), and
+    these tables by name. The parser itself has options for those names alone that a table already holds.
+
+    Raises:
+        ValueError: a name without a value.
+    """
+    cls = None
+    if "config" in inspect.signature(function).parameters:
+        cls = _dataclass_in(typing.get_type_hints(function)["config"]) or _config_of_task(arguments)
+    hints = typing.get_type_hints(cls) if cls else {}
+    options = {f"--{name}": name for name, hint in hints.items() if typing.get_origin(hint) is dict}
+    rest: list[str] = []
+    tables: dict[str, dict[str, str]] = {}
+    place = 0
+    while place < len(arguments):
+        word, place = arguments[place], place + 1
+        if word not in options:
+            rest.append(word)
+            continue
+        first = place
+        while place < len(arguments) and not arguments[place].startswith("--"):
+            place += 1
+        names, values = arguments[first:place:2], arguments[first + 1 : place : 2]
+        if not names or len(names) != len(values):
+            said = " ".join(arguments[first:place]) or "nothing"
+            raise ValueError(f"{word} takes names, each with its value after it, got {said}")
+        tables[options[word]] = dict(zip(names, values, strict=True))
+    return rest, tables
 
 
 def _with_flags(arguments: list[str], face: Callable[..., Any]) -> list[str]:
@@ -284,9 +335,11 @@ def _printed_once() -> Iterator[None]:
         raise
 
 
-def _command_line_face(function: Callable[..., None], arguments: list[str]) -> Callable[..., tuple[tuple, dict]]:
-    """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up. It returns what the
-    function is to be called with."""
+def _command_line_face(
+    function: Callable[..., None], arguments: list[str], tables: dict[str, dict[str, str]]
+) -> Callable[..., tuple[tuple, dict]]:
+    """The function as tyro should see it: empty defaults not mentioned, and ``config`` opened up, with the ``tables``
+    that were given. It returns what the function is to be called with."""
     from tyro.conf import FlagCreatePairsOff, arg
 
     from llmfast.config import unfilled
@@ -300,6 +353,7 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
         elif parameter.name == "config" and (cls := _dataclass_in(hint) or _config_of_task(arguments)):
             file = arg(name="config", help="YAML file with the values to start from.", help_behavior_hint="")
             start = _starting_values(cls, arguments)
+            _set_tables(start, tables)
             parameters.append(_option("config_file", Annotated[Path | None, file], None))
             parameters.append(_option("config", Annotated[cls, arg(name="")], start))
         elif default is False:
@@ -318,6 +372,19 @@ def _command_line_face(function: Callable[..., None], arguments: list[str]) -> C
     face.__signature__ = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
     face.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return face
+
+
+def _set_tables(start: Any, tables: dict[str, dict[str, str]]) -> None:
+    """Set tables of a configuration.
+
+    Raises:
+        ValueError: names or values that cannot be.
+    """
+    from llmfast.config import parse_yaml, with_settings
+
+    for name, table in tables.items():
+        values = {key: parse_yaml(value) for key, value in table.items()}
+        setattr(start, name, getattr(with_settings(type(start)(), {name: values}), name))
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

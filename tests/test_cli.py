@@ -48,6 +48,18 @@ def configured(*, config: Config | None = None, resume: bool = False) -> None:
     CALLS.append((config, resume))
 
 
+@dataclasses.dataclass
+class Weights:
+    rewards: dict[str, float] = dataclasses.field(default_factory=lambda: {"exact": 1.0})
+    """Rewards with their weights."""
+    steps: int = 1
+
+
+def weighted(*, config: Weights | None = None) -> None:
+    """Train by rewards."""
+    CALLS.append(config)
+
+
 def failing(kind: str, *, path: Path = Path("some/file")) -> None:
     """Fail.
 
@@ -69,11 +81,12 @@ def failing(kind: str, *, path: Path = Path("some/file")) -> None:
 def commands(monkeypatch):
     """Stand-ins for the training commands, which have tests of their own."""
     CALLS.clear()
-    for name, function in [("configured", configured), ("failing", failing)]:
+    functions = {"configured": configured, "weighted": weighted, "failing": failing}
+    for name, function in functions.items():
         command = cli.Command("unused:unused", function.__doc__.splitlines()[0])
         monkeypatch.setitem(cli.COMMANDS, name, command)
     real = cli.Command.function
-    stand_ins = {cli.COMMANDS["configured"]: configured, cli.COMMANDS["failing"]: failing}
+    stand_ins = {cli.COMMANDS[name]: function for name, function in functions.items()}
     monkeypatch.setattr(cli.Command, "function", lambda self: stand_ins.get(self) or real(self))
 
 
@@ -186,6 +199,33 @@ def test_derived_settings_follow_what_they_are_derived_from(tmp_path):
     file.write_text("model: {ff_width: 100}")
     assert exit_code("configured", "--config", str(file), "--model.width", "32") == 0
     assert [config.model.ff_width for config, _ in CALLS] == [128, 128, 100]
+
+
+def test_a_table_is_given_as_a_whole(tmp_path, capsys):
+    """Trap: only names that a default already holds are options, so that no other reward could be chosen."""
+    file = tmp_path / "run.yaml"
+    file.write_text("rewards: {number: 2.0}")
+    assert exit_code("weighted", "--rewards", "math", "1.0", "brevity", "-0.1", "--steps", "3") == 0
+    assert exit_code("weighted", "--config", str(file)) == 0
+    assert exit_code("weighted", "--config", str(file), "--rewards", "regex:^a b", "1") == 0
+    assert exit_code("weighted", "--rewards.exact", "0.5") == 0
+    wanted = [{"math": 1.0, "brevity": -0.1}, {"number": 2.0}, {"regex:^a b": 1.0}, {"exact": 0.5}]
+    assert [config.rewards for config in CALLS] == wanted
+    assert CALLS[0].steps == 3
+    for words, says in {
+        ("--rewards", "math"): "--rewards takes names, each with its value after it, got math",
+        ("--rewards", "--steps", "2"): "--rewards takes names, each with its value after it, got nothing",
+        ("--rewards", "math", "much"): "rewards",
+    }.items():
+        assert exit_code("weighted", *words) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "line", ["grpo --rewards number 1.0", "ppo --rewards model:runs/judge 1.0", "dpo --losses simpo 1.0 sft 0.2"]
+)
+def test_the_tables_of_the_guides_are_understood(line):
+    cli.check(line.split())
 
 
 def test_switches_are_spelled_the_same_whatever_the_file_says(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from small_labels import labels_config, new_labels_run, write_labels
@@ -31,8 +32,10 @@ def folder(tmp_path_factory):
 
 
 def rows(text):
-    """Cells by the names of their columns, for each run."""
-    head, *lines = (line for line in text.splitlines() if line.strip())
+    """Cells by the names of their columns, for each run; without the sentences below the table."""
+    head, *lines = (
+        line for line in text.splitlines() if line.strip() and not re.search(r": no |^wrote |so that", line)
+    )
     names, *cells = (re.split(r"\s{2,}", line.strip()) for line in [head, *lines])
     return [dict(zip(names, row, strict=True)) for row in cells]
 
@@ -56,6 +59,41 @@ def test_runs_of_different_kinds_are_in_one_table(folder, capsys):
         assert ":" in row["time"]
 
 
+def test_everything_is_in_the_json_and_what_is_missing_is_named(folder, tmp_path, capsys):
+    pretrained, out = next(folder.glob("pretrained/**/config.yaml")).parent, tmp_path / "new" / "out"
+    text = tmp_path / "text.txt"
+    text.write_text("The fox saw the lamp.", encoding="utf-8")
+    assert main(["eval", str(pretrained), "--tasks", "text", "--data", str(text)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(pretrained), str(folder / "head"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert {each.name for each in out.iterdir()} == {"compare.json", "losses.png", "costs.png"}
+    assert all(each.read_bytes().startswith(b"\x89PNG") for each in out.glob("*.png"))
+    content = json.loads((out / "compare.json").read_text("utf-8"), parse_constant=pytest.fail)
+    first, second = content["runs"]
+    assert first["config"]["training"]["steps"] == second["config"]["training"]["steps"] == 4
+    assert [record["step"] for record in first["log"] if "loss" in record] == [1, 2, 3, 4]
+    assert first["evaluations"][0]["results"]["text"]["figures"]["loss"]["value"] > 0
+    assert second["summary"]["tokens_per_second"] > 0
+    assert (first["is_final"], second["is_final"]) == (False, True)
+    assert content["notes"] == [f"{folder / 'head'}: no results of llmfast eval"]
+    assert content["notes"][0] in printed
+    row = rows(printed)[0]
+    assert row["text loss"] == f"{first['evaluations'][0]['results']['text']['figures']['loss']['value']:.4f}"
+    # Measured on other text, the two figures say nothing about which run is better.
+    text.with_name("other.txt").write_text("The lamp.", encoding="utf-8")
+    other = tmp_path / "other"
+    shutil.copytree(pretrained, other)
+    shutil.rmtree(other / "evaluations")
+    assert main(["eval", str(other), "--tasks", "text", "--data", str(text.with_name("other.txt"))]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(pretrained), str(other)]) == 0
+    assert "text was measured with different settings or data" in capsys.readouterr().out
+    (next(other.glob("evaluations/*.json"))).write_text("{}")
+    assert main(["compare", str(other)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_the_time_of_a_resumed_run_is_that_of_its_parts(tmp_path):
     session = new_labels_run(tmp_path, steps=4, evaluate_every=0, sample_every=0)
     fit(session)
@@ -76,9 +114,17 @@ def test_what_is_no_run_is_refused_and_what_is_not_known_is_left_out(tmp_path, c
     assert main(["compare", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     session = new_labels_run(tmp_path)
-    assert main(["compare", str(session.run.folder)]) == 0
-    (row,) = rows(capsys.readouterr().out)
+    assert main(["compare", str(session.run.folder), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (row,) = rows(printed)
     assert set(row.values()) == {str(session.run.folder), "–", "0"}
+    for words in ("parameters, memory, time and speed: there is no summary.json", "loss curve", "quality", "eval"):
+        assert f"{session.run.folder}: no " in printed
+        assert words in printed
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"compare.json", "costs.png"}
+    assert main(["compare", str(session.run.folder), str(session.run.folder)]) == 2
+    assert "is named twice" in capsys.readouterr().err
+    assert main(["compare"]) == 2
     (session.run.folder / "summary.json").write_text("{}")
     assert main(["compare", str(session.run.folder)]) == 2
     assert "summary.json is damaged" in capsys.readouterr().err

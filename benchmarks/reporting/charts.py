@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from llmfast.visualization.style import THEMES, Theme
 
 from ..results import FOLDER, OURS, ROOT, Result, read
 from .pages import PASSES, SHOWN
@@ -14,20 +15,6 @@ from .report import rate
 CHARTS = ROOT / "docs" / "images"
 VOCABULARY = "o200k_base"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-
-
-@dataclass(frozen=True)
-class Theme:
-    text: str
-    muted: str
-    ours: str
-    others: str
-
-
-THEMES = {
-    "light": Theme(text="#1f2328", muted="#59636e", ours="#0969da", others="#afb8c1"),
-    "dark": Theme(text="#f0f6fc", muted="#9198a1", ours="#4493f8", others="#59636e"),
-}
 
 
 def draw_charts(folder: Path = FOLDER, out: Path = CHARTS) -> list[Path]:
@@ -61,7 +48,7 @@ def encoding_chart(folder: Path, theme: Theme) -> str:
                 value = by_library.get(name)
                 if value is None:
                     continue
-                color = theme.ours if name == OURS else theme.others
+                color = theme.accent if name == OURS else theme.others
                 axes.barh(place, value, 0.72, color=color)
                 weight = "bold" if name == OURS else "normal"
                 axes.annotate(

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmfast.visualization.style import THEMES, in_style
+
 from ..results import OURS, PYTORCH, TEXT, Report, Result, read_all
 from .report import NO_DTYPES, grouped, shape_text
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OURS_COLOR, PYTORCH_COLOR = "#c0392b", "#7f8c8d"
-OTHERS = ("#2980b9", "#27ae60", "#8e44ad", "#d68910", "#16a085", "#2c3e50", "#a04000", "#5d6d7e")
+COLORS = THEMES["light"]
+OURS_COLOR, PYTORCH_COLOR = COLORS.accent, COLORS.muted
+OTHERS = tuple(color for color in COLORS.lines if color not in (OURS_COLOR, PYTORCH_COLOR))
 MARKS = "osD^vP*X"
 COLUMNS = 3  # panels per row
 MOST_PANELS, MOST_ROWS = 18, 28  # per picture, so that it stays readable
@@ -30,14 +33,13 @@ def draw(folder: Path, out: Path) -> Iterator[Path]:
     out.mkdir(parents=True, exist_ok=True)
     for report in read_all(folder):
         for part, picture in parts_of(report).items():
-            for kind, figure in (
-                ("speed", speed(picture)),
-                ("ceiling", ceiling(picture)),
-                ("roofline", roofline(picture)),
-            ):
+            for kind, plot in (("speed", speed), ("ceiling", ceiling), ("roofline", roofline)):
+                path = out / f"{Path(report.file_name).stem}{part}-{kind}.png"
+                with in_style():
+                    figure = plot(picture)
+                    if figure is not None:
+                        figure.savefig(path)
                 if figure is not None:
-                    path = out / f"{Path(report.file_name).stem}{part}-{kind}.png"
-                    figure.savefig(path)
                     yield path
 
 
@@ -71,7 +73,7 @@ def new_figure(width: float, height: float, report: Report, title: str) -> Figur
 
 
 def looks(names: list[str]) -> dict[str, dict[str, str]]:
-    """Color and marker of each contender: llmfast in red, PyTorch in gray; variants share a color."""
+    """Color and marker of each contender: llmfast in blue, PyTorch in gray; variants share a color."""
     others = iter(OTHERS * 4)
     styles = {}
     for name, mark in zip(names, MARKS * 4, strict=False):
@@ -145,7 +147,7 @@ def lines(axes: Axes, title: str, results: list[Result], styles: dict[str, dict[
             if result.contender == name
         ]
         if points:
-            axes.plot(*zip(*points, strict=True), markersize=5, linewidth=1.4, **style)
+            axes.plot(*zip(*points, strict=True), markersize=5, linewidth=1.4, linestyle="-", **style)
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel(unit, fontsize=8)
     tidy(axes, "y")
@@ -315,10 +317,8 @@ def legend(figure: Figure, styles: dict[str, dict[str, str]]) -> None:
 
 
 def tidy(axes: Axes, grid: str) -> None:
-    axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.grid(visible=False)
+    axes.grid(visible=True, axis=grid)
     axes.tick_params(labelsize=7.5)
     if grid == "y":
-        axes.set_ylim(bottom=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+        axes.set_ylim(0, 1.05 * axes.dataLim.ymax)

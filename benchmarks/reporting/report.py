@@ -37,11 +37,13 @@ def fraction(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """Perplexity, tokens per second of a job, megabytes per second of text, or the time of anything else."""
+    """Perplexity, samples or tokens per second of a job, megabytes per second of text, or the time of anything else."""
     if result.perplexity:
         return f"{result.perplexity:.2f}"
     if result.dtype == TEXT and result.bytes:
         return f"{rate(result.bytes / result.median_s / 1e6)} MB/s"
+    if result.samples:
+        return f"{rate(result.samples / result.median_s)} samples/s"
     if result.tokens:
         return f"{rate(result.tokens / result.median_s)} tokens/s"
     return duration(result.median_s)

@@ -27,6 +27,7 @@ SUITES = {
     "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
     "train_step": Suite("training steps of whole models: tokens/s, utilization, memory", ("cuda", "cpu")),
     "finetune": Suite("steps of supervised finetuning beside trl: tokens/s, memory", ("cpu",)),
+    "align": Suite("steps of DPO, and of GRPO with its sampling, beside trl: samples/s", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "decode_cpu": Suite(

@@ -11,7 +11,6 @@ compares the loss, the gradient of the embedding table, and the table after a st
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +28,9 @@ from ..hugging_face import same_model, unfit
 from ..jobs import SECONDS, Job, Program
 from ..plain import PlainDecoder
 from ..results import OURS, PYTORCH
-from .train_step import BETAS, CLIP, LEARNING_RATE, SHAPES, decoder, drawn, held, table_of, training
+from ..trl_trainers import TRL, arguments, collated, padding_tokenizer, stepping
+from .train_step import SHAPES, decoder, drawn, training
 
-TRL = "trl"
 # A model that transformers has, too.
 MODELS = SHAPES | {"small": DecoderConfig(vocab_size=4096, width=256, layers=4, heads=4, context=256)}
 PROMPT_SHARE = 0.6
@@ -158,56 +157,17 @@ def trl_program(
 ) -> Program:
     """A step of trl's trainer on a batch that its own collator makes."""
     trainer = trl_trainer(same_model(config, weights), examples, dtype, checkpointing)
-    model, optimizer = trainer.accelerator.prepare(
-        trainer.model,
-        torch.optim.AdamW(trainer.model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True),
-    )
-    model.train()
-    trainer.current_gradient_accumulation_steps = 1  # which its own loop sets
-
-    def gradients() -> Tensor:
-        batch = trainer.data_collator(list(trainer.train_dataset))
-        with torch.enable_grad():
-            return trainer.training_step(model, batch)
-
-    def update() -> None:
-        trainer.accelerator.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def evidence() -> dict[str, Tensor]:
-        found = {"loss": gradients(), "gradient of the embedding": table_of(model).grad.clone()}
-        update()
-        return found | {"embedding after a step": table_of(model).detach().clone()}
-
-    def step() -> Tensor:
-        loss = gradients()
-        update()
-        return loss
-
-    return Program(evidence, step, lambda: held(model, [optimizer.optimizer]))
+    return stepping(trainer, collated(trainer))
 
 
 def trl_trainer(model: nn.Module, examples: list[Tensor], dtype: torch.dtype, checkpointing: bool) -> Any:
     from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
     records = [{"input_ids": each.tolist(), "labels": [IGNORED, *targets_of(each).tolist()]} for each in examples]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>")
-    arguments = SFTConfig(
-        output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=len(examples),
-        max_steps=1,
-        bf16=dtype == torch.bfloat16,
-        gradient_checkpointing=checkpointing,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
+    settings = SFTConfig(
+        **arguments(dtype, rows=len(examples), checkpointing=checkpointing),
         max_length=None,
-        disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return SFTTrainer(model, arguments, train_dataset=Dataset.from_list(records), processing_class=tokenizer)
+    return SFTTrainer(model, settings, train_dataset=Dataset.from_list(records), processing_class=padding_tokenizer())

@@ -9,7 +9,7 @@ step. Each uses fused AdamW where it does so by default: nanoGPT's loop on a GPU
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,40 +194,57 @@ def training(
     loss_function = loss_of(model)
     if compiled:
         loss_function = torch.compile(loss_function, dynamic=False)
-    optimizer = optimizers(name, model)
-    low = dtype in (torch.bfloat16, torch.float16)
+    some = torch.full_like(targets, IGNORED)
+    few = min(CHECKED, targets.shape[1])
+    some[:1, :few] = targets[:1, :few]
+    some = targets if whole else some
+    return updating(
+        model,
+        optimizers(name, model),
+        lambda: loss_function(tokens, targets),
+        dtype,
+        checked=lambda: loss_function(tokens, some),
+    )
 
-    def gradients(targets: Tensor) -> Tensor:
-        with torch.enable_grad(), torch.autocast(tokens.device.type, dtype if low else None, enabled=low):
-            loss = loss_function(tokens, targets)
-        loss.backward()
-        return loss
+
+def updating(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    loss: Callable[[], Tensor],
+    dtype: torch.dtype,
+    checked: Callable[[], Tensor] | None = None,
+) -> Program:
+    """A step that lowers ``loss()``, with clipping. Its evidence is that of a first one, on ``checked`` if given."""
+    low = dtype in (torch.bfloat16, torch.float16)
+    device = next(model.parameters()).device.type
+
+    def gradients(loss: Callable[[], Tensor]) -> Tensor:
+        with torch.enable_grad(), torch.autocast(device, dtype if low else None, enabled=low):
+            found = loss()
+        found.backward()
+        return found.detach()
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        for each in optimizer:
+        for each in optimizers:
             each.step()
             each.zero_grad()
 
     def evidence() -> dict[str, Tensor]:
-        some = torch.full_like(targets, IGNORED)
-        few = min(CHECKED, targets.shape[1])
-        some[:1, :few] = targets[:1, :few]
-        some = targets if whole else some
         table = table_of(model)
-        found = {"loss": gradients(some).detach(), "gradient of the embedding": table.grad.clone()}
+        found = {"loss": gradients(checked or loss), "gradient of the embedding": table.grad.clone()}
         update()
         return found | {"embedding after a step": table.detach().clone()}
 
     def step() -> Tensor:
-        loss = gradients(targets).detach()
+        found = gradients(loss)
         update()
-        return loss
+        return found
 
-    return Program(evidence, step, lambda: held(model, optimizer))
+    return Program(evidence, step, lambda: held(model, optimizers))
 
 
-def held(model: nn.Module, optimizers: list[Optimizer]) -> int:
+def held(model: nn.Module, optimizers: Sequence[Optimizer]) -> int:
     """Bytes of weights and optimizer state."""
     state = [value for each in optimizers for entries in each.state.values() for value in entries.values()]
     tensors = [*model.parameters(), *model.buffers(), *(each for each in state if isinstance(each, Tensor))]

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.reporting.charts import CHARTS, as_svg
+from llmfast.visualization.style import THEMES, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Colors:
-    text: str
-    line: str
-    empty: str
-    soft: str
-    strong: str
-    warn: str
-    on_strong: str
-
-
-THEMES = {
-    "light": Colors("#1f2328", "#59636e", "#eff2f5", "#b6d5fb", "#0969da", "#d1640a", "#ffffff"),
-    "dark": Colors("#f0f6fc", "#9198a1", "#262c36", "#1f4b80", "#4493f8", "#f0883e", "#0d1117"),
-}
 
 
 def draw(out: Path = CHARTS) -> list[Path]:
@@ -41,7 +24,7 @@ def draw(out: Path = CHARTS) -> list[Path]:
     return paths
 
 
-def svg_of(picture: Callable[[Axes, Colors], None], width: float, height: float, colors: Colors) -> str:
+def svg_of(picture: Callable[[Axes, Theme], None], width: float, height: float, colors: Theme) -> str:
     """One unit of the picture is a hundredth of an inch; the origin is at the top left."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -76,22 +59,22 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 TILES, WINDOW = 8, 4  # tiles a side; tiles of keys that a window reaches back
 
 
-def attention_tiles(axes: Axes, c: Colors) -> None:
+def attention_tiles(axes: Axes, c: Theme) -> None:
     size, left, top, row = 30, 90, 46, 5
     for query in range(TILES):
         for key in range(TILES):
             seen = query - WINDOW <= key <= query
             edge = key in (query, query - WINDOW)
-            fill = c.empty if not seen else c.soft if edge else c.strong
+            fill = c.empty if not seen else c.soft if edge else c.accent
             box(axes, left + size * key, top + size * query, size - 3, size - 3, fill)
     box(axes, left - 4, top + size * row - 4, size * TILES + 5, size + 5, "none", c.warn)
     say(axes, left + size * TILES / 2, 14, "keys, in tiles", c.text)
-    arrow(axes, (left, 30), (left + size * TILES, 30), c.line)
+    arrow(axes, (left, 30), (left + size * TILES, 30), c.muted)
     say(axes, 38, top + size * TILES / 2, "queries,\nin tiles", c.text)
     say(axes, 38, top + size * row + 13, "one\nprogram", c.warn)
     x = 370
     legend = (
-        (c.strong, "every pair counts: no mask is computed"),
+        (c.accent, "every pair counts: no mask is computed"),
         (c.soft, "some pairs count: masked"),
         (c.empty, "no pair counts: never loaded"),
     )
@@ -120,31 +103,31 @@ PIECES = (("the", None), (" lower", (" ", "l", "o", "w", "e", "r")), (" price", 
 MERGES = ((" ", "l", "o", "w", "er"), (" l", "o", "w", "er"), (" l", "ow", "er"), (" l", "ower"), (" lower",))
 
 
-def text_to_ids(axes: Axes, c: Colors) -> None:
+def text_to_ids(axes: Axes, c: Theme) -> None:
     for y, words in ((24, "text"), (88, "split"), (152, "look up"), (330, "ids")):
-        say(axes, 16, y, words, c.line, "left")
+        say(axes, 16, y, words, c.muted, "left")
     centers = (190, 400, 610)
     box(axes, 100, 8, 600, 32, c.empty)
     say(axes, 400, 24, "the lower price", c.text, fontsize=11)
 
     for (piece, letters), x, number in zip(PIECES, centers, ("1820", "4827", "3430"), strict=True):
-        arrow(axes, (x, 40), (x, 70), c.line)
+        arrow(axes, (x, 40), (x, 70), c.muted)
         box(axes, x - 60, 72, 120, 32, c.soft)
         say(axes, x, 88, piece.replace(" ", "␣"), c.text, fontsize=11)
-        arrow(axes, (x, 104), (x, 134), c.line)
+        arrow(axes, (x, 104), (x, 134), c.muted)
         box(axes, x - 60, 136, 120, 32, c.empty)
         say(axes, x, 152, "new: merge" if letters else "in the cache", c.warn if letters else c.text)
         if letters:
             for place, parts in enumerate((letters, *MERGES)):
                 draw_parts(axes, c, x, 184 + 20 * place, parts)
-        arrow(axes, (x, 168), (x, 182 if letters else 312), c.line)
+        arrow(axes, (x, 168), (x, 182 if letters else 312), c.muted)
         if letters:
-            arrow(axes, (x, 302), (x, 312), c.line)
-        box(axes, x - 60, 314, 120, 32, c.strong)
-        say(axes, x, 330, number, c.on_strong, fontsize=11, fontweight="bold")
+            arrow(axes, (x, 302), (x, 312), c.muted)
+        box(axes, x - 60, 314, 120, 32, c.accent)
+        say(axes, x, 330, number, c.paper, fontsize=11, fontweight="bold")
 
 
-def draw_parts(axes: Axes, c: Colors, center: float, y: float, parts: tuple[str, ...]) -> None:
+def draw_parts(axes: Axes, c: Theme, center: float, y: float, parts: tuple[str, ...]) -> None:
     """One row of tokens, as wide as their letters."""
     unit, gap = 15, 3
     x = center - unit * sum(map(len, parts)) / 2
@@ -157,7 +140,7 @@ def draw_parts(axes: Axes, c: Colors, center: float, y: float, parts: tuple[str,
 # -------------------------------------------------------------------------------------------------- resume
 
 
-def resume(axes: Axes, c: Colors) -> None:
+def resume(axes: Axes, c: Theme) -> None:
     left, unit = 120, 5.2  # units a step
     end = left + 100 * unit
 
@@ -165,19 +148,19 @@ def resume(axes: Axes, c: Colors) -> None:
         return left + unit * step
 
     say(axes, 16, 36, "uninterrupted", c.text, "left")
-    box(axes, left, 28, end - left, 16, c.strong)
+    box(axes, left, 28, end - left, 16, c.accent)
     say(axes, 16, 96, "interrupted", c.text, "left")
-    box(axes, left, 88, at(72) - left, 16, c.strong)
+    box(axes, left, 88, at(72) - left, 16, c.accent)
     say(axes, at(72) + 10, 96, "killed", c.warn, "left", fontweight="bold")
     say(axes, 16, 156, "resumed", c.text, "left")
-    box(axes, at(50), 148, end - at(50), 16, c.strong)
+    box(axes, at(50), 148, end - at(50), 16, c.accent)
     for step in (25, 50):
         axes.plot(at(step), 96, marker="D", markersize=8, color=c.warn)
         say(axes, at(step), 74, f"checkpoint {step}", c.text, fontsize=8.5)
     arrow(axes, (at(50), 106), (at(50), 146), c.warn)
     for y in (36, 156):
         say(axes, end + 12, y, "the same weights", c.text, "left", fontweight="bold")
-    box(axes, left, 186, end - left, 104, "none", c.line)
+    box(axes, left, 186, end - left, 104, "none", c.muted)
     say(axes, left + 14, 204, "A checkpoint holds", c.text, "left", fontweight="bold")
     parts = (
         ("weights", "optimizer moments", "step, hence the schedule"),
@@ -189,7 +172,7 @@ def resume(axes: Axes, c: Colors) -> None:
             say(axes, left + 93 + 168 * column, 233 + 34 * row, name, c.text, fontsize=8.5)
 
 
-PICTURES: dict[str, tuple[Callable[[Axes, Colors], None], float, float]] = {
+PICTURES: dict[str, tuple[Callable[[Axes, Theme], None], float, float]] = {
     "attention-tiles": (attention_tiles, 816, 300),
     "text-to-ids": (text_to_ids, 740, 360),
     "resume": (resume, 800, 300),

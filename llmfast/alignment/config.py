@@ -102,7 +102,18 @@ class DistillationConfig(SupervisedConfig):
     temperature: float = 1.0
     """Softens both distributions; the divergence is multiplied by its square."""
     hard: float = 0.0
-    """Share of the loss that is the cross entropy of the examples' own answers."""
+    """Share of the loss that is the cross entropy of the answers."""
+    answers: Literal["data", "teacher"] = "data"
+    """Whose answers are learned from. data: those of the examples; teacher: its own likeliest ones to the same prompts,
+    written once before the first step (sequence-level distillation; with hard 1 the teacher's text alone counts)."""
+    on_policy: float = 0.0
+    """Share of the steps on answers that the student samples itself (GKD); data.packing must be none."""
+    max_answer: int = 128
+    """Most tokens of an answer that the teacher writes or the student samples."""
+    top_k: int | None = None
+    """Compute the teacher's k likeliest tokens at each target once, before the first step, and keep them with the data:
+    the teacher is in no memory while the student trains. What is left of its probability counts as one more token.
+    With divergence forward and data.packing none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +123,28 @@ class DistillationConfig(SupervisedConfig):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not 0 <= self.hard <= 1:
             raise ValueError(f"hard is a share, from 0 to 1; got {self.hard}")
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy is a share, from 0 to 1; got {self.on_policy}")
+        for name in ("max_answer", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        if (self.on_policy or self.answers == "teacher") and self.data.trained == "everything":
+            raise ValueError("on_policy and answers teacher need prompts: with data.trained everything there are none")
+        if self.data.packing != "none" and (self.on_policy or self.top_k is not None):
+            setting = "on_policy" if self.on_policy else "top_k"
+            raise ValueError(f"{setting} needs one example in each row: set data.packing to none")
+        if self.on_policy and self.hard:
+            raise ValueError(f"hard {self.hard} is for answers that are given: with on_policy set it to 0")
+        if self.top_k is None:
+            return
+        if self.on_policy:
+            raise ValueError("top_k keeps what the teacher says of given answers: with on_policy leave it out")
+        if self.divergence != "forward":
+            raise ValueError(f"top_k gives the divergence forward alone, not {self.divergence}")
 
 
 MethodName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]

@@ -13,7 +13,6 @@ from llmfast.alignment.reference import ReferencedPairs
 from llmfast.data.batch import Batch
 from llmfast.data.preferences import PairSplit, PreparedPairs, describe_pairs, open_pairs, prepare_pairs
 from llmfast.finetuning.chat_task import ChatTask
-from llmfast.integrations.opening import open_start
 from llmfast.training.task import Policy, Report
 
 EVALUATED_AT_ONCE = 8  # pairs
@@ -33,11 +32,6 @@ class PairsTask(ChatTask):
     def mismatched(cls, config: Any) -> bool:
         """Whether batches have answers to other prompts as a third side."""
         return False
-
-    @classmethod
-    def longest_row(cls, config: Any) -> int:
-        """Tokens in the longest row that the model takes."""
-        return (config.model if config.start is None else open_start(config.start).config).context
 
     @classmethod
     def prepare_data(cls, config: Any, folder: Path, report: Report) -> None:

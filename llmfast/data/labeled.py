@@ -133,6 +133,12 @@ class LabeledLoader:
 
     def next(self, batch_size: int, context: int | None = None) -> Batch:
         """This process's rows of the next batch; texts are not cut shorter by ``context``, which must be full."""
+        batch = self.split.batch(self.places(batch_size, context)[1])
+        return batch.pinned() if torch.cuda.is_available() else batch
+
+    def places(self, batch_size: int, context: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the run, and places in the split, of this process's rows of the next batch, which then counts as
+        taken."""
         if context not in (None, self.split.max_tokens):
             raise ValueError("training.context_warmup is for pretraining: labeled texts are not cut into rows")
         own = batch_size // self.share.count
@@ -142,8 +148,7 @@ class LabeledLoader:
         rows = [
             shuffled(places[epochs == epoch], len(self.split), (self.seed, int(epoch))) for epoch in np.unique(epochs)
         ]
-        batch = self.split.batch(np.concatenate(rows))
-        return batch.pinned() if torch.cuda.is_available() else batch
+        return positions, np.concatenate(rows)
 
 
 def prepare_labeled(config: LabeledDataConfig, folder: Path, *, report: Report = lambda line: None) -> None:

@@ -57,6 +57,11 @@ class ChatTask(DecoderTask, abc.ABC):
         """Report what there is to train on, a line for each part."""
 
     @classmethod
+    def longest_row(cls, config: Any) -> int:
+        """Tokens in the longest row that the model takes."""
+        return (config.model if config.start is None else open_start(config.start).config).context
+
+    @classmethod
     def prepare(cls, config: Any, folder: Path, *, report: Report) -> None:
         cls.use_tokenizer_of_start(config)
         cls.prepare_data(config, folder, report)

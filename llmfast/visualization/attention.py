@@ -14,17 +14,10 @@ from torch import Tensor, nn
 
 from llmfast.kernels import attention_weights
 from llmfast.models.decoder import Decoder
+from llmfast.visualization.structure import batch_of, chosen, evaluating, shape_of
 
 BLOCK_ELEMENTS = 2**21
 """Most weights of a block: 8 MiB in float32."""
-
-
-class Shape(NamedTuple):
-    """How many layers and heads a model has, and how long its sequences may be."""
-
-    layers: int
-    heads: int
-    context: int | None
 
 
 class Rows(NamedTuple):
@@ -36,33 +29,6 @@ class Rows(NamedTuple):
     """The key of column 0; the rows give no weight to those before it, nor to those after the last column."""
     weights: Tensor
     """(heads, rows, keys), in the order in which the heads were chosen."""
-
-
-def shape_of(model: nn.Module) -> Shape:
-    """The layers, heads and context of a ``Decoder`` or a decoder-only model of transformers.
-
-    Raises:
-        ValueError: the model's configuration does not name them.
-    """
-    config: Any = getattr(model, "config", None)
-    if isinstance(model, Decoder):
-        return Shape(config.layers, config.heads, config.context)
-    layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
-    if layers is None or heads is None or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__} is neither a Decoder nor a decoder-only model of transformers")
-    return Shape(layers, heads, getattr(config, "max_position_embeddings", None))
-
-
-def chosen(name: str, indices: Sequence[int], count: int) -> list[int]:
-    """The indices from 0 that were chosen, each once and in their order; all where none were.
-
-    Raises:
-        ValueError: one is not from 0 to ``count`` − 1.
-    """
-    for index in indices:
-        if not 0 <= index < count:
-            raise ValueError(f"{name}: the model has no {name.removesuffix('s')} {index}; choose from 0 to {count - 1}")
-    return list(dict.fromkeys(indices)) or list(range(count))
 
 
 @torch.no_grad()
@@ -84,18 +50,10 @@ def attention_rows(
     """
     shape = shape_of(model)
     layers, heads = chosen("layers", layers, shape.layers), chosen("heads", heads, shape.heads)
-    if not len(tokens):
-        raise ValueError("the prompt has no tokens: give a text")
-    if shape.context is not None and len(tokens) > shape.context:
-        raise ValueError(f"the prompt has {len(tokens):,} tokens; the model's context is {shape.context:,}")
-    batch = torch.as_tensor(tokens, device=next(model.parameters()).device)[None]
-    training = model.training
-    model.eval()
-    try:
+    batch = batch_of(model, tokens)
+    with evaluating(model):
         rows = _rows_of_decoder if isinstance(model, Decoder) else _rows_of_transformers
         yield from rows(model, batch, layers, heads)
-    finally:
-        model.train(training)
 
 
 def _rows_of_decoder(model: Decoder, tokens: Tensor, layers: list[int], heads: list[int]) -> Iterator[Rows]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfast.visualization.files import save_png
-from llmfast.visualization.style import in_style
+from llmfast.visualization.style import heat_map, in_style, ink_on, plain, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,21 +52,21 @@ def plot_confusion(names: Sequence[str], confusion: np.ndarray, path: Path) -> N
     from matplotlib.figure import Figure
 
     size = min(12.0, 3.2 + 0.45 * len(names))
-    figure = Figure(figsize=(size + 1, size), dpi=120, layout="constrained")
-    axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the true label")
-    if len(names) <= MOST_CELLS:
-        for (row, column), count in np.ndenumerate(confusion):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
-    # Names are text as it is, not the formulas that matplotlib reads between dollar signs.
-    shown = [name.replace("$", r"\$") for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, names)) > 3 else 0)
-    axes.set_yticks(range(len(names)), shown)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-    save_png(figure, path)
+    with in_style(grid=False):
+        figure = Figure(figsize=(size + 1, size), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        image = heat_map(axes, shares, limits=(0, 1))
+        figure.colorbar(image, ax=axes, label="share of the true label")
+        if len(names) <= MOST_CELLS:
+            for (row, column), count in np.ndenumerate(confusion):
+                ink = ink_on(image.cmap(image.norm(shares[row, column])))
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink)
+        shown = [plain(name) for name in names]
+        axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(len(names)), shown)
+        axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+        save_figure(figure, path)
 
 
 def plot_reliability(before: Any, path: Path, *, after: Any | None = None, temperature: float | None = None) -> None:
@@ -81,21 +80,28 @@ def plot_reliability(before: Any, path: Path, *, after: Any | None = None, tempe
     """
     from matplotlib.figure import Figure
 
-    with in_style():
+    with in_style() as colors:
         figure = Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        axes.plot([0, 1], [0, 1], color="#737373", linestyle="--", linewidth=1, label="perfectly calibrated")
-        shown = {"as trained": (before, "#2171b5")}
+        axes.plot([0, 1], [0, 1], color=colors.muted, linestyle="--", linewidth=1, label="perfectly calibrated")
+        shown = {"as trained": (before, colors.accent)}
         if after is not None:
-            shown[f"with temperature {temperature:.2f}"] = (after, "#d94801")
+            shown[f"with temperature {temperature:.2f}"] = (after, colors.warn)
         for number, (name, (found, color)) in enumerate(shown.items()):
             filled = found.counts > 0
             label = f"{name}: expected error {found.error:.3f}"
-            axes.plot(found.confidence[filled], found.accuracy[filled], marker="o", color=color, label=label)
+            axes.plot(
+                found.confidence[filled],
+                found.accuracy[filled],
+                marker="os"[number],
+                color=color,
+                linestyle=("-", "--")[number],
+                label=label,
+            )
             bins = len(found.counts)
             places = [(place + 0.5) / bins for place in range(bins)]
             below.bar(places, found.counts, width=0.9 / bins, color=color, alpha=1 - 0.5 * number)
         axes.set(ylabel="share that is right", title="Reliability", xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left", frameon=True)
         below.set(xlabel="confidence", ylabel="predictions")
-        save_png(figure, path)
+        save_figure(figure, path)

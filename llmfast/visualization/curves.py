@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmfast.visualization.files import save_png
-from llmfast.visualization.style import in_style
+from llmfast.visualization.style import in_style, save_figure, theme
 
-# What every run logs; any other name is a figure of its objective or of its evaluations.
-_ALWAYS = {
-    "step",
-    "loss",
-    "gradient_norm",
-    "learning_rate_factor",
-    "learning_rate",
-    "matrix_learning_rate",
-    "loss_scale",
-}
+if TYPE_CHECKING:
+    import numpy as np
+
+RATES = ("learning_rate", "matrix_learning_rate")
+# What has a place of its own, or none; any other name is a figure of the objective, its routers or its evaluations.
+_PLACED = {"step", "loss", "learning_rate_factor", *RATES}
 
 
 def plot_losses(
@@ -29,7 +24,8 @@ def plot_losses(
     units: Mapping[str, float] = MappingProxyType({}),
     marks: dict[str, float] | None = None,
 ) -> None:
-    """Plot the training and validation loss of a run by step as a PNG file, and below it each figure that it logged.
+    """Plot the training and validation loss of a run by step, and below it the learning rates, the norm of the
+    gradient, and each other figure that it logged, such as the balance of its routers. The file is PNG or SVG.
 
     Args:
         records: the log.
@@ -42,31 +38,32 @@ def plot_losses(
     unit, factor = next(iter(units.items()), ("loss", 1.0))
     unit = unit.replace("/", " per ")
     names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
-    with in_style():
-        rows = 1 + (len(names) + 1) // 2
+    with in_style() as colors:
+        panels = [*([RATES] if len(series(records, RATES[0])[0]) else []), *names]
+        rows = 1 + (len(panels) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
         axes = figure.add_subplot(grid[0, :])
-        steps, losses = _series(records, "loss")
-        axes.plot(steps, losses * factor, color="#9ecae1", linewidth=0.8, label="training, each step")
-        axes.plot(steps, _smoothed(losses) * factor, color="#2171b5", label="training, smoothed")
+        steps, losses = series(records, "loss")
+        axes.plot(steps, losses * factor, color=colors.soft, linestyle="-", linewidth=0.8, label="training, each step")
+        axes.plot(steps, smoothed(losses) * factor, color=colors.accent, linestyle="-", label="training, smoothed")
         top = float(losses.max()) * factor * 1.05 if len(losses) else 6.0
         for key, label, style in (
-            ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4}),
+            ("validation_loss", "validation, a subset", {"marker": "o", "markersize": 4, "linestyle": "-"}),
             ("final_loss", "validation, all", {"marker": "*", "markersize": 12, "linestyle": "none"}),
         ):
-            steps, losses = _series(records, key)
+            steps, losses = series(records, key)
             if len(steps):
-                axes.plot(steps, losses * factor, color="#d94801", label=label, **style)
+                axes.plot(steps, losses * factor, color=colors.warn, label=label, **style)
         for name, height in (marks or {}).items():
-            axes.axhline(height, color="#737373", linestyle="--", linewidth=1)
+            axes.axhline(height, color=colors.muted, linestyle="--", linewidth=1)
             axes.annotate(
                 f"{name} {height:.2f}",
                 (0, height),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 3),
                 textcoords="offset points",
-                color="#525252",
+                color=colors.muted,
                 fontsize=9,
             )
         axes.set(xlabel="step", ylabel=unit, title="Loss" if unit == "loss" else f"Loss in {unit}")
@@ -74,9 +71,10 @@ def plot_losses(
         if units:
             axes.set_ylim(0, min(6.0, top))
         axes.legend(loc="upper right", frameon=True)
-        for number, name in enumerate(names):
-            _plot_figure(figure.add_subplot(grid[1 + number // 2, number % 2]), name, records)
-        save_png(figure, path)
+        for number, panel in enumerate(panels):
+            below = figure.add_subplot(grid[1 + number // 2, number % 2])
+            _plot_rates(below, records) if panel is RATES else _plot_figure(below, panel, records)
+        save_figure(figure, path)
 
 
 def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
@@ -84,24 +82,37 @@ def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]
     found = {}
     for record in records:
         for key, value in record.items():
-            if key not in _ALWAYS and isinstance(value, int | float):
+            if key not in _PLACED and isinstance(value, int | float):
                 prefix, _, rest = key.partition("_")
                 found[rest if prefix in ("validation", "final") else key] = None
     return [name for name in found if name not in without]
 
 
+def _plot_rates(axes: Any, records: list[dict[str, Any]]) -> None:
+    """The learning rates by step, of matrices apart where they have their own."""
+    for name in RATES:
+        steps, values = series(records, name)
+        if len(steps):
+            axes.plot(steps, values, label=name.replace("_", " "))
+    axes.set(title="learning rate")
+    axes.set_ylim(bottom=0)
+    if len(axes.lines) > 1:
+        axes.legend(fontsize=8)
+
+
 def _plot_figure(axes: Any, name: str, records: list[dict[str, Any]]) -> None:
     """One figure by step: of training, smoothed, and of validation."""
-    steps, values = _series(records, name)
+    colors = theme()
+    steps, values = series(records, name)
     if len(steps):
-        axes.plot(steps, values, color="#9ecae1", linewidth=0.8)
-        axes.plot(steps, _smoothed(values), color="#2171b5")
-    steps, values = _series(records, f"validation_{name}")
+        axes.plot(steps, values, color=colors.soft, linestyle="-", linewidth=0.8)
+        axes.plot(steps, smoothed(values), color=colors.accent, linestyle="-")
+    steps, values = series(records, f"validation_{name}")
     if len(steps):
-        axes.plot(steps, values, color="#d94801", marker="o", markersize=4)
-    steps, values = _series(records, f"final_{name}")
+        axes.plot(steps, values, color=colors.warn, marker="o", markersize=4, linestyle="-")
+    steps, values = series(records, f"final_{name}")
     if len(steps):
-        axes.plot(steps, values, color="#d94801", marker="*", markersize=12, linestyle="none")
+        axes.plot(steps, values, color=colors.warn, marker="*", markersize=12, linestyle="none")
     axes.set(title=name.replace("_", " "))
 
 
@@ -120,27 +131,27 @@ def plot_sweep(
         figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for name, records in logs.items():
-            steps, losses = _series(records, "loss")
-            axes.plot(steps, _smoothed(losses), label=name)
-        if highest := _highest([_series(records, "loss")[1] for records in logs.values()]):
-            axes.set_ylim(top=highest)
+            steps, losses = series(records, "loss")
+            axes.plot(steps, smoothed(losses), label=name)
+        if top := highest([series(records, "loss")[1] for records in logs.values()]):
+            axes.set_ylim(top=top)
         axes.set(
             xlabel="step",
             ylabel="training loss, smoothed",
             title="Training losses of the sweep",
         )
         axes.legend(fontsize=8)
-        save_png(figure, files[0])
+        save_figure(figure, files[0])
         names = list(results[0][0]) if results else []
         for name in names:
             files.append(folder / f"{name.rpartition('.')[2]}.png")
             figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
             _plot_setting(figure.subplots(), name, results)
-            save_png(figure, files[-1])
+            save_figure(figure, files[-1])
     return files
 
 
-def _highest(curves: list[Any]) -> float | None:
+def highest(curves: Sequence[Any]) -> float | None:
     """The top of the axis: above where runs begin, so that one that diverges does not press the others flat."""
     begun = [curve[0] for curve in curves if len(curve)]
     return 1.1 * float(max(begun)) if begun and max(begun) > 0 else None
@@ -165,18 +176,19 @@ def _plot_setting(axes: Any, name: str, results: list[tuple[dict[str, Any], floa
         axes.legend(fontsize=8)
 
 
-def _series(records: list[dict[str, Any]], key: str):
+def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which a figure was logged, and its values."""
     import numpy as np
 
     points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
 
 
-def _smoothed(values):
+def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Exponential average over about 25 steps, with Adam's bias correction."""
     import numpy as np
 
-    decay, total, smooth = 0.96, 0.0, np.empty_like(values)
+    decay, total, smooth = 0.96, 0.0, np.empty(len(values))
     for index, value in enumerate(values):
         total = decay * total + (1 - decay) * value
         smooth[index] = total / (1 - decay ** (index + 1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llmfast.visualization.attention import Rows, attention_rows, shape_of
+from llmfast.visualization.attention import Rows, attention_rows
+from llmfast.visualization.structure import shape_of
+from llmfast.visualization.style import heat_map, in_style, save_figure, whole_numbers
 
 ON_PROMPT = ("entropy", "mean_distance", "first_token", "previous_token")
 ON_REPEATS = ("duplicate_token", "induction")
@@ -98,34 +100,23 @@ def _places(rows: Rows) -> tuple[Tensor, Tensor]:
     return torch.arange(count) + rows.first_row, torch.arange(keys) + rows.first_key
 
 
-def plot_heads(scores: dict[str, Tensor], path: Any) -> None:
-    """Draw a heat map over layers and heads for each score, as a PNG file."""
+def plot_heads(scores: dict[str, Tensor], path: Path) -> None:
+    """Draw a heat map over layers and heads for each score, as a PNG or SVG file."""
     from matplotlib.figure import Figure
-
-    from llmfast.visualization.files import save_png
-    from llmfast.visualization.style import in_style
 
     layers, heads = next(iter(scores.values())).shape
     columns = 3 if len(scores) > 2 else len(scores)
     lines = -(-len(scores) // columns)
     width, height = 1.4 + min(4.0, max(2.0, 0.3 * heads)), 1.1 + min(4.0, max(1.2, 0.3 * layers))
-    with in_style(grid=False):
+    with in_style(grid=False) as colors:
         figure = Figure(figsize=(columns * width, lines * height), dpi=120, layout="constrained")
-        for axes, (name, values) in zip(
-            figure.subplots(lines, columns, squeeze=False).flat, scores.items(), strict=False
-        ):
+        grid = figure.subplots(lines, columns, squeeze=False).flat
+        for axes, (name, values) in zip(grid, scores.items(), strict=False):
             top = None if name in ("entropy", "mean_distance") else 1
-            image = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+            image = heat_map(axes, values.numpy(), limits=(0, top), numbers=".2g")
             figure.colorbar(image, ax=axes)
             axes.set_title(name.replace("_", " "), fontsize=11, pad=15)
-            axes.text(0.5, 1.03, MEANING[name], transform=axes.transAxes, ha="center", fontsize=7.5, color="#525252")
+            axes.text(0.5, 1.03, MEANING[name], transform=axes.transAxes, ha="center", fontsize=7.5, color=colors.muted)
             axes.set(xlabel="head", ylabel="layer")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.yaxis.get_major_locator().set_params(integer=True)
-            if layers * heads <= 48:
-                for (layer, head), value in [
-                    ((i, j), float(values[i, j])) for i in range(layers) for j in range(heads)
-                ]:
-                    color = "white" if value > 0.55 * image.norm.vmax else "black"
-                    axes.text(head, layer, f"{value:.2g}", ha="center", va="center", fontsize=7, color=color)
-        save_png(figure, path)
+            whole_numbers(axes.xaxis, axes.yaxis)
+        save_figure(figure, path)

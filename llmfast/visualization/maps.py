@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmfast.files import atomic_write
-from llmfast.visualization.attention import Rows, attention_rows, chosen, shape_of
+from llmfast.visualization import pages
+from llmfast.visualization.attention import Rows, attention_rows
+from llmfast.visualization.structure import chosen, shape_of
+from llmfast.visualization.style import heat_map, in_style, plain, save_figure
 
 MOST_CELLS = 192
 """Sides of a picture; those of a longer prompt show the largest weight of each square of tokens."""
@@ -88,7 +88,7 @@ def _by_cells(weights: Tensor, first: int, side: int) -> Tensor:
 
 
 def plot_attention(maps: AttentionMaps, texts: Sequence[str], path: Path) -> None:
-    """Draw a grid of pictures as a PNG file: a row for each layer, a column for each head.
+    """Draw a grid of pictures as a PNG or SVG file: a row for each layer, a column for each head.
 
     In a picture, a row is the token that looks and a column the token that it looks at. Shades are the square root of
     the weights, so that small ones are visible.
@@ -96,25 +96,18 @@ def plot_attention(maps: AttentionMaps, texts: Sequence[str], path: Path) -> Non
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    from llmfast.visualization.files import save_png
-    from llmfast.visualization.style import in_style
-
     lines, columns = len(maps.layers), len(maps.heads)
     named = len(texts) <= MOST_NAMED and lines * columns <= 4
     size = max(2.6, 0.26 * len(texts) + 1.2) if named else max(0.7, min(2.4, 24 / max(lines, columns)))
-    shown = [text.replace("$", r"\$") for text in texts]  # text as it is, not matplotlib's formulas
+    shown = [plain(text) for text in texts]
     with in_style(grid=False):
         figure = Figure(figsize=(columns * size + 1.1, lines * size + 1.0), dpi=120, layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         for line, layer in enumerate(maps.layers):
             for column, head in enumerate(maps.heads):
                 axes = grid[line, column]
-                image = axes.imshow(
-                    maps.pictures[line, column].numpy(),
-                    cmap="Blues",
-                    norm=PowerNorm(0.5, 0, 1),
-                    interpolation="nearest",
-                )
+                image = heat_map(axes, maps.pictures[line, column].numpy(), norm=PowerNorm(0.5, 0, 1))
+                axes.set_aspect("equal")
                 axes.set_xticks([]), axes.set_yticks([])
                 if named:
                     axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=8)
@@ -130,7 +123,7 @@ def plot_attention(maps: AttentionMaps, texts: Sequence[str], path: Path) -> Non
         bar.set_label("attention weight")
         figure.supxlabel("token that is looked at", fontsize=9)
         figure.supylabel("token that looks", fontsize=9)
-        save_png(figure, path)
+        save_figure(figure, path)
 
 
 def write_page(maps: AttentionMaps, texts: Sequence[str], path: Path, *, title: str = "Attention") -> None:
@@ -147,10 +140,7 @@ def write_page(maps: AttentionMaps, texts: Sequence[str], path: Path, *, title: 
         "keys": _base64(maps.keys, "<i4"),
         "weights": _base64(maps.weights, "<f4"),
     }
-    # Inside a script element, "<" could end it.
-    content = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    template = resources.files("llmfast.visualization").joinpath("attention.html").read_text("utf-8")
-    atomic_write(path, template.replace("/*DATA*/", content))
+    pages.write_page("attention.html", data, path)
 
 
 def _base64(tensor: Tensor, dtype: str) -> str:

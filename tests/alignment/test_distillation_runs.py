@@ -1,6 +1,7 @@
 """Distillation on the step loop: teachers of llmfast and of transformers, and what they are worth."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,12 +9,17 @@ from small_sft import small_tokenizer, write_instructions, write_model
 
 from llmfast.alignment.config import DistillationConfig
 from llmfast.alignment.distillation import Distillation
+from llmfast.alignment.own_answers import CHOICE, prompt_of
 from llmfast.alignment.teacher import open_teacher
+from llmfast.alignment.teacher_table import TABLE
 from llmfast.cli import main
 from llmfast.config import from_dict
 from llmfast.data.batch import IGNORED
+from llmfast.data.order import random_integer
 from llmfast.finetuning.config import SupervisedConfig
 from llmfast.finetuning.supervised import SupervisedFinetuning
+from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.inference.engine import Engine
 from llmfast.models.folder import load_model
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.loop import fit, save
@@ -122,6 +128,102 @@ def test_a_teacher_of_transformers_gives_the_losses_of_our_own(tmp_path):
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"set data\.packing to none"):
         module._from_transformers(tmp_path / "hf", tokenizer.n_vocab, packed=True)
+
+
+# --- whose answers ---------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_writes_the_answers_to_train_on_and_no_others(tmp_path):
+    """Sequence-level distillation: its likeliest tokens, as they were generated; held-out answers stay the data's."""
+    folder = teacher(tmp_path / "t", steps=20)
+    given = run(tmp_path / "g", teacher=str(folder)).task.prepared
+    session = run(tmp_path / "s", teacher=str(folder), answers="teacher", hard=1.0, max_answer=7)
+    prepared = session.task.prepared
+    model, tokenizer = load_model(folder)
+    engine = Engine(model, tokenizer, EngineConfig(max_batch=1), ends=prepared.chat.end_tokens)
+    for place in (0, len(prepared.train) - 1):
+        tokens, trained = prepared.train.tokens(place)
+        prompt, answer = tokens[: trained.index(True)], tokens[trained.index(True) :]
+        assert prompt == prompt_of(given.train, place)
+        ((reply,),) = engine.generate([prompt], Sampling(temperature=0, max_tokens=7))
+        assert answer == reply.tokens
+        assert all(trained[len(prompt) :])
+    assert [prepared.validation.tokens(n) for n in range(3)] == [given.validation.tokens(n) for n in range(3)]
+    result = session.trainer.step()
+    assert float(result.loss) == pytest.approx(result.figures["cross_entropy"], rel=1e-6)
+
+
+def test_all_likeliest_tokens_of_the_teacher_are_its_whole_distribution(tmp_path):
+    """As many as the vocabulary has give the divergence from the teacher itself, at a temperature; fewer give less."""
+    folder = teacher(tmp_path / "t")
+    settings = {"teacher": str(folder), "temperature": 2.0, "hard": 0.25}
+    whole = run(tmp_path / "a", **settings)
+    size = whole.task.tokenizer.n_vocab
+    table, few = (run(tmp_path / str(k), top_k=k, **settings) for k in (size, 4))
+    for _ in range(3):
+        steps = [session.trainer.step() for session in (whole, table, few)]
+        divergences = [step.figures["divergence"] for step in steps]
+        assert divergences[1] == pytest.approx(divergences[0], rel=1e-3)
+        assert 0 < divergences[2] < divergences[0]
+
+
+def test_a_teacher_on_disk_is_needed_before_the_first_step_only(tmp_path):
+    folder = teacher(tmp_path / "t")
+    session = run(tmp_path / "s", teacher=str(folder), top_k=8)
+    shutil.rmtree(folder)
+    session.trainer.step()
+    save(session)
+    rest = [float(session.trainer.step().loss) for _ in range(3)]
+    resumed = resumed_session(session.run.folder, task=Distillation).trainer
+    assert [float(resumed.step().loss) for _ in range(3)] == rest
+    (session.run.data / TABLE).unlink()
+    with pytest.raises(ValueError, match=r"teacher\.safetensors with the teacher's log-probabilities is missing"):
+        resumed_session(session.run.folder, task=Distillation)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_student_learns_from_its_own_answers_and_resumes_to_the_bit(tmp_path, share):
+    """On-policy distillation: answers of the student as it is at that step, in the wanted share of the steps."""
+    folder = teacher(tmp_path / "t")
+    settings = {"teacher": str(folder), "on_policy": share, "max_answer": 6, "divergence": "reverse"}
+    session = run(tmp_path / "s", **settings, training={"learning_rate": 3e-3})
+    trainer = session.trainer
+    for _ in range(4):
+        trainer.step()
+    save(session)
+    rest = [trainer.step() for _ in range(3)]
+    resumed = resumed_session(session.run.folder, task=Distillation).trainer
+    again = [resumed.step() for _ in range(3)]
+    assert [float(each.loss) for each in again] == [float(each.loss) for each in rest]
+    assert all(each.figures["divergence"] > 0 for each in rest)
+    lengths = [int((trainer.source.next(4).targets != IGNORED).sum(1).max()) for _ in range(6)]
+    assert (max(lengths) <= 6) == (share == 1.0)
+
+
+def test_a_share_of_the_steps_is_on_policy():
+    """Trap: a share that is drawn again after a resume, or that all processes draw for themselves."""
+    chosen = [random_integer((0, CHOICE, position)) < 0.3 * 2**64 for position in range(0, 4000, 4)]
+    assert 0.25 < sum(chosen) / len(chosen) < 0.35
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"on_policy": 1.5}, "on_policy is a share"),
+        ({"on_policy": 0.5, "data": {"packing": "best_fit"}}, "on_policy needs one example in each row"),
+        ({"on_policy": 0.5, "hard": 0.1}, "hard 0.1 is for answers that are given"),
+        ({"on_policy": 0.5, "top_k": 4}, "with on_policy leave it out"),
+        ({"answers": "teacher", "data": {"trained": "everything"}}, "there are none"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_k": 4, "divergence": "js"}, "top_k gives the divergence forward alone"),
+        ({"top_k": 100_000, "data": {"template": "plain"}}, "top_k 100000 is more than"),
+    ],
+)
+def test_settings_that_exclude_one_another_are_refused(tmp_path, settings, sentence):
+    write_model(tmp_path / "t")
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "s", teacher=str(tmp_path / "t"), **settings)
+    assert not (tmp_path / "s" / "run").exists()
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path, capsys):

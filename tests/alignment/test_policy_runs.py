@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 
 import pytest
@@ -19,7 +16,7 @@ from llmfast.alignment.losses.advantages import generalized_advantages
 from llmfast.alignment.rewards import build
 from llmfast.cli import main
 from llmfast.data.batch import IGNORED
-from llmfast.models.folder import load_model
+from llmfast.models.folder import checkpoints, load_model
 from llmfast.training.checkpoints.checkpoint import read_checkpoint
 from llmfast.training.loop import save
 from llmfast.training.session import resumed_session
@@ -59,36 +56,43 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, kind, stop):
     assert torch.equal(weights(resumed), weights(session.trainer))
 
 
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
-    """SIGKILL at any moment; the command resumes by itself."""
-    settings = {"steps": 7, "checkpoint_every": 1, "keep_last": 3, "keep_best": False}
-    config = policy_config("grpo", start(), **REUSED, training=settings)
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """SIGKILL at other moments each time, also with rollouts in use; the command resumes by itself."""
+    settings = {"steps": 24, "checkpoint_every": 1, "keep_last": 3, "keep_best": False}
+    config = policy_config("grpo", sorter(steps=10, width=16, layers=1), **REUSED, training=settings)
     config_files.save(config, tmp_path / "config.yaml")
-    command = [
-        sys.executable,
-        "-m",
-        "llmfast.cli",
-        "grpo",
-        "--config",
-        str(tmp_path / "config.yaml"),
-        "--resume",
-        "auto",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Processes that a server forks, which has imported everything: each begins in a moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["llmfast.cli", "llmfast.commands.alignment", "llmfast.alignment.policy.task", "llmfast.visualization.curves"]
+    )
+
+    def begin(folder):
+        command = ["grpo", "--config", str(tmp_path / "config.yaml"), "--out", str(folder), "--resume", "auto"]
+        process = context.Process(target=main, args=(command,))
+        process.start()
+        return process
+
+    def finish(folder):
+        process = begin(folder)
+        process.join()
+        assert process.exitcode == 0
+
+    finish(tmp_path / "whole")
     killed = tmp_path / "killed"
-    for saved in (2, 5):
-        process = subprocess.Popen(
-            [*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not (killed / "checkpoints" / f"step-{saved:06d}").exists():
+    for kill in range(10):
+        before = len(checkpoints(killed)) and checkpoints(killed)[-1].name
+        process, deadline = begin(killed), time.monotonic() + 120
+        while process.is_alive() and (len(checkpoints(killed)) and checkpoints(killed)[-1].name) == before:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "--out", str(killed)], check=True, env=environment, capture_output=True)
-    a, b = (read_checkpoint(tmp_path / name / "checkpoints" / "step-000007") for name in ("whole", "killed"))
+            time.sleep(0.005)
+        time.sleep(0.01 * (kill % 4))
+        assert process.is_alive()
+        process.kill()
+        process.join()
+    finish(killed)
+    a, b = (read_checkpoint(tmp_path / name / "checkpoints" / "step-000024") for name in ("whole", "killed"))
     assert a.model.keys() == b.model.keys()
     assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (killed / "log.jsonl").read_text()

@@ -34,6 +34,7 @@ def run(bench, name, cases, folder):
         "optimizer",
         "train_step",
         "finetune",
+        "align",
         "qlora",
         "generate",
     ],

@@ -11,13 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_run import new_run
+from looked_at import decoder, prompt
 
 import llmfast.models.decoder as decoder_module
 from llmfast.cli import main
-from llmfast.models.config import DecoderConfig
-from llmfast.models.decoder import Decoder
-from llmfast.training.loop import fit
 from llmfast.visualization import attention
 from llmfast.visualization.attention import attention_rows
 from llmfast.visualization.heads import prompt_scores, repeat_scores
@@ -29,15 +26,6 @@ CONFIGS = {
     "sliding": {"kv_heads": 1, "window": 5, "window_pattern": "sf"},
     "dropout": {"dropout": 0.5},
 }
-
-
-def decoder(dtype=torch.float32, **options):
-    config = {"vocab_size": 60, "width": 32, "layers": 3, "heads": 4, "context": 64} | options
-    return Decoder(DecoderConfig(**config), generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-def prompt(length=37, vocab=60):
-    return torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
 def whole(model, tokens, **options):
@@ -234,24 +222,6 @@ def test_the_page_holds_the_weights_and_needs_nothing_else(tmp_path):
     assert not re.search(r"https?:|src=|href=|@import|url\(", page)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("look")
-    fit(new_run(folder, steps=2, sample_every=0))
-    return folder / "run"
-
-
-def test_the_command_writes_its_files(run, tmp_path, capsys):
-    out = tmp_path / "new" / "out"
-    assert main(["look", str(run), "--prompt", "The fox", "--layers", "0", "--heads", "1", "--out", str(out)]) == 0
-    assert {each.name for each in out.iterdir()} == {"attention.html", "attention.png", "heads.png", "heads.json"}
-    assert all(each.read_bytes().startswith(b"\x89PNG") for each in out.glob("*.png"))
-    found = json.loads((out / "heads.json").read_text())
-    assert np.shape(found["scores"]["induction"]) == (1, 2)
-    assert found["prompt"] == "The fox"
-    assert "induction" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -262,7 +232,7 @@ def test_the_command_writes_its_files(run, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_sentence(run, tmp_path, capsys, arguments, words):
-    assert main(["look", str(run), *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["look", "attention", str(run), *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
@@ -274,7 +244,7 @@ def test_a_damaged_run_is_one_sentence(run, tmp_path, capsys):
     (file,) = (tmp_path / "run").glob("checkpoints/step-000002/model.safetensors")
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
-    assert main(["look", str(tmp_path / "run"), "--prompt", "fox", "--out", str(tmp_path / "out")]) == 2
+    assert main(["look", "attention", str(tmp_path / "run"), "--prompt", "fox", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "damaged" in error
     assert error.count("\n") == 1

@@ -54,8 +54,10 @@ def top_k_divergences(
     tokens: Tensor,
     log_probabilities: Tensor,
     targets: Tensor,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """KL(p_T ‖ p_S) of each token (B, S), of a teacher of which the k likeliest tokens are known; 0 where ignored.
+    """τ²·KL(p_T ‖ p_S) of each token (B, S), of a teacher whose k likeliest tokens are known; 0 where ignored.
 
     What is left of the teacher's probability is one more class, and so is that of the student: a lower bound of the
     divergence of the whole distributions, equal where k is the vocabulary.
@@ -64,9 +66,11 @@ def top_k_divergences(
         student: (B, S, E), last hidden states.
         student_weight: (V, E).
         tokens: (B, S, k) int64, the teacher's likeliest tokens.
-        log_probabilities: (B, S, k), of them.
+        log_probabilities: (B, S, k), of them, at the temperature.
         targets: (B, S), −100 where a token does not count.
+        temperature: τ.
     """
+    student = student / temperature  # logits are linear in the states
     counted = targets != -100
     picked = torch.where(counted, targets, 0)
     _, lse = linear_cross_entropy(student, student_weight, picked, reduction="none", return_lse=True)
@@ -78,7 +82,7 @@ def top_k_divergences(
     # Where the teacher has nothing left, the last class counts nothing.
     has_rest = rest > -30
     outer = torch.where(has_rest, rest.exp() * (rest - _log_rest(known)), 0)
-    return torch.where(counted, inner + outer, 0)
+    return temperature**2 * torch.where(counted, inner + outer, 0)
 
 
 def _log_rest(log_probabilities: Tensor) -> Tensor:

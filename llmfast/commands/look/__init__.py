@@ -1,0 +1,1 @@
+"""``llmfast look``: what happens inside a model."""
