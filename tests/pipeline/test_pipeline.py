@@ -259,7 +259,7 @@ results: {losses: "{base}/log.jsonl:loss", final: "{base}/summary.json:figures.l
 """
 BASE = """
 model: {width: 32, layers: 1, context: 32}
-training: {steps: 200, batch_size: 2, compile: false, precision: float32, sample_every: 0, evaluate_every: 0}
+training: {steps: 500, batch_size: 2, compile: false, precision: float32, sample_every: 0, evaluate_every: 0}
 """
 
 
@@ -283,15 +283,12 @@ def test_ctrl_c_saves_and_the_same_command_resumes_in_the_stage_with_the_same_lo
     first = start(recipe, "stopped")
     log = recipe.parent / "stopped" / "base" / "log.jsonl"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) > 20, first)
-    second = start(recipe, "stopped")
-    assert "two processes may not write one run" in second.communicate(timeout=200)[0]
-    assert second.returncode == 2
     first.send_signal(signal.SIGINT)
     printed = first.communicate(timeout=200)[0]
     assert first.returncode == 130, printed
     assert "stopped in stage base; the same command resumes there" in printed
     stopped_at = len(log.read_text().splitlines())
-    assert stopped_at < 200
+    assert stopped_at < 500
     again = start(recipe, "stopped")
     printed = again.communicate(timeout=200)[0]
     assert again.returncode == 0, printed
@@ -306,13 +303,15 @@ def test_ctrl_c_saves_and_the_same_command_resumes_in_the_stage_with_the_same_lo
     assert run(recipe, "--set", "heads=1", "--dry_run", out="whole") == 0
 
 
-def test_a_pipeline_that_is_killed_takes_its_stage_along(recipe):
-    """Trap: a training that goes on in the background and keeps the folder locked."""
+def test_a_pipeline_has_its_folder_alone_and_takes_its_stage_along_when_it_is_killed(recipe, capsys):
+    """Trap: a training that continues in the background and keeps the folder locked."""
     (recipe.parent / "wait.py").write_text(WAIT)
     pid = recipe.parent / "pid"
     written(recipe, "stages: {a: {run: 'python {here}/wait.py {here}/pid'}}")
     process = start(recipe, "out")
     wait_until(lambda: pid.exists() and pid.read_text(), process)
+    assert run(recipe) == 2
+    assert "two processes may not write one run" in capsys.readouterr().err
     process.kill()
     process.communicate()
     child = int(pid.read_text())
