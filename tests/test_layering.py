@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Libraries that are imported where they are used, never by importing a package of ours.
 HEAVY = {
-    "bitsandbytes", "datasets", "gguf", "llguidance", "matplotlib", "pandas", "peft", "streamlit",
+    "bitsandbytes", "datasets", "gguf", "llguidance", "math_verify", "matplotlib", "pandas", "peft", "streamlit",
     "tensorboard", "tokenizers",
     "pyarrow", "ray", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip

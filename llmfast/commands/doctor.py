@@ -20,6 +20,7 @@ EXTRAS = {
     "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
     "app": "the dashboard",
+    "eval": "tasks of lm-evaluation-harness and equality of formulas",
     "serve": "the HTTP server",
     "track": "tracking",
 }

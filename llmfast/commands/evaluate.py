@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmfast.data.shards import TokenShards
+    from llmfast.evaluation.tasks import Task, WritingTask
+    from llmfast.evaluation.tasks.asking import Asked
+    from llmfast.evaluation.tasks.figures import Figure
+    from llmfast.evaluation.tasks.writing import Writing
+    from llmfast.inference.engine import Engine
     from llmfast.models.decoder import Decoder
     from llmfast.tokenizer import Tokenizer
 
@@ -24,6 +33,12 @@ def evaluate(
     few_shot: int = 0,
     seed: int = 0,
     truncate: bool = False,
+    chat: bool = False,
+    samples: int = 1,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    contamination: Path | None = None,
+    ngram: int = 13,
     stride: int | None = None,
     base: Path | None = None,
     device: str | None = None,
@@ -36,18 +51,26 @@ def evaluate(
 
         llmfast eval runs/quickstart --tasks piqa,hellaswag --limit 500
 
+        llmfast eval runs/quickstart --tasks gsm8k --few_shot 5
+
         llmfast eval runs/quickstart --tasks text --data book.txt
 
     Args:
         run: A run folder (its newest checkpoint is used), a checkpoint, a Hugging Face folder or an adapter.
         tasks: Names with commas between: hellaswag, hellaswag_plain, piqa, arc_easy, arc_challenge, copa, winogrande,
-            mmlu, lambada, boolq; or text.
+            mmlu, lambada, boolq; gsm8k, math, humaneval, whose answers are generated; or text.
         data: Local rows for the task, in place of the Hugging Face hub's; for text, files or folders of token shards.
         examples: Local rows to draw the examples of --few_shot from; with --data, its other rows if left out.
         limit: Only so many questions of each task, the first.
         few_shot: Solved examples before each question.
-        seed: Draws the examples.
+        seed: Draws the examples, and the answers that are generated.
         truncate: Cut the start off prompts that are longer than the model's context.
+        chat: Ask in a conversation, by the model's chat template, with examples as its earlier turns.
+        samples: Answers to generate to each question, for pass@k.
+        temperature: Of generated answers; 0 for one sample and 0.8 for several if left out.
+        max_tokens: Of a generated answer; what is usual for the task if left out.
+        contamination: Folder of token shards of a training corpus in which to look for the questions.
+        ngram: So many equal tokens in a row count as an overlap with the corpus.
         stride: For text, tokens between the starts of windows; the model's context if left out.
         base: Where the base of an adapter lies now, if it was moved since the training.
         device: cpu or cuda; a GPU if there is one.
@@ -57,14 +80,14 @@ def evaluate(
     Raises:
         ValueError: an unknown task, missing or damaged data or model, or a prompt longer than the context.
     """
-    from llmfast.evaluation.tasks import TEXT, task_named
+    from llmfast.evaluation.tasks import TEXT, WritingTask, task_named
+    from llmfast.evaluation.tasks.writing import Writing
+    from llmfast.inference.opening import open_on_device
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise ValueError("tasks is empty: name one, as in --tasks piqa")
-    for name in names:  # refused before the model is read
-        if name != TEXT:
-            task_named(name)
+    chosen = [task_named(name) for name in names if name != TEXT]  # refused before the model is read
     if data and len(names) > 1:
         raise ValueError(f"data holds the rows of one task, but tasks are {', '.join(names)}: call once for each")
     if TEXT in names and not data:
@@ -72,39 +95,64 @@ def evaluate(
     if names != [TEXT] and len(data) > 1:
         raise ValueError(f"task {names[0]} reads one file, got {len(data)} in data")
     given = {"limit": limit, "few_shot": few_shot, "examples": examples, "truncate": truncate or None}
+    given |= {"chat": chat or None, "contamination": contamination}
     if TEXT in names and (unused := [name for name, value in given.items() if value]):
         raise ValueError(f"{unused[0]} is for questions and not for the task text: leave it out")
     if stride is not None and TEXT not in names:
         raise ValueError("stride is for the task text: leave it out")
 
-    model, tokenizer = _open(run, base, device, dtype)
+    written = {"samples": samples if samples != 1 else None, "temperature": temperature, "max_tokens": max_tokens}
+    if not any(isinstance(task, WritingTask) for task in chosen) and (
+        unused := [name for name, value in written.items() if value is not None]
+    ):
+        raise ValueError(f"{unused[0]} is for tasks whose answers are generated (gsm8k, math, humaneval): leave it out")
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 0.8
+    how = Writing(samples, temperature, max_tokens, seed, truncate, chat)
+
+    model, tokenizer = open_on_device(run, base=base, device=device, dtype=dtype)
     common = _what_decided(run, model, tokenizer)
+    asking = {"limit": limit, "few_shot": few_shot, "seed": seed}
     results: dict[str, Any] = {}
-    settings: dict[str, Any] = {"limit": limit, "few_shot": few_shot, "seed": seed, "truncate": truncate}
-    for name in names:
-        if name == TEXT:
-            results[name] = _text(model, tokenizer, data, stride)
-            settings = {"stride": stride or model.config.context}
+    engine: Engine | None = None
+    corpus = None if contamination is None else _shards_of(contamination, tokenizer, "contamination")
+    for task in chosen:
+        asked = _ask(task, data[0] if data else None, examples, asking)
+        result = _about(task, asked, data[0] if data else None)
+        if isinstance(task, WritingTask):
+            engine = engine or _engine(run, model, tokenizer, dtype)
+            found = _write(engine, task, asked, how)
         else:
-            results[name] = _questions(model, tokenizer, name, data, examples, settings)
+            found = _choose(model, tokenizer, task, asked, truncate, chat)
+        result |= found.result | {"figures": _values(found.figures(range(len(asked))))}
+        if corpus is not None:
+            result["contamination"] = _contamination(asked, tokenizer, corpus, ngram, found.figures)
+        results[task.name] = result
+    if TEXT in names:
+        results[TEXT] = _text(model, tokenizer, data, stride)
+    settings: dict[str, Any] = (
+        {"stride": stride or model.config.context}
+        if names == [TEXT]
+        else (asking | {"truncate": truncate, "chat": chat})
+    )
+    if corpus is not None:
+        settings |= {"contamination": str(contamination), "ngram": ngram}
+    if engine is not None:
+        settings |= {"samples": samples, "temperature": temperature, "max_tokens": max_tokens}
     content = common | {"tasks": names, "data": [str(path) for path in data], "settings": settings, "results": results}
     content["examples"] = None if examples is None else str(examples)
-    _write(content, out or _place(run, content))
+    _save(content, out or _place(run, content))
     _show(results)
     return content
 
 
-def _open(run: Path, base: Path | None, device: str | None, dtype: str | None) -> tuple[Decoder, Tokenizer]:
-    import torch
+@dataclass
+class _Found:
+    """What was found of the questions of a task."""
 
-    from llmfast.integrations.opening import open_model
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no GPU here: choose cpu")
-    model, tokenizer = open_model(run, base=base)
-    wanted = dtype or ("bfloat16" if device.startswith("cuda") else None)
-    return model.to(device, wanted and getattr(torch, wanted)).eval(), tokenizer
+    result: dict[str, Any]
+    figures: Callable[[Sequence[int]], dict[str, Figure]]
+    """Of the questions with these numbers."""
 
 
 def _what_decided(run: Path, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -130,34 +178,103 @@ def _what_decided(run: Path, model: Decoder, tokenizer: Tokenizer) -> dict[str, 
     }
 
 
-def _questions(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    name: str,
-    data: tuple[Path, ...],
-    examples: Path | None,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    from llmfast.evaluation.tasks import task_named
-    from llmfast.evaluation.tasks.choosing import ask, measure
-    from llmfast.inference.prompts import beginning
+def _ask(task: Task, file: Path | None, examples: Path | None, settings: dict[str, Any]) -> list[Asked]:
+    from llmfast.evaluation.tasks.asking import ask
 
-    task = task_named(name)
-    file = data[0] if data else None
     drawn = None
     if settings["few_shot"] and (examples is not None or (file is None and task.examples is not None)):
         drawn = task.rows(examples, examples=True)
-    chosen = {key: settings[key] for key in ("limit", "few_shot", "seed")}
-    asked = ask(task, task.rows(file), examples=drawn, **chosen)
-    figures = measure(model, tokenizer, task, asked, truncate=settings["truncate"])
+    return ask(task, task.rows(file), examples=drawn, **settings)
+
+
+def _about(task: Task, asked: list[Asked], file: Path | None) -> dict[str, Any]:
     source = {"file": str(file)} if file else {"dataset": task.dataset, "config": task.config, "split": task.split}
+    return {"source": source, "questions": len(asked)}
+
+
+def _choose(model: Decoder, tokenizer: Tokenizer, task: Task, asked: list[Asked], truncate: bool, chat: bool) -> _Found:
+    from llmfast.evaluation.tasks.choosing import figures, score
+    from llmfast.inference.prompts import beginning
+
+    columns = score(model, tokenizer, asked, truncate=truncate, chat=chat, share=True)
+    form = "cloze" if task.is_cloze else "multiple choice"
+
+    def of(places: Sequence[int]) -> dict[str, Figure]:
+        chosen = {name: [values[place] for place in places] for name, values in columns.items()}
+        return figures(chosen, is_cloze=task.is_cloze)
+
+    start = "by the chat template" if chat else tokenizer.decode(beginning(tokenizer))
+    return _Found({"form": form, "beginning_of_text": start}, of)
+
+
+def _engine(run: Path, model: Decoder, tokenizer: Tokenizer, dtype: str | None) -> Engine:
+    from llmfast.inference.config import EngineConfig
+    from llmfast.inference.engine import Engine
+    from llmfast.inference.opening import ends_of, runner_of
+
+    config = EngineConfig()
+    runner = runner_of(model, config, dtype=dtype)
+    return Engine(None, tokenizer, config, runner=runner, ends=ends_of(run, tokenizer))
+
+
+def _write(engine: Engine, task: WritingTask, asked: list[Asked], how: Writing) -> _Found:
+    from llmfast.evaluation.tasks.writing import check, figures, write
+
+    replies = write(engine, task, asked, how)
+    right = check(task, asked, replies, chat=how.chat)
+
+    def of(places: Sequence[int]) -> dict[str, Figure]:
+        return figures({name: [values[place] for place in places] for name, values in right.items()})
+
+    records = [
+        {
+            "where": each.where,
+            "replies": [reply.text for reply in written],
+            "right": {k: v[n] for k, v in right.items()},
+        }
+        for n, (each, written) in enumerate(zip(asked, replies, strict=True))
+    ]
+    unfinished = sum(reply.finish_reason == "length" for written in replies for reply in written)
+    most = task.max_tokens if how.max_tokens is None else how.max_tokens
+    result = {"form": "generation", "max_tokens": most, "stop": [] if how.chat else list(task.stop)}
+    return _Found(result | {"cut_off": unfinished, "records": records}, of)
+
+
+def _contamination(
+    asked: list[Asked],
+    tokenizer: Tokenizer,
+    corpus: TokenShards,
+    ngram: int,
+    figures: Callable[[Sequence[int]], dict[str, Figure]],
+) -> dict[str, Any]:
+    """How many questions, with their right answers, overlap with a corpus, and the figures of the others."""
+    from llmfast.evaluation.contamination import contamination
+
+    texts = tokenizer.encode_ordinary_batch([each.question.solved for each in asked])
+    found = contamination(texts, corpus, ngram=ngram)
+    clean = [place for place, share in enumerate(found.covered) if not share]
     return {
-        "form": "cloze" if task.is_cloze else "multiple choice",
-        "beginning_of_text": tokenizer.decode(beginning(tokenizer)),
-        "source": source,
-        "questions": len(asked),
-        "figures": {key: asdict(figure) for key, figure in figures.items()},
+        "shards": str(corpus.folder),
+        "checksum": corpus.checksum,
+        "ngram": ngram,
+        "overlapping": len(asked) - len(clean),
+        "too_short_to_tell": sum(found.too_short),
+        "covered": found.covered,
+        "figures_without": _values(figures(clean)) if clean else None,
     }
+
+
+def _values(figures: dict[str, Figure]) -> dict[str, Any]:
+    return {name: asdict(figure) for name, figure in figures.items()}
+
+
+def _shards_of(folder: Path, tokenizer: Tokenizer, name: str) -> TokenShards:
+    from llmfast.data.shards import TokenShards
+
+    shards = TokenShards(folder)
+    if shards.fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{name}: the shards in {folder} are of another tokenizer than the model's")
+    return shards
 
 
 def _text(model: Decoder, tokenizer: Tokenizer, data: tuple[Path, ...], stride: int | None) -> dict[str, Any]:
@@ -175,12 +292,9 @@ def _text(model: Decoder, tokenizer: Tokenizer, data: tuple[Path, ...], stride: 
 
 
 def _shards(model: Decoder, tokenizer: Tokenizer, folder: Path, stride: int | None) -> dict[str, Any]:
-    from llmfast.data.shards import TokenShards
     from llmfast.evaluation.perplexity import evaluate as evaluate_shards
 
-    shards = TokenShards(folder)
-    if shards.fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"data: the shards in {folder} are of another tokenizer than the model's")
+    shards = _shards_of(folder, tokenizer, "data")
     found = evaluate_shards(model, shards, stride=stride)
     figures = asdict(found) | {"perplexity": math.exp(min(found.loss, 700.0))}
     figures = {key: {"value": value} for key, value in figures.items()}
@@ -195,7 +309,7 @@ def _place(run: Path, content: dict[str, Any]) -> Path:
     return run / "evaluations" / f"{'+'.join(content['tasks'])}-{digest[:12]}.json"
 
 
-def _write(content: dict[str, Any], file: Path) -> None:
+def _save(content: dict[str, Any], file: Path) -> None:
     from llmfast.files import atomic_write
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +319,14 @@ def _write(content: dict[str, Any], file: Path) -> None:
 
 def _show(results: dict[str, Any]) -> None:
     for name, result in results.items():
-        for key, figure in result["figures"].items():
-            stderr = figure.get("stderr")
-            value = f"{figure['value']:,}" if isinstance(figure["value"], int) else f"{figure['value']:.4f}"
-            print(f"{name:<16}{key:<17}{value}" + ("" if stderr is None else f" ± {stderr:.4f}"))
+        _show_figures(name, result["figures"])
+        if overlap := result.get("contamination"):
+            print(f"{name}: {overlap['overlapping']} of {result['questions']} questions overlap with the corpus")
+            _show_figures("  the others", overlap["figures_without"] or {})
+
+
+def _show_figures(name: str, figures: dict[str, Any]) -> None:
+    for key, figure in figures.items():
+        stderr = figure.get("stderr")
+        value = f"{figure['value']:,}" if isinstance(figure["value"], int) else f"{figure['value']:.4f}"
+        print(f"{name:<16}{key:<17}{value}" + ("" if stderr is None else f" ± {stderr:.4f}"))

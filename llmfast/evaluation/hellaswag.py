@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmfast.evaluation.tasks import task_named
-from llmfast.evaluation.tasks.choosing import ask, measure
+from llmfast.evaluation.tasks.asking import ask
+from llmfast.evaluation.tasks.choosing import measure
 from llmfast.evaluation.tasks.rows import rows_of
 from llmfast.evaluation.team import ALONE, Team
 from llmfast.models.decoder import Decoder

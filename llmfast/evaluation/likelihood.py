@@ -8,13 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmfast.evaluation.prefixes import Forest, apart, forests, read_levels, read_padded
 from llmfast.evaluation.team import ALONE, Team
 from llmfast.inference.prompts import beginning
+from llmfast.kernels import cross_entropy
+from llmfast.models.cache import PagedCache
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
 
 BATCH_TOKENS = 8192
-GREEDY_ROWS = 256  # logits held at once to find the likeliest tokens
+HEAD_ROWS = 256  # logits held at once
+PAGE = 16  # tokens in a page of the cache
 
 
 class Pair(NamedTuple):
@@ -95,36 +99,47 @@ def windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[Pair]:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Decoder, pairs: Sequence[Pair], *, truncate: bool = False, team: Team = ALONE
+    model: Decoder, pairs: Sequence[Pair], *, truncate: bool = False, share: bool = False, team: Team = ALONE
 ) -> list[Likelihood]:
     """The likelihood of each continuation, in the order of ``pairs``.
 
-    Pairs of similar length share a batch, padded on the right. The output head reads only the states that predict a
-    token of a continuation, and logits are never held for more than 256 of them.
+    Pairs of similar length share a batch. The output head reads only the states that predict a token of a continuation,
+    and logits are never held for more than 256 of them.
 
     Args:
         model: the model, in evaluation or training; dropout is off.
         pairs: what to score.
         truncate: cut what the model cannot hold of a context off at its start.
+        share: compute what pairs share at their beginning once, such as a question before its answers. Only for one
+            process, since the forward passes then depend on the pairs.
         team: the processes that share the batches out; all get the same result.
 
     Raises:
-        ValueError: a pair that is longer than the model's context, without ``truncate``; or a continuation that is.
+        ValueError: a pair that is longer than the model's context, without ``truncate``; a continuation that is; or
+            ``share`` with several processes.
     """
+    if share and team.share.count > 1:
+        raise ValueError(
+            f"share must be False for {team.share.count} processes: they must call the model equally often"
+        )
     rows = [_row(number, pair, model.config.context, truncate) for number, pair in enumerate(pairs)]
-    batches = _batches([len(row) for row in rows])
+    scored = [len(pair.continuation) for pair in pairs]
+    # Frequencies that depend on the length of a row differ between rows that begin alike.
+    share = share and model.config.rope_scaling.kind != "dynamic"
+    batches = list((forests if share else apart)([row[:-1] for row in rows], BATCH_TOKENS))
     if not batches:
         return []
+    cache = _cache(model, max(batch.pages(PAGE) for batch in batches)) if share else None
 
-    def measure(batch: Sequence[int]) -> list[float]:
-        figures = _measure(model, [(rows[number], len(pairs[number].continuation)) for number in batch])
+    def measure(batch: Forest) -> list[float]:
+        figures = _measure(model, cache, batch, rows, scored)
         return [*figures, *[0.0] * (width - len(figures))]
 
-    width = 2 * max(map(len, batches))
+    width = 2 * max(len(batch.rows) for batch in batches)
     found = team.figures(measure, batches, width)
     results: list[Likelihood] = [Likelihood(0.0, False)] * len(rows)
     for batch, figures in zip(batches, found, strict=True):
-        for place, number in enumerate(batch):
+        for place, number in enumerate(batch.rows):
             results[number] = Likelihood(figures[2 * place], bool(figures[2 * place + 1]))
     return results
 
@@ -147,47 +162,55 @@ def _row(number: int, pair: Pair, context: int, truncate: bool) -> list[int]:
     return row[-context - 1 :]
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Places, the longest first, in batches of at most ``BATCH_TOKENS`` tokens with padding (or of one row)."""
-    batches: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= BATCH_TOKENS:
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches
+def _cache(model: Decoder, pages: int) -> PagedCache:
+    weight = model.embedding.weight
+    return PagedCache(model.config, pages, PAGE, weight.dtype, weight.device, model.blocks[0].attention.kv_heads)
 
 
-def _measure(model: Decoder, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Log-probability, and 1 or 0 for greedy, of the last tokens of each (row, how many)."""
-    device = next(model.parameters()).device
-    longest = max(len(row) for row, _ in rows) - 1
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    places, targets = [], []
-    for number, (row, count) in enumerate(rows):
-        tokens[number, : len(row) - 1] = torch.tensor(row[:-1])
-        last = number * longest + len(row) - 1
-        places += range(last - count, last)
-        targets += row[-count:]
-    wanted = torch.tensor(targets, device=device)
-    index = torch.tensor(places, device=device)
-
-    def score(states: Tensor) -> tuple[Tensor, Tensor]:
-        predicting = states.flatten(0, 1)[index]
-        losses = model.losses_of(predicting.unsqueeze(0), wanted.unsqueeze(0)).flatten()
-        return losses, _is_likeliest(model, predicting, wanted)
-
+def _measure(
+    model: Decoder, cache: PagedCache | None, batch: Forest, rows: Sequence[list[int]], scored: Sequence[int]
+) -> list[float]:
+    """Log-probability of the last ``scored`` tokens of each row of a batch, and 1 or 0 for greedy."""
+    device = model.embedding.weight.device
+    nats = torch.zeros(len(batch.rows), dtype=torch.float64, device=device)
+    misses = torch.zeros_like(nats)
     with model.evaluating():
-        losses, likeliest = model(tokens.to(device), of_states=score).result
-    figures: list[float] = []
-    counts = [count for _, count in rows]
-    for nats, hits in zip(losses.double().cpu().split(counts), likeliest.cpu().split(counts), strict=True):
-        figures += [-nats.sum().item(), float(hits.all())]
-    return figures
+        for level in [read_padded(batch, device)] if cache is None else read_levels(cache, batch, model.config):
+            # For each token to be predicted: the state that predicts it, the token, and whose it is.
+            index, wanted, owner = (
+                torch.tensor(
+                    [
+                        (level.first[id(segment)] + place - segment.past, rows[number][place + 1], at)
+                        for at, (number, path) in enumerate(zip(batch.rows, batch.paths, strict=True))
+                        for segment in path[level.number : level.number + 1]
+                        for place in range(max(segment.past, len(rows[number]) - 1 - scored[number]), segment.end)
+                    ],
+                    dtype=torch.int64,
+                    device=device,
+                )
+                .reshape(-1, 3)
+                .unbind(1)
+            )
+
+            def score(states: Tensor, index: Tensor = index, wanted: Tensor = wanted) -> tuple[Tensor, Tensor]:
+                return _score(model, states.flatten(0, 1)[index], wanted)
+
+            losses, likeliest = model(level.tokens, cache=level.step, of_states=score).result
+            nats.index_add_(0, owner, losses.double())
+            misses.index_add_(0, owner, (~likeliest).double())
+    figures = torch.stack([-nats, (misses == 0).double()], dim=1)
+    return figures.flatten().tolist()
 
 
-def _is_likeliest(model: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Whether each target (N,) is the likeliest token after a state (N, E)."""
-    chunks = zip(states.split(GREEDY_ROWS), targets.split(GREEDY_ROWS), strict=True)
-    vocab_size = model.config.vocab_size
-    return torch.cat([model.head(chunk)[..., :vocab_size].argmax(-1) == wanted for chunk, wanted in chunks])
+def _score(model: Decoder, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each target (N,) after a state (N, E), and whether it is the likeliest token."""
+    losses, likeliest = [], []
+    for few, wanted in zip(states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+        logits = model.head(few)[..., : model.config.vocab_size]
+        likeliest.append(logits.argmax(-1) == wanted)
+        # Logits in 16 bits are rounded; the loss is computed without that.
+        if logits.dtype == torch.float32:
+            losses.append(cross_entropy(logits, wanted, reduction="none"))
+        else:
+            losses.append(model.losses_of(few.unsqueeze(0), wanted.unsqueeze(0)).flatten())
+    return torch.cat(losses), torch.cat(likeliest)

@@ -45,17 +45,40 @@ def open_for_inference(
 ) -> Opened:
     """The model of a folder; see ``Engine.open``."""
     _check(device, dtype, weights)
-    model, tokenizer = load_gguf(path) if is_gguf(path) else open_model(path, base=base)
     device = device or ("cuda" if torch.cuda.is_available() and weights in (None, "nf4") else "cpu")
-    on_gpu = torch.device(device).type == "cuda"
-    ends = _ends(Path(path), tokenizer)
-    if not on_gpu and _is_for_cpu_decoder(model, config, dtype, weights):
-        return Opened(NativeRunner(model, weights or "float32"), tokenizer, ends)
+    model, tokenizer = _open(path, base)
     if weights == "nf4":
         quantize_decoder(model)
-    wanted = DTYPES[dtype] if dtype else (torch.bfloat16 if on_gpu else None)
-    model = model.to(device, wanted)
-    return Opened(TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant), tokenizer, ends)
+    model = _move(model, device, dtype)
+    return Opened(runner_of(model, config, dtype=dtype, weights=weights), tokenizer, ends_of(path, tokenizer))
+
+
+def open_on_device(
+    path: str | Path, *, base: str | Path | None = None, device: str | None = None, dtype: str | None = None
+) -> tuple[Decoder, Tokenizer]:
+    """The model of a folder in PyTorch, for evaluation, with its tokenizer; arguments and errors are those of
+    ``Engine.open``. If ``dtype`` is left out, it is bfloat16 on a GPU and that of the weights on a CPU."""
+    _check(device, dtype, None)
+    model, tokenizer = _open(path, base)
+    return _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype).eval(), tokenizer
+
+
+def runner_of(model: Decoder, config: EngineConfig, *, dtype: str | None = None, weights: str | None = None) -> Runner:
+    """What runs a model where it is: on a CPU the decoder in C++, unless ``dtype``, the model or ``config`` need
+    PyTorch (see ``Engine.open``)."""
+    on_gpu = next(model.parameters()).is_cuda
+    if not on_gpu and _is_for_cpu_decoder(model, config, dtype, weights):
+        return NativeRunner(model, weights or "float32")
+    return TorchRunner(model, cuda_graphs=config.cuda_graphs and not config.batch_invariant)
+
+
+def _open(path: str | Path, base: str | Path | None) -> tuple[Decoder, Tokenizer]:
+    return load_gguf(path) if is_gguf(path) else open_model(path, base=base)
+
+
+def _move(model: Decoder, device: str, dtype: str | None) -> Decoder:
+    on_gpu = torch.device(device).type == "cuda"
+    return model.to(device, DTYPES[dtype] if dtype else (torch.bfloat16 if on_gpu else None))
 
 
 def _is_for_cpu_decoder(model: Decoder, config: EngineConfig, dtype: str | None, weights: str | None) -> bool:
@@ -84,9 +107,10 @@ def _check(device: str | None, dtype: str | None, weights: str | None) -> None:
         raise ValueError(f"weights {weights} is for the decoder on a CPU, which does not go with {what}: leave it out")
 
 
-def _ends(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Those of ``generation_config.json``, else of a Hugging Face folder's ``config.json``, else the tokenizer's."""
-    named = None
+def ends_of(path: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a reply of the model in a folder: those of ``generation_config.json``, else of a Hugging Face
+    folder's ``config.json``, else the tokenizer's."""
+    named, path = None, Path(path)
     if GENERATION not in tokenizer.files and (path / CONFIG_FILE).exists():
         named = as_tokens(read_json(path / CONFIG_FILE).get("eos_token_id"))
     return named or end_tokens(tokenizer)

@@ -29,7 +29,7 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
     named = _json(tokenizer.files.get("tokenizer_config.json")).get(DOCUMENT_START)
     if named is not None:
         return [tokenizer.encode_single_token(named)]
-    rule = _own_rule(tokenizer)
+    rule = own_beginning(tokenizer)
     if rule is not None:
         return rule
     for begin in BEGINNINGS:
@@ -67,7 +67,7 @@ def as_tokens(named: int | list[int] | None) -> frozenset[int]:
     return frozenset(named if isinstance(named, list) else [] if named is None else [named])
 
 
-def _own_rule(tokenizer: Tokenizer) -> list[int] | None:
+def own_beginning(tokenizer: Tokenizer) -> list[int] | None:
     """The special tokens that a ``tokenizer.json`` puts before a text; None if it does not say."""
     processor = tokenizer.post_processor
     if not processor:

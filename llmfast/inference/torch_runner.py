@@ -82,7 +82,7 @@ class TorchRunner:
             one_each = all(len(chunk.tokens) == 1 and chunk.outputs == 1 for chunk in chunks)
             if self._graphs is not None and one_each and are_plain:
                 return self._graphs.forward(chunks)
-            order = _order(chunks)
+            order = order_of(chunks)
             step, tokens = cached_step(self.cache, [chunks[i] for i in order], self.config)
             logits = self.model(tokens, cache=step).float()
         if order == list(range(len(chunks))):
@@ -112,12 +112,12 @@ class TorchRunner:
             with use_adapter(self.model, *names):
                 yield False
         else:
-            ordered = [chunks[i] for i in _order(chunks)]
+            ordered = [chunks[i] for i in order_of(chunks)]
             with adapters_by_row(self.model, [chunk.adapter for chunk in ordered for _ in chunk.tokens]):
                 yield False
 
 
-def _order(chunks: Sequence[Chunk]) -> list[int]:
+def order_of(chunks: Sequence[Chunk]) -> list[int]:
     """Those that read equally many tokens together, so that attention takes them at once."""
     return sorted(range(len(chunks)), key=lambda i: (len(chunks[i].tokens), chunks[i].past > 0))
 

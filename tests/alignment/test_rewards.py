@@ -7,9 +7,9 @@ import time
 import pytest
 
 from llmfast.alignment.rewards.build import BY_NAME, RewardError, Rewards, check_weights
-from llmfast.alignment.rewards.calculator import calculate
-from llmfast.alignment.rewards.functions import final_answer
-from llmfast.alignment.rewards.sandbox import code_of, run_limited
+from llmfast.evaluation.answers.calculator import calculate
+from llmfast.evaluation.answers.sandbox import code_of, run_limited
+from llmfast.evaluation.answers.texts import final_answer
 
 
 def reward(name, text, answer=None, tokens=(1, 2)):

@@ -29,8 +29,9 @@ def definition(model, pair):
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch_tokens", [1, 20, 8192])
-def test_batches_do_not_change_results(monkeypatch, batch_tokens):
-    """Trap: padding that is scored, or results in the order of the lengths."""
+@pytest.mark.parametrize("share", [False, True])
+def test_batches_do_not_change_results(monkeypatch, batch_tokens, share):
+    """Trap: results in the order of the lengths."""
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
     model = small_model(dropout=0.5)  # which must be off
     draw = torch.Generator().manual_seed(1)
@@ -41,7 +42,7 @@ def test_batches_do_not_change_results(monkeypatch, batch_tokens):
     likeliest = model.eval()(torch.tensor([[3, 4]]))[0, -1].argmax().item()
     pairs.append(Pair([3, 4], [likeliest]))
     wanted = [definition(model, pair) for pair in pairs]
-    found = log_likelihoods(model.train(), pairs, truncate=True)
+    found = log_likelihoods(model.train(), pairs, truncate=True, share=share)
     assert [each.log_prob for each in found] == pytest.approx([total for total, _ in wanted], rel=1e-5)
     assert [each.is_greedy for each in found] == [greedy for _, greedy in wanted]
     assert found[-1].is_greedy

@@ -10,7 +10,9 @@ from small_sft import small_tokenizer, write_model
 
 from llmfast import cli
 from llmfast.evaluation.tasks import TASKS, task_named
-from llmfast.evaluation.tasks.choosing import ask, mean, measure
+from llmfast.evaluation.tasks.asking import ask
+from llmfast.evaluation.tasks.choosing import measure
+from llmfast.evaluation.tasks.figures import mean
 from llmfast.evaluation.tasks.rows import Row, rows_of, rows_of_file
 from llmfast.integrations.opening import open_model
 
@@ -142,13 +144,30 @@ def test_examples_are_others_and_the_same_for_a_seed(tmp_path):
         ask(task, rows_of_file(file), few_shot=12)
 
 
+def test_examples_of_a_subject_are_its_first_ones():
+    """Trap: few-shot MMLU with examples of other subjects."""
+    rows = [
+        SHAPES["mmlu"][0] | {"subject": subject, "question": f"{subject} {n}"} for n in range(3) for subject in "ab"
+    ]
+    for examples in (None, rows_of(rows[2:], "dev")):
+        asked = ask(
+            TASKS["mmlu"], rows_of(rows[:2] if examples else rows, "rows"), few_shot=2, examples=examples, seed=3
+        )
+        for each in asked:
+            subject = each.question.prompts[0][0]
+            shown = [example.prompts[0][:3] for example in each.examples]
+            assert shown == [f"{subject} {n}" for n in range(3) if f"{subject} {n}" != each.question.prompts[0][:3]][:2]
+    with pytest.raises(ValueError, match="few_shot is 3, but there are 2 other rows of the subject a"):
+        ask(TASKS["mmlu"], rows_of(rows, "rows"), few_shot=3)
+
+
 def test_the_command_writes_what_decided_beside_the_run(run, tmp_path, capsys):
     file = write_rows(tmp_path / "rows.jsonl")
     assert cli.main(["eval", str(run), "--tasks", "piqa", "--data", str(file), "--limit", "5", "--few_shot", "1"]) == 0
     assert "acc_char" in capsys.readouterr().out
     (written,) = (run / "evaluations").glob("piqa-*.json")
     content = json.loads(written.read_text())
-    assert content["settings"] == {"limit": 5, "few_shot": 1, "seed": 0, "truncate": False}
+    assert content["settings"] == {"limit": 5, "few_shot": 1, "seed": 0, "truncate": False, "chat": False}
     assert content["tokenizer_fingerprint"] == small_tokenizer().fingerprint
     assert list(content["weights_sha256"]) == ["model.safetensors"]
     assert content["results"]["piqa"]["questions"] == 5
@@ -185,6 +204,11 @@ def test_bits_per_byte_of_text_are_the_definition(run, tmp_path):
         (["--tasks", "piqa,copa", "--data", "ROWS"], "data holds the rows of one task"),
         (["--tasks", "text", "--data", "ROWS", "--few_shot", "1"], "few_shot is for questions"),
         (["--tasks", "piqa", "--data", "ROWS", "--limit", "0"], "limit must be at least 1"),
+        (["--tasks", "piqa", "--data", "ROWS", "--samples", "2"], "samples is for tasks whose answers are generated"),
+        (["--tasks", "piqa", "--data", "ROWS", "--chat"], "the tokenizer has no chat template"),
+        (["--tasks", "gsm8k", "--data", "ROWS"], "rows.jsonl:1 has no field answer"),
+        (["--tasks", "gsm8k", "--samples", "2", "--temperature", "0"], "would all be equal"),
+        (["--tasks", "piqa", "--data", "ROWS", "--contamination", "none"], "none"),
     ],
 )
 def test_bad_input_is_one_sentence(run, tmp_path, capsys, words, sentence):

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmfast.alignment.config import PolicyConfig
 from llmfast.alignment.policy.log_probabilities import token_log_probabilities
 from llmfast.alignment.rewards.build import Rewards
-from llmfast.alignment.rewards.functions import Prompt, final_answer
+from llmfast.alignment.rewards.functions import Prompt
 from llmfast.alignment.rollouts.rollout import Rollout, rollout_columns
 from llmfast.alignment.rollouts.sample import prompt_seed, sample_rollouts
 from llmfast.alignment.rollouts.tools import TOOLS
@@ -23,6 +23,7 @@ from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer, shuffled
 from llmfast.data.prompts import PreparedPrompts, PromptRecord, PromptSplit
 from llmfast.data.shards import Share
+from llmfast.evaluation.answers.texts import final_answer
 from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.kernels import batch_invariant

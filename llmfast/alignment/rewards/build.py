@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmfast.alignment.rewards import functions, sandbox
+from llmfast.alignment.rewards import functions
 from llmfast.alignment.rewards.functions import Reward
 
 BY_NAME: dict[str, Reward] = {
@@ -17,7 +17,7 @@ BY_NAME: dict[str, Reward] = {
     "position_match": functions.position_match,
     "think_format": functions.think_format,
     "brevity": functions.brevity,
-    "tests": sandbox.passes_tests,
+    "tests": functions.tests,
 }
 OF_FORM = frozenset({"think_format", "brevity"})
 """Rewards that do not depend on the right answer, as those of ``regex:`` do not."""

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmfast.alignment.rewards.calculator import calculate
+from llmfast.evaluation.answers.sandbox import code_of, run_limited
+from llmfast.evaluation.answers.texts import equal_formulas, final_answer, last_number
 
 Reward = Callable[[str, Sequence[int], str, Any], float]
 """(the prompt as text, the sampled tokens, their text, the right answer of the record) to a number."""
@@ -24,18 +25,6 @@ class Prompt(str):
 
 
 _THINK = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-
-
-def final_answer(text: str) -> str:
-    """What an answer comes to: behind the last ``####``, inside the last ``<answer>``, or else the whole text.
-
-    >>> final_answer("2 + 2 = 4\\n#### 4"), final_answer("<think>so</think><answer> 7 </answer>"), final_answer(" 9 ")
-    ('4', '7', '9')
-    """
-    if "<answer>" in text:
-        return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
-    return text.rpartition("####")[2].strip()
 
 
 def exact(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
@@ -45,16 +34,8 @@ def exact(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
 
 def number(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
     """1 if the last number of the final answer equals that of the right one; else 0. 1,000 and 1000.0 are equal."""
-    found, wanted = _last_number(final_answer(text)), _last_number(final_answer(str(answer)))
+    found, wanted = last_number(final_answer(text)), last_number(final_answer(str(answer)))
     return float(found is not None and found == wanted)
-
-
-def _last_number(text: str) -> float | int | None:
-    found = _NUMBER.findall(text)
-    try:
-        return calculate(found[-1]) if found else None
-    except ValueError:
-        return None
 
 
 def think_format(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
@@ -78,12 +59,18 @@ def position_match(prompt: str, tokens: Sequence[int], text: str, answer: Any) -
 def math(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
     """1 if the final answer is mathematically equal to the right one, by math-verify; else 0.
 
-    In whatever thread: math-verify's own time limit works in the main thread alone, and is not used.
+    In whatever thread (see ``equal_formulas``).
     """
-    from math_verify import parse, verify
+    found, wanted = (f"${final_answer(str(each))}$" for each in (text, answer))
+    return float(equal_formulas(found, wanted))
 
-    wanted, found = (parse(f"${final_answer(str(each))}$", parsing_timeout=None) for each in (answer, text))
-    return float(bool(wanted) and bool(found) and verify(wanted, found, timeout_seconds=None))
+
+def tests(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """1 if the code in the text passes the tests in ``answer``, Python that raises an error where it does not; else 0.
+
+    It runs under limits, see ``run_limited``.
+    """
+    return float(run_limited(f"{code_of(text)}\n\n{answer}\n") == 0)
 
 
 def matches(pattern: str) -> Reward:

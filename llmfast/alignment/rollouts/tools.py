@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from llmfast.alignment.rewards.calculator import calculate
+from llmfast.evaluation.answers.calculator import calculate
 
 ToolName = Literal["none", "calculator"]
 

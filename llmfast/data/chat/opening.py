@@ -36,7 +36,7 @@ def open_chat(tokenizer: Tokenizer, wanted: str = "auto") -> ChatEncoder:
         if own is None:
             raise ValueError(f"data.template is {OWN}, but the tokenizer has no chat template of its own")
         return _written(saved_chat(tokenizer))
-    variables = _said_variables(tokenizer) | _usual_variables(tokenizer)
+    variables = named_tokens(tokenizer) | _usual_variables(tokenizer)
     if wanted in BUILTIN:
         source, needed, end = BUILTIN[wanted]
         missing = [token for token in needed if token not in tokenizer.special_tokens_set]
@@ -59,7 +59,7 @@ def saved_chat(tokenizer: Tokenizer) -> ChatEncoder:
     source = own_template(tokenizer)
     if source is None:
         raise ValueError("the tokenizer has no chat template")
-    return ChatEncoder(tokenizer, ChatTemplate("of the tokenizer", source, _said_variables(tokenizer)))
+    return ChatEncoder(tokenizer, ChatTemplate("of the tokenizer", source, named_tokens(tokenizer)))
 
 
 def own_template(tokenizer: Tokenizer) -> str | None:
@@ -72,7 +72,7 @@ def own_template(tokenizer: Tokenizer) -> str | None:
     return found
 
 
-def _said_variables(tokenizer: Tokenizer) -> dict[str, str]:
+def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """What templates call ``bos_token``, ``eos_token`` and the like, by the files beside a tokenizer."""
     said = _json(tokenizer, SPECIALS) | _json(tokenizer, CONFIG)
     named = {name: said.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}

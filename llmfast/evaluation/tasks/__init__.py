@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llmfast.evaluation.tasks import questions
-from llmfast.evaluation.tasks.questions import Question
+from llmfast.evaluation.tasks import problems, questions
+from llmfast.evaluation.tasks.problems import Problem
 from llmfast.evaluation.tasks.rows import Row, rows_of_file, rows_of_hub
 
 TEXT = "text"  # perplexity of any text, which has no rows of its own
@@ -19,7 +20,8 @@ class Task:
     """A published set of questions."""
 
     name: str
-    read: Callable[[Row], Question]
+    read: Callable[[Row], Any]
+    """Makes a ``Question`` of a row, or of a ``WritingTask`` a ``Problem``."""
     dataset: str
     split: str
     config: str | None = None
@@ -29,6 +31,8 @@ class Task:
     """Whether the one answer is to be the likeliest text, and not the likelier of several."""
     intro: str = ""
     """What a prompt starts with, after names of fields are filled in."""
+    subject: str | None = None
+    """The field that says which subject a row is of, where examples are to be of the same."""
 
     def rows(self, data: Path | None, *, examples: bool = False) -> Iterator[Row]:
         """The rows of a local file, or of the hub.
@@ -54,6 +58,21 @@ class Task:
         return self.intro.replace("{subject}", row.text("subject").replace("_", " "))
 
 
+@dataclass(frozen=True)
+class WritingTask(Task):
+    """A published set of problems whose answer a model writes out."""
+
+    checks: Mapping[str, Callable[[Problem, str, bool], bool]] = field(default_factory=dict)
+    """Ways to tell whether an answer is right, by name: functions of the problem, the answer, and whether it was given
+    in a conversation."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, unless it is given in a conversation."""
+    max_tokens: int = 512
+    """Of an answer."""
+    library: str | None = None
+    """A module that the checks need."""
+
+
 _MMLU = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 TASKS = {
@@ -66,9 +85,38 @@ TASKS = {
         Task("arc_challenge", questions.arc, "allenai/ai2_arc", "test", "ARC-Challenge"),
         Task("copa", questions.copa, "aps/super_glue", "validation", "copa"),
         Task("winogrande", questions.winogrande, "allenai/winogrande", "validation", "winogrande_xl"),
-        Task("mmlu", questions.mmlu, "cais/mmlu", "test", "all", examples="dev", intro=_MMLU),
+        Task("mmlu", questions.mmlu, "cais/mmlu", "test", "all", examples="dev", intro=_MMLU, subject="subject"),
         Task("lambada", questions.lambada, "EleutherAI/lambada_openai", "test", "default", None, is_cloze=True),
         Task("boolq", questions.boolq, "aps/super_glue", "validation", "boolq"),
+        WritingTask(
+            "gsm8k",
+            problems.gsm8k,
+            "openai/gsm8k",
+            "test",
+            "main",
+            checks={"strict": problems.strict_number, "flexible": problems.flexible_number},
+            stop=("Question:", "</s>", "<|im_end|>"),
+        ),
+        WritingTask(
+            "math",
+            problems.math,
+            "nlile/hendrycks-MATH-benchmark",
+            "test",
+            checks={"equal": problems.equal_answer},
+            library="math_verify",
+            stop=("Problem:",),
+            max_tokens=1024,
+        ),
+        WritingTask(
+            "humaneval",
+            problems.humaneval,
+            "openai/openai_humaneval",
+            "test",
+            examples=None,
+            checks={"pass": problems.passes_tests},
+            stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```"),
+            max_tokens=1024,
+        ),
     )
 }
 

@@ -25,6 +25,11 @@ class Question:
         """The question with its right answer, as it stands among examples in a prompt."""
         return f"{self.prompts[self.label]} {self.answers[self.label]}"
 
+    @property
+    def turn(self) -> tuple[str, str]:
+        """What a user says and what an assistant answers, as an example in a conversation."""
+        return self.prompts[self.label], self.answers[self.label]
+
 
 def hellaswag(row: Row) -> Question:
     """HellaSwag as the harness and most papers report it, without what WikiHow's pages left in the texts."""

@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 MIB = 2**20
 SECONDS, MEMORY, FILE_SIZE = 5, 512 * MIB, MIB
@@ -25,18 +23,13 @@ def code_of(text: str) -> str:
     return blocks[-1] if blocks else text
 
 
-def passes_tests(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
-    """1 if the code in the text passes the tests in ``answer``, Python that raises an error where it does not; else 0.
-
-    They run in another process: without this one's environment, in a folder that is removed, with limits of time
-    (5 s), memory (512 MiB) and file size, and killed with all that they started. That stops accidents and
-    loops, not an attacker: run models that you do not trust in a container.
-    """
-    return float(run_limited(f"{code_of(text)}\n\n{answer}\n") == 0)
-
-
 def run_limited(program: str, *, seconds: float = SECONDS) -> int | None:
-    """The exit status of a Python program under the limits; None if its time ran out."""
+    """The exit status of a Python program under limits; None if its time ran out.
+
+    It runs in another process: without this one's environment, in a folder that is removed, with limits of time
+    (5 s), memory (512 MiB) and file size, and is killed with all that it started. That stops accidents and
+    loops, not an attacker: run what models write that you do not trust in a container.
+    """
     with tempfile.TemporaryDirectory(prefix="llmfast-tests-") as folder:
         file = Path(folder) / "program.py"
         file.write_text(program, encoding="utf-8", errors="surrogateescape")

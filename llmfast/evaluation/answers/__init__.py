@@ -1,0 +1,1 @@
+"""Checking what a model wrote: numbers, formulas, and code in a process with limits."""
