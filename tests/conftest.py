@@ -26,6 +26,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-family", action="store_true", help="try every model family of transformers, and not only a sample"
     )
+    parser.addoption(
+        "--screenshots", action="store_true", help="write docs/images/app-*.png, pictures of the dashboard (tests/app)"
+    )
     parser.addoption("--studies", action="store_true", help="run the quick size of every pipeline in recipes/")
 
 

@@ -22,7 +22,10 @@ def test_a_recipe_is_valid_and_says_how_it_is_run(path):
     found = re.search(rf"llmfast(?:\.cli)? (?P<command>\w+) [^\n]*{place}(?:[^\n]*--task (?P<task>\w+))?", text)
     assert found, "a comment says how it is run"
     if found["command"] == "sweep":
-        assert combinations(read_grid(path), task_named(found["task"] or "train").config_class())
+        config_class = task_named(found["task"] or "train").config_class
+        common = re.search(rf"{place}[^\n]*--config (\S+)", text)
+        config = config_files.load(config_class, FOLDER.parent / common[1]) if common else config_class()
+        assert combinations(read_grid(path), config)
     else:
         assert config_files.load(task_named(found["command"]).config_class, path).training.steps > 0
 

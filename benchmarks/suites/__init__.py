@@ -26,7 +26,9 @@ SUITES = {
     "activation": Suite("swiglu, geglu and gelu with a bias, forward and backward"),
     "rope": Suite("rotary position embedding of queries and keys, forward and backward"),
     "train_step": Suite("training steps of whole models: tokens/s, utilization, memory", ("cuda", "cpu")),
-    "finetune": Suite("steps of supervised finetuning beside trl: tokens/s, memory", ("cpu",)),
+    "finetune": Suite(
+        "steps of supervised finetuning beside trl, and of QLoRA beside peft: tokens/s, memory", ("cpu",)
+    ),
     "align": Suite("steps of DPO, and of GRPO with its sampling, beside trl: samples/s", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),

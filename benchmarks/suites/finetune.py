@@ -6,6 +6,8 @@ others pad each to the longest, which is what trl does on a CPU (its own packing
 apart). trl's step is its collator and ``training_step``, with clipping and AdamW; once with its default of computing
 activations again in the backward pass, and once without. Tokens are those of examples, without padding. The check
 compares the loss, the gradient of the embedding table, and the table after a step.
+
+Last comes a QLoRA step (``qlora``) of the small model in float32, beside peft and bitsandbytes on a CPU.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..jobs import SECONDS, Job, Program
 from ..plain import PlainDecoder
 from ..results import OURS, PYTORCH
 from ..trl_trainers import TRL, arguments, collated, padding_tokenizer, stepping
+from . import qlora
 from .train_step import SHAPES, decoder, drawn, training
 
 # A model that transformers has, too.
@@ -54,6 +57,8 @@ def cases(size: str) -> Iterator[Job]:
             yield job(Finetuning("small", 16, 128, dtype))
             if size != "cpu-quick":
                 yield job(Finetuning("GPT-2 124M", 8, 256, dtype))
+    name, rows, width = ("toy", 2, 16) if size == "tiny" else ("small", 4, 128)
+    yield qlora.job(name, MODELS[name], rows, width, "cpu", torch.float32)
 
 
 def lengths_of(count: int, longest: int) -> list[int]:

@@ -1,9 +1,11 @@
 """A QLoRA step: frozen 4-bit matrices, all with adapters of rank 16 (Dettmers et al. 2023).
 
 Ours is the decoder with ``NF4Linear`` layers, in which queries, keys and values share one adapter, and gate and up
-another. The peer is transformers with peft and bitsandbytes. Weights are random, equal and in bfloat16; adapters are in
-float32 under autocast, without activation checkpointing. The check compares the loss and the gradient of the first
-attention's output adapter with float64, in models of two layers. Memory is that of the weights plus the peak of a step.
+another; and a model of transformers with ``quantize_model`` and ``add_adapter``, as in
+``examples/qlora_transformers.py``. The peer is transformers with peft and bitsandbytes. Weights are random, equal and
+in bfloat16 (in float32 on a CPU, in the suite ``finetune``); adapters are in float32 under autocast, without activation
+checkpointing. The check compares the loss and the gradient of the first attention's output adapter with float64, in
+models of two layers. Memory is that of the weights plus the peak of a step.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from llmfast.finetuning import LoraConfig, add_adapter
+from llmfast.models.adapters.lora import Lora
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
+from llmfast.models.quantize import quantize_model
 
 from ..contenders import Contender
-from ..hugging_face import same_model
-from ..jobs import Job, Program
+from ..hugging_face import same_model, unfit
+from ..jobs import SECONDS, Job, Program
 from ..plain import PlainDecoder
 from ..quantized import dequantized, quantize_ours, quantize_theirs, replaced
 from ..results import OURS
@@ -30,7 +35,6 @@ from .train_step import SHAPES, held, loss_of
 
 RANK, SCALE = 16, 2.0
 LAYERS_CHECKED = 2
-DTYPE = torch.bfloat16
 Build = Callable[[DecoderConfig], nn.Module]
 
 
@@ -60,23 +64,23 @@ def adapter_in(width: int, device: torch.device) -> Tensor:
 
 def cases(size: str) -> Iterator[Job]:
     if size == "tiny":
-        yield job("toy", SHAPES["toy"], 2, 16, "cpu")
+        yield job("toy", SHAPES["toy"], 2, 16, "cpu", torch.bfloat16)
     else:
-        yield job("Llama 8B", SHAPES["Llama 8B"], 2, 1024, "cuda")
+        yield job("Llama 8B", SHAPES["Llama 8B"], 2, 1024, "cuda", torch.bfloat16)
 
 
-def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str) -> Job:
+def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str, dtype: torch.dtype) -> Job:
     draw = torch.randint(config.vocab_size, (batch, sequence + 1), generator=torch.Generator().manual_seed(0))
     tokens, targets = (each.contiguous().to(device) for each in (draw[:, :-1], draw[:, 1:]))
     checked = replace(config, layers=LAYERS_CHECKED)
     few = tokens[:1], targets[:1]
 
     def contender(name: str, build: Build, **options) -> Contender:
-        on_device = functools.partial(build, device=device)
-        return Contender(name, lambda: program(on_device, config, tokens, targets), **options)
+        on_device = functools.partial(build, device=device, dtype=dtype)
+        return Contender(name, lambda: program(on_device, config, tokens, targets, dtype), **options)
 
-    def plain(dtype: torch.dtype) -> dict[str, Tensor]:
-        return evidence(plain_model(checked, device=device, dtype=dtype), *few, dtype)
+    def plain(wanted: torch.dtype) -> dict[str, Tensor]:
+        return evidence(plain_model(checked, device, dtype, wanted), *few, wanted)
 
     # The matrices, at 4.5 bits per weight, are read forward and backward.
     matrices = config.parameters - 2 * config.vocab_size * config.width
@@ -84,24 +88,32 @@ def job(name: str, config: DecoderConfig, batch: int, sequence: int, device: str
     return Job(
         op=f"{name}, QLoRA",
         shape={"B": batch, "S": sequence, "R": RANK},
-        dtype=DTYPE,
+        dtype=dtype,
         pass_="training step",
         exact=lambda: plain(torch.float64),
-        plain=lambda: plain(DTYPE),
+        plain=lambda: plain(dtype),
         contenders=[
             contender(OURS, our_model),
+            contender(f"transformers + {OURS}", patched_model, module="transformers", unfit=unfit(config)),
             # On a CPU, bitsandbytes quantizes bfloat16 to different codes than on a GPU.
-            contender("transformers + peft + bitsandbytes", their_model, module="peft", gpu_only=True),
+            contender(
+                "transformers + peft + bitsandbytes",
+                their_model,
+                module="peft",
+                gpu_only=dtype == torch.bfloat16,
+                unfit=unfit(config),
+            ),
         ],
         work=(
             int(2 * matrices * 4.5 / 8),
             int(batch * sequence * config.flops_per_token(sequence) * forward_and_inputs),
         ),
         tokens=batch * sequence,
+        seconds=SECONDS[device],
     )
 
 
-def random_weights(config: DecoderConfig, device: str) -> dict[str, Tensor]:
+def random_weights(config: DecoderConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random weights by name, drawn on the device: the same for all contenders."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
@@ -109,9 +121,9 @@ def random_weights(config: DecoderConfig, device: str) -> dict[str, Tensor]:
 
     def draw(place: int, shape: torch.Size) -> Tensor:
         if len(shape) == 1:
-            return torch.ones(shape, dtype=DTYPE, device=device)
+            return torch.ones(shape, dtype=dtype, device=device)
         generator.manual_seed(place)
-        return torch.empty(shape, dtype=DTYPE, device=device).normal_(0, 0.02, generator=generator)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02, generator=generator)
 
     weights = {name: draw(place, shape) for place, (name, shape) in enumerate(shapes.items())}
     if config.tie_embeddings:
@@ -119,8 +131,8 @@ def random_weights(config: DecoderConfig, device: str) -> dict[str, Tensor]:
     return weights
 
 
-def our_model(config: DecoderConfig, device: str) -> nn.Module:
-    weights = random_weights(config, device)
+def our_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Module:
+    weights = random_weights(config, device, dtype)
     if config.tie_embeddings:
         del weights["head.weight"]
     model = quantize_ours(Decoder.from_tensors(config, weights).requires_grad_(False))
@@ -132,18 +144,28 @@ def our_model(config: DecoderConfig, device: str) -> nn.Module:
     return model
 
 
-def plain_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Module:
-    """Plain PyTorch with the dequantized weights."""
+def plain_model(config: DecoderConfig, device: str, dtype: torch.dtype, computed: torch.dtype) -> nn.Module:
+    """Plain PyTorch in ``computed`` with the weights of ``dtype``, dequantized."""
     model = PlainDecoder(config).to(device)
-    model.load_state_dict(dequantized(random_weights(config, device), DTYPE))
-    model = model.to(dtype).requires_grad_(False)
+    model.load_state_dict(dequantized(random_weights(config, device, dtype), dtype))
+    model = model.to(computed).requires_grad_(False)
     return replaced(model.blocks, lambda layer: PlainAdapted(layer, layer.in_features, layer.out_features)) and model
 
 
-def their_model(config: DecoderConfig, device: str) -> nn.Module:
+def patched_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Module:
+    model = same_model(config, random_weights(config, device, dtype), assign=True).requires_grad_(False)
+    quantize_model(model, double_quant=False, progress=False)
+    add_adapter(model, LoraConfig(rank=RANK, alpha=SCALE * RANK))
+    for module in model.modules():
+        if isinstance(module, Lora):
+            module.a.data.copy_(adapter_in(module.a.shape[1], module.a.device))
+    return model
+
+
+def their_model(config: DecoderConfig, device: str, dtype: torch.dtype) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    model = same_model(config, random_weights(config, device), assign=True)
+    model = same_model(config, random_weights(config, device, dtype), assign=True)
     model = quantize_theirs(model.requires_grad_(False))
     model.is_loaded_in_4bit = True  # as after from_pretrained; peft chooses its layers by it
     adapters = LoraConfig(r=RANK, lora_alpha=SCALE * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -159,7 +181,9 @@ def first_output_adapter(model: nn.Module) -> Tensor:
     """B of the first layer's attention output."""
     if hasattr(model, "blocks"):
         return model.blocks[0].attention.out.lora_b
-    return model.get_base_model().model.layers[0].self_attn.o_proj.lora_B["default"].weight
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layer = base.model.layers[0].self_attn.o_proj
+    return layer.adapters["default"]["whole"].b if hasattr(layer, "adapters") else layer.lora_B["default"].weight
 
 
 def gradients(model: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -175,10 +199,10 @@ def evidence(model: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dty
     return {"loss": loss, "gradient of an adapter": first_output_adapter(model).grad}
 
 
-def program(build: Build, config: DecoderConfig, tokens: Tensor, targets: Tensor) -> Program:
+def program(build: Build, config: DecoderConfig, tokens: Tensor, targets: Tensor, dtype: torch.dtype) -> Program:
     def found() -> dict[str, Tensor]:
         few = build(replace(config, layers=LAYERS_CHECKED))
-        result = evidence(few, tokens[:1], targets[:1], DTYPE)
+        result = evidence(few, tokens[:1], targets[:1], dtype)
         del few
         step()
         return result
@@ -190,7 +214,7 @@ def program(build: Build, config: DecoderConfig, tokens: Tensor, targets: Tensor
 
     def step() -> Tensor:
         model, optimizer = prepared()
-        loss = gradients(model, tokens, targets, DTYPE)
+        loss = gradients(model, tokens, targets, dtype)
         optimizer.step()
         optimizer.zero_grad()
         return loss

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"llmfast.kernels": ROOT / "kernels"} | {
     f"llmfast.{path.parent.name}": path.parent
     for path in sorted((ROOT / "llmfast").glob("*/__init__.py"))
-    if path.parent.name != "commands"
+    if path.parent.name not in ("app", "commands")  # programs
 }
 
 

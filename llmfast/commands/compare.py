@@ -108,7 +108,7 @@ def read_run(folder: Path) -> Compared:
     summary, log = read_summary(folder), run.records()
     is_final = summary is not None and bool(summary.figures)
     figures = summary.figures if summary is not None and is_final else _logged(log)
-    evaluations = _evaluations(folder)
+    evaluations = evaluations_of(folder)
     missing = []
     if summary is None:
         missing.append(f"parameters, memory, time and speed: there is no {SUMMARY_FILE}")
@@ -142,7 +142,12 @@ def _logged(records: list[dict]) -> dict[str, float | None]:
     return {}
 
 
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
+def evaluations_of(folder: Path) -> list[dict[str, Any]]:
+    """What llmfast eval wrote beside a run or model, the newest first.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     files = sorted((folder / "evaluations").glob("*.json"), key=lambda file: -file.stat().st_mtime)
     found = []
     for file in files:
@@ -179,20 +184,30 @@ def comparison(runs: list[Compared]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for run in runs for name in run.figures))
-    tasks = list(dict.fromkeys(name for run in runs for name in run.scores))
+    names, rows = cells(runs)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    table.add_column("kind")
-    costs = ("trained", "of all", "memory", "time", "tokens/s")
-    for name in ("steps", *(each.replace("_", " ") for each in (*names, *tasks)), *costs):
+    table.add_column(names[0], overflow="fold")
+    table.add_column(names[1])
+    for name in names[2:]:
         table.add_column(name, justify="right", no_wrap=True)
+    for run, *others in rows:
+        table.add_row(Text(run), *others)
+    return table
+
+
+def cells(runs: list[Compared]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, and a row per run with a text for each."""
+    figures = list(dict.fromkeys(name for run in runs for name in run.figures))
+    tasks = list(dict.fromkeys(name for run in runs for name in run.scores))
+    measured = [each.replace("_", " ") for each in (*figures, *tasks)]
+    names = ["run", "kind", "steps", *measured, "trained", "of all", "memory", "time", "tokens/s"]
+    rows = []
     for run in runs:
         kind = UNKNOWN if run.summary is None else run.summary.command
-        figures = [_figure(run, name) for name in names]
+        quality = [_figure(run, name) for name in figures]
         scores = [f"{run.scores[name]:.4f}" if name in run.scores else UNKNOWN for name in tasks]
-        table.add_row(Text(run.name), kind, f"{run.steps:,}", *figures, *scores, *_cost(run.summary))
-    return table
+        rows.append([run.name, kind, f"{run.steps:,}", *quality, *scores, *_cost(run.summary)])
+    return names, rows
 
 
 def _figure(run: Compared, name: str) -> str:

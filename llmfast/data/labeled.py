@@ -162,7 +162,7 @@ def prepare_labeled(config: LabeledDataConfig, folder: Path, *, report: Report =
     """
     examples = list(read_labeled(config))
     names = _names(examples, config.problem)
-    sides = _divided(examples, config)
+    sides = divided(examples, config)
     _check_training_labels(sides, names, config.problem)
     _report_copies(examples, report)
     with atomic_folder(folder) as partial:
@@ -219,8 +219,8 @@ def pad_rows(rows: Sequence[Sequence[int]], padding: int) -> Batch:
     return Batch(tokens=tokens, lengths=lengths)
 
 
-def _divided(examples: list[LabeledText], config: LabeledDataConfig) -> dict[str, list[LabeledText]]:
-    """The examples of each side."""
+def divided(examples: list[LabeledText], config: LabeledDataConfig) -> dict[str, list[LabeledText]]:
+    """The examples of each side, by a hash of their words."""
     held_out = {"validation": config.validation_fraction, "test": config.test_fraction}
     sides: dict[str, list[LabeledText]] = {split: [] for split in SPLITS if split == "train" or held_out[split]}
     for example in examples:

@@ -28,6 +28,8 @@ class SplitReport:
     """Share of the vocabulary's tokens that occur."""
     duplicate_documents: int
     """Documents whose tokens an earlier one has already."""
+    duplicates: list[tuple[int, int]]
+    """The documents that are there most often: the place of the first of each, and how often."""
     median_document: int
     """Tokens."""
     longest_document: int
@@ -69,6 +71,7 @@ def _split_report(shards: TokenShards, tokenizer: Tokenizer, digests: np.ndarray
         tokens_per_byte=len(shards) / shards.text_bytes,
         vocabulary_coverage=float((counts > 0).mean()),
         duplicate_documents=len(digests) - len(np.unique(digests)),
+        duplicates=_most_often(digests),
         median_document=int(np.median(lengths)),
         longest_document=int(lengths.max()),
         common_tokens=[(_shown(tokenizer, [int(token)]), float(counts[token] / len(shards))) for token in common],
@@ -89,6 +92,12 @@ def _document_digests(shards: TokenShards) -> np.ndarray:
     spans = zip(*(each.tolist() for each in shards.document_spans), strict=True)
     digests = [hashlib.sha256(shards.read(start, length).tobytes()).digest()[:8] for start, length in spans]
     return np.frombuffer(b"".join(digests), "<u8")
+
+
+def _most_often(digests: np.ndarray) -> list[tuple[int, int]]:
+    _, first, times = np.unique(digests, return_index=True, return_counts=True)
+    order = np.lexsort((first, -times))[:COMMON]
+    return [(int(first[place]), int(times[place])) for place in order if times[place] > 1]
 
 
 def _samples(shards: TokenShards, tokenizer: Tokenizer) -> list[tuple[str, str]]:

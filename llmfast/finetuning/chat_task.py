@@ -96,7 +96,8 @@ class ChatTask(DecoderTask, abc.ABC):
         return False
 
     def memory(self) -> dict[str, float]:
-        return finetuning_memory(self.config, self.decoder_config)
+        held = finetuning_memory(self.config, self.decoder_config)
+        return held | {"frozen copy": held["weights"]} if self.keeps_start(self.config) else held
 
     def flops_per_token(self) -> float:
         """Without the gradients of the weights, a third, where they are frozen below adapters."""

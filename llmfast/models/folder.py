@@ -110,6 +110,15 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def is_classifier(path: Path) -> bool:
+    """Whether a run or model folder holds a classifier; False where there is no model that could be read."""
+    try:
+        tree = read_json(model_folder(path) / CONFIG_FILE)
+    except ValueError:
+        return False
+    return "decoder" in tree and "model_type" not in tree  # Hugging Face's composite models have both
+
+
 # --- files that are checked when they are read ----------------------------------------------------------------------
 
 

@@ -110,10 +110,10 @@ def compare(
     by_script: dict[str, list[str]] = {}
     for path in paths:
         text = _read(path)
-        files.append(_row(str(path), text, chosen))
+        files.append(row_of(str(path), text, chosen))
         for line in text.splitlines(keepends=True):
             by_script.setdefault(_script(line), []).append(line)
-    scripts = [_row(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
+    scripts = [row_of(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
     return Comparison(tuple(encoding.name for encoding in chosen), tuple(files), tuple(scripts))
 
 
@@ -124,7 +124,8 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
-def _row(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
+def row_of(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
+    """The sizes of one text, called ``name``."""
     return Row(name, len(text.encode()), len(text), tuple(encoding.count(text) for encoding in encodings))
 
 

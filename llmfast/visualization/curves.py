@@ -37,7 +37,7 @@ def plot_losses(
 
     unit, factor = next(iter(units.items()), ("loss", 1.0))
     unit = unit.replace("/", " per ")
-    names = _figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
+    names = figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
     with in_style() as colors:
         panels = [*([RATES] if len(series(records, RATES[0])[0]) else []), *names]
         rows = 1 + (len(panels) + 1) // 2
@@ -77,7 +77,7 @@ def plot_losses(
         save_figure(figure, path)
 
 
-def _figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
+def figure_names(records: list[dict[str, Any]], without: set[str]) -> list[str]:
     """The figures in a log, once for training and validation together."""
     found = {}
     for record in records:

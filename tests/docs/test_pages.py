@@ -23,7 +23,7 @@ PYTHON = [
 ]
 TOP = ("kernels", "llmfast", "csrc", "benchmarks", "tests", "recipes", "docs", "examples", ".ci", ".github")
 IN_REPOSITORY = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
-PACKAGES = {path.parent.name for path in (ROOT / "llmfast").glob("*/__init__.py")} - {"commands"}
+PACKAGES = {path.parent.name for path in (ROOT / "llmfast").glob("*/__init__.py")} - {"app", "commands"}
 REFERENCE = {"commands", "kernels", "llmfast", *PACKAGES}  # the pages that docs/tools/hooks.py writes
 
 

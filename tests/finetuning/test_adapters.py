@@ -29,7 +29,7 @@ from llmfast.finetuning.config import FinetuningConfig
 from llmfast.finetuning.model import finetuned_decoder
 from llmfast.integrations.huggingface import save_huggingface
 from llmfast.integrations.opening import open_start
-from llmfast.models.config import DecoderConfig
+from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.tensors import checksum, frozen_tensors, model_tensors
@@ -201,6 +201,25 @@ def test_what_cannot_be_injected_is_named_and_nothing_has_changed(config, senten
 def test_configurations_that_cannot_be_are_refused(config, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         LoraConfig(**config)
+
+
+@pytest.mark.parametrize("patterns", [("all-linear",), ("gate",), ("down", "qkv"), ("experts",)])
+def test_experts_are_refused_by_name_and_left_alone_if_excluded(patterns):
+    """Trap: an adapter of all linear layers that has none of the experts, most of the model, and nobody is told."""
+    model = decoder(experts=ExpertsConfig(count=4, shared_width=32))
+    with pytest.raises(ValueError, match=r"means the matrices of experts in blocks\.0.*set lora\.exclude_modules"):
+        add_adapter(model, LoraConfig(target_modules=patterns))
+    if patterns != ("experts",):
+        add_adapter(model, LoraConfig(target_modules=patterns, exclude_modules=("experts",)))
+        with torch.no_grad():
+            trained(model)
+        names = {name.partition(".adapters")[0] for name in adapter_tensors(model)}
+        assert {name.rpartition(".")[2] for name in names} >= (
+            {"gate_up"} if patterns == ("gate",) else {"down", "qkv"}
+        )
+        before = model(TOKENS)
+        merge_and_remove(model)
+        torch.testing.assert_close(model(TOKENS), before)
 
 
 def test_layers_that_would_pass_over_an_adapter_are_refused():

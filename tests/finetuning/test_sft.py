@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
+from rich.console import Console
 from small_sft import (
     instruction,
     new_sft_run,
@@ -24,14 +25,17 @@ from llmfast.data.batch import IGNORED
 from llmfast.data.chat.opening import open_chat
 from llmfast.data.config import InstructionDataConfig
 from llmfast.data.instructions import open_instructions, prepare_instructions
+from llmfast.finetuning.model import finetuning_memory
 from llmfast.finetuning.supervised import SupervisedFinetuning
 from llmfast.inference.config import Sampling
 from llmfast.inference.engine import Engine
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
-from llmfast.models.folder import checkpoints, load_model
+from llmfast.models.folder import checkpoints, load_decoder, load_model
 from llmfast.training.distribution.world import World
 from llmfast.training.loop import fit, save
+from llmfast.training.monitoring.display import size
+from llmfast.training.preflight.checks import describe_run
 from llmfast.training.session import new_session, resumed_session
 
 
@@ -140,6 +144,23 @@ def test_dry_run_shows_the_trained_part_in_color(tmp_path, capsys, monkeypatch):
     assert "not memorized" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
+def test_dry_run_estimates_the_memory_of_what_is_trained(tmp_path, capsys, adapter):
+    """Trap: an estimate of full finetuning for adapters on a base in 4 bits."""
+    start = write_model(tmp_path / "start", width=384, layers=2)
+    file = write_instructions(tmp_path / "data.jsonl")
+    config = sft_config(file, start, data={"template": "plain"}, precision="bfloat16", adapter=adapter)
+    memory = finetuning_memory(config, load_decoder(start).config)
+    console = Console(width=10_000, highlight=False)
+    describe_run(config, task=SupervisedFinetuning, console=console)
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("memory      about"))
+    for part, count in memory.items():
+        assert f"{part} {size(count)}" in line
+    cast = load_decoder(start).head if adapter == "qlora" else load_decoder(start)
+    count = sum(each.numel() for each in cast.parameters() if each.ndim == 2)
+    assert f"weights in bfloat16 {size(2 * count)}" in line
+
+
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     session = new_sft_run(tmp_path)
     for _ in range(3):
@@ -238,6 +259,7 @@ def test_packed_examples_seeing_each_other(tmp_path):
     torch.testing.assert_close(together, nats / count, rtol=1e-5, atol=0)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_batch_of_8_equals_8_parts_equals_packed_rows(tmp_path, learned):
     """Trap: a mean of means under accumulation. 50 steps of 8 examples, however they lie in rows: equal weights."""

@@ -10,6 +10,7 @@ from llmfast.integrations.huggingface import save_huggingface
 STEPS = 12
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_losses_are_those_of_trl(tmp_path, accumulate):
     """In the same order, without packing; both with AdamW, clipping and a constant learning rate."""

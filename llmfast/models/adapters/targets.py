@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.config import ALL_LINEAR, LoraConfig, matches, matches_any
@@ -39,9 +40,10 @@ def find_targets(model: nn.Module, config: LoraConfig, saved: Iterable[str] = ()
         saved: names of modules that are trained in full, in which no layer gets an adapter.
 
     Raises:
-        ValueError: a pattern that fits nothing, a layer of a kind without adapters, or a fused layer that is named
-            together with its parts.
+        ValueError: a pattern that fits nothing, a layer of a kind without adapters, a fused layer that is named
+            together with its parts, or experts that are not excluded.
     """
+    _check_experts(model, config)
     found = [each for each in candidates(model) if not is_inside(each.module, saved)]
     kept = [each for each in found if not matches_any(config.exclude_modules, each.name)]
     named = [pattern for pattern in config.target_modules if pattern != ALL_LINEAR]
@@ -125,6 +127,31 @@ def _outputs(module: Any) -> int:
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     return module.nf if hasattr(module, "nf") else module.out_features
+
+
+def stacked_matrices(model: nn.Module) -> dict[str, str]:
+    """The names of matrices that lie one behind another in a parameter, those of experts, with their modules' names."""
+    return {
+        f"{name}.{leaf}".lstrip("."): name
+        for name, module in modules_of(model)
+        if not isinstance(module, _ConvNd)
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+
+
+def _check_experts(model: nn.Module, config: LoraConfig) -> None:
+    """Check that no pattern means the matrices of experts, which cannot have adapters."""
+    for name, module in stacked_matrices(model).items():
+        if matches_any(config.exclude_modules, name) or matches_any(config.exclude_modules, module):
+            continue
+        for pattern in config.target_modules:
+            parts = (f"{name.rpartition('.')[0]}.{part}" for part in ("gate", "up") if name.endswith("gate_up"))
+            if pattern == ALL_LINEAR or any(matches(pattern, each) for each in (name, module, *parts)):
+                raise ValueError(
+                    f"lora.target_modules has {pattern!r}, which means the matrices of experts in {name} too, for "
+                    "which there are no adapters: set lora.exclude_modules to experts to leave them as they are"
+                )
 
 
 def _check_kind(name: str, module: nn.Module) -> None:

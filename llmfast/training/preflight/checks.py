@@ -16,6 +16,9 @@ from rich.text import Text
 from torch import Tensor
 
 from llmfast.data.batch import IGNORED, Batch
+from llmfast.kernels import NF4Linear
+from llmfast.models.classifier import SequenceClassifier
+from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
 from llmfast.training.monitoring.display import clock, size
 from llmfast.training.preflight.hardware import memory_in_use
@@ -75,7 +78,7 @@ def describe_run(config: Any, *, task: type[Task] = Pretraining, console: Consol
             f"time        {seconds:.3f} s per step here, {trainer.tokens_per_step / seconds:,.0f} tokens/s: "
             f"{clock(seconds * training.steps)} for the run, without evaluations"
         )
-        estimate = training_memory(model, _setup(session))
+        estimate = _memory(session)
         console.print(f"memory      about {size(sum(estimate.values()))} on a GPU: {_listed(estimate)}")
         console.print(f"            {size(memory_in_use(trainer.device))} was the peak of this process here")
 
@@ -84,14 +87,24 @@ def _listed(sizes: dict[str, float]) -> str:
     return ", ".join(f"{name} {size(bytes)}" for name, bytes in sizes.items())
 
 
+def _memory(session: Session) -> dict[str, float]:
+    """Bytes of each component at the peak of a step on a GPU, with adapters, and with a base as it is stored."""
+    parts = training_memory(session.config.model, _setup(session)) | session.task.memory()
+    return {part: count for part, count in parts.items() if count}
+
+
 def _setup(session: Session) -> TrainingSetup:
     """What one process holds at a time, as far as memory depends on it."""
     trainer, training = session.trainer, session.trainer.training
+    decoder = next(module for module in trainer.model.modules() if isinstance(module, Decoder))
+    is_trained = any(parameter.requires_grad for parameter in decoder.head.parameters())
     return TrainingSetup(
         batch_size=training.batch_size // training.accumulate,
         precision="float32" if trainer.precision == torch.float32 else "bfloat16",
         optimizer=training.optimizer,
         checkpointing=training.activation_checkpointing,
+        head="none" if isinstance(trainer.model, SequenceClassifier) else "trained" if is_trained else "frozen",
+        packed=sum(each.layout.numbers for each in decoder.modules() if isinstance(each, NF4Linear)),
     )
 
 

@@ -33,16 +33,23 @@ class TrainingSetup:
     """Whose state is kept."""
     checkpointing: Checkpointing = "none"
     """Activation checkpointing."""
+    head: Literal["trained", "frozen", "none"] = "trained"
+    """The output head: a frozen one has no gradient, and a classifier has none."""
+    packed: int = 0
+    """Numbers of the matrices that are stored in 4 bits, of which there is no copy in bfloat16."""
 
 
 def training_memory(config: DecoderConfig, setup: TrainingSetup) -> dict[str, float]:
-    """Bytes of each component at the peak of a training step."""
+    """Bytes of each component at the peak of a training step in which all weights are trained.
+
+    What a task freezes, stores in 4 bits or adds to the weights is in its own ``memory()``, in place of these figures.
+    """
     tokens = setup.batch_size * (setup.sequence or config.context)
     count = config.parameters
     blocks = sum(_block_activations(config, layer, setup) for layer in range(config.layers))
     parts = {
         "weights": 4.0 * count,
-        "weights in bfloat16": 0.0 if setup.precision == "float32" else 2.0 * _matrix_parameters(config),
+        "weights in bfloat16": 0.0 if setup.precision == "float32" else 2.0 * _cast_parameters(config, setup),
         "gradients": 4.0 * count,
         "optimizer": _optimizer_state(config, setup),
         "activations": tokens * (blocks + _end_activations(config, setup)),
@@ -125,9 +132,13 @@ def _largest_block(config: DecoderConfig, setup: TrainingSetup) -> float:
 
 def _loss_workspace(config: DecoderConfig, tokens: int, setup: TrainingSetup) -> float:
     """What linear_cross_entropy takes beside inputs and gradients: a chunk of logits, and the float32 sum of the head's
-    gradient, which is there a second time while it is scaled."""
+    gradient, if it is trained, which is there a second time while it is scaled."""
+    if setup.head == "none":
+        return 0.0
     c, head = _compute_bytes(setup), config.table_rows * config.width
-    return min(max(LOSS_WORKSPACE, c * head / 2), c * tokens * config.table_rows) + 2 * 4 * head
+    return min(max(LOSS_WORKSPACE, c * head / 2), c * tokens * config.table_rows) + (
+        2 * 4 * head if setup.head == "trained" else 0
+    )
 
 
 def _optimizer_state(config: DecoderConfig, setup: TrainingSetup) -> float:
@@ -142,6 +153,11 @@ def _matrix_parameters(config: DecoderConfig, *, blocks_only: bool = False) -> i
     names = ["attention", "feed-forward", "experts", "shared experts"]
     head = 0 if blocks_only else config.table_rows * config.width
     return sum(parts.get(name, 0) for name in names) + head
+
+
+def _cast_parameters(config: DecoderConfig, setup: TrainingSetup) -> int:
+    """Numbers of the matrices that autocast copies."""
+    return _matrix_parameters(config, blocks_only=setup.head == "none") - setup.packed
 
 
 def _compute_bytes(setup: TrainingSetup) -> int:

@@ -1,0 +1,238 @@
+"""The dashboard in a browser: what streams, what survives a re-run, memory, keyboards, accessibility, screenshots."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_app import write_full_folder
+
+pytest.importorskip("streamlit")
+pytest.importorskip("playwright")
+pytest.importorskip("axe_playwright_python")
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from llmfast.app.views import PAGES
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.xdist_group("app"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium; there is none on the path (Debian's package: chromium)"
+    ),
+]
+NAMES = ["", *(page.name for page in PAGES[1:])]  # the first page is at the root
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+PROGRAM = "import sys; from llmfast.cli import main; sys.exit(main(sys.argv[1:]))"
+SECONDS = 120_000
+
+
+class Dashboard:
+    """``llmfast app`` in a process."""
+
+    def __init__(self, folder):
+        command = [sys.executable, "-c", PROGRAM, "app", str(folder), "--port", "0", "--no_browser"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        printed = iter(self.process.stdout.readline, "")
+        self.url = next(found[0] for line in printed if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+
+    def memory(self):
+        """MiB in use."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as running:
+        # Chromium's own sandbox needs rights that a container does not have; it opens our pages alone.
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def dashboard(full, browser):
+    found = Dashboard(full)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def tab(browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    yield page
+    context.close()
+
+
+def visit(page, url, name=""):
+    """Open a page, and wait until all of it is drawn."""
+    page.goto(f"{url}/{name}")
+    settle(page)
+
+
+def settle(page):
+    page.locator("h1").wait_for()
+    page.locator("[data-test-script-state=notRunning]").wait_for(state="attached")
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
+
+
+def go(page, title):
+    """By the menu, within one session."""
+    page.get_by_role("link", name=title).click()
+    page.get_by_role("heading", name=title, level=1).wait_for()
+
+
+def violations(page):
+    found = Axe().run(page).response["violations"]
+    return [(each["id"], node["html"][:200]) for each in found for node in each["nodes"]]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_page_is_accessible_and_fits_its_window(dashboard, browser, width, scheme):
+    """Traps: pale text, skipped heading levels, inputs without names, a page wider than a telephone."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    found = {}
+    for name in NAMES:
+        visit(page, dashboard.url, name)
+        assert page.locator("[data-testid=stException]").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found[name] = violations(page)
+    context.close()
+    assert found == {name: [] for name in NAMES}
+
+
+def generate(page, prompt, tokens=250):
+    """Ask the model that chats to continue a prompt."""
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Most tokens").fill(str(tokens))
+    page.get_by_role("button", name="Generate").click()
+
+
+def reply(page):
+    return page.locator(".tokens span").all_inner_texts()
+
+
+def finished(page):
+    page.get_by_text("as many as asked for").wait_for()
+    return reply(page)
+
+
+def test_generating_streams_and_a_re_run_loses_nothing(dashboard, tab):
+    """Traps: the text appears at its end; a re-run, or a look at another page, ends or restarts the reply."""
+    visit(tab, dashboard.url, "generate")
+    generate(tab, "fox")
+    tab.locator(".tokens span").first.wait_for()
+    counts = []
+    while not counts or counts[-1] < 250:
+        counts.append(tab.locator(".tokens span").count())
+        tab.wait_for_timeout(20)
+    assert len(set(counts)) > 2
+    whole = finished(tab)
+    assert len(whole) == 250
+    assert violations(tab) == []
+    tab.locator(".tokens span").nth(3).hover()
+    note = tab.locator(".tokens span").nth(3).evaluate("each => getComputedStyle(each, '::after').content")
+    assert re.search(r"\d\.\d%; likeliest: ", note)
+
+    generate(tab, "fox")
+    tab.get_by_text("tokens so far").wait_for()
+    tab.locator("h1").click()
+    tab.keyboard.press("r")  # runs the page again
+    go(tab, "Tokenizer")
+    go(tab, "Generate")
+    assert finished(tab) == whole
+
+
+def test_twenty_re_runs_leave_memory_flat(dashboard, tab):
+    """Trap: each run of a page loads a model, or keeps what it drew."""
+    visit(tab, dashboard.url, "generate")
+    generate(tab, "fox", tokens=20)
+    finished(tab)
+    servers = children(dashboard)
+
+    def run_again(times):
+        for _ in range(times):
+            tab.locator("h1").click()
+            tab.keyboard.press("r")
+            tab.wait_for_timeout(50)
+            settle(tab)
+
+    run_again(5)
+    before = dashboard.memory()
+    run_again(20)
+    assert dashboard.memory() - before < 16  # the model is larger than this
+    assert children(dashboard) == servers
+    assert len(reply(tab)) == 20
+
+
+def children(dashboard):
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(dashboard.process.pid)], capture_output=True, text=True, check=False
+    )
+    return found.stdout.split()
+
+
+def test_the_keyboard_alone_is_enough(dashboard, tab):
+    visit(tab, dashboard.url, "generate")
+    tab.get_by_label("Prompt").focus()
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement.innerText") == "Generate":
+            break
+    tab.keyboard.press("Enter")
+    finished(tab)
+    assert len(reply(tab)) == 128
+
+
+def test_classifying_shows_probabilities(dashboard, tab):
+    visit(tab, dashboard.url, "classify")
+    tab.get_by_label("Text").fill("I love my phone")
+    tab.get_by_role("button", name="Classify").click()
+    bars = tab.get_by_role("progressbar")
+    bars.first.wait_for()
+    assert {each.split()[0] for each in bars.all_inner_texts()} == {"good", "bad"} or bars.count() == 2
+    assert violations(tab) == []
+
+
+def test_a_bad_prompt_is_a_sentence_and_the_page_stays_up(dashboard, tab):
+    visit(tab, dashboard.url, "generate")
+    generate(tab, "fox " * 400)
+    tab.get_by_role("alert").get_by_text("context").wait_for()
+    assert violations(tab) == []
+    generate(tab, "fox", tokens=5)
+    assert len(finished(tab)) == 5
+
+
+def test_screenshots(request, tmp_path_factory, browser):
+    """Writes the pictures of the guide and of the README."""
+    if not request.config.getoption("--screenshots"):
+        pytest.skip("writes docs/images/app-*.png with --screenshots")
+    folder = write_full_folder(tmp_path_factory.mktemp("shown"), steps=300)
+    dashboard = Dashboard(folder)
+    try:
+        for scheme in ("light", "dark"):
+            context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+            page = context.new_page()
+            page.set_default_timeout(SECONDS)
+            visit(page, dashboard.url)
+            page.wait_for_timeout(1000)
+            page.screenshot(path=IMAGES / f"app-runs-{scheme}.png")
+            context.close()
+    finally:
+        dashboard.close()
+    for file in IMAGES.glob("app-*.png"):
+        assert file.stat().st_size < 300_000
