@@ -30,6 +30,7 @@ SUITES = {
         "steps of supervised finetuning beside trl, and of QLoRA beside peft: tokens/s, memory", ("cpu",)
     ),
     "align": Suite("steps of DPO, and of GRPO with its sampling, beside trl: samples/s", ("cpu",)),
+    "evaluate": Suite("log-likelihoods of multiple choice beside lm-evaluation-harness: tokens/s", ("cpu",)),
     "qlora": Suite("a QLoRA step of an 8B-shaped model: tokens/s, memory"),
     "generate": Suite("decoding with a cache, in 16 bits and NF4: tokens/s", ("cuda", "cpu")),
     "decode_cpu": Suite(

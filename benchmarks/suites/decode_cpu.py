@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -36,7 +35,7 @@ from llmfast.models.decoder import Decoder
 
 from ..compare import one_line
 from ..decoding import files
-from ..results import NODE_MODULES, OURS, ROOT, Result, instructions
+from ..results import NODE_MODULES, OURS, ROOT, Result, has_bfloat16
 from .train_step import SHAPES, drawn
 
 WIDTHS = ("float32", "bfloat16", "int8", "int4")
@@ -45,8 +44,6 @@ PEERS = {"transformers": ("float32", "bfloat16"), "ctranslate2": ("float32", "in
 CONTENDERS = tuple((name, width) for name, widths in ({OURS: WIDTHS} | PEERS).items() for width in widths)
 ROUNDS = 3
 HELD_OUT_TOKENS = 16_384
-# PyTorch's products in 16 bits are ten times slower than those in 32 without one of them.
-INSTRUCTIONS_OF_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,7 @@ class Decoding:
         return workers, absent
 
     def _command(self, name: str, width: str) -> list[str]:
-        lacks_bfloat16 = platform.machine() == "x86_64" and not INSTRUCTIONS_OF_BFLOAT16 & set(instructions())
-        if (name, width) == ("transformers", "bfloat16") and lacks_bfloat16:
+        if (name, width) == ("transformers", "bfloat16") and not has_bfloat16():
             raise Unfit("this processor has no instructions for bfloat16")
         path = file_of(name, width, self.model)
         if name == "llama.cpp":

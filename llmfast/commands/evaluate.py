@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llmfast.data.shards import TokenShards
-    from llmfast.evaluation.tasks import Task, WritingTask
+    from llmfast.evaluation.tasks import Task
     from llmfast.evaluation.tasks.asking import Asked
-    from llmfast.evaluation.tasks.figures import Figure
-    from llmfast.evaluation.tasks.writing import Writing
     from llmfast.inference.engine import Engine
     from llmfast.models.decoder import Decoder
     from llmfast.tokenizer import Tokenizer
@@ -81,60 +76,52 @@ def evaluate(
         ValueError: an unknown task, missing or damaged data or model, or a prompt longer than the context.
     """
     from llmfast.evaluation.tasks import TEXT, WritingTask, task_named
-    from llmfast.evaluation.tasks.writing import Writing
+    from llmfast.evaluation.tasks.results import Corpus, likeliest, result, written
+    from llmfast.evaluation.tasks.writing import Writing, engine_of
     from llmfast.inference.opening import open_on_device
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise ValueError("tasks is empty: name one, as in --tasks piqa")
+    names = _names(tasks, data)
     chosen = [task_named(name) for name in names if name != TEXT]  # refused before the model is read
-    if data and len(names) > 1:
-        raise ValueError(f"data holds the rows of one task, but tasks are {', '.join(names)}: call once for each")
-    if TEXT in names and not data:
-        raise ValueError("task text needs what to read: --data FILE ..., or a folder of token shards")
-    if names != [TEXT] and len(data) > 1:
-        raise ValueError(f"task {names[0]} reads one file, got {len(data)} in data")
-    given = {"limit": limit, "few_shot": few_shot, "examples": examples, "truncate": truncate or None}
-    given |= {"chat": chat or None, "contamination": contamination}
-    if TEXT in names and (unused := [name for name, value in given.items() if value]):
-        raise ValueError(f"{unused[0]} is for questions and not for the task text: leave it out")
-    if stride is not None and TEXT not in names:
-        raise ValueError("stride is for the task text: leave it out")
-
-    written = {"samples": samples if samples != 1 else None, "temperature": temperature, "max_tokens": max_tokens}
-    if not any(isinstance(task, WritingTask) for task in chosen) and (
-        unused := [name for name, value in written.items() if value is not None]
-    ):
-        raise ValueError(f"{unused[0]} is for tasks whose answers are generated (gsm8k, math, humaneval): leave it out")
+    _check_options(
+        TEXT in names,
+        any(isinstance(task, WritingTask) for task in chosen),
+        questions={
+            "limit": limit,
+            "few_shot": few_shot or None,
+            "examples": examples,
+            "truncate": truncate or None,
+            "chat": chat or None,
+            "contamination": contamination,
+        },
+        generation={"samples": samples if samples != 1 else None, "temperature": temperature, "max_tokens": max_tokens},
+        text={"stride": stride},
+    )
     if temperature is None:
         temperature = 0.0 if samples == 1 else 0.8
     how = Writing(samples, temperature, max_tokens, seed, truncate, chat)
 
     model, tokenizer = open_on_device(run, base=base, device=device, dtype=dtype)
     common = _what_decided(run, model, tokenizer)
+    corpus = None
+    if contamination is not None:
+        corpus = Corpus(_shards_of(contamination, tokenizer, "contamination"), ngram)
     asking = {"limit": limit, "few_shot": few_shot, "seed": seed}
+    settings: dict[str, Any] = asking | {"truncate": truncate, "chat": chat}
+    file = data[0] if data else None
     results: dict[str, Any] = {}
     engine: Engine | None = None
-    corpus = None if contamination is None else _shards_of(contamination, tokenizer, "contamination")
     for task in chosen:
-        asked = _ask(task, data[0] if data else None, examples, asking)
-        result = _about(task, asked, data[0] if data else None)
+        asked = _ask(task, file, examples, asking)
         if isinstance(task, WritingTask):
-            engine = engine or _engine(run, model, tokenizer, dtype)
-            found = _write(engine, task, asked, how)
+            engine = engine or engine_of(run, model, tokenizer, dtype=dtype)
+            found = written(engine, task, asked, how)
         else:
-            found = _choose(model, tokenizer, task, asked, truncate, chat)
-        result |= found.result | {"figures": _values(found.figures(range(len(asked))))}
-        if corpus is not None:
-            result["contamination"] = _contamination(asked, tokenizer, corpus, ngram, found.figures)
-        results[task.name] = result
-    if TEXT in names:
+            found = likeliest(model, tokenizer, task, asked, truncate=truncate, chat=chat)
+        source = {"file": str(file)} if file else {"dataset": task.dataset, "config": task.config, "split": task.split}
+        results[task.name] = {"source": source} | result(asked, found, tokenizer, corpus)
+    if names == [TEXT]:
+        settings = {"stride": stride or model.config.context}
         results[TEXT] = _text(model, tokenizer, data, stride)
-    settings: dict[str, Any] = (
-        {"stride": stride or model.config.context}
-        if names == [TEXT]
-        else (asking | {"truncate": truncate, "chat": chat})
-    )
     if corpus is not None:
         settings |= {"contamination": str(contamination), "ngram": ngram}
     if engine is not None:
@@ -146,13 +133,34 @@ def evaluate(
     return content
 
 
-@dataclass
-class _Found:
-    """What was found of the questions of a task."""
+def _names(tasks: str, data: tuple[Path, ...]) -> list[str]:
+    """The names of tasks; there must be data for the task text, and data are of one task."""
+    from llmfast.evaluation.tasks import TEXT
 
-    result: dict[str, Any]
-    figures: Callable[[Sequence[int]], dict[str, Figure]]
-    """Of the questions with these numbers."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise ValueError("tasks is empty: name one, as in --tasks piqa")
+    if TEXT in names and not data:
+        raise ValueError("task text needs what to read: --data FILE ..., or a folder of token shards")
+    if data and len(names) > 1:
+        raise ValueError(f"data holds the rows of one task, but tasks are {', '.join(names)}: call once for each")
+    if names != [TEXT] and len(data) > 1:
+        raise ValueError(f"task {names[0]} reads one file, got {len(data)} in data")
+    return names
+
+
+def _check_options(
+    has_text: bool, generates: bool, *, questions: dict[str, Any], generation: dict[str, Any], text: dict[str, Any]
+) -> None:
+    """Check that what is set, and not None, is used by the tasks."""
+    for is_used, options, tasks in (
+        (not has_text, questions, "questions and not for the task text"),
+        (generates, generation, "tasks whose answers are generated (gsm8k, math, humaneval)"),
+        (has_text, text, "the task text"),
+    ):
+        given = [name for name, value in options.items() if value is not None]
+        if given and not is_used:
+            raise ValueError(f"{given[0]} is for {tasks}: leave it out")
 
 
 def _what_decided(run: Path, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -185,87 +193,6 @@ def _ask(task: Task, file: Path | None, examples: Path | None, settings: dict[st
     if settings["few_shot"] and (examples is not None or (file is None and task.examples is not None)):
         drawn = task.rows(examples, examples=True)
     return ask(task, task.rows(file), examples=drawn, **settings)
-
-
-def _about(task: Task, asked: list[Asked], file: Path | None) -> dict[str, Any]:
-    source = {"file": str(file)} if file else {"dataset": task.dataset, "config": task.config, "split": task.split}
-    return {"source": source, "questions": len(asked)}
-
-
-def _choose(model: Decoder, tokenizer: Tokenizer, task: Task, asked: list[Asked], truncate: bool, chat: bool) -> _Found:
-    from llmfast.evaluation.tasks.choosing import figures, score
-    from llmfast.inference.prompts import beginning
-
-    columns = score(model, tokenizer, asked, truncate=truncate, chat=chat, share=True)
-    form = "cloze" if task.is_cloze else "multiple choice"
-
-    def of(places: Sequence[int]) -> dict[str, Figure]:
-        chosen = {name: [values[place] for place in places] for name, values in columns.items()}
-        return figures(chosen, is_cloze=task.is_cloze)
-
-    start = "by the chat template" if chat else tokenizer.decode(beginning(tokenizer))
-    return _Found({"form": form, "beginning_of_text": start}, of)
-
-
-def _engine(run: Path, model: Decoder, tokenizer: Tokenizer, dtype: str | None) -> Engine:
-    from llmfast.inference.config import EngineConfig
-    from llmfast.inference.engine import Engine
-    from llmfast.inference.opening import ends_of, runner_of
-
-    config = EngineConfig()
-    runner = runner_of(model, config, dtype=dtype)
-    return Engine(None, tokenizer, config, runner=runner, ends=ends_of(run, tokenizer))
-
-
-def _write(engine: Engine, task: WritingTask, asked: list[Asked], how: Writing) -> _Found:
-    from llmfast.evaluation.tasks.writing import check, figures, write
-
-    replies = write(engine, task, asked, how)
-    right = check(task, asked, replies, chat=how.chat)
-
-    def of(places: Sequence[int]) -> dict[str, Figure]:
-        return figures({name: [values[place] for place in places] for name, values in right.items()})
-
-    records = [
-        {
-            "where": each.where,
-            "replies": [reply.text for reply in written],
-            "right": {k: v[n] for k, v in right.items()},
-        }
-        for n, (each, written) in enumerate(zip(asked, replies, strict=True))
-    ]
-    unfinished = sum(reply.finish_reason == "length" for written in replies for reply in written)
-    most = task.max_tokens if how.max_tokens is None else how.max_tokens
-    result = {"form": "generation", "max_tokens": most, "stop": [] if how.chat else list(task.stop)}
-    return _Found(result | {"cut_off": unfinished, "records": records}, of)
-
-
-def _contamination(
-    asked: list[Asked],
-    tokenizer: Tokenizer,
-    corpus: TokenShards,
-    ngram: int,
-    figures: Callable[[Sequence[int]], dict[str, Figure]],
-) -> dict[str, Any]:
-    """How many questions, with their right answers, overlap with a corpus, and the figures of the others."""
-    from llmfast.evaluation.contamination import contamination
-
-    texts = tokenizer.encode_ordinary_batch([each.question.solved for each in asked])
-    found = contamination(texts, corpus, ngram=ngram)
-    clean = [place for place, share in enumerate(found.covered) if not share]
-    return {
-        "shards": str(corpus.folder),
-        "checksum": corpus.checksum,
-        "ngram": ngram,
-        "overlapping": len(asked) - len(clean),
-        "too_short_to_tell": sum(found.too_short),
-        "covered": found.covered,
-        "figures_without": _values(figures(clean)) if clean else None,
-    }
-
-
-def _values(figures: dict[str, Figure]) -> dict[str, Any]:
-    return {name: asdict(figure) for name, figure in figures.items()}
 
 
 def _shards_of(folder: Path, tokenizer: Tokenizer, name: str) -> TokenShards:

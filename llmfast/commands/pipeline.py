@@ -145,7 +145,7 @@ def _resumes(task: Task) -> bool:
 def _words(task: Task) -> list[str]:
     """The words of a stage's command: one that trains begins a run, or resumes it where it was interrupted."""
     words = task.step.words
-    return [*words, "--resume", "auto"] if words[0] in TASKS else words
+    return [*words, "--resume", "auto"] if words[0] in TASKS and "--out" in words else words
 
 
 def _shown(task: Task) -> str:

@@ -190,10 +190,14 @@ def compare(
     texts: tyro.conf.Positional[tuple[Path, ...]] = (),
     encodings: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ("gpt2", "cl100k_base", "o200k_base"),
 ) -> None:
-    """Count the tokens that tokenizers make of the same files: by file, and by script of the lines.
+    """Count the tokens that tokenizers make of the same files: by file, by label, and by script of the lines.
+
+    For example:
+
+        llmfast tokenizer compare English=book.txt Chinese=manual.txt code=main.py --with my-tokenizer o200k_base
 
     Args:
-        texts: UTF-8 files.
+        texts: UTF-8 files, or LABEL=FILE; files of one label, such as a language or a domain, are also added up.
         encodings: Published encodings, tokenizer folders or files, with blanks or commas between.
 
     Raises:
@@ -202,7 +206,12 @@ def compare(
     """
     from llmfast.tokenizer.compare import compare as compared
 
-    print(compared(texts, [name for names in encodings for name in names.split(",")]))
+    print(compared(map(_labeled, texts), [name for names in encodings for name in names.split(",")]))
+
+
+def _labeled(text: Path) -> Path | tuple[str, Path]:
+    label, equals, path = str(text).partition("=")
+    return (label, Path(path)) if equals and label and path and not text.exists() else text
 
 
 def _read(file: Path | None) -> bytes:

@@ -19,9 +19,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmfast.data.chat.opening import named_tokens, saved_chat
 from llmfast.evaluation.likelihood import Pair, log_likelihoods
-from llmfast.inference.config import EngineConfig, Sampling
+from llmfast.evaluation.tasks.writing import engine_of
+from llmfast.inference.config import Sampling
 from llmfast.inference.engine import Engine
-from llmfast.inference.opening import ends_of, open_on_device, runner_of
+from llmfast.inference.opening import open_on_device
 from llmfast.inference.prompts import beginning, own_beginning
 
 if TYPE_CHECKING:
@@ -168,9 +169,7 @@ class HarnessModel(TemplateLM):
 
     @cached_property
     def _engine(self) -> Engine:
-        config = EngineConfig()
-        runner = runner_of(self.model, config, dtype=self._dtype)
-        return Engine(None, self._tokenizer, config, runner=runner, ends=ends_of(self.pretrained, self._tokenizer))
+        return engine_of(self.pretrained, self.model, self._tokenizer, dtype=self._dtype)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to a stop text or the end of a text.

@@ -124,12 +124,12 @@ def log_likelihoods(
         )
     rows = [_row(number, pair, model.config.context, truncate) for number, pair in enumerate(pairs)]
     scored = [len(pair.continuation) for pair in pairs]
-    # Frequencies that depend on the length of a row differ between rows that begin alike.
-    share = share and model.config.rope_scaling.kind != "dynamic"
-    batches = list((forests if share else apart)([row[:-1] for row in rows], BATCH_TOKENS))
+    # Frequencies that depend on the length of a row are others for rows that begin alike, and for a row with padding.
+    stretches = model.config.rope_scaling.kind == "dynamic"
+    batches = list((forests if share and not stretches else apart)([row[:-1] for row in rows], BATCH_TOKENS))
     if not batches:
         return []
-    cache = _cache(model, max(batch.pages(PAGE) for batch in batches)) if share else None
+    cache = _cache(model, max(batch.pages(PAGE) for batch in batches)) if share or stretches else None
 
     def measure(batch: Forest) -> list[float]:
         figures = _measure(model, cache, batch, rows, scored)

@@ -54,17 +54,13 @@ def fit_scaling_law(parameters: Numbers, tokens: Numbers, losses: Numbers) -> Sc
     """
     n, d, y = (np.asarray(each, dtype=np.float64) for each in (parameters, tokens, losses))
     _check(n, d, y)
-    low = np.full(2, EXPONENTS[0])
-    high = np.full(2, EXPONENTS[1])
-    for _ in range(ZOOMS):
-        alphas, betas = (np.geomspace(low[i], high[i], GRID) for i in range(2))
-        pairs = np.array(list(itertools.product(alphas, betas)))
-        errors, solutions = _best_factors(pairs, n, d, y)
-        best = int(errors.argmin())
+    low, high = np.full(2, EXPONENTS[0]), np.full(2, EXPONENTS[1])
+    law, exponents = _best_law(low, high, n, d, y)
+    for _ in range(ZOOMS - 1):
         step = (high / low) ** (2 / (GRID - 1))  # two places to each side
-        low, high = np.maximum(pairs[best] / step, EXPONENTS[0]), np.minimum(pairs[best] * step, EXPONENTS[1])
-    (alpha, beta), (floor, a, b) = pairs[best].tolist(), solutions[best].tolist()
-    return ScalingLaw(floor, a * _center(n) ** alpha, alpha, b * _center(d) ** beta, beta)
+        low, high = np.maximum(exponents / step, EXPONENTS[0]), np.minimum(exponents * step, EXPONENTS[1])
+        law, exponents = _best_law(low, high, n, d, y)
+    return law
 
 
 def bootstrap(
@@ -116,6 +112,22 @@ def _check(n: npt.NDArray[np.float64], d: npt.NDArray[np.float64], y: npt.NDArra
 def _center(values: npt.NDArray[np.float64]) -> float:
     """Powers are taken of values around 1, where they are of one size."""
     return float(np.exp(np.log(values).mean()))
+
+
+def _best_law(
+    low: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
+    n: npt.NDArray[np.float64],
+    d: npt.NDArray[np.float64],
+    y: npt.NDArray[np.float64],
+) -> tuple[ScalingLaw, npt.NDArray[np.float64]]:
+    """The best law with exponents on a grid from ``low`` to ``high``, and its exponents."""
+    alphas, betas = (np.geomspace(low[i], high[i], GRID) for i in range(2))
+    pairs = np.array(list(itertools.product(alphas, betas)))
+    errors, solutions = _best_factors(pairs, n, d, y)
+    best = int(errors.argmin())
+    (alpha, beta), (floor, a, b) = pairs[best].tolist(), solutions[best].tolist()
+    return ScalingLaw(floor, a * _center(n) ** alpha, alpha, b * _center(d) ** beta, beta), pairs[best]
 
 
 def _best_factors(

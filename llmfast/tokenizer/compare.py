@@ -1,6 +1,7 @@
-"""How many tokens different tokenizers make of the same texts, file by file and script by script.
+"""How many tokens different tokenizers make of the same texts: by file, by label, and by script.
 
-A script is how letters are written, not a language: English and Vietnamese are both Latin.
+A label is what the caller names a file by, such as its language or its domain. A script is how letters are written, not
+a language: English and Vietnamese are both Latin.
 """
 
 from __future__ import annotations
@@ -51,17 +52,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows by file, and by the script of the lines; ``str()`` lays them out as a table."""
+    """Rows by file, by label of the files, and by the script of the lines; ``str()`` lays them out as a table."""
 
     encodings: tuple[str, ...]
     files: tuple[Row, ...]
     scripts: tuple[Row, ...]
+    labels: tuple[Row, ...] = ()
 
     def __str__(self) -> str:
         units = [f"{name} {unit}" for name in self.encodings for unit in ("tokens", "bytes/token")]
         lines = [["file", "bytes", *units], *map(self._cells, self.files)]
+        nothing = [""] * (1 + len(units))
+        if self.labels:
+            lines += [["", *nothing], ["label", *nothing], *map(self._cells, self.labels)]
         if len(self.scripts) > 1:
-            nothing = [""] * (1 + len(units))
             lines += [["", *nothing], ["script of the lines", *nothing], *map(self._cells, self.scripts)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(_aligned(line, widths) for line in lines)
@@ -83,17 +87,18 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def compare(
-    texts: Iterable[str | os.PathLike[str]],
+    texts: Iterable[str | os.PathLike[str] | tuple[str, str | os.PathLike[str]]],
     encodings: Iterable[str | os.PathLike[str] | Encoding] = ("gpt2", "cl100k_base", "o200k_base"),
 ) -> Comparison:
     """Counts the tokens of UTF-8 files under several encodings.
 
     Args:
-        texts: the files.
+        texts: the files; or pairs of a label and a file, of which those with one label are counted together as well.
         encodings: names and paths that `open_tokenizer` knows, or encodings.
 
     Returns:
-        Tokens and bytes per token, for each file, and for the lines of each script in all of them together. A line
+        Tokens and bytes per token, for each file, for all files of each label, and for the lines of each script in all
+        of them together. A line
         belongs to the script that most of its letters have, whatever its language; Han and kana in one line are one
         script, ``Han with kana``. A line whose letters are all of other scripts than those counted is ``other
         scripts``, one without letters ``no letters``.
@@ -102,19 +107,25 @@ def compare(
         FileNotFoundError: a text or a tokenizer that does not exist.
         ValueError: there is no text or no encoding, or a file is not UTF-8.
     """
-    paths, encodings = [Path(text) for text in texts], list(encodings)
-    if not paths or not encodings:
+    named = [text if isinstance(text, tuple) else (None, text) for text in texts]
+    encodings = list(encodings)
+    if not named or not encodings:
         raise ValueError("give at least one text and one encoding to compare")
     chosen = [one if isinstance(one, Encoding) else open_tokenizer(one) for one in encodings]
     files = []
     by_script: dict[str, list[str]] = {}
-    for path in paths:
-        text = _read(path)
+    by_label: dict[str, list[Row]] = {}
+    for label, path in named:
+        text = _read(Path(path))
         files.append(row_of(str(path), text, chosen))
+        if label is not None:
+            by_label.setdefault(label, []).append(files[-1])
         for line in text.splitlines(keepends=True):
             by_script.setdefault(_script(line), []).append(line)
     scripts = [row_of(script, "".join(lines), chosen) for script, lines in sorted(by_script.items())]
-    return Comparison(tuple(encoding.name for encoding in chosen), tuple(files), tuple(scripts))
+    labels = [_sum(label, rows) for label, rows in sorted(by_label.items())]
+    names = tuple(encoding.name for encoding in chosen)
+    return Comparison(names, tuple(files), tuple(scripts), tuple(labels))
 
 
 def _read(path: Path) -> str:
@@ -127,6 +138,11 @@ def _read(path: Path) -> str:
 def row_of(name: str, text: str, encodings: Sequence[Encoding]) -> Row:
     """The sizes of one text, called ``name``."""
     return Row(name, len(text.encode()), len(text), tuple(encoding.count(text) for encoding in encodings))
+
+
+def _sum(name: str, rows: Sequence[Row]) -> Row:
+    tokens = (sum(counts) for counts in zip(*(row.tokens for row in rows), strict=True))
+    return Row(name, sum(row.n_bytes for row in rows), sum(row.n_characters for row in rows), tuple(tokens))
 
 
 def _script(line: str) -> str:

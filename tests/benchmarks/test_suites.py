@@ -35,6 +35,7 @@ def run(bench, name, cases, folder):
         "train_step",
         "finetune",
         "align",
+        "evaluate",
         "qlora",
         "generate",
     ],

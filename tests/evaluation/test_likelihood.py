@@ -4,9 +4,11 @@ import pytest
 import torch
 from small_sft import small_tokenizer
 
+from llmfast.data.shards import Share
 from llmfast.evaluation import likelihood
 from llmfast.evaluation.likelihood import Pair, encode_pair, log_likelihoods, windows
-from llmfast.models.config import DecoderConfig
+from llmfast.evaluation.team import Team
+from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 
 
@@ -82,3 +84,50 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_continuation():
     assert tokenizer.decode([*pair.context, *pair.continuation]) == "<|endoftext|>red fox"
     with pytest.raises(ValueError, match="no tokens of its own"):
         encode_pair(tokenizer, "red", "")
+
+
+SETTINGS = [
+    {},
+    {"positions": "learned"},
+    {"smear": True},
+    {"window": 5, "kv_heads": 1},
+    {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_context=16)},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings), "plain"))
+@pytest.mark.parametrize("batch_tokens", [40, 8192])
+@pytest.mark.parametrize("share", [False, True])
+def test_neither_shared_beginnings_nor_others_change_a_result(monkeypatch, settings, batch_tokens, share):
+    """Trap: answers that share a page of the cache, one that another begins with, and one that is there twice;
+    and frequencies that depend on the length of a row, which padding stretches."""
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
+    model = small_model(**{"context": 64} | settings)
+    draw = torch.Generator().manual_seed(2)
+
+    def drawn(count):
+        return torch.randint(50, (count,), generator=draw).tolist()
+
+    pairs = []
+    for length in (3, 9, 16, 19, 33):
+        context, alike = drawn(length), drawn(12)
+        answers = [drawn(4), drawn(7), [*alike, *drawn(3)], [*alike, *drawn(5)], alike, alike, drawn(1)]
+        pairs += [Pair(context, answer) for answer in answers]
+    pairs.append(Pair(pairs[-1].context[:10], drawn(3)))
+    found = log_likelihoods(model, pairs, share=share)
+    wanted = [each for pair in pairs for each in log_likelihoods(model, [pair])]
+    assert [each.log_prob for each in found] == pytest.approx([each.log_prob for each in wanted], rel=1e-5)
+    assert [each.is_greedy for each in found] == [each.is_greedy for each in wanted]
+
+
+def test_what_answers_share_is_read_once():
+    model = small_model(context=64)
+    read = []
+    model.embedding.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    context = list(range(20))
+    answers = [[40, 1, 2], [41, 3], [42] * 8 + [5], [42] * 8 + [6]]
+    log_likelihoods(model, [Pair(context, answer) for answer in answers], share=True)
+    assert sum(read) == 20 + 2 + 1 + 8  # the last token of an answer is only predicted
+    with pytest.raises(ValueError, match="share must be False for 2 processes"):
+        log_likelihoods(model, [Pair([1], [2])], share=True, team=Team(Share(0, 2)))

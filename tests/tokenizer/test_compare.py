@@ -3,6 +3,7 @@
 import pytest
 from shared_data import shared_data
 
+from llmfast import cli
 from llmfast.tokenizer import Tokenizer
 from llmfast.tokenizer.compare import compare
 
@@ -39,6 +40,22 @@ def test_counts_by_file_and_by_script(files, tokenizer, tmp_path):
         "no letters": 1,
     }
     assert sum(row.n_bytes for row in result.scripts) == sum(row.n_bytes for row in result.files)
+
+
+def test_files_of_a_label_are_added_up(files, tokenizer, capsys, tmp_path):
+    english, other = files
+    result = compare([("prose", english), ("other", other), ("prose", english)], [tokenizer])
+    assert [row.text for row in result.labels] == ["other", "prose"]
+    assert result.labels[1].tokens[0] == 2 * result.files[0].tokens[0]
+    assert result.labels[1].bytes_per_token == result.files[0].bytes_per_token
+    tokenizer.save(tmp_path / "saved")
+    words = [f"English={english}", f"other={other}", "--with", str(tmp_path / "saved")]
+    assert cli.main(["tokenizer", "compare", *words]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    at = lines.index(["label"])
+    assert [line[0] for line in lines[at + 1 : at + 3]] == ["English", "other"]
+    assert cli.main(["tokenizer", "compare", "English=none.txt", "--with", str(tmp_path / "saved")]) == 2
+    assert "none.txt: no such file" in capsys.readouterr().err
 
 
 def test_the_table_lines_up(files, tokenizer):

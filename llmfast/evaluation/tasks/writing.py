@@ -7,14 +7,18 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmfast.data.chat.opening import saved_chat
 from llmfast.evaluation.tasks import WritingTask
 from llmfast.evaluation.tasks.asking import Asked, prompt_tokens_of
 from llmfast.evaluation.tasks.figures import Figure, mean
-from llmfast.inference.config import Sampling
+from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
+from llmfast.inference.opening import ends_of, runner_of
 from llmfast.inference.sequence import Completion
+from llmfast.models.decoder import Decoder
+from llmfast.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class Writing:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"{self.samples} samples at temperature 0 would all be equal: give a temperature above 0")
+
+
+def engine_of(path: Path, model: Decoder, tokenizer: Tokenizer, *, dtype: str | None = None) -> Engine:
+    """An engine on a model that was opened from a folder (see ``open_on_device``), on the device where it is."""
+    config = EngineConfig()
+    runner = runner_of(model, config, dtype=dtype)
+    return Engine(None, tokenizer, config, runner=runner, ends=ends_of(path, tokenizer))
 
 
 def write(engine: Engine, task: WritingTask, asked: Sequence[Asked], how: Writing) -> list[list[Completion]]:

@@ -68,7 +68,7 @@ def plot_bars(figures: Mapping[str, Mapping[str, float | None]], path: Path) -> 
             for place, name in enumerate(runs):
                 value = values.get(name)
                 axes.barh(place, value or 0.0, height=0.66, color=colors.accent)
-                text = "unknown" if value is None else f"{value:,.4g}"
+                text = "unknown" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
                 axes.annotate(
                     text, (max(value or 0.0, 0.0), place), (3, 0), textcoords="offset points", va="center", fontsize=8
                 )
