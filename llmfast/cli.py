@@ -81,7 +81,7 @@ COMMANDS = {
     "look ablate": Command("llmfast.commands.look.parts:ablate", "Measure the loss without each head or layer."),
     "chat": Command("llmfast.commands.chat:chat", "Talk to a model in the terminal."),
     "serve": Command("llmfast.commands.serve:serve", "Serve a model over HTTP with OpenAI's API and a chat page."),
-    "app": Command("llmfast.commands.app:app", "Open the dashboard: runs, models, data and results in a browser."),
+    "app": Command("llmfast.commands.app:app", "Open the dashboard of runs, models, data and results."),
     "bench": Command(
         "llmfast.commands.bench:bench", "Measure llmfast beside its peers (in a clone).", own_arguments=True
     ),

@@ -115,9 +115,10 @@ def test_every_page_is_accessible_and_fits_its_window(dashboard, browser, width,
     assert found == {name: [] for name in NAMES}
 
 
-def generate(page, prompt, tokens=250):
-    """Ask the model that chats to continue a prompt."""
+def generate(page, prompt, tokens=400):
+    """Ask the model that chats to continue a prompt, by the likeliest tokens: its random weights go on and on."""
     page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Temperature", exact=True).fill("0")
     page.get_by_label("Most tokens").fill(str(tokens))
     page.get_by_role("button", name="Generate").click()
 
@@ -127,7 +128,9 @@ def reply(page):
 
 
 def finished(page):
-    page.get_by_text("as many as asked for").wait_for()
+    """The tokens once all of them are there."""
+    page.get_by_text("point at one").wait_for()
+    settle(page)
     return reply(page)
 
 
@@ -135,14 +138,13 @@ def test_generating_streams_and_a_re_run_loses_nothing(dashboard, tab):
     """Traps: the text appears at its end; a re-run, or a look at another page, ends or restarts the reply."""
     visit(tab, dashboard.url, "generate")
     generate(tab, "fox")
-    tab.locator(".tokens span").first.wait_for()
-    counts = []
-    while not counts or counts[-1] < 250:
-        counts.append(tab.locator(".tokens span").count())
+    tab.get_by_text("tokens so far").wait_for()
+    counts = {tab.locator(".tokens span").count()}
+    while not tab.get_by_text("point at one").is_visible():
+        counts.add(tab.locator(".tokens span").count())
         tab.wait_for_timeout(20)
-    assert len(set(counts)) > 2
     whole = finished(tab)
-    assert len(whole) == 250
+    assert len({count for count in counts if 0 < count < len(whole)}) > 1
     assert violations(tab) == []
     tab.locator(".tokens span").nth(3).hover()
     note = tab.locator(".tokens span").nth(3).evaluate("each => getComputedStyle(each, '::after').content")
@@ -161,7 +163,7 @@ def test_twenty_re_runs_leave_memory_flat(dashboard, tab):
     """Trap: each run of a page loads a model, or keeps what it drew."""
     visit(tab, dashboard.url, "generate")
     generate(tab, "fox", tokens=20)
-    finished(tab)
+    whole = finished(tab)
     servers = children(dashboard)
 
     def run_again(times):
@@ -174,9 +176,9 @@ def test_twenty_re_runs_leave_memory_flat(dashboard, tab):
     run_again(5)
     before = dashboard.memory()
     run_again(20)
-    assert dashboard.memory() - before < 16  # the model is larger than this
+    assert dashboard.memory() - before < 16  # MiB; the model alone has 49
     assert children(dashboard) == servers
-    assert len(reply(tab)) == 20
+    assert reply(tab) == whole
 
 
 def children(dashboard):
@@ -194,17 +196,19 @@ def test_the_keyboard_alone_is_enough(dashboard, tab):
         if tab.evaluate("document.activeElement.innerText") == "Generate":
             break
     tab.keyboard.press("Enter")
-    finished(tab)
-    assert len(reply(tab)) == 128
+    assert finished(tab)
 
 
 def test_classifying_shows_probabilities(dashboard, tab):
     visit(tab, dashboard.url, "classify")
     tab.get_by_label("Text").fill("I love my phone")
     tab.get_by_role("button", name="Classify").click()
-    bars = tab.get_by_role("progressbar")
+    bars = tab.locator("[data-testid=stProgress]")
     bars.first.wait_for()
-    assert {each.split()[0] for each in bars.all_inner_texts()} == {"good", "bad"} or bars.count() == 2
+    settle(tab)
+    shown = [each.split() for each in bars.all_inner_texts()]
+    assert {label for label, _ in shown} == {"good", "bad"}
+    assert sum(float(probability.rstrip("%")) for _, probability in shown) == pytest.approx(100, abs=0.2)
     assert violations(tab) == []
 
 
@@ -214,7 +218,7 @@ def test_a_bad_prompt_is_a_sentence_and_the_page_stays_up(dashboard, tab):
     tab.get_by_role("alert").get_by_text("context").wait_for()
     assert violations(tab) == []
     generate(tab, "fox", tokens=5)
-    assert len(finished(tab)) == 5
+    assert finished(tab)
 
 
 def test_screenshots(request, tmp_path_factory, browser):
