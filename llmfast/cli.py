@@ -129,12 +129,9 @@ def _among_processes() -> Any:
 def run(arguments: list[str]) -> None:
     """Finds the command that the first words name, imports it alone, and calls it with the rest."""
     name, rest = command_of(arguments)
-    if name in COMMANDS and COMMANDS[name].own_arguments:
-        COMMANDS[name].function()(rest)
-    elif name in COMMANDS:
-        function = COMMANDS[name].function()
-        positional, named = _parsed(function, f"llmfast {name}", rest)
-        function(*positional, **named)
+    if name in COMMANDS:
+        positional, named = parse(arguments)
+        COMMANDS[name].function()(*positional, **named)
     elif name in ("-V", "--version"):
         print(f"llmfast {__version__}")
     elif name in ("", "-h", "--help"):
@@ -147,8 +144,10 @@ def run(arguments: list[str]) -> None:
         raise ValueError(_not_a_command(name, list(COMMANDS)))
 
 
-def check(arguments: list[str]) -> None:
-    """Check that a command line could be called; the files and folders that it names need not be there yet.
+def parse(arguments: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a command would be called with, positional and named, and nothing is called.
+
+    The files and folders that the command line names need not be there yet, but for ``--config``.
 
     Raises:
         ValueError: there is no such command, or a value cannot be.
@@ -157,8 +156,9 @@ def check(arguments: list[str]) -> None:
     name, rest = command_of(arguments)
     if name not in COMMANDS:
         raise ValueError(_not_a_command(name, list(COMMANDS)))
-    if not COMMANDS[name].own_arguments:
-        _parsed(COMMANDS[name].function(), f"llmfast {name}", rest)
+    if COMMANDS[name].own_arguments:
+        return (rest,), {}
+    return _parsed(COMMANDS[name].function(), f"llmfast {name}", rest)
 
 
 def command_of(arguments: list[str]) -> tuple[str, list[str]]:

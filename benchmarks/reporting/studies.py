@@ -144,8 +144,9 @@ def setup(content: dict[str, Any]) -> str:
     )
     where = ", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores{threads}"
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    minutes = sum(content["seconds"].values()) / 60
-    return f"Size {content['size']}, {where}; {minutes:.1f} minutes in all stages; {libraries}; {content['date']}."
+    took, computed = (sum(content.get(key, {}).values()) / 60 for key in ("seconds", "processor_seconds"))
+    time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if computed else "")
+    return f"Size {content['size']}, {where}; {time}; {libraries}; {content['date']}."
 
 
 def records_of(content: dict[str, Any], rows: str | dict[str, str], sort: str | None = None) -> list[dict[str, Any]]:

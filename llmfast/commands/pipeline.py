@@ -117,7 +117,7 @@ def _check_commands(found: list[Task]) -> None:
     Raises:
         ValueError: one that cannot be called; names the stage.
     """
-    from llmfast.cli import check, sentence
+    from llmfast.cli import parse, sentence
     from llmfast.pipeline.running import SCRIPT
 
     for task in found:
@@ -126,7 +126,7 @@ def _check_commands(found: list[Task]) -> None:
         message = io.StringIO()
         try:
             with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
-                check(_words(task))
+                parse(task.step.words)  # what an earlier run of other settings has left there is removed first
         except (ValueError, OSError) as error:
             raise ValueError(f"stage {task.step.name}: {sentence(error)}") from None
         except SystemExit:
@@ -152,7 +152,10 @@ def _shown(task: Task) -> str:
     """The command line of a stage, to be copied into a shell."""
     from llmfast.pipeline.running import SCRIPT
 
-    words = _words(task)
+    words, processes = _words(task), task.step.processes
+    if processes > 1:
+        program = words[1:] if words[0] == SCRIPT else ["-m", "llmfast.cli", *words]
+        return shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(processes), *program])
     return shlex.join(words if words[0] == SCRIPT else ["llmfast", *words])
 
 

@@ -34,6 +34,7 @@ def write_results(plan: Plan, state: State, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "variables": plan.variables,
         "seconds": {step.name: state.stages[step.name].seconds for step in plan.steps},
+        "processor_seconds": {step.name: state.stages[step.name].processor_seconds for step in plan.steps},
         "results": _relative(results, f"{out}/"),
     }
     atomic_write(out / RESULTS_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -33,14 +34,15 @@ def run_task(task: Task, state: State, out: Path, *, words: list[str], resumes: 
     """
     step, name = task.step, task.step.name
     is_resumed = task.is_interrupted and resumes
-    earlier = state.stages[name].seconds if is_resumed else 0.0
+    record = state.stages[name] if is_resumed else Record(task.depends_on)
     if not is_resumed:
         remove(step.folder)
-    record = state.stages[name] = Record(task.depends_on, seconds=earlier)
+    state.stages[name] = record
     write_state(out, state)
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), _processor_seconds()
     code, was_stopped = run_command(process_words(words, step.processes), step.log, output=output, appends=is_resumed)
-    record.seconds = round(earlier + time.perf_counter() - began, 1)
+    record.seconds = round(record.seconds + time.perf_counter() - began, 1)
+    record.processor_seconds = round(record.processor_seconds + _processor_seconds() - computed, 1)
     record.is_done = code == 0
     record.has_folder = step.folder.exists()
     write_state(out, state)
@@ -48,6 +50,12 @@ def run_task(task: Task, state: State, out: Path, *, words: list[str], resumes: 
         raise KeyboardInterrupt(f"stopped in stage {name}; the same command resumes there")
     if code:
         raise ValueError(f"stage {name} failed with exit code {code}; its output is in {step.log}")
+
+
+def _processor_seconds() -> float:
+    """What the processes computed that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def process_words(words: list[str], processes: int) -> list[str]:

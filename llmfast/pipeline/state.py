@@ -26,12 +26,14 @@ class Record:
         is_done: Whether its command has ended, without an error.
         has_folder: Whether it left a folder.
         seconds: The time that it took, in all its attempts.
+        processor_seconds: The time that its processes computed, which others on the machine do not change.
     """
 
     depends_on: dict[str, Any]
     is_done: bool = False
     has_folder: bool = False
     seconds: float = 0.0
+    processor_seconds: float = 0.0
 
 
 @dataclass

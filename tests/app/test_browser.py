@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_app import write_full_folder
+from small_run import new_run
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright")
@@ -17,6 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from llmfast.app.views import PAGES
+from llmfast.training.loop import fit
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -225,7 +226,9 @@ def test_screenshots(request, tmp_path_factory, browser):
     """Writes the pictures of the guide and of the README."""
     if not request.config.getoption("--screenshots"):
         pytest.skip("writes docs/images/app-*.png with --screenshots")
-    folder = write_full_folder(tmp_path_factory.mktemp("shown"), steps=300)
+    folder = tmp_path_factory.mktemp("shown")
+    for name, rate in (("low-rate", 2e-3), ("high-rate", 1e-2)):
+        fit(new_run(folder / name, steps=300, learning_rate=rate, evaluate_every=25, sample_every=0))
     dashboard = Dashboard(folder)
     try:
         for scheme in ("light", "dark"):

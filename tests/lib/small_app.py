@@ -12,9 +12,9 @@ from llmfast.training.loop import fit
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_full_folder(folder: Path, steps: int = 6) -> Path:
+def write_full_folder(folder: Path) -> Path:
     """Runs of a language model and of a classifier, a model that chats, an evaluation, data, a result; returns it."""
-    fit(new_run(folder / "tiny", steps=steps, sample_every=0))
+    fit(new_run(folder / "tiny", steps=6, sample_every=0))
     fit(new_labels_run(folder / "labels", sample_every=0))
     # Large enough that one sees it write, step by step.
     write_chat_model(folder / "models" / "chat", width=320, layers=10, heads=4)

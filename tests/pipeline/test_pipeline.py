@@ -251,14 +251,15 @@ while True:
     time.sleep(0.1)
 """
 TRAINING = """
+variables: {heads: 2}
 stages:
   shards: {run: "data prepare {shards} --sources {here}/corpus.txt --vocab_size 300 --validation_fraction 0.2"}
-  base: {run: "train --config {here}/base.yaml --data.prepared {shards} --out {base}"}
+  base: {run: "train --config {here}/base.yaml --model.heads {heads} --data.prepared {shards} --out {base}"}
 results: {losses: "{base}/log.jsonl:loss", final: "{base}/summary.json:figures.loss"}
 """
 BASE = """
-model: {width: 32, layers: 1, heads: 2, context: 32}
-training: {steps: 200, batch_size: 2, compile: false, precision: float32, sample_every: 0, evaluate_every: 0}
+model: {width: 32, layers: 1, context: 32}
+training: {steps: 500, batch_size: 2, compile: false, precision: float32, sample_every: 0, evaluate_every: 0}
 """
 
 
@@ -282,15 +283,12 @@ def test_ctrl_c_saves_and_the_same_command_resumes_in_the_stage_with_the_same_lo
     first = start(recipe, "stopped")
     log = recipe.parent / "stopped" / "base" / "log.jsonl"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) > 20, first)
-    second = start(recipe, "stopped")
-    assert "two processes may not write one run" in second.communicate(timeout=200)[0]
-    assert second.returncode == 2
     first.send_signal(signal.SIGINT)
     printed = first.communicate(timeout=200)[0]
     assert first.returncode == 130, printed
     assert "stopped in stage base; the same command resumes there" in printed
     stopped_at = len(log.read_text().splitlines())
-    assert stopped_at < 200
+    assert stopped_at < 500
     again = start(recipe, "stopped")
     printed = again.communicate(timeout=200)[0]
     assert again.returncode == 0, printed
@@ -301,15 +299,19 @@ def test_ctrl_c_saves_and_the_same_command_resumes_in_the_stage_with_the_same_lo
     printed = whole.communicate(timeout=200)[0]
     assert whole.returncode == 0, printed
     assert results(recipe, "stopped")["results"] == results(recipe, "whole")["results"]
+    # What derives from the settings of the run that is there says nothing about one with others.
+    assert run(recipe, "--set", "heads=1", "--dry_run", out="whole") == 0
 
 
-def test_a_pipeline_that_is_killed_takes_its_stage_along(recipe):
-    """Trap: a training that goes on in the background and keeps the folder locked."""
+def test_a_pipeline_has_its_folder_alone_and_takes_its_stage_along_when_it_is_killed(recipe, capsys):
+    """Trap: a training that continues in the background and keeps the folder locked."""
     (recipe.parent / "wait.py").write_text(WAIT)
     pid = recipe.parent / "pid"
     written(recipe, "stages: {a: {run: 'python {here}/wait.py {here}/pid'}}")
     process = start(recipe, "out")
     wait_until(lambda: pid.exists() and pid.read_text(), process)
+    assert run(recipe) == 2
+    assert "two processes may not write one run" in capsys.readouterr().err
     process.kill()
     process.communicate()
     child = int(pid.read_text())

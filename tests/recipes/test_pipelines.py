@@ -2,9 +2,14 @@
 
 import json
 import os
+import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from llmfast.cli import main
@@ -70,4 +75,35 @@ def test_the_quick_size_runs_to_its_end(path, request, in_repository, tmp_path):
     assert main(["pipeline", str(path.relative_to(ROOT)), "--size", "quick", "--out", str(out)]) == 0
     content = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert str(out) not in json.dumps(content["results"])
+    if path.parent.name == "assistant":
+        assert_talks(out / "grpo")
     shutil.rmtree(out)
+
+
+def assert_talks(run):
+    """What the pipeline ends with answers in a terminal and over HTTP."""
+    said = subprocess.run(
+        [sys.executable, "-m", "llmfast.cli", "chat", str(run), "--tokens", "5"],
+        input="Sort the digits 3 1 2.\n", capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"\d tokens?, [\d.]+ per second", said.stdout + said.stderr), said.stdout
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "llmfast.cli", "serve", str(run), "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert any("Ctrl-C" in line for line in server.stdout)
+        asked = {
+            "model": run.name,
+            "messages": [{"role": "user", "content": "Sort the digits 3 1 2."}],
+            "max_tokens": 5,
+        }
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked, timeout=100)
+        answer.raise_for_status()
+        assert answer.json()["choices"][0]["message"]["role"] == "assistant"
+    finally:
+        server.kill()
+        server.communicate()
