@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     "bitsandbytes", "datasets", "gguf", "llguidance", "math_verify", "matplotlib", "pandas", "peft", "streamlit",
     "tensorboard", "tokenizers",
-    "pyarrow", "ray", "trackio", "transformers", "wandb", "zstandard",
+    "pyarrow", "ray", "reasoning_gym", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip
 
 # What a part of llmfast may import of the rest of it, from the bottom up.

@@ -53,6 +53,8 @@ class PreferenceConfig(FinetuningConfig):
     reference: Literal["precompute", "adapter", "copy"] = "precompute"
     """Where the reference's log-probabilities come from. precompute: computed for all pairs before the first step, and
     kept with the data. adapter: the model without its adapter, at each step. copy: a frozen copy, at each step."""
+    bad_weight: float = 1.0
+    """data.form judged: what a bad answer counts, where a good one counts 1."""
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=_preference_training)
@@ -61,6 +63,13 @@ class PreferenceConfig(FinetuningConfig):
         super().__post_init__()
         if not self.losses:
             raise ValueError("losses is empty: name at least one, such as sigmoid")
+        if self.data.form == "judged" and set(self.losses) != {"kto"}:
+            named = ", ".join(self.losses)
+            raise ValueError(
+                f"data.form judged has no pairs, which the losses {named} compare: set losses to kto alone"
+            )
+        if not self.bad_weight > 0:
+            raise ValueError(f"bad_weight must be positive, got {self.bad_weight}")
         if self.reference == "adapter" and self.adapter == "none":
             raise ValueError("reference adapter needs adapter lora or qlora, which is left out for the reference")
         if self.training.context_warmup:
@@ -81,6 +90,8 @@ class RewardConfig(FinetuningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data.form != "pairs":
+            raise ValueError(f"a reward model is trained on pairs: data.form {self.data.form} is for dpo")
         if self.centering < 0 or self.margin < 0:
             raise ValueError(f"centering {self.centering} and margin {self.margin} must be 0 or more")
         if self.training.context_warmup:
@@ -204,9 +215,10 @@ class PolicyConfig(FinetuningConfig):
     """What runs that train a policy on the rewards of its own answers have in common."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"exact": 1.0})
-    """Rewards by name, each with its weight in the sum: exact, number, math (math-verify), position_match, tests (code,
-    in a process with limits), think_format, brevity, regex:PATTERN, model:FOLDER (a reward model), or module:function,
-    called with (prompt, tokens, text, answer). Rewards of form must weigh less than those of answers."""
+    """Rewards by name, each with its weight in the sum: exact, number, math (math-verify), gym (reasoning-gym),
+    position_match, tests (code, in a process with limits), think_format, brevity, regex:PATTERN, model:FOLDER (a reward
+    model), or module:function, called with (prompt, tokens, text, answer). Rewards of form must weigh less than those
+    of answers."""
     on_bad_reward: Literal["stop", "skip"] = "stop"
     """What to do if a reward raises an error or is not a finite number: end the run, or leave out the answer."""
     clip_low: float = 0.2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmfast.alignment.reference import ReferencedPairs
 from llmfast.data.batch import Batch
+from llmfast.data.judged import JudgedSplit, PreparedJudgments, describe_judged, open_judged, prepare_judged
 from llmfast.data.preferences import PairSplit, PreparedPairs, describe_pairs, open_pairs, prepare_pairs
 from llmfast.finetuning.chat_task import ChatTask
 from llmfast.training.task import Policy, Report
@@ -22,7 +23,7 @@ PART_PAIRS = 256  # of the validation split, for evaluations during training
 class PairsTask(ChatTask):
     """Those parts of a task on prepared pairs that do not depend on what is learned of them."""
 
-    prepared: PreparedPairs
+    prepared: PreparedPairs | PreparedJudgments
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -38,20 +39,23 @@ class PairsTask(ChatTask):
         cls.check(config)
         if config.data.max_tokens is None:
             config.data.max_tokens = cls.longest_row(config)  # what is left to compare of a pair depends on it
-        prepare_pairs(config.data, folder, max_tokens=config.data.max_tokens, report=report)
+        prepare = prepare_judged if config.data.form == "judged" else prepare_pairs
+        prepare(config.data, folder, max_tokens=config.data.max_tokens, report=report)
 
     @classmethod
-    def open_data(cls, config: Any, folder: Path, verify: bool) -> PreparedPairs:
+    def open_data(cls, config: Any, folder: Path, verify: bool) -> PreparedPairs | PreparedJudgments:
+        if config.data.form == "judged":
+            return open_judged(folder, max_tokens=config.data.max_tokens, verify=verify)
         return open_pairs(folder, max_tokens=config.data.max_tokens, mismatched=cls.mismatched(config), verify=verify)
 
     @classmethod
-    def describe_data(cls, prepared: PreparedPairs, report: Report) -> None:
-        describe_pairs(prepared, report)
+    def describe_data(cls, prepared: PreparedPairs | PreparedJudgments, report: Report) -> None:
+        (describe_judged if isinstance(prepared.train, JudgedSplit) else describe_pairs)(prepared, report)
 
     def measured(
         self,
         measure: Callable[[Batch], Tensor],
-        split: PairSplit | ReferencedPairs,
+        split: PairSplit | JudgedSplit | ReferencedPairs,
         policy: Policy,
         *,
         width: int,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmfast.alignment.config import PairLossName, PreferenceConfig
+from llmfast.alignment.judged import OWN, JudgedObjective, judged
 from llmfast.alignment.log_probabilities import answer_lengths, answer_log_probabilities
 from llmfast.alignment.losses.preference import (
     OF_THE_BATCH,
@@ -30,7 +31,7 @@ from llmfast.alignment.reference import (
 )
 from llmfast.data.batch import Batch
 from llmfast.data.labeled import LabeledLoader
-from llmfast.data.preferences import CHOSEN, MISMATCHED, PairSplit
+from llmfast.data.preferences import CHOSEN, MISMATCHED
 from llmfast.data.shards import Share
 from llmfast.models.decoder import Decoder
 from llmfast.training.objective import Loss, Objective, balancing_parts
@@ -133,8 +134,16 @@ class Preference(PairsTask):
     def keeps_start(cls, config: PreferenceConfig) -> bool:
         return config.reference == "copy" and not needs_no_reference(config.losses)
 
-    def objective(self) -> PreferenceObjective:
-        return PreferenceObjective(self.start_decoder(), self.config.losses, options_of(self.config))
+    @property
+    def is_judged(self) -> bool:
+        """Whether data are single answers with a judgment."""
+        return self.config.data.form == "judged"
+
+    def objective(self) -> PreferenceObjective | JudgedObjective:
+        decoder, options = self.start_decoder(), options_of(self.config)
+        if self.is_judged:
+            return JudgedObjective(decoder, options, self.config.bad_weight)
+        return PreferenceObjective(decoder, self.config.losses, options)
 
     def source(self, share: Share, policy: Policy) -> LabeledLoader:
         _check_parts(self.config, share)
@@ -142,7 +151,7 @@ class Preference(PairsTask):
         self.splits = splits if needs_no_reference(self.config.losses) else self._referenced(splits, policy)
         return LabeledLoader(self.splits["train"], seed=self.config.training.seed, share=share)
 
-    def _referenced(self, splits: dict[str, PairSplit], policy: Policy) -> dict[str, ReferencedPairs]:
+    def _referenced(self, splits: dict[str, Any], policy: Policy) -> dict[str, ReferencedPairs]:
         """The splits with what the reference says of them."""
         if self.config.reference == "copy":
             reference = by_copy(self.start_decoder(), policy)
@@ -153,7 +162,7 @@ class Preference(PairsTask):
             return {name: ReferencedPairs(split, tables[name]) for name, split in splits.items()}
         return {name: ReferencedPairs(split, reference) for name, split in splits.items()}
 
-    def _tables(self, splits: dict[str, PairSplit], policy: Policy) -> dict[str, np.ndarray]:
+    def _tables(self, splits: dict[str, Any], policy: Policy) -> dict[str, np.ndarray]:
         """The reference's log-probabilities of all pairs: computed by a run that begins, read by one that resumes."""
         path = self.folder / TABLES
         if not self.begins:
@@ -165,19 +174,24 @@ class Preference(PairsTask):
         return tables
 
     def evaluate(self, policy: Policy, *, part: bool = False) -> dict[str, float]:
-        """Loss and figures of held-out pairs, each a mean over all of them at once."""
+        """Loss and figures of held-out pairs or judged answers, each a mean over all of them at once."""
         sides = self.prepared.validation.sides
 
         def measure(batch: Batch) -> Tensor:
             found = answer_log_probabilities(model, batch).sums
-            return torch.stack(
-                [found, batch.columns.get("reference", torch.zeros_like(found)), answer_lengths(batch)], 1
-            )
+            reference = batch.columns.get("reference", torch.zeros_like(found))
+            third = batch.is_good[:, None].expand_as(found) if self.is_judged else answer_lengths(batch)
+            return torch.stack([found, reference, third], 1)
 
         with policy.inference() as model:
             table = self.measured(measure, self.splits["validation"], policy, width=3 * sides, part=part)
-        policy_, reference, lengths = torch.tensor(table, dtype=torch.float64).view(-1, 3, sides).unbind(1)
-        losses, figures = compared(policy_, reference, lengths, self.config.losses, options_of(self.config))
+        policy_, reference, third = torch.tensor(table, dtype=torch.float64).view(-1, 3, sides).unbind(1)
+        options = options_of(self.config)
+        if self.is_judged:
+            losses, ratios = judged(policy_ - reference, third[:, OWN], options, self.config.bad_weight)
+            means = {name: (each.total / each.count).item() for name, each in ratios.items()}
+            return {"loss": losses.mean().item()} | means
+        losses, figures = compared(policy_, reference, third, self.config.losses, options)
         return {"loss": losses.mean().item()} | {name: values.mean().item() for name, values in figures.items()}
 
     def sample(self, policy: Policy) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llmfast.alignment.log_probabilities import answer_log_probabilities
 from llmfast.data.batch import Batch
+from llmfast.data.judged import JudgedSplit
 from llmfast.data.preferences import PairSplit
 from llmfast.files import atomic_write
 from llmfast.models.adapters.switch import switches, use_adapter
@@ -52,7 +53,7 @@ def by_copy(copy: nn.Module, policy: Policy) -> Reference:
     return log_probabilities
 
 
-def log_probability_table(split: PairSplit, reference: Reference, policy: Policy) -> np.ndarray:
+def log_probability_table(split: PairSplit | JudgedSplit, reference: Reference, policy: Policy) -> np.ndarray:
     """(pairs, sides) float64: what ``reference`` says of every pair, computed by all processes."""
     order = np.argsort(split.lengths, kind="stable")  # pairs of like length together: little padding
     groups = [order[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE)]
@@ -94,7 +95,7 @@ class ReferencedPairs:
         reference: a table for all pairs, or what to ask for each batch.
     """
 
-    def __init__(self, split: PairSplit, reference: np.ndarray | Reference):
+    def __init__(self, split: PairSplit | JudgedSplit, reference: np.ndarray | Reference):
         self.split, self.reference = split, reference
         self.max_tokens, self.checksum, self.lengths = split.max_tokens, split.checksum, split.lengths
 

@@ -19,6 +19,7 @@ EXTRAS = {
     "constraints": "replies that match a JSON schema or an expression",
     "gguf": "weights in GGUF files",
     "gpu-bench": "GPU benchmarks",
+    "gym": "tasks of reasoning-gym",
     "app": "the dashboard",
     "eval": "tasks of lm-evaluation-harness and equality of formulas",
     "serve": "the HTTP server",

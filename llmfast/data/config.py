@@ -142,11 +142,13 @@ class InstructionDataConfig(ChatDataConfig):
 
 @dataclass
 class PreferenceDataConfig(ChatDataConfig):
-    """Prompts with a chosen and a rejected answer."""
+    """Prompts with a chosen and a rejected answer, or with an answer that was judged by itself."""
 
     sources: tuple[str, ...] = ()
     """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with chosen and rejected answers
     to a prompt: texts, or lists of messages."""
+    form: Literal["pairs", "judged"] = "pairs"
+    """pairs: chosen and rejected. judged: completion, one answer, and label, true if it is good; for the loss kto."""
     max_tokens: int | None = None
     """Tokens in a row. Longer answers are cut; pairs of which nothing is left to compare are left out and reported. The
     model's context if left out."""
@@ -159,7 +161,8 @@ class PromptDataConfig(ChatDataConfig):
     """Prompts with the right answers."""
 
     sources: tuple[str, ...] = ()
-    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with prompts and answers."""
+    """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with prompts and answers; or
+    gym:NAME[:COUNT], tasks of reasoning-gym, whose own scores the reward gym gives with data.answer gym."""
     prompt: str = "auto"
     """Column of the prompt, a text or a list of messages. auto: prompt, question or instruction (with input)."""
     answer: str = "auto"

@@ -226,14 +226,19 @@ def preference_pair(record: Mapping[str, Any], where: str) -> Pair:
     if "chosen" not in record or "rejected" not in record:
         columns = ", ".join(map(str, record)) or "no columns"
         raise ValueError(f"{where} has the columns {columns}: a pair has chosen and rejected, and mostly a prompt")
-    pair = Pair(*(_conversation(record, side, where) for side in ("chosen", "rejected")))
+    pair = Pair(*(answered_conversation(record, side, where) for side in ("chosen", "rejected")))
     for side, each in zip(("chosen", "rejected"), pair, strict=True):
         if not each.messages or each.messages[-1]["role"] != "assistant":
             raise ValueError(f"{where}: {side} does not end with an answer of the assistant")
     return pair
 
 
-def _conversation(record: Mapping[str, Any], side: str, where: str) -> Conversation:
+def answered_conversation(record: Mapping[str, Any], side: str, where: str) -> Conversation:
+    """The conversation that ends with the answer in the column ``side`` of a record, see ``preference_pair``.
+
+    Raises:
+        ValueError: another form; the message begins with ``where``.
+    """
     answer, prompt = record[side], record.get("prompt")
     tools = {"tools": record["tools"]} if record.get("tools") else {}
     if answer is None:

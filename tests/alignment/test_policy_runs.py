@@ -59,7 +59,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, kind, stop):
 def test_a_run_that_is_killed_ten_times_ends_with_the_same_bits(tmp_path, monkeypatch):
     """SIGKILL at other moments each time, also with rollouts in use; the command resumes by itself."""
     settings = {"steps": 24, "checkpoint_every": 1, "keep_last": 3, "keep_best": False}
-    config = policy_config("grpo", sorter(steps=10, width=16, layers=1), **REUSED, training=settings)
+    rollouts = {"minibatches": 2, "epochs": 2, "max_tokens": 8}
+    config = policy_config("grpo", sorter(steps=10, width=16, layers=1), rollouts=rollouts, training=settings)
     config_files.save(config, tmp_path / "config.yaml")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Processes that a server forks, which has imported everything: each begins in a moment.

@@ -1,12 +1,17 @@
 """Rewards: what each says, which failures are named, and that nothing a model writes is run here."""
 
 import math
+import sys
 import threading
 import time
 
 import pytest
+from small_sft import small_tokenizer
 
 from llmfast.alignment.rewards.build import BY_NAME, RewardError, Rewards, check_weights
+from llmfast.data.config import PromptDataConfig
+from llmfast.data.gym import gym_records
+from llmfast.data.prompts import open_prompts, prepare_prompts
 from llmfast.evaluation.answers.calculator import calculate
 from llmfast.evaluation.answers.sandbox import code_of, run_limited
 from llmfast.evaluation.answers.texts import final_answer
@@ -56,6 +61,48 @@ def test_mathematical_equality_also_outside_the_main_thread():
     thread.start()
     thread.join()
     assert found == [(1.0, 0.0)]
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+def test_tasks_of_reasoning_gym_are_read_by_name_and_judged_by_their_environment(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    small_tokenizer().save(tmp_path / "tokenizer")
+    prepared = {}
+    for answer in ("auto", "gym"):
+        config = PromptDataConfig(
+            sources=("gym:chain_sum:20",), tokenizer=str(tmp_path / "tokenizer"), template="plain", answer=answer,
+            validation_fraction=0.2,
+        )  # fmt: skip
+        prepare_prompts(config, tmp_path / answer, longest=400)
+        prepared[answer] = open_prompts(tmp_path / answer)
+    for split in ("train", "validation"):
+        pairs = zip(*(getattr(prepared[answer], split).records for answer in ("auto", "gym")), strict=True)
+        for plain, task in pairs:
+            assert plain.tokens == task.tokens
+            assert (reward("gym", f"<answer>{plain.answer}</answer>", task.answer)) == 1.0
+            assert reward("gym", "no idea", task.answer) < 1.0
+    with pytest.raises(RewardError, match=r"with data\.answer gym"):
+        Rewards({"gym": 1.0})("p", [[1]], ["7"], "7", "data.json, record 3")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [("gym:chain_sun", "did you mean chain_sum"), ("gym:chain_sum:few", "is no number of tasks")],
+)
+def test_environments_that_are_none_are_refused(source, sentence):
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    with pytest.raises(ValueError, match=sentence):
+        list(gym_records(source))
+
+
+@pytest.mark.parametrize(("name", "module"), [("math", "math_verify"), ("gym", "reasoning_gym")])
+def test_a_library_that_a_reward_needs_is_asked_for_at_the_start(monkeypatch, name, module):
+    """Trap: a run that fails at its first answer, after the model has been loaded and data prepared."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=module):
+        Rewards({name: 1.0})
 
 
 # --- the calculator --------------------------------------------------------------------------------------------------

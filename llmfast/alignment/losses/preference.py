@@ -206,7 +206,16 @@ def kto(pairs: Pairs, options: PairOptions, *, baseline: Tensor | float = 0.0) -
     ``baseline`` is z₀, an estimate of KL(π ‖ π₀) without gradient: see ``kto_baseline``.
     """
     chosen, rejected = pairs.ratios
-    return torch.sigmoid(options.beta * (baseline - chosen)) + torch.sigmoid(options.beta * (rejected - baseline))
+    good = torch.ones_like(chosen, dtype=torch.bool)
+    return kto_judged(chosen, good, options, baseline=baseline) + kto_judged(
+        rejected, ~good, options, baseline=baseline
+    )
+
+
+def kto_judged(log_ratios: Tensor, is_good: Tensor, options: PairOptions, *, baseline: Tensor | float = 0.0) -> Tensor:
+    """KTO of single answers (B,): 1 − σ(β(h − z₀)) of a good one, 1 − σ(β(z₀ − h)) of a bad one (arXiv:2402.01306)."""
+    moved = log_ratios - baseline
+    return torch.sigmoid(options.beta * torch.where(is_good, -moved, moved))
 
 
 def kto_baseline(log_ratios: Tensor) -> Tensor:

@@ -14,11 +14,14 @@ BY_NAME: dict[str, Reward] = {
     "exact": functions.exact,
     "number": functions.number,
     "math": functions.math,
+    "gym": functions.gym,
     "position_match": functions.position_match,
     "think_format": functions.think_format,
     "brevity": functions.brevity,
     "tests": functions.tests,
 }
+NEEDS = {"math": "math_verify", "gym": "reasoning_gym"}
+"""Libraries that rewards need; one that is missing is found before a run begins."""
 OF_FORM = frozenset({"think_format", "brevity"})
 """Rewards that do not depend on the right answer, as those of ``regex:`` do not."""
 
@@ -113,7 +116,10 @@ def named_reward(name: str) -> Reward:
 
     Raises:
         ValueError: there is none.
+        ModuleNotFoundError: a library that it needs is not installed.
     """
+    if name in NEEDS:
+        importlib.import_module(NEEDS[name])
     if name in BY_NAME:
         return BY_NAME[name]
     kind, _, rest = name.partition(":")

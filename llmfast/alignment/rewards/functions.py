@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmfast.data.gym import gym_score
 from llmfast.evaluation.answers.sandbox import code_of, run_limited
 from llmfast.evaluation.answers.texts import equal_formulas, final_answer, last_number
 
@@ -71,6 +72,11 @@ def tests(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
     It runs under limits, see ``run_limited``.
     """
     return float(run_limited(f"{code_of(text)}\n\n{answer}\n") == 0)
+
+
+def gym(prompt: str, tokens: Sequence[int], text: str, answer: Any) -> float:
+    """What reasoning-gym's environment says of the final answer, from 0 to 1; ``answer`` says which task it is."""
+    return gym_score(final_answer(text), answer)
 
 
 def matches(pattern: str) -> Reward:

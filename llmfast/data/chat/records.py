@@ -9,6 +9,7 @@ from typing import Any
 from llmfast.data.chat.conversation import Conversation, FormName, conversation, recognize
 from llmfast.data.corpus import files_of
 from llmfast.data.datasets_hub import is_dataset, load_rows
+from llmfast.data.gym import gym_records, is_gym
 from llmfast.data.readers import JSON, JSON_LINES, PARQUET, file_kind, json_records, parquet_records, without_nulls
 
 Located = tuple[str, dict[str, Any]]
@@ -22,7 +23,8 @@ def read_conversations(
 
     Args:
         sources: ``.json``, ``.jsonl`` or ``.parquet`` files (also ``.gz`` and ``.zst``), folders and glob patterns of
-            them, or ``hf:NAME[:SPLIT]``; from Python also a ``datasets.Dataset`` or any iterable of dictionaries.
+            them, ``hf:NAME[:SPLIT]``, or ``gym:NAME[:COUNT]`` (tasks of reasoning-gym); from Python also a
+            ``datasets.Dataset`` or any iterable of dictionaries.
         form: the form of all records; recognized by the columns of the first record of each source if None.
         report: is called with the form that was recognized.
 
@@ -47,7 +49,9 @@ def opened_sources(sources: Sequence[Any]) -> Iterator[tuple[str, Iterable[Locat
     if not sources:
         raise ValueError("give data.sources: files with records")
     for source in sources:
-        if isinstance(source, str) and is_dataset(source):
+        if isinstance(source, str) and is_gym(source):
+            yield source, gym_records(source)
+        elif isinstance(source, str) and is_dataset(source):
             yield source, _rows(source, load_rows(source)[0])
         elif isinstance(source, str | Path):
             for path in files_of(str(source)):
