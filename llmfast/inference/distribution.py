@@ -14,6 +14,10 @@ from llmfast.inference.controls import Controls, Matcher
 from llmfast.kernels import cross_entropy, is_batch_invariant
 
 SORTED_FIRST = (64, 1024)  # tokens; nucleus sampling seldom needs more of a vocabulary
+NOISE_AT_ONCE = 2**18  # numbers in float64, 2 MiB
+
+Place = tuple[int, int, int]
+"""What the noise of a token depends on: seed, sample, and the token's position in its reply."""
 
 
 def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -111,23 +115,33 @@ def _nucleus(log_p: Tensor, values: Tensor, top_p: float) -> tuple[Tensor, bool]
     return values.gather(-1, kept), bool((reached[:, -1] >= top_p).all())
 
 
-def draw(logits: Tensor, seed: int, sample: int, position: int) -> Tensor:
-    """The token drawn from the distribution of ``logits`` (V,), by noise that seed, sample and position determine.
+def draw(logits: Tensor, places: Sequence[Place]) -> Tensor:
+    """Tokens (N,) drawn from the distributions of ``logits`` (N, V), each by noise that its place determines.
 
     The largest of log p − log E with E exponentially distributed is distributed by p (Gumbel). Equal noise on two
-    distributions that are alike mostly draws the same token, which speculation makes use of.
+    distributions that are alike mostly draws the same token, which speculation makes use of. A token depends on its row
+    and place alone.
     """
-    noise = _exponentials(seed, sample, position, len(logits), logits.device).clamp_(min=1e-300).log_()
-    return (logits.double() - noise).argmax()
+    if not places:
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    rows = max(1, NOISE_AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(rows), range(0, len(places), rows), strict=True)
+    return torch.cat([_draw(part, places[first : first + rows]) for part, first in parts])
 
 
-def _exponentials(seed: int, sample: int, position: int, count: int, device: torch.device) -> Tensor:
-    """Numbers (count,) in float64, the same in every batch."""
-    if device.type == "cpu":
-        generator = np.random.Generator(
-            np.random.Philox(key=np.array([seed, sample], np.uint64), counter=position << 64)
-        )
-        return torch.from_numpy(generator.standard_exponential(count))
+def _draw(logits: Tensor, places: Sequence[Place]) -> Tensor:
+    noise = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    for row, place in zip(noise, places, strict=True):
+        _fill_with_exponentials(row, place)
+    return (logits.double() - noise.clamp_(min=1e-300).log_()).argmax(-1)
+
+
+def _fill_with_exponentials(row: Tensor, place: Place) -> None:
+    seed, sample, position = place
+    if row.device.type == "cpu":
+        key = np.array([seed, sample], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=position << 64))
+        generator.standard_exponential(out=row.numpy())
+        return
     key = np.random.SeedSequence([seed, sample, position]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator(device).manual_seed(int(key) >> 1)
-    return torch.empty(count, dtype=torch.float64, device=device).exponential_(generator=generator)
+    row.exponential_(generator=torch.Generator(row.device).manual_seed(int(key) >> 1))

@@ -63,12 +63,10 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
                     drawn_from = found
                 else:
                     drawn_from[places] = found
-    chosen = torch.stack(
-        [
-            each.argmax() if row.sampling.temperature == 0 else draw(each, row.seed, row.sample, row.position)
-            for each, row in zip(drawn_from, rows, strict=True)
-        ]
-    )
+    chosen = drawn_from.argmax(-1)
+    if drawn := [place for place, row in enumerate(rows) if row.sampling.temperature != 0]:
+        places = [(rows[place].seed, rows[place].sample, rows[place].position) for place in drawn]
+        chosen[drawn] = draw(drawn_from if len(drawn) == len(rows) else drawn_from[drawn], places)
     plain = log_probs(logits, chosen)
     of_sampling = plain if drawn_from is logits else log_probs(drawn_from, chosen)
     results = []

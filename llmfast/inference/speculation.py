@@ -150,7 +150,7 @@ class DraftGuesser:
         if row.sampling.temperature == 0:
             return int(logits.argmax())
         changed = distribution(logits[None], row.sampling)[0]
-        return int(draw(changed, row.seed, row.sample, row.position + step))
+        return int(draw(changed[None], [(row.seed, row.sample, row.position + step)]))
 
     def _logits(self, sequences: list[Sequence], new: list[Tokens[int]], from_start: bool):
         """Logits of the last of the new tokens, which are whole sequences at first and single tokens later."""
