@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from llmfast.data.batch import IGNORED, Batch
+from llmfast.data.packing import pack_rows
 from llmfast.models.experts import Balancing
 
 
@@ -20,10 +22,18 @@ class AnswerLogProbabilities(NamedTuple):
 
 
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> AnswerLogProbabilities:
-    """What a decoder thinks of every side of pairs (``llmfast.data.preferences.PairSplit.batch``)."""
+    """What a decoder thinks of every side of pairs (``llmfast.data.preferences.PairSplit.batch``), without padding."""
     tokens, targets, is_real = (column.flatten(0, 1) for column in (batch.tokens, batch.targets, batch.is_real))
-    losses, balancing = model(tokens, is_real=is_real, of_states=lambda states: model.losses_of(states, targets))
-    return AnswerLogProbabilities(-losses.float().sum(-1).view(batch.tokens.shape[:2]), balancing)
+    packed = pack_rows(is_real)
+    targets = targets.take(packed.places).masked_fill(~packed.is_real, IGNORED)
+    losses, balancing = model(
+        tokens.take(packed.places),
+        cu_seqlens=packed.cu_seqlens,
+        is_real=packed.is_real,
+        of_states=lambda states: model.losses_of(states, targets),
+    )
+    losses = torch.where(is_real, losses.float().take(packed.back), 0)
+    return AnswerLogProbabilities(-losses.sum(-1).view(batch.tokens.shape[:2]), balancing)
 
 
 def answer_lengths(batch: Batch) -> Tensor:

@@ -1,8 +1,12 @@
-"""Best-fit-decreasing bin packing of document lengths, for any number of documents."""
+"""Best-fit-decreasing bin packing of document lengths, for any number of documents; and of padded rows."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -27,6 +31,51 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     result = np.empty(len(lengths), np.int64)
     result[order] = np.concatenate([np.empty(0, np.int64), *placed])
     return result
+
+
+class PackedRows(NamedTuple):
+    """Fewer rows that hold what N padded rows of S tokens hold, side by side."""
+
+    places: Tensor
+    """(R, S) int64: where each token is among the N·S; any place for padding."""
+    is_real: Tensor
+    """(R, S) bool: false for padding, which ends a row."""
+    cu_seqlens: Tensor
+    """(2 N + 1,) int32: where the parts begin in the R·S tokens; padding is a part of its own, and entries repeat."""
+    back: Tensor
+    """(N, S) int64: where each token went among the R·S; any place for padding."""
+
+
+def pack_rows(is_real: Tensor) -> PackedRows:
+    """How padded rows, of which ``is_real`` (N, S) is true at the beginning, fit into fewer.
+
+    >>> pack_rows(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()).places
+    tensor([[4, 5, 6, 7],
+            [0, 1, 8, 0]])
+
+    Raises:
+        ValueError: a row without a token.
+    """
+    N, S = is_real.shape
+    lengths = is_real.sum(1).cpu().numpy()
+    bins = best_fit(lengths, S)
+    order = np.argsort(bins, kind="stable")
+    filled = np.zeros(bins.max() + 1, np.int64)
+    places, back, begins = np.full((len(filled), S), -1), np.zeros((N, S), np.int64), []
+    for row in order:
+        bin_, length = bins[row], lengths[row]
+        first = filled[bin_]
+        places[bin_, first : first + length] = row * S + np.arange(length)
+        back[row, :length] = bin_ * S + first + np.arange(length)
+        begins.append(bin_ * S + first)
+        filled[bin_] += length
+    ends = np.arange(len(filled)) * S + filled
+    total = len(filled) * S
+    cu_seqlens = np.full(2 * N + 1, total, np.int32)
+    edges = np.unique(np.concatenate([begins, ends]))
+    cu_seqlens[: len(edges)] = edges
+    tensors = places.clip(min=0), places >= 0, cu_seqlens, back
+    return PackedRows(*(torch.from_numpy(each).to(is_real.device) for each in tensors))
 
 
 class _Bins:
