@@ -35,6 +35,7 @@ def plot_svg(plot: Plot, content: dict[str, Any], theme: Theme) -> str:
     """One plot as an SVG document."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     # Text stays text, and the same results give the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmfast", "font.size": 11}):
@@ -45,8 +46,12 @@ def plot_svg(plot: Plot, content: dict[str, Any], theme: Theme) -> str:
             marker = MARKERS[place % len(MARKERS)] if len(points) <= 20 else None
             color = COLORS[place % len(COLORS)]
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, linewidth=1.6, label=name)
-        for axis in plot.log:
-            axes.set(**{f"{axis}scale": "log"})
+        for name in plot.log:
+            axes.set(**{f"{name}scale": "log"})
+            axis = getattr(axes, f"{name}axis")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(plot.labels.get("x", plot.x), color=theme.text)
         axes.set_ylabel(plot.labels.get("y", plot.y), color=theme.text)
         axes.tick_params(colors=theme.text, which="both")
