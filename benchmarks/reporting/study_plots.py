@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmfast.visualization.style import THEMES, ThemeName, in_style, in_theme
+
 from ..results import ROOT
-from .charts import THEMES, Theme, as_svg
+from .charts import as_svg
 from .studies import RECIPES, Plot, found_in, read_page, read_results, records_of, studies
 
 IMAGES = ROOT / "docs" / "images" / "studies"
-COLORS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700", "#8250df", "#cf222e", "#59636e", "#0a7ea4")  # on light and dark
 MARKERS = "osD^vPX*"
 
 
@@ -23,39 +24,38 @@ def draw_plots(recipes: Path = RECIPES, out: Path = IMAGES) -> list[Path]:
     paths = []
     for name in studies(recipes):
         for plot_name, plot in read_page(name, recipes).plots.items():
-            for theme, colors in THEMES.items():
+            for theme in THEMES:
                 path = out / f"{name}-{plot_name}-{theme}.svg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(plot_svg(plot, read_results(name, recipes), colors), encoding="utf-8")
+                path.write_text(plot_svg(plot, read_results(name, recipes), theme), encoding="utf-8")
                 paths.append(path)
     return paths
 
 
-def plot_svg(plot: Plot, content: dict[str, Any], theme: Theme) -> str:
+def plot_svg(plot: Plot, content: dict[str, Any], theme: ThemeName) -> str:
     """One plot as an SVG document."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    # Text stays text, and the same results give the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmfast", "font.size": 11}):
+    # Text stays text.
+    with in_theme(theme), in_style(), mpl.rc_context({"svg.fonttype": "none", "font.size": 11}):
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.subplots()
         lines = dict(series(plot, content))
         for place, (name, points) in enumerate(lines.items()):
             marker = MARKERS[place % len(MARKERS)] if len(points) <= 20 else None
-            color = COLORS[place % len(COLORS)]
-            axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, linewidth=1.6, label=name)
-        for axis in plot.log:
-            axes.set(**{f"{axis}scale": "log"})
-        axes.set_xlabel(plot.labels.get("x", plot.x), color=theme.text)
-        axes.set_ylabel(plot.labels.get("y", plot.y), color=theme.text)
-        axes.tick_params(colors=theme.text, which="both")
-        axes.grid(color=theme.muted, linewidth=0.4, alpha=0.5)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(theme.muted)
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=5, linewidth=1.6, label=name)
+        for name in plot.log:
+            axes.set(**{f"{name}scale": "log"})
+            axis = getattr(axes, f"{name}axis")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(plot.labels.get("x", plot.x))
+        axes.set_ylabel(plot.labels.get("y", plot.y))
         if len(lines) > 1:
-            axes.legend(frameon=False, labelcolor=theme.text, fontsize=9)
+            axes.legend(frameon=False, fontsize=9)
         return as_svg(figure)
 
 
