@@ -21,7 +21,7 @@ def evaluate(
     run: Path,
     /,
     *,
-    tasks: str = "",
+    tasks: tuple[str, ...] = (),
     data: tuple[Path, ...] = (),
     examples: Path | None = None,
     limit: int | None = None,
@@ -44,7 +44,7 @@ def evaluate(
 
     For example:
 
-        llmfast eval runs/quickstart --tasks piqa,hellaswag --limit 500
+        llmfast eval runs/quickstart --tasks piqa hellaswag --limit 500
 
         llmfast eval runs/quickstart --tasks gsm8k --few_shot 5
 
@@ -52,8 +52,8 @@ def evaluate(
 
     Args:
         run: A run folder (its newest checkpoint is used), a checkpoint, a Hugging Face folder or an adapter.
-        tasks: Names with commas between: hellaswag, hellaswag_plain, piqa, arc_easy, arc_challenge, copa, winogrande,
-            mmlu, lambada, boolq; gsm8k, math, humaneval, whose answers are generated; or text.
+        tasks: Names, with spaces or commas between: hellaswag, hellaswag_plain, piqa, arc_easy, arc_challenge, copa,
+            winogrande, mmlu, lambada, boolq; gsm8k, math, humaneval, whose answers are generated; or text.
         data: Local rows for the task, in place of the Hugging Face hub's; for text, files or folders of token shards.
         examples: Local rows to draw the examples of --few_shot from; with --data, its other rows if left out.
         limit: Only so many questions of each task, the first.
@@ -133,11 +133,11 @@ def evaluate(
     return content
 
 
-def _names(tasks: str, data: tuple[Path, ...]) -> list[str]:
+def _names(tasks: tuple[str, ...], data: tuple[Path, ...]) -> list[str]:
     """The names of tasks; there must be data for the task text, and data are of one task."""
     from llmfast.evaluation.tasks import TEXT
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = [name.strip() for word in tasks for name in word.split(",") if name.strip()]
     if not names:
         raise ValueError("tasks is empty: name one, as in --tasks piqa")
     if TEXT in names and not data:

@@ -58,13 +58,13 @@ def test_the_command_shows_the_figures_without_what_overlaps(tmp_path):
     documents = [tokenizer.encode(leaked), tokenizer.encode("the river is green and the stone is red " * 3)]
     made = {"vocab_size": tokenizer.n_vocab, "eot": tokenizer.eot_token, "fingerprint": tokenizer.fingerprint}
     shards = write_shards(tmp_path / "shards", documents, **made)
-    options = {"tasks": "piqa", "data": (file,), "device": "cpu", "contamination": shards, "ngram": 18}
+    options = {"tasks": ("piqa",), "data": (file,), "device": "cpu", "contamination": shards, "ngram": 18}
     overlap = evaluate(run, **options)["results"]["piqa"]["contamination"]
     assert [share > 0.5 for share in overlap["covered"]] == [n == 4 for n in range(6)]
     assert overlap["overlapping"] == 1
     others = tmp_path / "others.jsonl"
     others.write_text("".join(json.dumps(row) + "\n" for n, row in enumerate(rows) if n != 4))
-    alone = evaluate(run, tasks="piqa", data=(others,), device="cpu")["results"]["piqa"]
+    alone = evaluate(run, tasks=("piqa",), data=(others,), device="cpu")["results"]["piqa"]
     assert overlap["figures_without"] == alone["figures"]
     with pytest.raises(ValueError, match=r"contamination: the shards in .* are of another tokenizer"):
         evaluate(run, **options | {"contamination": write_shards(tmp_path / "other", documents)})

@@ -100,7 +100,13 @@ def test_every_figure_is_that_of_the_class_for_hugging_face_models(models, tmp_p
     assert len({str(each) for each in replies[0]}) > 1
     if begins:  # our own tasks begin a text as the tokenizer says, or else with its end-of-text token
         for name, (_, file) in list(tasks.items())[: len(TASKS)]:
-            options = {"tasks": name, "data": (file,), "limit": ASKED, "truncate": True, "out": tmp_path / "out.json"}
+            options = {
+                "tasks": (name,),
+                "data": (file,),
+                "limit": ASKED,
+                "truncate": True,
+                "out": tmp_path / "out.json",
+            }
             figures = evaluate(folder / "ours", device="cpu", **options)["results"][name]["figures"]
             assert figures["acc"]["value"] == theirs["results"][name]["acc,none"]
             assert figures["acc_char"]["value"] == theirs["results"][name]["acc_norm,none"]

@@ -202,6 +202,7 @@ def test_bits_per_byte_of_text_are_the_definition(run, tmp_path):
         (["--tasks", "piqa", "--data", "ROWS", "--few_shot", "9"], "more than the model's context 256 holds"),
         (["--tasks", "copa", "--data", "ROWS"], "rows.jsonl:1 has no field question"),
         (["--tasks", "piqa,copa", "--data", "ROWS"], "data holds the rows of one task"),
+        (["--tasks", "piqa", "copa", "--data", "ROWS"], "data holds the rows of one task"),
         (["--tasks", "text", "--data", "ROWS", "--few_shot", "1"], "few_shot is for questions"),
         (["--tasks", "piqa", "--data", "ROWS", "--limit", "0"], "limit must be at least 1"),
         (["--tasks", "piqa", "--data", "ROWS", "--samples", "2"], "samples is for tasks whose answers are generated"),

@@ -112,7 +112,7 @@ def write_rows(file, count=5):
 def test_the_command_generates_the_same_for_a_seed(tmp_path):
     """Trap: answers that depend on which others are asked."""
     run, rows = write_model(tmp_path / "run", context=256), write_rows(tmp_path / "rows.jsonl")
-    options = {"tasks": "gsm8k", "data": (rows,), "samples": 2, "max_tokens": 8, "few_shot": 1, "device": "cpu"}
+    options = {"tasks": ("gsm8k",), "data": (rows,), "samples": 2, "max_tokens": 8, "few_shot": 1, "device": "cpu"}
     first, again, few, other = (
         evaluate(run, **options | more)["results"]["gsm8k"]["records"] for more in ({}, {}, {"limit": 2}, {"seed": 1})
     )
