@@ -59,12 +59,10 @@ def pack_rows(is_real: Tensor) -> PackedRows:
     N, S = is_real.shape
     lengths = is_real.sum(1).cpu().numpy()
     bins = best_fit(lengths, S)
-    order = np.argsort(bins, kind="stable")
     filled = np.zeros(bins.max() + 1, np.int64)
     places, back, begins = np.full((len(filled), S), -1), np.zeros((N, S), np.int64), []
-    for row in order:
-        bin_, length = bins[row], lengths[row]
-        first = filled[bin_]
+    for row, (bin_, length) in enumerate(zip(bins.tolist(), lengths.tolist(), strict=True)):
+        first = int(filled[bin_])
         places[bin_, first : first + length] = row * S + np.arange(length)
         back[row, :length] = bin_ * S + first + np.arange(length)
         begins.append(bin_ * S + first)
