@@ -24,11 +24,13 @@ IDS = [path.parent.name for path in RECIPES]
 
 @pytest.fixture
 def in_repository(monkeypatch):
-    """Paths of recipes are relative to the root, as in the commands that they show."""
+    """Paths of recipes are relative to the root, as in the commands that they show; published tokenizers come from the
+    shared test data."""
     monkeypatch.chdir(ROOT)
-    beside = ROOT.parent / "shared" / "data"
-    if "LLMFAST_TEST_DATA" not in os.environ:
-        monkeypatch.setenv("LLMFAST_TEST_DATA", str(beside))
+    data = Path(os.environ.get("LLMFAST_TEST_DATA") or ROOT.parent / "shared" / "data")
+    monkeypatch.setenv("LLMFAST_TEST_DATA", str(data))
+    if (data / "tiktoken").is_dir():
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data / "tiktoken"))
 
 
 @pytest.mark.parametrize("size", SIZES)
