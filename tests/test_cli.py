@@ -225,7 +225,7 @@ def test_a_table_is_given_as_a_whole(tmp_path, capsys):
     "line", ["grpo --rewards number 1.0", "ppo --rewards model:runs/judge 1.0", "dpo --losses simpo 1.0 sft 0.2"]
 )
 def test_the_tables_of_the_guides_are_understood(line):
-    cli.check(line.split())
+    cli.parse(line.split())
 
 
 def test_switches_are_spelled_the_same_whatever_the_file_says(tmp_path):
