@@ -140,8 +140,8 @@ OTHERS = {
     "decode", "decode_batch", "decode_bytes", "decode_bytes_batch", "decode_single_token_bytes",
     "decode_tokens_bytes", "decode_with_offsets", "stream_decoder", "default_config", "encode_single_token",
     "is_special_token", "token_byte_values", "with_files", "load", "save", "save_ranks", "save_vocab_and_merges",
-    "of", "of_characters", "of_contents", "to_tiktoken", "to_transformers", "train", "from_pretrained", "with_added_tokens",
-    "count", "encode_with_unstable",
+    "of", "of_characters", "of_contents", "to_tiktoken", "to_transformers", "train", "from_pretrained",
+    "with_added_tokens", "count", "encode_with_unstable",
 }  # fmt: skip
 
 
