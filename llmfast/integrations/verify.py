@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llmfast.models.evaluating import evaluating
 
 LENGTH = 12
 PADDING = 4
@@ -34,7 +34,7 @@ def probe(model: nn.Module) -> dict[str, Tensor]:
         "a batch padded on the left": (tokens, left, left),
         "a batch padded on the right": (tokens, right, right),
     }
-    with _evaluating(model):
+    with evaluating(model):
         return {
             name: _first(model(input_ids=batch, attention_mask=seen, use_cache=False))[real.bool()].float()
             for name, (batch, seen, real) in batches.items()
@@ -65,14 +65,3 @@ def can_run(model: nn.Module) -> bool:
 def _first(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     return output[0] if logits is None else logits
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was

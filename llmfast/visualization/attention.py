@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llmfast.kernels import attention_weights
 from llmfast.models.decoder import Decoder
-from llmfast.visualization.structure import batch_of, chosen, evaluating, shape_of
+from llmfast.models.evaluating import evaluating
+from llmfast.visualization.structure import batch_of, chosen, shape_of
 
 BLOCK_ELEMENTS = 2**21
 """Most weights of a block: 8 MiB in float32."""

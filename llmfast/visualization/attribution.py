@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmfast.models.evaluating import evaluating
 from llmfast.visualization.residual import with_embeddings
-from llmfast.visualization.structure import batch_of, embedding_of, evaluating, logits_of
+from llmfast.visualization.structure import batch_of, embedding_of, logits_of
 
 
 class Attribution(NamedTuple):

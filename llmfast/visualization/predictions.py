@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.models.decoder import Decoder
-from llmfast.visualization.structure import batch_of, evaluating, logits_of
+from llmfast.models.evaluating import evaluating
+from llmfast.visualization.structure import batch_of, logits_of
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmfast.models.evaluating import evaluating
 from llmfast.visualization.structure import (
     chosen,
     embedding_of,
-    evaluating,
     heads_outputs_of,
     layers_of,
     logits_of,

@@ -3,9 +3,8 @@ patched. Everything that looks inside a model finds its way through these functi
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,15 +110,3 @@ def batch_of(model: nn.Module, tokens: Sequence[int]) -> Tensor:
     if context is not None and len(tokens) > context:
         raise ValueError(f"the prompt has {len(tokens):,} tokens; the model's context is {context:,}")
     return torch.as_tensor(tokens, device=embedding_of(model).weight.device)[None]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout for a while; afterwards each module is in the mode in which it was."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from looked_at import MODELS, decoder, model_named, prompt
 
+from llmfast.models.evaluating import evaluating
 from llmfast.visualization.ablation import ablate_each
 from llmfast.visualization.attribution import input_x_gradient, integrated_gradients
 from llmfast.visualization.lens import logit_lens
@@ -20,7 +21,6 @@ from llmfast.visualization.residual import ablated, residual_stream, with_embedd
 from llmfast.visualization.structure import (
     batch_of,
     embedding_of,
-    evaluating,
     heads_outputs_of,
     layers_of,
     logits_of,
