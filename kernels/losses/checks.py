@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..frame.checks import check_choice, check_floating, check_same_device
 from . import reference
+from .objective import Asked, LossOptions
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -44,17 +45,30 @@ def check_options(
 
 def finish(
     loss: Tensor,
-    lse: Tensor | None,
+    lse: Tensor,
+    correct: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    ignore_index: int,
     vocabulary: int,
     reduction: str,
-    return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What the public functions return, from each token's loss and log-sum-exp."""
-    counted = None
-    if reduction == "mean":
-        counted = reference.token_weight(target, class_weight, ignore_index, vocabulary, loss.dtype)
-    loss = reference.reduce(loss, counted, reduction)
-    return (loss, lse) if return_lse else loss
+    options: LossOptions,
+    asked: Asked,
+    *,
+    reduced: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """What the public functions return, from the loss of each token or the sum of all (or what is to be returned, where
+    it is ``reduced`` already), and each token's log-sum-exp and prediction (see ``reference.is_predicted``)."""
+
+    def counted() -> Tensor:
+        return reference.token_weight(target, class_weight, options.ignore_index, vocabulary, lse.dtype)
+
+    if not reduced:
+        loss = reference.reduce(loss, counted() if reduction == "mean" else None, reduction)
+    beside = [lse] if asked.lse else []
+    if asked.z_loss:
+        parts = options.z_loss * counted() * lse.detach().square()
+        beside.append(reference.reduce(parts, counted(), reduction))
+    if asked.token_accuracy:
+        known = reference.is_class(target, options.ignore_index, vocabulary).to(correct.dtype)
+        beside.append(correct if reduction == "none" else reference.reduce(correct, known, "mean"))
+    return (loss, *beside) if beside else loss

@@ -29,26 +29,29 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
 
 def cross_entropy_cases() -> Iterator[CompileCase]:
     """Each tile (rows of 512, of 128,256) and each way the rows lie, without options and with all of them."""
-    for vocabulary, dtype, everything in (
-        (512, torch.bfloat16, False),
-        (50257, torch.bfloat16, False),
-        (50257, torch.bfloat16, True),
-        (128256, torch.bfloat16, False),
-        (128256, torch.bfloat16, True),
-        (128256, torch.float32, True),
+    for vocabulary, dtype, options in (
+        (512, torch.bfloat16, ""),
+        (50257, torch.bfloat16, ""),
+        (50257, torch.bfloat16, "all options, strided"),
+        (128256, torch.bfloat16, ""),
+        (128256, torch.bfloat16, "all options, strided"),
+        (128256, torch.float32, "all options, strided"),
+        (50257, torch.bfloat16, "token accuracy"),
+        (128256, torch.bfloat16, "token accuracy"),
     ):
-        name = f"{vocabulary} {str(dtype)[6:]}{', all options, strided' if everything else ''}"
-        yield CompileCase("cross_entropy", name, partial(_cross_entropy, vocabulary, dtype, everything))
+        name = ", ".join(filter(None, (f"{vocabulary} {str(dtype)[6:]}", options)))
+        yield CompileCase("cross_entropy", name, partial(_cross_entropy, vocabulary, dtype, options))
 
 
-def _cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+def _cross_entropy(vocabulary: int, dtype: torch.dtype, chosen: str) -> None:
+    everything, predicts = chosen.startswith("all"), chosen == "token accuracy"
     logits = torch.empty(4, 9, vocabulary, dtype=dtype, device="meta")[:, : 8 if everything else 9]
     target = torch.empty(logits.shape[:2], dtype=torch.int64, device="meta")
     class_weight = torch.empty(vocabulary, device="meta") if everything else None
     options, reduction = (ALL_OPTIONS, "none") if everything else (NO_OPTIONS, "mean")
-    call = CrossEntropyCall(logits, target, class_weight, reduction, options)
-    loss, lse, scale = cross_entropy_ops.forward(call)
-    kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale))
+    call = CrossEntropyCall(logits, target, class_weight, reduction, predicts, options)
+    loss, lse, scale, correct = cross_entropy_ops.forward(call)
+    kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale, correct))
     cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
 
 
@@ -62,6 +65,7 @@ def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:
         (4096, torch.bfloat16, "bias, z-loss and weights"),
         (960, torch.float16, "all options"),
         (4096, torch.bfloat16, "filtered"),
+        (4096, torch.bfloat16, "token accuracy"),
     ):
         by_tma = logits_launch(chip, options not in ("", "filtered")).tma
         expect = dict.fromkeys(logits, (product, "tma" if by_tma else "cp.async"))
@@ -82,11 +86,12 @@ def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
     if everything:
         class_weight = torch.empty(vocabulary, device="meta")
         chosen = ALL_OPTIONS if options == "all options" else LIGHT_OPTIONS
-        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", chosen)
+        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", False, chosen)
     else:
         threshold = 1e-4 if options == "filtered" else None
-        call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", NO_OPTIONS)
-    loss, lse = linear_cross_entropy_ops.forward(call)
+        predicts = options == "token accuracy"
+        call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", predicts, NO_OPTIONS)
+    loss, lse, _ = linear_cross_entropy_ops.forward(call)
     kept, wanted = LinearCrossEntropyKept(lse, call), [True, True, everything]
     grad_lse = lse if everything else None
     linear_cross_entropy_ops.backward(LinearCrossEntropyBackwardCall(loss, grad_lse, wanted, kept))

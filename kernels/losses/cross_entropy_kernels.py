@@ -42,7 +42,7 @@ def _load_units(row_of_units, at, shift, valid, vocabulary, other, UNIT: tl.cons
 
 @triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
 def cross_entropy_forward(
-    logits, target, weight, weight_sum, loss, lse, partials,
+    logits, target, weight, weight_sum, loss, lse, correct, partials,
     rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
     ignore_index: tl.int64, label_smoothing, z_loss, softcap,
     STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
@@ -58,12 +58,20 @@ def cross_entropy_forward(
     top = tl.full((ROWS, 1), float("-inf"), tl.float32)
     lanes = tl.zeros((ROWS, BLOCK), tl.float32)
     weighted = tl.zeros((ROWS, BLOCK), tl.float32)
+    if correct is not None:  # Each lane's largest logit, and the class that has it first.
+        largest = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+        place = tl.zeros((ROWS, BLOCK), tl.int32)
     for start in range(0, vocabulary + UNIT - 1, BLOCK):
         at = start + tl.arange(0, BLOCK)[None, :]
         column = at - shift
         inside = _is_inside(at, shift, vocabulary, UNIT)
         mask = valid & inside
-        z = cap(_load_units(units, at, shift, valid, vocabulary, float("-inf"), UNIT), softcap)
+        z = _load_units(units, at, shift, valid, vocabulary, float("-inf"), UNIT)
+        if correct is not None:  # Before the cap, which may round two logits to one.
+            larger = mask & (z > largest)
+            largest = tl.where(larger, z, largest)
+            place = tl.where(larger, column, place)
+        z = cap(z, softcap)
         if label_smoothing is not None:
             if weight is None:
                 weighted += tl.where(mask, z, 0.0)
@@ -88,6 +96,10 @@ def cross_entropy_forward(
     )  # fmt: skip
     if loss is not None:
         tl.store(loss + row, value, row < rows)
+    if correct is not None:
+        best = tl.max(largest, 1, keep_dims=True)
+        predicted = tl.min(tl.where(largest == best, place, vocabulary), 1, keep_dims=True)
+        tl.store(correct + row, (known & (predicted == label)).to(tl.float32), row < rows)
     if partials is not None:
         tl.store(partials + tl.program_id(0), tl.sum(value))
         tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(counted))

@@ -14,6 +14,14 @@ class LossOptions(NamedTuple):
     softcap: float | None
 
 
+class Asked(NamedTuple):
+    """What is returned beside the loss."""
+
+    lse: bool
+    z_loss: bool
+    token_accuracy: bool
+
+
 class Objective(NamedTuple):
     """What is computed of the logits, as the kernels take it: None for a term that is left out."""
 

@@ -21,6 +21,12 @@ def is_class(target: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
     return (target != ignore_index) & (target >= 0) & (target < vocabulary)
 
 
+def is_predicted(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """1 for each token whose target is the first class with the largest logit, and else 0, in a dtype of losses."""
+    right = (logits.detach().argmax(-1) == target) & is_class(target, ignore_index, logits.shape[-1])
+    return right.to(widen(logits[..., :0]).dtype)
+
+
 def token_weight(
     target: Tensor, weight: Tensor | None, ignore_index: int, vocabulary: int, dtype: torch.dtype
 ) -> Tensor:
@@ -31,12 +37,13 @@ def token_weight(
     return torch.where(known, weight.to(dtype)[torch.where(known, target, 0)], 0)
 
 
-def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
+def reduce(loss: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
     """The loss of all tokens from each token's; ``mean`` divides by the sum of ``counted``, 0 / 0 being 0."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
+    assert counted is not None, "a mean is over what counts"
     total = counted.sum()
     return loss.sum() / torch.where(total == 0, 1, total)
 

@@ -270,8 +270,8 @@ def test_operator_is_well_formed(device):
     logits = random_tensor((4, 20), device=device).requires_grad_()
     target, weight = targets((4,), 20, device), torch.rand(20, device=device)
     operator = torch.ops.llmfast.cross_entropy.default
-    torch.library.opcheck(operator, (logits, target, weight, "mean", -100, 0.1, 1e-4, 30.0))
-    torch.library.opcheck(operator, (logits, target, None, "none", -100, 0.0, 0.0, None))
+    torch.library.opcheck(operator, (logits, target, weight, "mean", True, -100, 0.1, 1e-4, 30.0))
+    torch.library.opcheck(operator, (logits, target, None, "none", False, -100, 0.0, 0.0, None))
 
 
 def test_autocast_keeps_the_gradient_in_the_dtype_of_the_logits(device):
