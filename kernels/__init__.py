@@ -16,7 +16,7 @@ from .frame.backend import backend
 from .int8 import int8_linear, quantize_int8
 from .linear import batch_invariant, is_batch_invariant, linear
 from .lora import Adapted, lora_linear, lora_mlp
-from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence
+from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence, vocab_parallel_cross_entropy
 from .nf4 import (
     NF4Linear,
     NF4Tensor,
@@ -72,4 +72,5 @@ __all__ = [
     "swiglu",
     "to_bitsandbytes",
     "to_bitsandbytes_state",
+    "vocab_parallel_cross_entropy",
 ]

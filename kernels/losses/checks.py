@@ -1,5 +1,6 @@
 """Argument checks and the reduction that the cross-entropy functions share."""
 
+import torch
 from torch import Tensor
 
 from ..frame.checks import check_choice, check_floating, check_same_device
@@ -16,6 +17,21 @@ def check_target(target: Tensor, rows: Tensor, rows_name: str) -> None:
             f"({rows_name} without its last dimension), got {target.dtype} of shape {tuple(target.shape)}"
         )
     check_same_device("target", target, rows)
+
+
+def check_soft_target(target: Tensor, logits: Tensor, ignore_index: int, return_token_accuracy: bool) -> None:
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must hold probabilities of the shape of logits {tuple(logits.shape)}, or integer class indices of "
+            f"shape {tuple(logits.shape[:-1])}, got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    check_same_device("target", target, logits)
+    if target.requires_grad:
+        raise ValueError("target gets no gradient: detach it")
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index is of integer targets: with probabilities, leave it out, got {ignore_index}")
+    if return_token_accuracy:
+        raise ValueError("return_token_accuracy is of integer targets: probabilities name no one class")
 
 
 def check_options(
@@ -71,4 +87,16 @@ def finish(
     if asked.token_accuracy:
         known = reference.is_class(target, options.ignore_index, vocabulary).to(correct.dtype)
         beside.append(correct if reduction == "none" else reference.reduce(correct, known, "mean"))
+    return (loss, *beside) if beside else loss
+
+
+def finish_soft(
+    loss: Tensor, lse: Tensor, reduction: str, z_loss: float, asked: Asked
+) -> Tensor | tuple[Tensor, ...]:
+    """As ``finish``, where targets are probabilities: every token counts 1."""
+    counted = torch.ones_like(lse)
+    beside = [lse] if asked.lse else []
+    if asked.z_loss:
+        beside.append(reference.reduce(z_loss * lse.detach().square(), counted, reduction))
+    loss = reference.reduce(loss, counted, reduction)
     return (loss, *beside) if beside else loss

@@ -7,14 +7,15 @@ import torch
 
 from ..compile_check import CompileCase
 from ..frame.launch import Chip
-from . import cross_entropy_ops, linear_cross_entropy_ops
+from . import cross_entropy_ops, linear_cross_entropy_ops, soft_cross_entropy_ops
 from .cross_entropy_ops import CrossEntropyBackwardCall, CrossEntropyCall, CrossEntropyKept
 from .launch import logits_launch
 from .linear_call import LinearCrossEntropyCall
 from .linear_cross_entropy_ops import LinearCrossEntropyBackwardCall, LinearCrossEntropyKept
 from .linear_kl_divergence import KINDS
 from .linear_kl_divergence_ops import LinearKLCall, row_gradients, row_losses
-from .objective import LossOptions
+from .objective import LossOptions, objective
+from .soft_cross_entropy_ops import SoftCrossEntropyBackwardCall, SoftCrossEntropyCall, SoftCrossEntropyKept
 
 ALL_OPTIONS = LossOptions(-100, 0.1, 1e-4, 30.0)
 LIGHT_OPTIONS = LossOptions(-100, 0.0, 1e-4, None)
@@ -23,6 +24,8 @@ NO_OPTIONS = LossOptions(-100, 0.0, 0.0, None)
 
 def compile_cases(chip: Chip) -> Iterator[CompileCase]:
     yield from cross_entropy_cases()
+    yield from soft_cross_entropy_cases()
+    yield CompileCase("vocab_parallel_cross_entropy", "25651 of 128256 bfloat16, label smoothing", _vocab_parallel)
     yield from linear_cross_entropy_cases(chip)
     yield from linear_kl_divergence_cases()
 
@@ -53,6 +56,37 @@ def _cross_entropy(vocabulary: int, dtype: torch.dtype, chosen: str) -> None:
     loss, lse, scale, correct = cross_entropy_ops.forward(call)
     kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale, correct))
     cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
+
+
+def soft_cross_entropy_cases() -> Iterator[CompileCase]:
+    """Each tile, and all options."""
+    for vocabulary, dtype, options in (
+        (512, torch.bfloat16, ""),
+        (128256, torch.bfloat16, ""),
+        (50257, torch.float32, "all options"),
+    ):
+        name = ", ".join(filter(None, (f"{vocabulary} {str(dtype)[6:]}", options)))
+        yield CompileCase("soft_cross_entropy", name, partial(_soft_cross_entropy, vocabulary, dtype, bool(options)))
+
+
+def _soft_cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+    logits, target = (torch.empty(8, vocabulary, dtype=dtype, device="meta") for _ in range(2))
+    class_weight = torch.empty(vocabulary, device="meta") if everything else None
+    options = (0.1, 1e-4, 30.0) if everything else (0.0, 0.0, None)
+    call = SoftCrossEntropyCall(logits, target, class_weight, *options)
+    loss, lse, mass = soft_cross_entropy_ops.forward(call)
+    kept = SoftCrossEntropyKept(lse, mass, call)
+    soft_cross_entropy_ops.backward(SoftCrossEntropyBackwardCall(loss, lse if everything else None, kept))
+
+
+def _vocab_parallel() -> None:
+    """A part of odd size, so that rows start anywhere."""
+    logits = torch.empty(8, 25651, dtype=torch.bfloat16, device="meta")
+    target = torch.empty(8, dtype=torch.int64, device="meta")
+    chosen = objective(None, -100, 0.1, 0.0, None)._replace(classes=128256, weight_sum=torch.empty((), device="meta"))
+    loss, lse = (torch.empty(8, device="meta") for _ in range(2))
+    cross_entropy_ops.forward_rows(logits, target, chosen, loss, lse)
+    cross_entropy_ops.backward_rows(loss, lse, None, logits, target, chosen, lse, torch.empty_like(logits))
 
 
 def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:

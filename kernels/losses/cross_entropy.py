@@ -1,4 +1,4 @@
-"""Cross entropy of logits with integer targets.
+"""Cross entropy of logits with integer targets, or probabilities (see ``cross_entropy``).
 
 With z the logits (softcap·tanh(logits / softcap) with a softcap), lse = log Σ_v exp(z[v]), p = exp(z − lse),
 t the target's class, w the class weights (1 without weights) and ε the label smoothing, the loss of one token
@@ -19,9 +19,10 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating
 from . import reference
-from .checks import check_options, check_target, finish
+from .checks import check_options, check_soft_target, check_target, finish, finish_soft
 from .cross_entropy_ops import cross_entropy_op
 from .objective import Asked, LossOptions
+from .soft_cross_entropy_ops import soft_cross_entropy_op
 
 
 def cross_entropy(
@@ -53,7 +54,9 @@ def cross_entropy(
     Args:
         logits: (..., V), any floating dtype; they are never written to.
         target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. The loss of a token
-            whose target is neither is NaN.
+            whose target is neither is NaN. Or (..., V), probabilities q, without a gradient: the loss of a token is then
+            Σ_v w[v]·q'[v]·(lse − z[v]) + z_loss·lse², where q' = (1 − ε)·q + ε/V, all tokens count, and ``"mean"``
+            divides by their number, as in PyTorch.
         weight: (V,), how much each class counts. It gets no gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for each token's loss (...).
         label_smoothing: ε, between 0 and 1.
@@ -83,11 +86,19 @@ def cross_entropy(
     check_floating("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
-    check_target(target, logits, "logits")
+    soft = target.is_floating_point()
+    if soft:
+        check_soft_target(target, logits, ignore_index, return_token_accuracy)
+    else:
+        check_target(target, logits, "logits")
     check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     asked = Asked(return_lse, return_z_loss, return_token_accuracy)
     kernels = use_triton(logits)
+    if soft:
+        compute = soft_cross_entropy_op if kernels else reference.soft_cross_entropy
+        loss, lse, *_ = compute(logits, target, weight, label_smoothing, z_loss, softcap)
+        return finish_soft(loss, lse, reduction, z_loss, asked)
     if kernels:
         loss, lse, _, correct = cross_entropy_op(logits, target, weight, reduction, return_token_accuracy, options)
     else:

@@ -40,11 +40,11 @@ def _load_units(row_of_units, at, shift, valid, vocabulary, other, UNIT: tl.cons
     return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=other).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index", "classes"])
 def cross_entropy_forward(
     logits, target, weight, weight_sum, loss, lse, correct, partials,
     rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
-    ignore_index: tl.int64, label_smoothing, z_loss, softcap,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap, classes,
     STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -92,7 +92,7 @@ def cross_entropy_forward(
     target_logit = cap(tl.load(logits + offset + label, known, other=0.0).to(tl.float32), softcap)
     value, counted = token_loss(
         top, total, target_logit, tl.sum(weighted, 1, keep_dims=True), log_sum, label, valid, vocabulary,
-        weight, weight_sum, label_smoothing, z_loss,
+        weight, weight_sum, label_smoothing, z_loss, classes,
     )  # fmt: skip
     if loss is not None:
         tl.store(loss + row, value, row < rows)
@@ -122,11 +122,11 @@ def reduce_loss(partials, loss, scale, programs, MEAN: tl.constexpr, BLOCK: tl.c
     tl.store(scale, factor)
 
 
-@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index", "classes"])
 def cross_entropy_backward(
     grad_loss, grad_lse, scale, logits, target, weight, weight_sum, lse, grad_logits,
     rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
-    ignore_index: tl.int64, label_smoothing, z_loss, softcap, gradient_filter,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap, gradient_filter, classes,
     STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -155,7 +155,7 @@ def cross_entropy_backward(
     if grad_lse is not None:
         upstream_lse = tl.load(grad_lse + row, row < rows, other=0.0)
     a, b, c = gradient_factors(
-        upstream, upstream_lse, log_sum, label, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss
+        upstream, upstream_lse, log_sum, label, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss, classes
     )
     gradient = logit_gradient(
         z, log_sum, a, b, c, column, label, vocabulary, weight, label_smoothing, softcap, gradient_filter

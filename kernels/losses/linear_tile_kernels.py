@@ -144,7 +144,7 @@ def combine_statistics(
     known = valid & (label >= 0) & (label < vocabulary)
     value, _ = token_loss(
         top, total, tl.load(target_logit + row, known, other=0.0), weighted, log_sum, label, valid,
-        vocabulary, class_weight, weight_sum, label_smoothing, z_loss,
+        vocabulary, class_weight, weight_sum, label_smoothing, z_loss, None,
     )  # fmt: skip
     home = tl.load(order + row, inside, other=0)
     tl.store(loss + home, value, inside)
@@ -179,7 +179,7 @@ def tile_gradients(
         upstream_lse = tl.load(grad_lse + row, valid, other=0.0)
     a, b, c = gradient_factors(
         upstream, upstream_lse, log_sum, label, valid, vocabulary,
-        class_weight, weight_sum, label_smoothing, z_loss,
+        class_weight, weight_sum, label_smoothing, z_loss, None,
     )  # fmt: skip
     gradient = logit_gradient(
         z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label.to(tl.int32)[:, None],

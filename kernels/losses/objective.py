@@ -31,6 +31,7 @@ class Objective(NamedTuple):
     label_smoothing: float | None
     z_loss: float | None
     softcap: float | None
+    classes: int | None = None  # how many there are in all, where the logits are of a part of them
 
 
 def objective(
