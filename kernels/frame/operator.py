@@ -70,9 +70,7 @@ def define(
     return _without_dispatcher(op, described, function, run)
 
 
-def define_with_gradients(
-    name: str, call: type, run: Callable[[Any], tuple], *, beside: int = 0
-) -> Callable[..., Any]:
+def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple], *, beside: int = 0) -> Callable[..., Any]:
     """An operator that computes a number together with its gradients by its first tensors, those that are wanted, in
     the same pass: a call is ``(wanted: list[bool], a call that begins with these tensors)``, its outputs the number,
     what stands ``beside`` it (so many outputs, without a gradient), and a gradient of each tensor.

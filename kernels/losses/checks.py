@@ -90,9 +90,7 @@ def finish(
     return (loss, *beside) if beside else loss
 
 
-def finish_soft(
-    loss: Tensor, lse: Tensor, reduction: str, z_loss: float, asked: Asked
-) -> Tensor | tuple[Tensor, ...]:
+def finish_soft(loss: Tensor, lse: Tensor, reduction: str, z_loss: float, asked: Asked) -> Tensor | tuple[Tensor, ...]:
     """As ``finish``, where targets are probabilities: every token counts 1."""
     counted = torch.ones_like(lse)
     beside = [lse] if asked.lse else []

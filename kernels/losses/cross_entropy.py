@@ -54,8 +54,8 @@ def cross_entropy(
     Args:
         logits: (..., V), any floating dtype; they are never written to.
         target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. The loss of a token
-            whose target is neither is NaN. Or (..., V), probabilities q, without a gradient: the loss of a token is then
-            Σ_v w[v]·q'[v]·(lse − z[v]) + z_loss·lse², where q' = (1 − ε)·q + ε/V, all tokens count, and ``"mean"``
+            whose target is neither is NaN. Or (..., V), probabilities q, which get no gradient: the loss of a token is
+            then Σ_v w[v]·q'[v]·(lse − z[v]) + z_loss·lse² with q' = (1 − ε)·q + ε/V, all tokens count, and ``"mean"``
             divides by their number, as in PyTorch.
         weight: (V,), how much each class counts. It gets no gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for each token's loss (...).
@@ -70,8 +70,8 @@ def cross_entropy(
             tokens that count, whatever their weights; 0 where none does.
 
     Returns:
-        the loss, float32 (float64 for float64 logits), or a tuple of the loss and what else is asked for, in this order:
-        lse, z-loss, token accuracy.
+        the loss, float32 (float64 for float64 logits), or a tuple of the loss and what else is asked for, in this
+        order: lse, z-loss, token accuracy.
 
     Raises:
         ValueError: for a target, weight or option that does not fit.

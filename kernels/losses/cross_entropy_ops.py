@@ -85,7 +85,7 @@ def forward_rows(
     correct: Tensor | None = None,
     partials: Tensor | None = None,
 ) -> None:
-    """Fills, for each row of ``logits``, ``loss``, ``lse`` and ``correct``, and for each program its sums ``partials``."""
+    """Fills ``loss``, ``lse`` and ``correct`` of each row of ``logits``, and the sums ``partials`` of each program."""
     invariant = is_batch_invariant()
     logits, rows = rows_of(aligned(logits) if invariant else logits)
     how = cross_entropy_forward_launch(Chip.of(logits.device), rows.width)

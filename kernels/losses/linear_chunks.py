@@ -81,9 +81,7 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> 
     return F.linear(hidden, weight, bias)
 
 
-def row_losses(
-    logits: Tensor, target: Tensor, call: LinearCrossEntropyCall
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def row_losses(logits: Tensor, target: Tensor, call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss, the log-sum-exp and, if asked for, whether the target is predicted, of each row, by the kernels or the
     definition of ``cross_entropy``."""
     loss, lse = logits.new_empty((2, logits.shape[0]), dtype=widen(logits[:0]).dtype)

@@ -33,8 +33,9 @@ class LinearCrossEntropyBackwardCall(NamedTuple):
 
 
 class LinearCrossEntropySumCall(NamedTuple):
-    """The sum of all tokens' losses with its gradients, and what else each token has: three matrix products where the other operator needs four,
-    because the derivative by each token's loss is known from the start."""
+    """The sum of all tokens' losses with its gradients, beside each token's log-sum-exp and prediction: three matrix
+    products where the other operator needs four, because the derivative by each token's loss is known from the start.
+    """
 
     wanted: list[bool]  # of hidden, weight and bias
     call: LinearCrossEntropyCall
@@ -105,11 +106,15 @@ def forward_with_gradients(call: LinearCrossEntropySumCall) -> tuple[Tensor, ...
     hidden = tokens.hidden
     ones = hidden.new_ones((), dtype=widen(hidden[:0]).dtype).expand(tokens.target.shape)
     loss, lse, correct, gradients = linear_chunks.sweep(tokens, grad_loss=ones, wanted=wanted)
-    return loss.sum(), lse, correct, *(
-        hidden.new_empty(0, dtype=dtype) if g is None else g for g, dtype in zip(gradients, call.dtypes, strict=True)
+    return (
+        loss.sum(),
+        lse,
+        correct,
+        *(
+            hidden.new_empty(0, dtype=dtype) if g is None else g
+            for g, dtype in zip(gradients, call.dtypes, strict=True)
+        ),
     )
 
 
-sum_op = define_with_gradients(
-    "linear_cross_entropy_sum", LinearCrossEntropySumCall, forward_with_gradients, beside=2
-)
+sum_op = define_with_gradients("linear_cross_entropy_sum", LinearCrossEntropySumCall, forward_with_gradients, beside=2)

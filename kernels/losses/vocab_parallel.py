@@ -1,12 +1,12 @@
 """Cross entropy of logits whose classes are divided among processes: what tensor parallelism ends in.
 
-Each process has the logits of its part of the classes. With lse_r the log-sum-exp of part r and W_r the sum of its class
-weights, the loss of ``cross_entropy`` is
+Each process has the logits of its part of the classes. With lse_r the log-sum-exp of part r and W_r the sum of its
+class weights, the loss of ``cross_entropy`` is
 
     Σ_r [t in r]·(1 − ε)·w[t]·(lse_r − z[t] + lse − lse_r) + ε/V · (Σ_{v in r} w[v]·(lse_r − z[v]) + W_r·(lse − lse_r))
 
-and the z-loss, where lse = log Σ_r exp(lse_r). So two messages of a number per token are exchanged, all lse_r and the sum
-over r, and none in the backward pass: the derivative by a process's logits needs lse alone.
+and the z-loss, where lse = log Σ_r exp(lse_r). So two messages of a number per token are exchanged, all lse_r and the
+sum over r, and none in the backward pass: the derivative by a process's logits needs lse alone.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,8 +65,14 @@ def vocab_parallel_cross_entropy(
 
     Example::
 
-        # On each of the processes that torchrun started, with the part ``head`` of the output matrix.
-        loss = vocab_parallel_cross_entropy(hidden @ head.T, target)
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun's need no arguments
+        hidden, target = torch.randn(16, 64), torch.randint(1000, (16,))
+        head_part = torch.randn(1000 // dist.get_world_size(), 64, requires_grad=True)
+        loss = vocab_parallel_cross_entropy(hidden @ head_part.T, target)
+        loss.backward()
+        dist.destroy_process_group()
     """
     check_floating("logits", logits)
     if type(logits).__name__ == "DTensor":
@@ -87,7 +93,9 @@ def _place(width: int, group: Any, first_class: int | None, vocabulary: int | No
     """This process's first class, and how many there are in all."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
-        raise ValueError("no processes to share a vocabulary: call torch.distributed.init_process_group, or cross_entropy")
+        raise ValueError(
+            "no processes to share a vocabulary: call torch.distributed.init_process_group, or cross_entropy"
+        )
     if (first_class is None) != (vocabulary is None):
         raise ValueError(f"give both or neither: first_class is {first_class} and vocabulary is {vocabulary}")
     if first_class is None or vocabulary is None:
@@ -145,13 +153,13 @@ class _VocabParallel(torch.autograd.Function):
             loss += z_loss * counted * lse.square()
         loss = torch.where(valid, torch.where(known, loss, torch.nan), 0)
         lse = torch.where(valid, lse, 0)
-        ctx.save_for_backward(logits, target, local, weight, counted, lse)
+        ctx.save_for_backward(logits, local, weight, counted, lse)
         ctx.part = part
         return loss, lse
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, target, local, weight, counted, lse = ctx.saved_tensors
+        logits, local, weight, counted, lse = ctx.saved_tensors
         part, width = ctx.part, logits.shape[-1]
         _, epsilon, z_loss, _ = part.options
         chosen = part.objective(weight, width)

@@ -27,6 +27,7 @@ PROGRAMS = [
     "lora_mlp",
     "nf4_linear",
     "quantize_nf4",
+    "vocab_parallel_cross_entropy",
 ]
 
 

@@ -81,6 +81,10 @@ OPS = {
     "attention_weights": (lambda q, k: attention_weights(q, k, causal=True), HEADS, FEW),
     "linear": (linear, ROW, WEIGHT),
     "cross_entropy": (lambda x: cross_entropy(x, TARGET, label_smoothing=0.1, z_loss=0.1), ROW),
+    "cross_entropy of probabilities": (
+        lambda x: cross_entropy(x, numbers(4, 32, seed=9).softmax(-1), label_smoothing=0.1, z_loss=0.1),
+        ROW,
+    ),
     "linear_cross_entropy": (lambda x, w: linear_cross_entropy(x, w, TARGET), ROW, WEIGHT),
     "linear_cross_entropy in chunks": (
         lambda x, w: linear_cross_entropy(x, w, TARGET, method="chunks"),

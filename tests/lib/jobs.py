@@ -171,9 +171,8 @@ def vocab_parallel_losses(world, path, logits, target, weight, options, bounds):
             if given.pop("weighted", False):
                 given["weight"] = weight
             part = logits[..., first:end].clone().requires_grad_()
-            loss, *beside = vocab_parallel_cross_entropy(
-                part, target, first_class=first, vocabulary=logits.shape[-1], **given, return_lse=True, return_z_loss=True
-            )
+            given |= {"first_class": first, "vocabulary": logits.shape[-1], "return_lse": True, "return_z_loss": True}
+            loss, *beside = vocab_parallel_cross_entropy(part, target, **given)
             (loss.square().sum() + beside[0].sum()).backward()
             found.append([x.detach().tolist() for x in (loss, *beside, part.grad)])
     return found
