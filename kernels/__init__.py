@@ -1,6 +1,6 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
-from .activation import geglu, gelu, swiglu
+from .activation import geglu, gelu, swiglu, tiled_mlp
 from .attention import (
     attention_weights,
     flash_attention,
@@ -70,6 +70,7 @@ __all__ = [
     "rope",
     "sdpa",
     "swiglu",
+    "tiled_mlp",
     "to_bitsandbytes",
     "to_bitsandbytes_state",
     "vocab_parallel_cross_entropy",

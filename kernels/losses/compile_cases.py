@@ -54,6 +54,8 @@ def _cross_entropy(vocabulary: int, dtype: torch.dtype, chosen: str) -> None:
     options, reduction = (ALL_OPTIONS, "none") if everything else (NO_OPTIONS, "mean")
     call = CrossEntropyCall(logits, target, class_weight, reduction, predicts, options)
     loss, lse, scale, correct = cross_entropy_ops.forward(call)
+    if predicts:  # The backward pass is that of the case without.
+        return
     kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale, correct))
     cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
 
@@ -126,6 +128,8 @@ def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
         predicts = options == "token accuracy"
         call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", predicts, NO_OPTIONS)
     loss, lse, _ = linear_cross_entropy_ops.forward(call)
+    if call.predicts:  # The backward pass is that of the case without.
+        return
     kept, wanted = LinearCrossEntropyKept(lse, call), [True, True, everything]
     grad_lse = lse if everything else None
     linear_cross_entropy_ops.backward(LinearCrossEntropyBackwardCall(loss, grad_lse, wanted, kept))
