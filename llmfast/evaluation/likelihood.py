@@ -206,7 +206,7 @@ def _score(model: Decoder, states: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     """The loss of each target (N,) after a state (N, E), and whether it is the likeliest token."""
     losses, likeliest = [], []
     for few, wanted in zip(states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-        logits = model.head(few)[..., : model.config.vocab_size]
+        logits = model.logits_of(few)
         likeliest.append(logits.argmax(-1) == wanted)
         # Logits in 16 bits are rounded; the loss is computed without that.
         if logits.dtype == torch.float32:

@@ -6,25 +6,25 @@ Where several families can say a decoder, it is written as the first of them.
 from __future__ import annotations
 
 from llmfast.integrations.huggingface import tensor_names
+from llmfast.integrations.huggingface.expert_settings import MixtralExperts, QwenExperts
 from llmfast.integrations.huggingface.family import Family
+from llmfast.integrations.huggingface.rope_settings import SCALING_KEYS, NoRope, Rope, RopeByLayer
 from llmfast.integrations.huggingface.settings import (
     Activation,
     Copies,
     File,
     Fixed,
+    GemmaScores,
     Granite,
-    MixtralExperts,
+    LogitScale,
     Only,
     QkvBias,
     Quantization,
-    QwenExperts,
     Renamed,
-    Rope,
     Setting,
-    SwitchedWindow,
     Unread,
-    Window,
 )
+from llmfast.integrations.huggingface.window_settings import AlternatingWindow, SwitchedWindow, Window
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -37,6 +37,7 @@ _SIZES = {
     "context": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
+_STATIC = tuple(kind for kind in SCALING_KEYS if kind != "dynamic")
 _NEEDED = ("vocab_size", "width", "layers", "heads")
 
 
@@ -50,6 +51,35 @@ def _llama(rope: Rope | None = None) -> tuple[Setting, ...]:
         Activation("hidden_act", gated=True),
         Renamed({"tie_embeddings": "tie_word_embeddings"}),
     )
+
+
+def _gemma2(rope: Rope | RopeByLayer, window: AlternatingWindow, scores: GemmaScores) -> tuple[Setting, ...]:
+    """The settings that Gemma 2 and 3 share."""
+    return (
+        *_llama()[:-3],
+        rope,
+        Activation("hidden_activation", gated=True),
+        Unread("hidden_act"),
+        Renamed({"tie_embeddings": "tie_word_embeddings"}),
+        Fixed({"scale_embedding": True, "norm_position": "both"}),
+        window,
+        scores,
+    )
+
+
+_OLMO2 = {"qk_norm": True, "qk_norm_over": "all", "norm_position": "after"}
+_COHERE = (
+    Fixed({"norm": "layer", "norm_bias": False, "parallel_residual": True}),
+    *_llama(Rope(500_000.0))[:2],
+    Renamed(_SIZES | {"norm_eps": "layer_norm_eps"}, required=_NEEDED),
+    *_llama(Rope(500_000.0))[3:],
+    LogitScale(),
+)
+
+
+def cohere_factors(file: File) -> dict[str, float]:
+    """Cohere's factor on logits, as a factor of the weights of the norm before the head."""
+    return {"model.norm.weight": file["logit_scale"]}
 
 
 def granite_factors(file: File) -> dict[str, float]:
@@ -127,7 +157,6 @@ FAMILIES = {
             "GemmaForCausalLM",
             (
                 *_llama()[:-2],
-                Only({"use_bidirectional_attention": None}),
                 Activation("hidden_act", gated=True, same_as={"gelu": "gelu_pytorch_tanh"}),
                 Unread("hidden_activation"),
                 Renamed({"tie_embeddings": "tie_word_embeddings"}),
@@ -137,8 +166,30 @@ FAMILIES = {
             _GEMMA_MODULES,
             norm_offset=1.0,
         ),
-        Family("gemma2", "Gemma2ForCausalLM", patched=_GEMMA_MODULES),
-        Family("gemma3_text", "Gemma3ForCausalLM", patched=_GEMMA_MODULES),
+        Family(
+            "gemma2",
+            "Gemma2ForCausalLM",
+            _gemma2(Rope(), AlternatingWindow(2), GemmaScores(True)),
+            tensor_names.GEMMA2,
+            _GEMMA_MODULES,
+            norm_offset=1.0,
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            (
+                Fixed({"qk_norm": True}),
+                *_gemma2(
+                    RopeByLayer(Rope(1e6, _STATIC), 10_000.0, "rope_local_base_freq"),
+                    AlternatingWindow(6, "sliding_window_pattern"),
+                    GemmaScores(caps_attention=False),
+                ),
+                Unread("_sliding_window_pattern"),
+            ),
+            tensor_names.GEMMA2,
+            _GEMMA_MODULES,
+            norm_offset=1.0,
+        ),
         Family(
             "phi3",
             "Phi3ForCausalLM",
@@ -146,9 +197,27 @@ FAMILIES = {
             tensor_names.PHI3,
             _OWN_ATTENTION | {"MLP": "packed_mlp"},
         ),
-        Family("smollm3", "SmolLM3ForCausalLM", patched=_OWN_ATTENTION),
-        Family("olmo2", "Olmo2ForCausalLM", patched=_OWN_ATTENTION),
-        Family("olmo3", "Olmo3ForCausalLM", patched=_OWN_ATTENTION),
+        Family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            (*_llama(Rope(2e6)), NoRope(), SwitchedWindow("unrotated"), Unread("max_window_layers")),
+            tensor_names.LLAMA,
+            _OWN_ATTENTION,
+        ),
+        Family("olmo2", "Olmo2ForCausalLM", (*_llama(), Fixed(_OLMO2)), tensor_names.OLMO2, _OWN_ATTENTION),
+        Family(
+            "olmo3",
+            "Olmo3ForCausalLM",
+            (
+                *_llama()[:-3],
+                RopeByLayer(Rope(500_000.0, _STATIC), 500_000.0, "rope_theta"),
+                *_llama()[-2:],
+                Fixed(_OLMO2),
+                AlternatingWindow(4),
+            ),
+            tensor_names.OLMO2,
+            _OWN_ATTENTION,
+        ),
         Family(
             "granite",
             "GraniteForCausalLM",
@@ -166,7 +235,20 @@ FAMILIES = {
         Family(
             "cohere",
             "CohereForCausalLM",
-            patched={"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            (*_COHERE, Only({"use_qk_norm": False})),
+            tensor_names.COHERE,
+            {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            factors=cohere_factors,
+            interleaved_rope=True,
+        ),
+        Family(
+            "cohere2",
+            "Cohere2ForCausalLM",
+            (*_COHERE, AlternatingWindow(4, "sliding_window_pattern", full_has_no_rope=True)),
+            tensor_names.COHERE,
+            {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            factors=cohere_factors,
+            interleaved_rope=True,
         ),
         Family(
             "mixtral",
