@@ -38,7 +38,7 @@ CONFIGS = {
         attention_softcap=0.5,
         logit_softcap=0.7,
     ),
-    "cohere": DecoderConfig(**SMALL, norm="layer", norm_bias=False, parallel_residual=True, dropout=0.1),
+    "cohere": DecoderConfig(**SMALL, norm="layer", norm_bias=False, parallel_residual=True),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),

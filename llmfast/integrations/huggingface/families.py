@@ -41,14 +41,16 @@ _STATIC = tuple(kind for kind in SCALING_KEYS if kind != "dynamic")
 _NEEDED = ("vocab_size", "width", "layers", "heads")
 
 
-def _llama(rope: Rope | None = None) -> tuple[Setting, ...]:
-    """The settings of Llama, which most families share."""
+def _llama(
+    rope: Rope | RopeByLayer | None = None, *, norm_eps: str = "rms_norm_eps", activation: str = "hidden_act"
+) -> tuple[Setting, ...]:
+    """The settings of Llama, which most families share; two of them by the names that a family has for them."""
     return (
         Quantization(),
         Only({"attention_bias": False, "mlp_bias": False}),
-        Renamed(_SIZES, required=_NEEDED),
+        Renamed(_SIZES | {"norm_eps": norm_eps}, required=_NEEDED),
         rope or Rope(),
-        Activation("hidden_act", gated=True),
+        Activation(activation, gated=True),
         Renamed({"tie_embeddings": "tie_word_embeddings"}),
     )
 
@@ -56,25 +58,21 @@ def _llama(rope: Rope | None = None) -> tuple[Setting, ...]:
 def _gemma2(rope: Rope | RopeByLayer, window: AlternatingWindow, scores: GemmaScores) -> tuple[Setting, ...]:
     """The settings that Gemma 2 and 3 share."""
     return (
-        *_llama()[:-3],
-        rope,
-        Activation("hidden_activation", gated=True),
+        *_llama(rope, activation="hidden_activation"),
         Unread("hidden_act"),
-        Renamed({"tie_embeddings": "tie_word_embeddings"}),
         Fixed({"scale_embedding": True, "norm_position": "both"}),
         window,
         scores,
     )
 
 
+def _cohere(rope: Rope) -> tuple[Setting, ...]:
+    """The settings that Cohere and Cohere 2 share."""
+    kinds = {"norm": "layer", "norm_bias": False, "parallel_residual": True}
+    return (Fixed(kinds), *_llama(rope, norm_eps="layer_norm_eps"), LogitScale())
+
+
 _OLMO2 = {"qk_norm": True, "qk_norm_over": "all", "norm_position": "after"}
-_COHERE = (
-    Fixed({"norm": "layer", "norm_bias": False, "parallel_residual": True}),
-    *_llama(Rope(500_000.0))[:2],
-    Renamed(_SIZES | {"norm_eps": "layer_norm_eps"}, required=_NEEDED),
-    *_llama(Rope(500_000.0))[3:],
-    LogitScale(),
-)
 
 
 def cohere_factors(file: File) -> dict[str, float]:
@@ -209,9 +207,7 @@ FAMILIES = {
             "olmo3",
             "Olmo3ForCausalLM",
             (
-                *_llama()[:-3],
-                RopeByLayer(Rope(500_000.0, _STATIC), 500_000.0, "rope_theta"),
-                *_llama()[-2:],
+                *_llama(RopeByLayer(Rope(500_000.0, _STATIC), 500_000.0, "rope_theta")),
                 Fixed(_OLMO2),
                 AlternatingWindow(4),
             ),
@@ -235,7 +231,7 @@ FAMILIES = {
         Family(
             "cohere",
             "CohereForCausalLM",
-            (*_COHERE, Only({"use_qk_norm": False})),
+            (*_cohere(Rope(500_000.0)), Only({"use_qk_norm": False})),
             tensor_names.COHERE,
             {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
             factors=cohere_factors,
@@ -244,7 +240,7 @@ FAMILIES = {
         Family(
             "cohere2",
             "Cohere2ForCausalLM",
-            (*_COHERE, AlternatingWindow(4, "sliding_window_pattern", full_has_no_rope=True)),
+            (*_cohere(Rope()), AlternatingWindow(4, "sliding_window_pattern", full_has_no_rope=True)),
             tensor_names.COHERE,
             {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
             factors=cohere_factors,
