@@ -253,6 +253,11 @@ class DecoderConfig:
             return "none"
         return "window" if self.window_rope_base is not None and self.window_of(layer) is not None else "all"
 
+    @property
+    def widest_window(self) -> int | None:
+        """How many tokens a token sees at most in any layer, itself included; None if a layer sees all before it."""
+        return None if None in map(self.window_of, range(self.layers)) else self.window
+
     def has_experts(self, layer: int) -> bool:
         """Whether this layer's feed-forward is a mixture of experts."""
         pattern = self.experts.pattern
