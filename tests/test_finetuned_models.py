@@ -81,7 +81,7 @@ def test_comparison(finetuned, tmp_path):
     runs = [str(finetuned / f"{kind}-{name}" / "run") for kind in ("sft", "labels") for name in ADAPTERS]
     assert main(["compare", *runs, "--out", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
-    trained = {run["run"]: run["trained_parameters"] for run in content["runs"]}
+    trained = {run["run"]: run["summary"]["trained_parameters"] for run in content["runs"]}
     assert trained[runs[0]] > trained[runs[1]] == trained[runs[2]] > 0
 
 

@@ -79,9 +79,8 @@ def _with_labels(rows: Iterator[Row], file: Path) -> Iterator[Row]:
     labels = file.read_text("utf-8").split()
     for row, label in itertools.zip_longest(rows, labels):
         if row is None or label is None:
-            raise ValueError(
-                f"{file} has {len(labels)} labels, which are {'more' if row is None else 'fewer'} than rows"
-            )
+            than = "more" if row is None else "fewer"
+            raise ValueError(f"{file} has {len(labels)} labels, {than} than there are rows")
         yield Row({"label": label, **row.fields}, row.where)
 
 
