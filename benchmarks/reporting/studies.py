@@ -98,7 +98,10 @@ def read_results(name: str, recipes: Path = RECIPES) -> dict[str, Any]:
     """
     file = recipes / name / RESULTS_FILE
     if not file.is_file():
-        raise ValueError(f"study {name}: there is no {file}")
+        raise ValueError(
+            f"study {name}: there is no {file}; make it with: llmfast pipeline recipes/{name}/pipeline.yaml, "
+            f"and copy runs/{name}-cpu/{RESULTS_FILE} there"
+        )
     return json.loads(file.read_text(encoding="utf-8"))
 
 

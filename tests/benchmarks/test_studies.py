@@ -113,5 +113,24 @@ def test_the_plots_of_the_pages_show_the_committed_results(studies, tmp_path):
         assert words(drawn) == words(committed), "python -m benchmarks report --readme draws it"
 
 
+def test_a_study_without_results_is_named_and_leaves_the_others_to_be_renewed(studies, recipes, tmp_path):
+    """Trap: one study that was not run yet, which left every page as it was."""
+    pages, plots = (importlib.import_module(f"benchmarks.reporting.{name}") for name in ("pages", "study_plots"))
+    (recipes / "moe").mkdir()
+    (recipes / "moe" / "page.yaml").write_text(PAGE)
+    problems = []
+    assert len(plots.draw_plots(recipes, tmp_path / "images", problems)) == 4
+    gone, there = (
+        f"<!-- figure: study {how} -->1<!-- end of figure -->" for how in ("none loss", "lora base_parameters")
+    )
+    renewed = pages.refreshed(f"{gone} {there}", tmp_path, problems)
+    assert renewed.startswith(gone)
+    assert not renewed.endswith(there)
+    assert "make it with: llmfast pipeline recipes/moe/pipeline.yaml" in problems[0]
+    assert "make it with: llmfast pipeline recipes/none/pipeline.yaml" in problems[1]
+    with pytest.raises(ValueError, match="study moe: there is no"):
+        plots.draw_plots(recipes, tmp_path / "images")
+
+
 def words(svg):
     return re.findall(r"<text[^>]*>([^<]+)</text>", svg.read_text(encoding="utf-8"))
