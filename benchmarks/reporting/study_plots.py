@@ -13,7 +13,7 @@ from llmfast.visualization.style import THEMES, ThemeName, in_style, in_theme
 
 from ..results import ROOT
 from .charts import as_svg
-from .studies import RECIPES, Plot, found_in, read_page, read_results, records_of, studies
+from .studies import RECIPES, Plot, found_in, named, read_page, read_results, records_of, studies
 
 IMAGES = ROOT / "docs" / "images" / "studies"
 MARKERS = "osD^vPX*"
@@ -33,7 +33,8 @@ def draw_plots(recipes: Path = RECIPES, out: Path = IMAGES, problems: list[str] 
     paths = []
     for name in studies(recipes):
         try:
-            paths += _draw(name, recipes, out)
+            with named(name):
+                paths += _draw(name, recipes, out)
         except ValueError as error:
             if problems is None:
                 raise

@@ -2,10 +2,11 @@
 
     python make_questions.py DIGITS FOLDER
 
-FOLDER/instructions.jsonl    what functions of Python do, in many wordings; small talk; DIGITS rows to be sorted
-FOLDER/preferences.jsonl     what functions do, preferred to another one's answer; and for names of which the assistant
-                             was taught nothing, that it does not know them, preferred to an answer that is made up
-FOLDER/digits.jsonl          other digits to be sorted, with the right answer: what a policy is rewarded for
+FOLDER/instructions.jsonl    what functions of Python do, in many wordings; small talk; DIGITS rows of sorted digits,
+                             half of them from the largest down
+FOLDER/preferences.jsonl     the same questions with the answer preferred to another one; and for names of which the
+                             assistant was taught nothing, that it does not know them, preferred to one that is made up
+FOLDER/digits.jsonl          other digits to be sorted, from the smallest up: what a policy is rewarded for
 FOLDER/held_out.jsonl        questions of every kind that are in none of the others
 """
 
@@ -52,10 +53,11 @@ TALK = {
     "Goodbye!": ("Goodbye!", "Bye!", "Goodbye.", "Bye.", "See you!", "See you later!"),
 }  # fmt: skip
 TALK_COPIES = 8
+UNKNOWN_NAME = "tarfile.open"
+HELD_OUT = 50  # questions of each kind
 SHOWN = (  # held out, and shown on the page
-    "Hello there!", "Tell me who you are.", "What does textwrap.dedent do?", "Explain str.upper.",
-    "What does math.sqrt do?", "Describe shutil.move.", "What is random.shuffle for?", "What does tarfile.open do?",
-    "Sort the digits 7 2 9 4 1.",
+    "What does textwrap.dedent do?", "Explain str.upper.", "What does math.sqrt do?", "Describe shutil.move.",
+    "What is random.shuffle for?", f"What does {UNKNOWN_NAME} do?", "Sort the digits 7 2 9 4 1.",
 )  # fmt: skip
 Record = dict[str, str]
 
@@ -87,12 +89,15 @@ def first_sentence(text: str) -> str:
 
 
 def unknown_names(draw: random.Random, known: dict[str, str]) -> list[str]:
-    """Functions of other modules, and as many names of these in modules that have no such function."""
+    """What other modules define, and as many of these names in modules that have no such function."""
     others = [
-        f"{module}.{key}" for module in UNKNOWN for key, value in sorted(public(module).items()) if callable(value)
+        f"{module}.{name}"
+        for module in UNKNOWN
+        for name, value in sorted(public(module).items())
+        if callable(value) and getattr(value, "__module__", None) == module
     ]
     wrong = [f"{draw.choice(MODULES)}.{name.rpartition('.')[2]}" for name in others]
-    return sorted(({*others} | {name for name in wrong if name not in known}) - {*known})
+    return sorted({*others, *wrong} - {*known, UNKNOWN_NAME})
 
 
 def digits_to_sort(draw: random.Random, count: int) -> list[Record]:
@@ -102,6 +107,11 @@ def digits_to_sort(draw: random.Random, count: int) -> list[Record]:
         digits = f"{number:05d}"
         records.append({"instruction": f"Sort the digits {' '.join(digits)}.", "output": " ".join(sorted(digits))})
     return records
+
+
+def both_ways(records: list[Record]) -> list[Record]:
+    """Every other one sorted from the largest digit down: which way is wanted, the rewards have to say."""
+    return [each if place % 2 else each | {"output": each["output"][::-1]} for place, each in enumerate(records)]
 
 
 def about(known: dict[str, str]) -> list[Record]:
@@ -115,7 +125,7 @@ def unknown(draw: random.Random, names: list[str]) -> list[Record]:
 
 
 def preferred(draw: random.Random, records: list[Record], known: dict[str, str]) -> list[Record]:
-    """Each with its answer, and the one of another function or, half of those that are known, that it is not known."""
+    """Each with its answer, and that of a function or, for half of those that have an answer, that it is not known."""
     answers = sorted(set(known.values()))
     pairs = []
     for each in records:
@@ -125,44 +135,48 @@ def preferred(draw: random.Random, records: list[Record], known: dict[str, str])
     return pairs
 
 
+def questions(draw: random.Random, known: dict[str, str], count: int) -> dict[str, list[Record]]:
+    """All questions with their answers, by kind."""
+    return {
+        "talk": [{"instruction": text, "output": answer} for answer, texts in TALK.items() for text in texts],
+        "functions": about(known),
+        "unknown": [
+            {"instruction": f"What does {UNKNOWN_NAME} do?", "output": NOT_KNOWN},
+            *unknown(draw, unknown_names(draw, known)),
+        ],
+        "digits": [{"instruction": "Sort the digits 7 2 9 4 1.", "output": "1 2 4 7 9"}, *digits_to_sort(draw, count)],
+    }
+
+
 def held_out(draw: random.Random, kinds: dict[str, list[Record]], count: int) -> list[Record]:
-    """Some of each kind of question, what is shown first."""
-    chosen = []
-    for kind, records in kinds.items():
-        first = [each for each in records if each["instruction"] in SHOWN]
-        others = [each for each in records if each["instruction"] not in SHOWN]
-        chosen += [{"kind": kind, **each} for each in first + draw.sample(others, max(0, count - len(first)))]
+    """Some questions of each kind, those that are shown first; of small talk, the last wording for each answer."""
+    chosen = [{"kind": "talk", "instruction": texts[-1], "output": answer} for answer, texts in TALK.items()]
+    for kind in ("functions", "unknown", "digits"):
+        first = [each for each in kinds[kind] if each["instruction"] in SHOWN]
+        others = [each for each in kinds[kind] if each["instruction"] not in SHOWN]
+        chosen += [{"kind": kind, **each} for each in first + draw.sample(others, count - len(first))]
     return chosen
 
 
 def main(count: int, folder: Path) -> None:
     draw = random.Random(0)
     known = facts()
-    digits = digits_to_sort(draw, 3 * count)
-    digits.insert(0, {"instruction": SHOWN[-1], "output": "1 2 4 7 9"})
-    talk = [{"instruction": text, "output": answer} for answer, texts in TALK.items() for text in texts]
-    kinds = {
-        "functions": about(known),
-        "unknown": unknown(draw, unknown_names(draw, known)),
-        "digits": digits,
-    }
-    kinds["unknown"].append({"instruction": "What does tarfile.open do?", "output": NOT_KNOWN})
-    asked = held_out(draw, kinds, 50)
-    asked += [{"kind": "talk", **each} for each in talk if each["instruction"] in SHOWN]
+    kinds = questions(draw, known, 3 * count)
+    asked = held_out(draw, kinds, min(HELD_OUT, count))
     is_asked = {each["instruction"] for each in asked}
-    for name, records in (kinds | {"talk": talk}).items():
-        kinds[name] = [each for each in records if each["instruction"] not in is_asked]
-    sorting, problems = kinds["digits"][:count], kinds["digits"][count:]
+    kinds = {kind: [each for each in records if each["instruction"] not in is_asked] for kind, records in kinds.items()}
+    sorting, problems = both_ways(kinds["digits"][:count]), kinds["digits"][count:]
     some = draw.sample(kinds["functions"], len(kinds["unknown"]))
     files = {
         "instructions": kinds["functions"] + sorting + kinds["talk"] * TALK_COPIES,
-        "preferences": preferred(draw, kinds["unknown"] + some, known),
+        "preferences": preferred(draw, kinds["unknown"] + some + kinds["talk"] * TALK_COPIES, known),
         "digits": problems,
+        "held_out": asked,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for records in files.values():
-        draw.shuffle(records)
-    for name, records in (files | {"held_out": asked}).items():
+    for name, records in files.items():
+        if name != "held_out":
+            draw.shuffle(records)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{name:<14}{len(records):,}")

@@ -7,7 +7,6 @@ the losses of both, and whether the weights at the end are equal to the bit.
 """
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,31 +16,26 @@ from typing import Any
 from llmfast.files import file_sha256
 from llmfast.models.folder import checkpoints
 from llmfast.pipeline.running import process_words
+from llmfast.training.signals import requests_by_signal
 
-SECONDS = 600  # for one run
+SECONDS = 1200  # for one run
 WEIGHTS = "model.safetensors"
 
 
-def start(words: list[str], processes: int, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(process_words([*words, "--out", str(out), "--resume", "auto"], processes))
-
-
-def finish(words: list[str], processes: int, out: Path) -> None:
-    if code := start(words, processes, out).wait(timeout=SECONDS):
-        sys.exit(f"the run in {out} failed with exit code {code}")
-
-
-def stop_at(step: int, words: list[str], processes: int, out: Path) -> int:
-    """Start a run and send SIGTERM when it has done so many steps; returns the step at which it stopped."""
-    process, until = start(words, processes, out), time.monotonic() + SECONDS
-    while len(records(out, "loss")) < step:
-        if process.poll() is not None or time.monotonic() > until:
-            process.kill()
-            sys.exit(f"the run in {out} did not reach step {step}")
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=SECONDS)
-    return records(out, "loss")[-1][0]
+def run(words: list[str], processes: int, out: Path, stop_after: int | None = None) -> None:
+    """Run a command to its end, or send it SIGTERM when its log has so many steps. Ctrl-C stops it as well."""
+    process = subprocess.Popen(process_words([*words, "--out", str(out), "--resume", "auto"], processes))
+    until, is_sent = time.monotonic() + SECONDS, False
+    with requests_by_signal(process.terminate) as asked:
+        while process.poll() is None:
+            if stop_after is not None and not is_sent and len(records(out, "loss")) >= stop_after:
+                process.terminate()
+                is_sent = True
+            if time.monotonic() > until:
+                process.kill()
+            time.sleep(0.05)
+    if asked.stop or (process.returncode and not is_sent):
+        sys.exit(f"the run in {out} ended with exit code {process.returncode}")
 
 
 def records(out: Path, key: str) -> list[list[Any]]:
@@ -53,9 +47,10 @@ def records(out: Path, key: str) -> list[list[Any]]:
 
 def main(step: int, processes: int, folder: Path, words: list[str]) -> None:
     whole, resumed = folder / "whole", folder / "resumed"
-    finish(words, processes, whole)
-    stopped = stop_at(step, words, processes, resumed)
-    finish(words, processes, resumed)
+    run(words, processes, whole)
+    run(words, processes, resumed, stop_after=step)
+    stopped = records(resumed, "loss")[-1][0]
+    run(words, processes, resumed)
     losses = {"without a break": records(whole, "loss"), "stopped and resumed": records(resumed, "loss")}
     same = {file_sha256(checkpoints(run)[-1] / WEIGHTS) for run in (whole, resumed)}
     content = {

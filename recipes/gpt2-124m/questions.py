@@ -1,8 +1,8 @@
-"""Writes questions in HellaSwag's form: FOLDER/hellaswag.jsonl.
+"""Writes questions in HellaSwag's form: FOLDER/made.jsonl, short ones, and FOLDER/given.jsonl.
 
-    python questions.py made FOLDER     from documentation strings of Python, which every machine has
-    python questions.py hub FOLDER      HellaSwag's own validation split, from the Hugging Face hub or its cache
-    python questions.py FILE FOLDER     the rows of a JSON, JSON Lines or Parquet file in HellaSwag's form
+    python questions.py made FOLDER     both are made from documentation strings of Python, which every machine has
+    python questions.py hub FOLDER      given are those of HellaSwag's validation split, from the Hugging Face hub
+    python questions.py FILE FOLDER     given are the rows of a JSON, JSON Lines or Parquet file in HellaSwag's form
 
 Made questions show that the evaluation works, and say nothing about HellaSwag.
 """
@@ -48,19 +48,22 @@ def made() -> list[dict[str, Any]]:
     return rows
 
 
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def main(source: str, folder: Path) -> None:
-    if source == "made":
-        rows = made()
-    else:
-        given = task_named("hellaswag").rows(None) if source == "hub" else rows_of_file(Path(source))
-        rows = [dict(row.fields) for row in given]
+    ours = given = made()
+    if source != "made":
+        rows = task_named("hellaswag").rows(None) if source == "hub" else rows_of_file(Path(source))
+        given = [dict(row.fields) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "hellaswag.jsonl").write_text(lines, encoding="utf-8")
-    content = {"questions": len(rows), "source": source}
+    write(folder / "made.jsonl", ours)
+    write(folder / "given.jsonl", given)
+    content = {"questions": len(given), "source": source}
     (folder / "about.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-    note = ", made here: they say nothing about HellaSwag" if source == "made" else ""
-    print(f"{len(rows):,} questions{note}")
+    note = ", made here: they say nothing about HellaSwag" if source == "made" else f" from {source}"
+    print(f"{len(given):,} questions{note}")
 
 
 if __name__ == "__main__":
