@@ -70,22 +70,21 @@ def test_the_committed_results_are_those_of_the_recipe_as_it_is(path, in_reposit
     assert set(content["results"]) == set(recipe.results)
 
 
-def processor_minutes(content):
-    return sum(content.get("processor_seconds", {}).values()) / 60
-
-
 def assert_takes_what_it_says(path, content):
     """The minutes of a recipe are those of two idle cores. Processor time is judged, not the time on the clock, and
     generously: shared caches make it longer, too."""
     stated = read_recipe(path).minutes[content["size"]]
-    took = processor_minutes(content)
+    took = sum(content["processor_seconds"].values()) / 60
     print(f"{path.parent.name}: {took:.1f} minutes of processor time; {stated:g} minutes on two cores are stated")
     assert took <= 2 * CORES * stated, "raise its minutes in pipeline.yaml, or give it less to do"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=IDS)
 def test_the_committed_results_took_no_longer_than_the_recipe_says(path):
-    assert_takes_what_it_says(path, json.loads((path.parent / "results.json").read_text(encoding="utf-8")))
+    content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
+    if "processor_seconds" not in content:
+        pytest.skip("made before processor time was recorded")
+    assert_takes_what_it_says(path, content)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=IDS)
