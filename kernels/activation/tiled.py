@@ -33,7 +33,8 @@ def tiled_mlp(mlp: nn.Module, x: Tensor, tiles: int | None = None) -> Tensor:
     Example::
 
         mlp = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
-        tiled_mlp(mlp, torch.randn(2, 1000, 64), tiles=8).sum().backward()
+        out = tiled_mlp(mlp, torch.randn(2, 1000, 64), tiles=8)
+        out.sum().backward()
     """
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x must be floating-point numbers (..., S, E), got {x.dtype} of shape {tuple(x.shape)}")
