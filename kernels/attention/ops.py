@@ -38,6 +38,7 @@ from .launch import (
     WARP_GROUPS,
     Tile,
     chosen,
+    for_packed,
     forward_form,
     forward_tile,
     heavy,
@@ -203,7 +204,7 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     }
     by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
     choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
-    tile = chosen("keys_gradient") or keys_gradient_tile(*choice)
+    tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), *choice[:2], cu_q is not None)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
     launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, tiles=tiles)
