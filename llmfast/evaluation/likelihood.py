@@ -214,7 +214,7 @@ def _score(model: Decoder, states: Tensor, index: Tensor, targets: Tensor) -> tu
         few = states[read[start : start + HEAD_ROWS]]
         of_few = ((place >= start) & (place < start + len(few))).nonzero().squeeze(1)
         row, wanted = place[of_few] - start, targets[of_few]
-        logits = model.head(few)[..., : model.config.vocab_size]
+        logits = model.logits_of(few)
         likeliest[of_few] = logits.argmax(-1)[row] == wanted
         # Logits in 16 bits are rounded; the loss is computed without that.
         if logits.itemsize < 4:
