@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from llmfast.visualization.plots import routing
 from llmfast.visualization.style import in_style, save_figure, theme
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def plot_losses(
     marks: dict[str, float] | None = None,
 ) -> None:
     """Plot the training and validation loss of a run by step, and below it the learning rates, the norm of the
-    gradient, and each other figure that it logged, such as the balance of its routers. The file is PNG or SVG.
+    gradient, each other figure that it logged, and the load of experts by layer. The file is PNG or SVG.
 
     Args:
         records: the log.
@@ -39,7 +41,10 @@ def plot_losses(
     unit = unit.replace("/", " per ")
     names = figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
     with in_style() as colors:
-        panels = [*([RATES] if len(series(records, RATES[0])[0]) else []), *names]
+        panels: list[Callable[[Any], None]] = [partial(_plot_figure, name=name, records=records) for name in names]
+        if len(series(records, RATES[0])[0]):
+            panels.insert(0, partial(_plot_rates, records=records))
+        panels += routing.panels(records)
         rows = 1 + (len(panels) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
@@ -72,8 +77,7 @@ def plot_losses(
             axes.set_ylim(0, min(6.0, top))
         axes.legend(loc="upper right", frameon=True)
         for number, panel in enumerate(panels):
-            below = figure.add_subplot(grid[1 + number // 2, number % 2])
-            _plot_rates(below, records) if panel is RATES else _plot_figure(below, panel, records)
+            panel(figure.add_subplot(grid[1 + number // 2, number % 2]))
         save_figure(figure, path)
 
 
