@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmfast.visualization.plots import routing
+from llmfast.visualization.smoothing import smoothed
 from llmfast.visualization.style import in_style, save_figure, theme
 
 if TYPE_CHECKING:
@@ -186,14 +187,3 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndar
 
     points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-
-def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Exponential average over about 25 steps, with Adam's bias correction."""
-    import numpy as np
-
-    decay, total, smooth = 0.96, 0.0, np.empty(len(values))
-    for index, value in enumerate(values):
-        total = decay * total + (1 - decay) * value
-        smooth[index] = total / (1 - decay ** (index + 1))
-    return smooth

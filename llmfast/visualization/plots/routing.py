@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llmfast.visualization.smoothing import smoothed
 from llmfast.visualization.style import heat_map
 
 VIOLATION = "expert_violation_by_layer"
@@ -33,8 +34,6 @@ def _logged(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
 
 def _draw_violation(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
     """Values (steps, layers): the load of the busiest expert over the mean, less 1."""
-    from llmfast.visualization.curves import smoothed
-
     for layer, own in enumerate(values.T):
         axes.plot(steps, smoothed(own), label=f"{layer}")
     axes.set(title="imbalance of experts by layer")
