@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from llmfast.data.corpus import Document
 
@@ -88,7 +89,8 @@ class _Near:
         """The most similar document that is kept and its similarity; keeps this one if there is none."""
         signature = self.library.MinHash(num_perm=PERMUTATIONS, seed=SEED)
         signature.update_batch(_ngrams(document.text, self.ngram))
-        found = [(signature.jaccard(self.signatures[place][1]), -place) for place in self.index.query(signature)]
+        places = cast("list[int]", self.index.query(signature))
+        found = [(signature.jaccard(self.signatures[place][1]), -place) for place in places]
         best, place = max(found, default=(0.0, 0))  # of equal ones the first
         if best >= self.similarity:
             return self.signatures[-place][0], best
