@@ -111,7 +111,7 @@ def named(study: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        how = f"llmfast pipeline recipes/{study}/pipeline.yaml, and copy runs/{study}-cpu/{RESULTS_FILE} to recipes/{study}"
+        how = f"llmfast pipeline recipes/{study}/pipeline.yaml; copy runs/{study}-cpu/{RESULTS_FILE} to recipes/{study}"
         raise ValueError(f"study {study}: {error}. Its results are made by: {how}") from error
 
 
