@@ -17,6 +17,7 @@ from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.inference.native import NativeRunner
 from llmfast.inference.runner import Chunk
+from llmfast.inference.torch_runner import TorchRunner
 from llmfast.models.adapters.config import LoraConfig
 from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.adapters.lora import dense
@@ -217,6 +218,20 @@ def test_blocks_may_lie_anywhere_and_be_copied():
     assert torch.equal(runner.forward([Chunk(tokens[39:], 39, [0, 23, 5], 1, tokens[38])]), expected[39:])
 
 
+def test_blocks_outside_of_every_window_are_given_back():
+    model, prompt = decoder("sliding windows", window_pattern="s"), some_tokens(70)
+    replies, held = [], []
+    for runner in (TorchRunner(model), runner_of(model)):
+        engine = Engine(runner=runner, config=EngineConfig(block_size=BLOCK, prefill_chunk=20))
+        request = engine.submit(prompt, Sampling(temperature=0, max_tokens=40))
+        while engine.has_work:
+            engine.step()
+            held.append(engine.statistics().blocks_used)
+        replies.append(list(request.sequences[0].generated))
+    assert replies[0] == replies[1]
+    assert held[-2] <= 2
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 32), (33, 50), (50, 95)])
 def test_packed_weights(rows, columns):
     weights = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
@@ -282,6 +297,19 @@ def test_models_it_cannot_compute_are_refused():
         NativeRunner(decoder(experts=ExpertsConfig(4)))
     with pytest.raises(ValueError, match="RoPE scaling is dynamic"):
         NativeRunner(decoder(rope_scaling=RopeScaling("dynamic", 2.0)))
+    for said, changes in (
+        ("its LayerNorm has no bias", {"norm": "layer", "norm_bias": False}),
+        ("model.rope_pattern 'rn'", {"rope_pattern": "rn"}),
+        ("model.window_rope_base 100.0", {"window_rope_base": 100.0, "window": 9}),
+        ("model.norm_position 'both'", {"norm_position": "both"}),
+        ("model.parallel_residual True", {"parallel_residual": True}),
+        ("model.qk_norm_over 'all'", {"qk_norm": True, "qk_norm_over": "all"}),
+        ("model.attention_scale 0.2", {"attention_scale": 0.2}),
+        ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),
+        ("model.logit_softcap 2.0", {"logit_softcap": 2.0}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            NativeRunner(decoder(**changes))
     with pytest.raises(ValueError, match="not a Decoder"):
         NativeRunner(nn.Linear(2, 2))
     adapted = decoder()
