@@ -142,13 +142,14 @@ class InstructionDataConfig(ChatDataConfig):
 
 @dataclass
 class PreferenceDataConfig(ChatDataConfig):
-    """Prompts with a chosen and a rejected answer, or with an answer that was judged by itself."""
+    """Prompts with a chosen and a rejected answer, or with an answer that was judged, as a whole or step by step."""
 
     sources: tuple[str, ...] = ()
     """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with chosen and rejected answers
     to a prompt: texts, or lists of messages."""
-    form: Literal["pairs", "judged"] = "pairs"
-    """pairs: chosen and rejected. judged: completion, one answer, and label, true if it is good; for the loss kto."""
+    form: Literal["pairs", "judged", "steps"] = "pairs"
+    """pairs: chosen and rejected. judged: completion, one answer, and label, true if it is good; for the loss kto and
+    for reward. steps: completions, a list of steps, and labels, true, false or a probability for each; for reward."""
     max_tokens: int | None = None
     """Tokens in a row. Longer answers are cut; pairs of which nothing is left to compare are left out and reported. The
     model's context if left out."""
