@@ -29,6 +29,8 @@ LIBRARIES = (
     "triton",
     "numpy",
     "transformers",
+    "peft",
+    "trl",
     "lm-eval",
     "liger-kernel",
     "cut-cross-entropy",

@@ -8,9 +8,10 @@
 
     It encodes <!-- figure: tokenizer pass=steady ratio=least -->1.5<!-- end of figure --> times as fast.
 
-The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` and ``dtype=`` choose rows. A table sets
-llmfast beside the best other contender. With ``show=all`` every contender has a column; ``show=notes`` says what the
-cells mean, what was measured, and on which machine. A figure is the ``least`` or the ``most`` over its rows of
+The first word names a measurement in ``SHOWN``, or a file. ``op=``, ``pass=`` and ``dtype=`` choose rows, and
+``contender=`` leaves one contender beside llmfast. A table sets llmfast beside the best other contender. With
+``show=all`` every contender has a column; ``show=notes`` says what the cells mean, what was measured, and on which
+machine. A figure is the ``least`` or the ``most`` over its rows of
 ``ratio=`` (llmfast beside the best other contender) or ``speed=``; ``compiled kernels``; a line of the recorded
 quickstart run; or ``what steady means``. What begins with ``study`` is one of the recipes' (see ``studies``).
 The table of commands between ``<!-- commands -->`` and ``<!-- end of commands -->`` is what ``llmfast --help`` lists.
@@ -33,6 +34,8 @@ SHOWN = {
     "tokenizer": "cpu-amd-epyc-tokenizer.json",
     "tokenizer_train": "cpu-amd-epyc-tokenizer_train.json",
     "train_step": "cpu-intel-xeon-train_step.json",
+    "finetune": "cpu-amd-epyc-finetune.json",
+    "align": "cpu-amd-epyc-align.json",
     "decode_cpu": "cpu-amd-epyc-decode_cpu.json",
     "loader": "cpu-intel-xeon-loader.json",
     "optimizer": "cpu-intel-xeon-optimizer.json",
@@ -83,7 +86,7 @@ def refreshed(text: str, folder: Path = FOLDER) -> str:
 
 
 def lines_of(how: str, folder: Path) -> list[str]:
-    """The table that ``study NAME TABLE`` or ``NAME [op=A,B] [pass=...] [dtype=...] [show=all|notes]`` asks for."""
+    """The table that ``study NAME TABLE`` or ``NAME [CONDITION ...] [show=all|notes]`` asks for."""
     if how.startswith("study "):
         return study_lines(how.removeprefix("study "))
     report, wanted, shown = selected(how, folder, "show")
@@ -98,7 +101,7 @@ def lines_of(how: str, folder: Path) -> list[str]:
 
 
 def figure_of(how: str, folder: Path) -> str:
-    """The figure that ``NAME [op=...] [pass=...] [dtype=...] ratio|speed=least|most`` asks for, or one of a name."""
+    """The figure that ``NAME [CONDITION ...] ratio|speed=least|most`` asks for, or one of a name."""
     if how == "compiled kernels":
         return compiled_kernels()
     if how == "what steady means":
@@ -136,11 +139,14 @@ def selected(how: str, folder: Path, *asked: str) -> tuple[Report, list[Result],
 
 def meets(result: Result, condition: str) -> bool:
     name, _, values = condition.partition("=")
-    if name not in ("op", "pass", "dtype"):
-        raise ValueError(f"results: {condition}: a condition is op=, pass= or dtype=")
+    if name not in ("op", "pass", "dtype", "contender"):
+        raise ValueError(f"results: {condition}: a condition is op=, pass=, dtype= or contender=")
+    if name == "contender":
+        return result.contender == values or result.contender.startswith(OURS)
     if name == "pass":
         return result.pass_ in [PASSES.get(value, value) for value in values.split(",")]
-    return getattr(result, name) in values.split(",")
+    # The name of an op may hold a comma itself.
+    return getattr(result, name) in (values, *values.split(","))
 
 
 def beside_the_best(results: list[Result]) -> Iterator[tuple[Result, Result]]:

@@ -117,6 +117,7 @@ class Engine:
             max_batch=config.max_batch,
             prefill_chunk=config.prefill_chunk,
             shares_prefixes=self.runner.shares_prefixes,
+            window=self.runner.window,
         )
         self._guesser = make_guesser(draft, self.runner.vocab_size, config)
         self._guessed = self._accepted = 0
@@ -387,7 +388,7 @@ class Engine:
             if work.outputs == work.count:
                 score_prompt(sequence.request, before, logits[rows.start : rows.stop])
             if sequence.computed < known:
-                self.scheduler.remember(sequence)
+                self.scheduler.advance(sequence)
                 continue
             drawing = [*rows][-1 - len(sequence.guesses) :]
             waiting.append((sequence, drawing))
@@ -416,7 +417,7 @@ class Engine:
         updates = []
         for sequence, _ in waiting:
             sequence.guesses = []
-            self.scheduler.remember(sequence)
+            self.scheduler.advance(sequence)
             if sequence.finish_reason is not None:
                 self._finish(sequence)
             updates.append(self._update(sequence, first[id(sequence)], texts[id(sequence)]))

@@ -66,6 +66,7 @@ class NativeRunner:
         self.config = model.config
         self.weights = weights
         self.vocab_size, self.context = model.config.vocab_size, model.config.context
+        self.window = model.config.widest_window
         packed = Packing(weights, threads or available_cpus()).model(model)
         self.decoder = _decoder.Decoder(packed, threads or available_cpus(), instructions)
         self.cache: _decoder.Cache | None = None

@@ -17,7 +17,8 @@ class Chunk:
     past: int
     """Tokens of the sequence before them, whose keys and values are in the cache."""
     blocks: Sequence[int]
-    """The blocks that hold the sequence, in order, the new tokens included."""
+    """The blocks that hold the sequence, in order, the new tokens included. Those of which no new token sees anything,
+    in any layer, may be any."""
     outputs: int
     """Of how many of the last tokens logits are wanted; may be 0."""
     previous: int | None = None
@@ -38,6 +39,8 @@ class Runner(Protocol):
     """The adapter that requests get which name none."""
     shares_prefixes: bool
     """Whether keys and values depend on the tokens before them alone, and not on the length of the prompt."""
+    window: int | None
+    """How many tokens a token sees at most in any layer, itself included; None if a layer sees all."""
 
     def check_adapter(self, name: str | None) -> None:
         """Raises ValueError if there is no such adapter."""

@@ -33,13 +33,22 @@ class Scheduler:
         max_batch: most sequences that run.
         prefill_chunk: most tokens in a step, unless more sequences than that generate.
         shares_prefixes: whether keys and values of equal tokens are equal (see ``Runner``).
+        window: how many tokens the next token sees at most, itself included; None for all (see ``Runner``).
     """
 
     def __init__(
-        self, blocks: BlockManager, *, block_size: int, max_batch: int, prefill_chunk: int, shares_prefixes: bool
+        self,
+        blocks: BlockManager,
+        *,
+        block_size: int,
+        max_batch: int,
+        prefill_chunk: int,
+        shares_prefixes: bool,
+        window: int | None,
     ):
         self.blocks, self.block_size, self.max_batch, self.prefill_chunk = blocks, block_size, max_batch, prefill_chunk
         self._shares_prefixes = blocks.sharing and shares_prefixes
+        self._window = window
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order in which they were admitted
         self.preemptions = 0
@@ -58,7 +67,9 @@ class Scheduler:
         others = first.request.sequences[1:]
         room = max(0, self.max_batch - len(self.running))
         for other in others[:room]:
-            other.blocks = [self.blocks.share(block) for block in first.blocks]
+            other.blocks, other.released = list(first.blocks), first.released
+            for block in other.held:
+                self.blocks.share(block)
             other.computed, other.hashes, other.state = first.computed, list(first.hashes), State.RUNNING
             self.running.append(other)
         self.waiting.extendleft(reversed(others[room:]))
@@ -75,9 +86,9 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         # The last block first: what prompts have in common is at the beginning, and is kept longest.
-        for block in reversed(sequence.blocks):
+        for block in reversed(sequence.held):
             self.blocks.release(block)
-        sequence.blocks, sequence.computed, sequence.remembered, sequence.guesses = [], 0, 0, []
+        sequence.blocks, sequence.released, sequence.computed, sequence.remembered, sequence.guesses = [], 0, 0, 0, []
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -198,10 +209,23 @@ class Scheduler:
             hashes.append(block_hash(parent, sequence.tokens[start : start + size]))
         return hashes[:count]
 
-    def remember(self, sequence: Sequence) -> None:
-        """Let others use the blocks that a sequence has filled."""
-        first, last = sequence.remembered, sequence.computed // self.block_size
+    def advance(self, sequence: Sequence) -> None:
+        """After a sequence has read tokens: let others use the blocks that it has filled, and give back those that no
+        later token of it sees."""
+        self._remember(sequence)
+        if self._window is not None:
+            self._release_before(sequence, sequence.computed - self._window + 1)
+
+    def _remember(self, sequence: Sequence) -> None:
+        first, last = max(sequence.remembered, sequence.released), sequence.computed // self.block_size
         if self._shares_prefixes and last > first:
             for place, hash_ in enumerate(self._hashes(sequence, last)[first:], first):
                 self.blocks.remember(sequence.blocks[place], hash_)
             sequence.remembered = last
+
+    def _release_before(self, sequence: Sequence, position: int) -> None:
+        """Give back the blocks that lie before ``position`` as a whole. What is in their place is never read."""
+        for place in range(sequence.released, max(0, position) // self.block_size):
+            self.blocks.release(sequence.blocks[place])
+            sequence.blocks[place] = 0
+            sequence.released = place + 1

@@ -106,6 +106,8 @@ class Sequence:
     tokens: list[int]
     state: State = State.WAITING
     blocks: list[int] = field(default_factory=list)
+    released: int = 0
+    """How many of its first blocks lie outside of all windows and are no longer its own."""
     computed: int = 0
     """How many of its tokens have keys and values in its blocks."""
     hashes: list[Hash] = field(default_factory=list)
@@ -117,6 +119,11 @@ class Sequence:
     drawn: list[Drawn] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks that it holds."""
+        return self.blocks[self.released :]
 
     @property
     def unread(self) -> int:

@@ -29,6 +29,7 @@ class TorchRunner:
         self.config = model.config
         self.vocab_size, self.context = self.config.vocab_size, self.config.context
         self.shares_prefixes = self.config.rope_scaling.kind != "dynamic"
+        self.window = self.config.widest_window
         weight = model.embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
         self._kv_heads = model.blocks[0].attention.kv_heads

@@ -208,6 +208,11 @@ class DecoderConfig:
         """How many tokens a token of this layer sees, itself included; None for all before it."""
         return self.window if self.window_pattern[layer % len(self.window_pattern)] == "s" else None
 
+    @property
+    def widest_window(self) -> int | None:
+        """How many tokens a token sees at most in any layer, itself included; None if a layer sees all before it."""
+        return None if None in map(self.window_of, range(self.layers)) else self.window
+
     def has_experts(self, layer: int) -> bool:
         """Whether this layer's feed-forward is a mixture of experts."""
         pattern = self.experts.pattern

@@ -17,6 +17,7 @@ CONFIGS = {
     "llama": DecoderConfig(**SHAPE, kv_heads=2, qk_norm=True),
     "gpt2": DecoderConfig(**SHAPE, positions="learned", norm="layer", activation="gelu_tanh", biases="all"),
     "sliding": DecoderConfig(**SHAPE, window=5, window_pattern="sf"),
+    "windowed": DecoderConfig(**SHAPE, window=5),
     "smeared": DecoderConfig(**SHAPE, smear=True),
     "experts": DecoderConfig(**SHAPE, experts=ExpertsConfig(count=4, width=16)),
     "padded": DecoderConfig(**SHAPE, vocab_multiple=64),
@@ -229,6 +230,37 @@ def test_a_cancelled_request_gives_back_its_blocks_at_any_moment(llama):
         statistics = engine.statistics()
         assert (statistics.blocks_used, statistics.running, statistics.waiting) == (0, 0, 0)
         assert not engine.has_work
+
+
+def held_while_running(engine, requests):
+    held = []
+    while engine.has_work:
+        engine.step()
+        held.append(engine.statistics().blocks_used)
+    return held, [[list(sequence.generated) for sequence in request.sequences] for request in requests]
+
+
+@pytest.mark.parametrize("sharing", [True, False], ids=["sharing prefixes", "alone"])
+def test_blocks_outside_of_every_window_are_given_back(sharing):
+    model = decoder(CONFIGS["windowed"])
+    engine = Engine(model, config=EngineConfig(block_size=2, prefill_chunk=6, prefix_sharing=sharing))
+    for prompts in (PROMPTS, PROMPTS[::-1]):  # the second time, what is left of the first is found again
+        requests = [engine.submit(prompt, GREEDY) for prompt in prompts]
+        held, replies = held_while_running(engine, requests)
+        assert replies == [[read_again_each_time(model, prompt, 30)] for prompt in prompts]
+        # A window of 5 tokens lies in 3 or 4 blocks of 2; without windows 33 tokens alone would fill 17.
+        assert max(held[-10:]) <= 4 * len(prompts)
+        assert engine.statistics().blocks_used == 0
+    (samples,) = engine.generate([PROMPTS[2]], GREEDY, samples=3)
+    assert [reply.tokens for reply in samples] == [read_again_each_time(model, PROMPTS[2], 30)] * 3
+    assert engine.statistics().blocks_used == 0
+
+
+def test_a_layer_without_a_window_keeps_every_block():
+    model = decoder(CONFIGS["sliding"])
+    engine = Engine(model, config=EngineConfig(block_size=2))
+    held, _ = held_while_running(engine, [engine.submit(PROMPTS[0], GREEDY)])
+    assert max(held) == 16  # of the 33 tokens the last is not read
 
 
 def test_a_stream_that_is_left_gives_back_its_blocks(llama):

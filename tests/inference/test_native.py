@@ -17,6 +17,7 @@ from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.inference.native import NativeRunner
 from llmfast.inference.runner import Chunk
+from llmfast.inference.torch_runner import TorchRunner
 from llmfast.models.adapters.config import LoraConfig
 from llmfast.models.adapters.inject import add_adapter
 from llmfast.models.adapters.lora import dense
@@ -215,6 +216,20 @@ def test_blocks_may_lie_anywhere_and_be_copied():
     runner.forward([Chunk(tokens[:39], 0, [17, 3, 11], 0)])
     runner.copy_blocks([(17, 0), (3, 23), (11, 5)])
     assert torch.equal(runner.forward([Chunk(tokens[39:], 39, [0, 23, 5], 1, tokens[38])]), expected[39:])
+
+
+def test_blocks_outside_of_every_window_are_given_back():
+    model, prompt = decoder("sliding windows", window_pattern="s"), some_tokens(70)
+    replies, held = [], []
+    for runner in (TorchRunner(model), runner_of(model)):
+        engine = Engine(runner=runner, config=EngineConfig(block_size=BLOCK, prefill_chunk=20))
+        request = engine.submit(prompt, Sampling(temperature=0, max_tokens=40))
+        while engine.has_work:
+            engine.step()
+            held.append(engine.statistics().blocks_used)
+        replies.append(list(request.sequences[0].generated))
+    assert replies[0] == replies[1]
+    assert held[-2] <= 2
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 32), (33, 50), (50, 95)])
