@@ -131,9 +131,11 @@ def study_lines(how: str, recipes: Path = RECIPES) -> list[str]:
 
 
 def study_figure(how: str, recipes: Path = RECIPES) -> str:
-    """The figure ``NAME KEY [FORMAT]``: one of the results."""
+    """The figure ``NAME KEY [FORMAT]``: one of the results, or ``processor_seconds.STAGE``."""
     name, key, *form = how.split(" ", 2)
-    return _cell(read_results(name, recipes)["results"], f"{key} | {form[0]}" if form else key)
+    content = read_results(name, recipes)
+    times = {"processor_seconds": content.get("processor_seconds", {})}
+    return _cell(content["results"] | times, f"{key} | {form[0]}" if form else key)
 
 
 def setup(content: dict[str, Any]) -> str:
