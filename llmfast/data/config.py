@@ -126,10 +126,11 @@ class ChatDataConfig:
 class InstructionDataConfig(ChatDataConfig):
     """Instructions with answers, or conversations."""
 
-    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt"] = "auto"
+    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt", "question"] = "auto"
     """What a record looks like. auto: recognized by its columns, and reported. alpaca: instruction, input, output;
     dolly: instruction, context, response; sharegpt: conversations with from and value; messages: role and content, as
-    in OpenAI's library, tool calls included; prompt: prompt and completion."""
+    in OpenAI's library, tool calls included; prompt: prompt and completion; question: question and answer, as in
+    GSM8K."""
     trained: Literal["answers", "last", "everything"] = "answers"
     """What the loss counts: all that the assistant says, its last answer, or the whole text."""
     packing: Literal["none", "best_fit"] = "best_fit"

@@ -68,7 +68,7 @@ def _learner(records: list[dict[str, str]], steps: int, width: int, layers: int)
 
 
 def policy_config(kind: str, start: Path, /, **settings):
-    """A configuration of a run that starts from such a learner; ``settings`` are those of the run, dictionaries added to."""
+    """A configuration of a run that starts from a learner; ``settings`` are those of the run, dictionaries added to."""
     tree = {
         "start": str(start / "run"),
         "data": {"sources": [str(start / "tasks.jsonl")], "template": "plain"},
