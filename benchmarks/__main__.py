@@ -42,7 +42,7 @@ def without_gpu() -> str | None:
     return f"PyTorch {torch.__version__} finds no CUDA device"
 
 
-def report(arguments: list[str]) -> None:
+def report(arguments: list[str]) -> int:
     from .reporting.report import render
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
@@ -53,15 +53,16 @@ def report(arguments: list[str]) -> None:
         "--readme", action="store_true", help="update the tables, figures and charts of README.md and docs/"
     )
     options = parser.parse_args(arguments)
+    problems: list[str] = []
     if options.readme:
         from .reporting.charts import draw_charts
         from .reporting.pages import pages, refreshed
         from .reporting.study_plots import draw_plots
 
         for page in pages():
-            page.write_text(refreshed(page.read_text(encoding="utf-8"), options.folder), encoding="utf-8")
+            page.write_text(refreshed(page.read_text(encoding="utf-8"), options.folder, problems), encoding="utf-8")
         draw_charts(options.folder)
-        draw_plots()
+        draw_plots(problems=problems)
     if options.plots:
         from .reporting.plots import draw
 
@@ -69,6 +70,9 @@ def report(arguments: list[str]) -> None:
             print(path)
     if not (options.readme or options.plots):
         print(render(options.folder, options.short))
+    for problem in dict.fromkeys(problems):
+        print(f"not renewed: {problem}", file=sys.stderr)
+    return int(bool(problems))
 
 
 def run(arguments: list[str]) -> int:
@@ -114,18 +118,16 @@ def main(arguments: list[str]) -> int:
         print(listing())
         return 0
     if arguments[0] == "report":
-        report(arguments[1:])
-    elif arguments[0] == "cpu":
+        return report(arguments[1:])
+    if arguments[0] == "cpu":
         from .cpu import main as run_parts
 
         return run_parts(arguments[1:])
-    elif arguments[0] == "tune":
+    if arguments[0] == "tune":
         from .tune import main as tune
 
         return tune(arguments[1:])
-    else:
-        return run(arguments)
-    return 0
+    return run(arguments)
 
 
 if __name__ == "__main__":

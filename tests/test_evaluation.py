@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from llmfast.data.shards import ShardWriter, TokenShards
-from llmfast.evaluation.perplexity import evaluate
+from llmfast.evaluation.perplexity import bytes_of_tokens, evaluate
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
+from llmfast.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -57,6 +58,23 @@ def test_a_part_is_spread_over_the_whole(tmp_path, model):
     assert part.tokens == 24
     assert part.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
     assert evaluate(model, shards, max_tokens=1000).tokens == 100
+
+
+def test_a_part_counts_the_bytes_of_its_own_tokens(tmp_path, model):
+    """Trap: bytes per token of the whole split, where the tokens of the part are shorter or longer."""
+    shards = shards_of(tmp_path, 100)
+    sizes = np.arange(50) % 7
+    part = evaluate(model, shards, max_tokens=24, token_bytes=sizes)
+    tokens = shards.read(0, len(shards))
+    scored = sum(sizes[tokens[start + 1 : start + 9]].sum() for start in (0, 32, 64))
+    assert part.bits_per_byte == pytest.approx(part.loss * 24 / math.log(2) / scored, rel=1e-6)
+
+
+def test_the_bytes_of_each_token():
+    tokenizer = Tokenizer.train(["déjà vu déjà vu"] * 3, 270, allow_smaller=True)
+    counts, text = bytes_of_tokens(tokenizer), "déjà lu, et vu"
+    assert counts[tokenizer.encode_ordinary(text)].sum() == len(text.encode())
+    assert counts[tokenizer.eot_token] == 0
 
 
 def test_a_stride_beyond_the_context_would_leave_tokens_out(tmp_path, model):

@@ -67,21 +67,35 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def refreshed(text: str, folder: Path = FOLDER) -> str:
+def refreshed(text: str, folder: Path = FOLDER, problems: list[str] | None = None) -> str:
     """The text with every table and figure rendered from its source.
 
+    Args:
+        text: of a page.
+        folder: of the result files.
+        problems: what cannot be rendered is left as it was, and why is added here; an error without a list.
+
     Raises:
-        ValueError: a file does not exist, or holds no result of llmfast that meets the conditions.
+        ValueError: without ``problems``, a file does not exist, or holds no such result of llmfast.
     """
 
-    def render_table(found: re.Match) -> str:
+    def render(found: re.Match[str]) -> str:
+        try:
+            return render_figure(found) if found.re is FIGURE else render_table(found)
+        except ValueError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            return found.group()
+
+    def render_table(found: re.Match[str]) -> str:
         lines = "\n".join(lines_of(found["how"], folder))
         return f"<!-- results: {found['how']} -->\n\n{lines}\n\n<!-- end of results -->"
 
-    def render_figure(found: re.Match) -> str:
+    def render_figure(found: re.Match[str]) -> str:
         return f"<!-- figure: {found['how']} -->{figure_of(found['how'], folder)}<!-- end of figure -->"
 
-    text = FIGURE.sub(render_figure, RESULTS.sub(render_table, text))
+    text = FIGURE.sub(render, RESULTS.sub(render, text))
     return COMMANDS.sub(lambda _: f"<!-- commands -->\n\n{commands_table()}\n\n<!-- end of commands -->", text)
 
 

@@ -11,12 +11,15 @@ Its plots are drawn by ``study_plots``.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmfast.config import load
+from llmfast.pipeline.recipe import RECIPE_FILE, read_recipe
 from llmfast.pipeline.results import RESULTS_FILE, lookup
 
 from ..results import ROOT
@@ -98,25 +101,38 @@ def read_results(name: str, recipes: Path = RECIPES) -> dict[str, Any]:
     """
     file = recipes / name / RESULTS_FILE
     if not file.is_file():
-        raise ValueError(f"study {name}: there is no {file}")
+        raise ValueError(f"there is no {file}")
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def named(study: str) -> Iterator[None]:
+    """Errors inside name the study, and how its results are made again."""
+    try:
+        yield
+    except ValueError as error:
+        how = f"llmfast pipeline recipes/{study}/pipeline.yaml; copy runs/{study}-cpu/{RESULTS_FILE} to recipes/{study}"
+        raise ValueError(f"study {study}: {error}. Its results are made by: {how}") from error
 
 
 def study_lines(how: str, recipes: Path = RECIPES) -> list[str]:
     """The table ``NAME TABLE`` of a page, or what ``NAME setup`` says.
 
     Raises:
-        ValueError: the page has no such table, or a record no such key.
+        ValueError: the page has no such table, or a record no such key; names the study.
     """
     name, _, wanted = how.partition(" ")
+    with named(name):
+        return _lines(name, wanted, recipes)
+
+
+def _lines(name: str, wanted: str, recipes: Path) -> list[str]:
     content = read_results(name, recipes)
     if wanted == "setup":
-        return [setup(content)]
+        return [setup(content, read_recipe(recipes / name / RECIPE_FILE).minutes.get(content["size"]))]
     page = read_page(name, recipes)
     if wanted not in page.tables:
-        raise ValueError(
-            f"study {name}: {PAGE_FILE} has no table {wanted!r}; there are {', '.join(page.tables)}, setup"
-        )
+        raise ValueError(f"{PAGE_FILE} has no table {wanted!r}; there are {', '.join(page.tables)}, setup")
     spec = page.tables[wanted]
     shown = [
         [_cell(record, column) for column in spec.columns.values()]
@@ -124,7 +140,7 @@ def study_lines(how: str, recipes: Path = RECIPES) -> list[str]:
     ]
     for by_first in spec.beside.values():
         if unknown := set(by_first) - {row[0] for row in shown}:
-            raise ValueError(f"study {name}: table {wanted}: beside has rows that are not there: {sorted(unknown)}")
+            raise ValueError(f"table {wanted}: beside has rows that are not there: {sorted(unknown)}")
         for row in shown:
             row.append(by_first.get(row[0], ""))
     return list(table([*spec.columns, *spec.beside], shown))
@@ -135,11 +151,12 @@ def study_figure(how: str, recipes: Path = RECIPES) -> str:
     name, key, *form = how.split(" ", 2)
     content = read_results(name, recipes)
     times = {"processor_seconds": content.get("processor_seconds", {})}
-    return _cell(content["results"] | times, f"{key} | {form[0]}" if form else key)
+    with named(name):
+        return _cell(content["results"] | times, f"{key} | {form[0]}" if form else key)
 
 
-def setup(content: dict[str, Any]) -> str:
-    """Where, when and with what a study was run, in a sentence."""
+def setup(content: dict[str, Any], minutes: float | None) -> str:
+    """Where, when and with what a study was run, and the minutes that its recipe states, in two sentences."""
     machine, versions = content["machine"], content["versions"]
     threads = (
         f", {machine['threads']} thread{'s' if machine['threads'] > 1 else ''} a process" if machine["threads"] else ""
@@ -148,7 +165,9 @@ def setup(content: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     took, computed = (sum(content.get(key, {}).values()) / 60 for key in ("seconds", "processor_seconds"))
     time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if computed else "")
-    return f"Size {content['size']}, {where}; {time}; {libraries}; {content['date']}."
+    stated = f"Takes about {minutes:g} minutes on two idle cores. " if minutes and not machine["gpus"] else ""
+    beside = " beside other programs" if minutes and took > 1.5 * minutes else ""
+    return f"{stated}Size {content['size']}, {where}; {time}{beside}; {libraries}; {content['date']}."
 
 
 def records_of(content: dict[str, Any], rows: str | dict[str, str], sort: str | None = None) -> list[dict[str, Any]]:

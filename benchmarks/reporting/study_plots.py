@@ -13,23 +13,42 @@ from llmfast.visualization.style import THEMES, ThemeName, in_style, in_theme
 
 from ..results import ROOT
 from .charts import as_svg
-from .studies import RECIPES, Plot, found_in, read_page, read_results, records_of, studies
+from .studies import RECIPES, Plot, found_in, named, read_page, read_results, records_of, studies
 
 IMAGES = ROOT / "docs" / "images" / "studies"
 MARKERS = "osD^vPX*"
 
 
-def draw_plots(recipes: Path = RECIPES, out: Path = IMAGES) -> list[Path]:
-    """Draw every plot of every study for light and for dark pages; returns the files."""
+def draw_plots(recipes: Path = RECIPES, out: Path = IMAGES, problems: list[str] | None = None) -> list[Path]:
+    """Draw every plot of every study for light and for dark pages; returns the files.
+
+    Args:
+        recipes: the folder of the studies.
+        out: where to draw.
+        problems: a study that cannot be drawn is left as it was, and why is added here; an error without a list.
+
+    Raises:
+        ValueError: without ``problems``, a study lacks its results, or they lack what a plot shows.
+    """
     paths = []
     for name in studies(recipes):
-        for plot_name, plot in read_page(name, recipes).plots.items():
-            for theme in THEMES:
-                path = out / f"{name}-{plot_name}-{theme}.svg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(plot_svg(plot, read_results(name, recipes), theme), encoding="utf-8")
-                paths.append(path)
+        try:
+            with named(name):
+                paths += _draw(name, recipes, out)
+        except ValueError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     return paths
+
+
+def _draw(name: str, recipes: Path, out: Path) -> Iterator[Path]:
+    for plot_name, plot in read_page(name, recipes).plots.items():
+        for theme in THEMES:
+            path = out / f"{name}-{plot_name}-{theme}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(plot_svg(plot, read_results(name, recipes), theme), encoding="utf-8")
+            yield path
 
 
 def plot_svg(plot: Plot, content: dict[str, Any], theme: ThemeName) -> str:

@@ -47,6 +47,7 @@ class DistillationObjective(Objective):
         super().__init__(model)
         self.teacher, self.vocab_size = teacher, vocab_size
         self.kind, self.beta, self.temperature, self.hard = kind, beta, temperature, hard
+        self._check_caps()
 
     def weight(self, batch: Batch) -> Tensor:
         return (batch.targets != IGNORED).sum()
@@ -65,6 +66,15 @@ class DistillationObjective(Objective):
         loss = (1 - self.hard) * soft + self.hard * hard
         figures = {"divergence": soft.detach(), "cross_entropy": hard.detach()}
         return Loss(loss, figures, balancing_parts(balancing))
+
+    def _check_caps(self) -> None:
+        models = {"the student": self.model, "the teacher": self.teacher.model if self.teacher is not None else None}
+        for who, model in models.items():
+            if isinstance(model, Decoder) and model.config.logit_softcap is not None:
+                raise ValueError(
+                    f"distillation multiplies by the output head alone, but {who} has model.logit_softcap "
+                    f"{model.config.logit_softcap}"
+                )
 
     def _divergences(self, states: Tensor, theirs: Tensor | None, batch: Batch) -> Tensor:
         weight = head_weight(self.model.head)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llmfast.tokenizer import Tokenizer
 
 
 def info(adapter: Path, /, *, base: Path | None = None) -> None:
@@ -19,7 +25,7 @@ def info(adapter: Path, /, *, base: Path | None = None) -> None:
     from llmfast.models.adapters.layers import adapted_modules
     from llmfast.models.adapters.switch import only_switch
 
-    model = _opened(adapter, base)
+    model, _ = _opened(adapter, base)
     (name,) = only_switch(model).configs
     config = only_switch(model).configs[name]
     train_adapter(model, name)
@@ -47,14 +53,14 @@ def merge(adapter: Path, out: Path, /, *, base: Path | None = None) -> None:
         ValueError: no adapter there, a damaged file, a base that is missing or another one, or a folder that is not
             new.
     """
-    from llmfast.finetuning import merge_and_remove, open_model
+    from llmfast.finetuning import merge_and_remove
     from llmfast.integrations.huggingface.folder import check_new
     from llmfast.integrations.peft.files import is_adapter_folder
     from llmfast.models.adapters.switch import only_switch
     from llmfast.models.folder import save_model
 
     check_new(out)
-    model, tokenizer = open_model(adapter, base=base)
+    model, tokenizer = _opened(adapter, base)
     switch = only_switch(model)
     (name,) = switch.configs
     if is_adapter_folder(adapter) and name not in switch.bases:
@@ -83,7 +89,7 @@ def export(run: Path, out: Path, /, *, base: Path | None = None) -> None:
     from llmfast.models.folder import model_folder, read_state_file
     from llmfast.tokenizer import Tokenizer
 
-    model = _opened(run, base)
+    model, _ = _opened(run, base)
     folder = model_folder(run)
     trained_on = read_state_file(folder)["base"]["path"]
     save_adapter(model, out, base=str(base or trained_on))
@@ -91,12 +97,12 @@ def export(run: Path, out: Path, /, *, base: Path | None = None) -> None:
     print(f"{out}: load it with peft.PeftModel.from_pretrained(base_model, {str(out)!r})")
 
 
-def _opened(adapter: Path, base: Path | None):
-    """A model with exactly one adapter."""
+def _opened(adapter: Path, base: Path | None) -> tuple[nn.Module, Tokenizer]:
+    """A model with exactly one adapter, and its tokenizer."""
     from llmfast.finetuning import open_model
     from llmfast.models.adapters.switch import switches
 
-    model, _ = open_model(adapter, base=base)
+    model, tokenizer = open_model(adapter, base=base)
     if not switches(model):
         raise ValueError(f"{adapter} holds a model without an adapter")
-    return model
+    return model, tokenizer

@@ -3,11 +3,14 @@
 In the configuration of the run:
 
     training: {evaluations: ["llmfast.evaluation.hellaswag:hellaswag"]}
+
+With ``:FILE`` behind it, the questions are those of a file in HellaSwag's form, and no network is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from llmfast.evaluation.tasks import task_named
@@ -25,6 +28,7 @@ def hellaswag(
     *,
     team: Team = ALONE,
     rows: Iterable[Mapping[str, Any]] | None = None,
+    data: Path | None = None,
     limit: int | None = 1000,
 ) -> dict[str, float]:
     """Shares of questions answered rightly: ``hellaswag`` by the likeliest ending, ``hellaswag_norm`` by the likeliest
@@ -35,13 +39,18 @@ def hellaswag(
         model: the model.
         tokenizer: its tokenizer.
         team: the processes that share the questions out.
-        rows: of the dataset; its validation split from the Hugging Face hub (or its cache) if left out.
+        rows: of the dataset.
+        data: a JSON, JSON Lines or Parquet file of rows instead. Without either, the rows are the dataset's validation
+            split from the Hugging Face hub (or its cache).
         limit: only so many questions, the first; None for all 10,042.
 
     Raises:
-        ValueError: the dataset cannot be loaded, has no rows, or an ending is longer than the model's context.
+        ValueError: both rows and data, the dataset cannot be loaded or has no rows, or an ending is longer than the
+            model's context.
     """
+    if rows is not None and data is not None:
+        raise ValueError(f"give either rows or data, not both; data is {data}")
     task = task_named("hellaswag")
-    given = task.rows(None) if rows is None else rows_of(rows, "rows")
+    given = task.rows(data) if rows is None else rows_of(rows, "rows")
     figures = measure(model, tokenizer, task, ask(task, given, limit=limit), truncate=True, team=team)
     return {"hellaswag": figures["acc"].value, "hellaswag_norm": figures["acc_char"].value}

@@ -11,7 +11,6 @@ from torch import Tensor
 from llmfast.evaluation.prefixes import Forest, apart, forests, read_levels, read_padded
 from llmfast.evaluation.team import ALONE, Team
 from llmfast.inference.prompts import beginning
-from llmfast.kernels import cross_entropy
 from llmfast.models.cache import PagedCache
 from llmfast.models.decoder import Decoder
 from llmfast.tokenizer import Tokenizer
@@ -193,24 +192,33 @@ def _measure(
             )
 
             def score(states: Tensor, index: Tensor = index, wanted: Tensor = wanted) -> tuple[Tensor, Tensor]:
-                return _score(model, states.flatten(0, 1)[index], wanted)
+                return _score(model, states.flatten(0, 1), index, wanted)
 
             losses, likeliest = model(level.tokens, cache=level.step, of_states=score).result
-            nats.index_add_(0, owner, losses.double())
+            nats.index_add_(0, owner, losses)
             misses.index_add_(0, owner, (~likeliest).double())
     figures = torch.stack([-nats, (misses == 0).double()], dim=1)
     return figures.flatten().tolist()
 
 
-def _score(model: Decoder, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each target (N,) after a state (N, E), and whether it is the likeliest token."""
-    losses, likeliest = [], []
-    for few, wanted in zip(states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-        logits = model.head(few)[..., : model.config.vocab_size]
-        likeliest.append(logits.argmax(-1) == wanted)
+def _score(model: Decoder, states: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each target (N,) after the state (E,) at its index, and whether it is the likeliest token.
+
+    Several continuations are predicted from one state where they have a context in common, or begin alike; its logits
+    are computed once.
+    """
+    read, place = index.unique(return_inverse=True)
+    losses = torch.empty(len(targets), dtype=torch.float64, device=states.device)
+    likeliest = torch.empty(len(targets), dtype=torch.bool, device=states.device)
+    for start in range(0, len(read), HEAD_ROWS):
+        few = states[read[start : start + HEAD_ROWS]]
+        of_few = ((place >= start) & (place < start + len(few))).nonzero().squeeze(1)
+        row, wanted = place[of_few] - start, targets[of_few]
+        logits = model.logits_of(few)
+        likeliest[of_few] = logits.argmax(-1)[row] == wanted
         # Logits in 16 bits are rounded; the loss is computed without that.
-        if logits.dtype == torch.float32:
-            losses.append(cross_entropy(logits, wanted, reduction="none"))
+        if logits.itemsize < 4:
+            losses[of_few] = model.losses_of(few[row].unsqueeze(0), wanted.unsqueeze(0)).flatten().double()
         else:
-            losses.append(model.losses_of(few.unsqueeze(0), wanted.unsqueeze(0)).flatten())
-    return torch.cat(losses), torch.cat(likeliest)
+            losses[of_few] = -logits.log_softmax(-1)[row, wanted].double()
+    return losses, likeliest

@@ -14,6 +14,7 @@ from llmfast.data.batch import IGNORED
 from llmfast.data.shards import TokenShards
 from llmfast.evaluation.team import ALONE, Team
 from llmfast.models.decoder import Decoder
+from llmfast.tokenizer import Tokenizer
 
 BATCH_TOKENS = 8192
 
@@ -25,8 +26,18 @@ class Evaluation:
     loss: float
     """Nats per token."""
     bits_per_byte: float
-    """Bits per byte of UTF-8 text: loss / ln 2 · tokens per byte (end-of-text tokens count as tokens of no bytes)."""
+    """Bits per byte of UTF-8 text: nats / ln 2 / bytes (end-of-text tokens are tokens of no bytes)."""
     tokens: int
+
+
+def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token stands for, (V,) int64; 0 for special tokens and for ids that are no token."""
+    counts = np.zeros(tokenizer.n_vocab, np.int64)
+    special = {tokenizer.encode_single_token(each) for each in tokenizer.special_tokens_set}
+    for token in range(tokenizer.n_vocab):
+        with contextlib.suppress(KeyError):
+            counts[token] = 0 if token in special else len(tokenizer.decode_single_token_bytes(token))
+    return counts
 
 
 @torch.no_grad()
@@ -36,6 +47,7 @@ def evaluate(
     *,
     stride: int | None = None,
     max_tokens: int | None = None,
+    token_bytes: np.ndarray | None = None,
     autocast: contextlib.AbstractContextManager | None = None,
     team: Team = ALONE,
 ) -> Evaluation:
@@ -45,7 +57,9 @@ def evaluate(
     with ``stride`` equal to the context (the default) windows do not overlap and their first tokens are predicted
     from little; a smaller stride gives every token at least context − stride tokens to be predicted from.
     With ``max_tokens`` it is the mean over about as many, in windows spread evenly: documents stand in the order of
-    their names, so that the first of them would be a sample of one kind. The processes of a ``team`` take turns with
+    their names, so that the first of them would be a sample of one kind. Bits per byte are then over the bytes of the
+    tokens that were scored, by ``token_bytes`` (``bytes_of_tokens``); without it, and over all tokens, they are over
+    those of the whole text, of which each token counts as the mean of all. The processes of a ``team`` take turns with
     the batches, and all get the result of one: it is summed in the same order.
     """
     context = model.config.context
@@ -59,19 +73,20 @@ def evaluate(
         starts = _spread(starts, max(1, max_tokens // stride))
     per_batch = max(1, BATCH_TOKENS // context)
 
-    def measure(batch: Sequence[int]) -> tuple[float, int]:
-        """Nats and targets of the windows that start there."""
+    def measure(batch: Sequence[int]) -> tuple[float, int, int]:
+        """Nats, targets and their bytes of the windows that start there."""
         rows = [_window(shards, start, context, stride, count) for start in batch]
         tokens, targets = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*rows, strict=True))
         with model.evaluating(), autocast or contextlib.nullcontext():
             loss = model(tokens, targets)
-        scored = int((targets != IGNORED).sum())
-        return float(loss) * scored, scored
+        counted = targets[targets != IGNORED].cpu().numpy()
+        return float(loss) * len(counted), len(counted), 0 if token_bytes is None else int(token_bytes[counted].sum())
 
     batches = [starts[first : first + per_batch] for first in range(0, len(starts), per_batch)]
-    nats, scored = map(sum, zip(*team.figures(measure, batches, 2), strict=True))
-    loss = nats / scored
-    return Evaluation(loss, loss / math.log(2) * len(shards) / shards.text_bytes, int(scored))
+    nats, scored, size = map(sum, zip(*team.figures(measure, batches, 3), strict=True))
+    if max_tokens is None or not size:
+        size = scored / len(shards) * shards.text_bytes
+    return Evaluation(nats / scored, nats / math.log(2) / size, int(scored))
 
 
 def _spread(values: Sequence[int], wanted: int) -> Sequence[int]:

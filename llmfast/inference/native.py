@@ -123,6 +123,19 @@ class NativeRunner:
         return cache_dtype
 
 
+# Settings of which the decoder in C++ has one value.
+_ONLY = {
+    "rope_pattern": "r",
+    "window_rope_base": None,
+    "norm_position": "before",
+    "parallel_residual": False,
+    "qk_norm_over": "head",
+    "attention_scale": None,
+    "attention_softcap": None,
+    "logit_softcap": None,
+}
+
+
 def available_cpus() -> int:
     """How many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -139,6 +152,10 @@ def unsupported(model: nn.Module) -> str:
         return "it has a mixture of experts"
     if config.rope_scaling.kind == "dynamic":
         return "its RoPE scaling is dynamic"
+    if config.norm == "layer" and not config.norm_bias:
+        return "its LayerNorm has no bias"
+    if said := [name for name, only in _ONLY.items() if getattr(config, name) != only]:
+        return f"it has model.{said[0]} {getattr(config, said[0])!r}"
     if any(True for _ in adapted_modules(model)):
         return "it has adapters; merge one and remove them first (merge_and_remove)"
     return ""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmfast.integrations.rotary_pairs import half_split, of_queries_and_keys
 from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 from llmfast.models.rotary import frequencies
@@ -179,15 +180,8 @@ def _renamed(tensors: dict[str, Tensor], config: DecoderConfig) -> dict[str, Ten
             found[f"{block}feed_forward.gate_up.weight"] = torch.cat([tensors[f"{prefix}ffn_gate.weight"], up])
             for kind in ("weight", "bias") if config.biases == "qkv" else ("weight",):
                 q, k, v = (tensors[f"{prefix}attn_{part}.{kind}"] for part in "qkv")
-                q, k = _half_split(q, config.heads), _half_split(k, config.kv_heads)
-                found[f"{block}attention.qkv.{kind}"] = torch.cat([q, k, v])
+                found[f"{block}attention.qkv.{kind}"] = of_queries_and_keys(half_split, torch.cat([q, k, v]), config)
     return found
-
-
-def _half_split(weight: Tensor, heads: int) -> Tensor:
-    """Rows of queries or keys, whose pairs are neighbors in llama.cpp, so that they are half a head apart."""
-    pairs = weight.unflatten(0, (heads, -1, 2))
-    return pairs.transpose(1, 2).flatten(0, 2)
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Beside the shape letters of ``decoder.py``: P pages, N tokens of one forward pas
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,14 @@ from torch import Tensor
 from llmfast.kernels import flash_attention, flash_decode, is_batch_invariant
 from llmfast.kernels.frame.backend import use_triton
 from llmfast.models.config import DecoderConfig
+
+
+class Scores(NamedTuple):
+    """What a layer makes of the products of queries and keys, as ``flash_attention`` takes it."""
+
+    window: tuple[int, int] | None
+    scale: float | None
+    softcap: float | None
 
 
 class LayerPages:
@@ -173,12 +182,12 @@ class CachedStep:
     longest: int
     """Tokens of the longest sequence."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int] | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Store k and v (N, K, D) of a layer, and attend with q (N, H, D) to the sequence of each; (N, H, D)."""
         pages = self.cache.layers[layer]
         pages.write(self.places, k, v)
         parts = [
-            _attend(group, pages, *(_by_sequence(each[group.rows], group.queries) for each in (q, k, v)), window)
+            _attend(group, pages, *(_by_sequence(each[group.rows], group.queries) for each in (q, k, v)), scores)
             for group in self.groups
         ]
         flat = [part.transpose(1, 2).flatten(0, 1) for part in parts]
@@ -190,29 +199,30 @@ def _by_sequence(x: Tensor, queries: int) -> Tensor:
     return x.unflatten(0, (-1, queries)).transpose(1, 2)
 
 
-def _attend(group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int] | None) -> Tensor:
+def _attend(group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
     is_exact = pages.keys.dtype == q.dtype
     if group.is_fresh and is_exact:
-        return flash_attention(q, k, v, causal=True, window=window)
+        return flash_attention(q, k, v, causal=True, **scores._asdict())
     triton, invariant = use_triton(q), is_batch_invariant()
     if triton and invariant:
-        return _attend_one_by_one(group, pages, q, window)
+        return _attend_one_by_one(group, pages, q, scores)
     if triton and is_exact:
         held = (each.transpose(1, 2) for each in (pages.keys, pages.values))
-        return flash_decode(q, *held, group.lengths, page_table=group.page_table, window=window)
-    if triton or invariant:
+        return flash_decode(q, *held, group.lengths, page_table=group.page_table, **scores._asdict())
+    if triton or invariant or scores.softcap is not None:
         held = (each.transpose(1, 2) for each in pages.read(group.all_places(), q.dtype))
-        return flash_decode(q, *held, group.lengths, window=window)
-    places, mask = group.seen(None if window is None else window[0] + 1)
+        return flash_decode(q, *held, group.lengths, **scores._asdict())
+    places, mask = group.seen(None if scores.window is None else scores.window[0] + 1)
     k, v = (each.transpose(1, 2) for each in pages.read(places, q.dtype))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale, enable_gqa=is_grouped)
 
 
-def _attend_one_by_one(group: Group, pages: LayerPages, q: Tensor, window: tuple[int, int] | None) -> Tensor:
+def _attend_one_by_one(group: Group, pages: LayerPages, q: Tensor, scores: Scores) -> Tensor:
     """By the kernel of training, whose bits those of ``flash_decode`` are not."""
     keys, values = pages.read(group.all_places(), q.dtype)
     parts = []
     for row, length in enumerate(group.lengths.tolist()):
         k, v = (each[row : row + 1, :length].transpose(1, 2) for each in (keys, values))
-        parts.append(flash_attention(q[row : row + 1], k, v, causal=True, window=window))
+        parts.append(flash_attention(q[row : row + 1], k, v, causal=True, **scores._asdict()))
     return torch.cat(parts)

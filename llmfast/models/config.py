@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,12 +99,33 @@ class DecoderConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling = RopeScaling()
     """Stretching of the rotary frequencies."""
+    rope_pattern: str = "r"
+    """Which layers rotate queries and keys (r) and which use no positions (n), repeated over the layers: "rrrn" is
+    three of four (SmolLM3)."""
+    window_rope_base: float | None = None
+    """Base of the rotary frequencies, then without scaling, of layers with a sliding window (Gemma 3); rope_base and
+    rope_scaling if left out."""
     norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm with bias."""
+    """RMSNorm or LayerNorm."""
+    norm_bias: bool = True
+    """Whether LayerNorm has a bias (Cohere has none)."""
     norm_eps: float = 1e-6
     """Added to the mean square (or the variance) inside the norms."""
+    norm_position: Literal["before", "after", "both"] = "before"
+    """Where attention and feed-forward are normalised: their input, their output before it joins the residual stream
+    (OLMo 2), or both (Gemma 2)."""
+    parallel_residual: bool = False
+    """Attention and feed-forward read the same normalised input, and their outputs are added together (Cohere)."""
     qk_norm: bool = False
-    """Normalise each query and key head before attention."""
+    """Normalise queries and keys before attention."""
+    qk_norm_over: Literal["head", "all"] = "head"
+    """head: qk_norm normalises each head (Qwen3); all: all heads of a token together (OLMo 2)."""
+    attention_scale: float | None = None
+    """Factor on the products of queries and keys; 1 / sqrt(head_width) if left out."""
+    attention_softcap: float | None = None
+    """Bound c of attention scores s, which become c·tanh(s / c) (Gemma 2: 50); none if left out."""
+    logit_softcap: float | None = None
+    """The same for the logits of tokens (Gemma 2: 30)."""
     activation: ActivationName = "swiglu"
     """Activation of the feed-forward; swiglu and geglu are gated. tanh: GPT-2's approximation of gelu."""
     biases: Literal["none", "qkv", "all"] = "none"
@@ -155,7 +177,9 @@ class DecoderConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be at least 0 and below 1, got {self.dropout}")
         self._check_window()
-        self._check_rope_scaling()
+        self._check_rope()
+        self._check_norms()
+        self._check_scores()
         self._check_experts()
 
     def _check_window(self) -> None:
@@ -163,12 +187,27 @@ class DecoderConfig:
             raise ValueError(f"model.window must be at least 1, got {self.window}")
         _check_pattern("model.window_pattern", self.window_pattern, "sf")
 
-    def _check_rope_scaling(self) -> None:
+    def _check_rope(self) -> None:
         scaling = self.rope_scaling
+        _check_pattern("model.rope_pattern", self.rope_pattern, "rn")
         if scaling.factor < 1:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, got {scaling.factor}")
         if scaling.kind != "none" and self.positions != "rope":
             raise ValueError(f"model.rope_scaling needs model.positions rope, but they are {self.positions}")
+        if self.window_rope_base is not None and scaling.kind == "dynamic":
+            raise ValueError("model.window_rope_base does not go with dynamic model.rope_scaling")
+
+    def _check_norms(self) -> None:
+        if self.parallel_residual and self.norm_position != "before":
+            raise ValueError(
+                f"model.parallel_residual needs model.norm_position before, but it is {self.norm_position}"
+            )
+
+    def _check_scores(self) -> None:
+        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"model.{name} must be a positive number, got {value}")
 
     def _check_experts(self) -> None:
         experts = self.experts
@@ -207,6 +246,12 @@ class DecoderConfig:
     def window_of(self, layer: int) -> int | None:
         """How many tokens a token of this layer sees, itself included; None for all before it."""
         return self.window if self.window_pattern[layer % len(self.window_pattern)] == "s" else None
+
+    def rotation_of(self, layer: int) -> Literal["none", "all", "window"]:
+        """Which rotary table this layer uses: none, that of all layers, or that of layers with a sliding window."""
+        if self.positions != "rope" or self.rope_pattern[layer % len(self.rope_pattern)] == "n":
+            return "none"
+        return "window" if self.window_rope_base is not None and self.window_of(layer) is not None else "all"
 
     @property
     def widest_window(self) -> int | None:

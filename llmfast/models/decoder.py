@@ -1,8 +1,8 @@
 """The decoder, read top to bottom: embedding, blocks of attention and feed-forward, final norm, head.
 
-By its configuration it is GPT-2, Llama, Qwen, Mixtral or what lies between. Shape letters: B batch, S query length,
-T key length, H query heads, K key/value heads, D head width, E model width, F feed-forward width, V vocabulary,
-N tokens (B·S flattened).
+By its configuration it is GPT-2, Llama, Qwen, Mixtral, Gemma, OLMo, Cohere or what lies between. Shape letters:
+B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model width,
+F feed-forward width, V vocabulary, N tokens (B·S flattened).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from llmfast.kernels import cross_entropy, flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
 from llmfast.models.adapters.layers import head_weight
-from llmfast.models.cache import CachedStep
+from llmfast.models.cache import CachedStep, Scores
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import Balancing, MixtureOfExperts, Routed, balancing_losses
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
-from llmfast.models.rotary import rotary_rows, rotary_table
+from llmfast.models.rotary import rotary_rows, rotary_table, window_rotary_table
 from llmfast.models.smear import Smear
 
 
@@ -40,18 +40,22 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(RMSNorm):
-    """Layer norm with a learned scale and bias (Ba et al. 2016)."""
+    """Layer norm with a learned scale and, if it has one, a bias (Ba et al. 2016)."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, bias: bool = True):
         super().__init__(width, eps)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         return layer_norm(x, self.weight, self.bias, eps=self.eps, residual=residual)
 
 
 def norm(config: DecoderConfig, width: int) -> RMSNorm:
-    return (LayerNorm if config.norm == "layer" else RMSNorm)(width, config.norm_eps)
+    return (
+        LayerNorm(width, config.norm_eps, config.norm_bias)
+        if config.norm == "layer"
+        else RMSNorm(width, config.norm_eps)
+    )
 
 
 def dropout(config: DecoderConfig) -> nn.Module:
@@ -67,6 +71,8 @@ class Places(NamedTuple):
     """Position of each token (B, S) in its document; None where row s of ``rotary`` is for column s."""
     cu_seqlens: Tensor | None = None
     """Where each document starts in the batch laid end to end; None where each row is one."""
+    window_rotary: tuple[Tensor, Tensor] | None = None
+    """As ``rotary``, for layers with a sliding window; None where they have no base of their own."""
 
 
 class Attention(nn.Module):
@@ -83,10 +89,14 @@ class Attention(nn.Module):
         # The parts of fused layers, which adapters may be of.
         query, key = self.heads * self.head_width, self.kv_heads * self.head_width
         self.fused = {"qkv": {"q": query, "k": key, "v": key}}
-        self.q_norm = norm(config, self.head_width) if config.qk_norm else None
-        self.k_norm = norm(config, self.head_width) if config.qk_norm else None
+        self.norms_heads = config.qk_norm_over == "head"
+        self.q_norm = norm(config, self.head_width if self.norms_heads else query) if config.qk_norm else None
+        self.k_norm = norm(config, self.head_width if self.norms_heads else key) if config.qk_norm else None
+        self.rotation = config.rotation_of(layer)
         window = config.window_of(layer)
-        self.window = None if window is None else (window - 1, 0)
+        self.scores = Scores(
+            None if window is None else (window - 1, 0), config.attention_scale, config.attention_softcap
+        )
         self.dropout = config.dropout
 
     def queries_keys_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,9 +106,15 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
         q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if places.rotary is not None:
-            cos, sin = places.rotary
+            if self.norms_heads:
+                q, k = self.q_norm(q), self.k_norm(k)
+            else:
+                q, k = (
+                    each_norm(each.flatten(2)).view(each.shape)
+                    for each_norm, each in ((self.q_norm, q), (self.k_norm, k))
+                )
+        if self.rotation != "none":
+            cos, sin = places.rotary if self.rotation == "all" else places.window_rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
         return q, k, v
 
@@ -106,9 +122,9 @@ class Attention(nn.Module):
         B, S, _ = x.shape
         q, k, v = self.queries_keys_values(x, places)
         if cache is not None:
-            mixed = cache.attend(self.layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.window)
+            mixed = cache.attend(self.layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.scores)
             return self.out(mixed.reshape(B, S, -1))
-        options = {"causal": True, "window": self.window, "dropout_p": self.dropout if self.training else 0.0}
+        options = self.scores._asdict() | {"causal": True, "dropout_p": self.dropout if self.training else 0.0}
         if places.cu_seqlens is None:
             # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -120,31 +136,49 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); beside it what its router did, if it has one."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); beside it what its router did, if it has one.
+
+    By ``config.norm_position`` the outputs of attention and feed-forward are normalized, too, or they alone. With
+    ``config.parallel_residual`` the block is x + attention(norm(x)) + feed_forward(norm(x)), of one norm.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.attention_norm = norm(config, config.width)
+
+        def norm_if(is_there: bool) -> nn.Module:
+            return norm(config, config.width) if is_there else nn.Identity()
+
+        self.norms_inputs, norms_outputs = config.norm_position != "after", config.norm_position != "before"
+        self.is_parallel = config.parallel_residual
+        self.attention_norm = norm_if(self.norms_inputs)
         self.attention = Attention(config, layer)
-        self.feed_forward_norm = norm(config, config.width)
+        self.attention_post_norm = norm_if(norms_outputs)
+        self.feed_forward_norm = norm_if(self.norms_inputs and not self.is_parallel)
         self.has_experts = config.has_experts(layer)
         if self.has_experts:
             self.feed_forward = MixtureOfExperts(config)
         else:
             self.feed_forward = GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
+        self.feed_forward_post_norm = norm_if(norms_outputs)
         self.dropout = dropout(config)
 
     def forward(
         self, x: Tensor, places: Places, cache: CachedStep | None = None, is_real: Tensor | None = None
     ) -> tuple[Tensor, Routed | None]:
-        attended = self.dropout(self.attention(self.attention_norm(x), places, cache))
-        # The sum and its norm in one pass over memory.
-        normed, x = self.feed_forward_norm(attended, residual=x)
+        normed = self.attention_norm(x)
+        attended = self.dropout(self.attention_post_norm(self.attention(normed, places, cache)))
+        if self.is_parallel:
+            x = x + attended
+        elif self.norms_inputs:
+            # The sum and its norm in one pass over memory.
+            normed, x = self.feed_forward_norm(attended, residual=x)
+        else:
+            normed = x = x + attended
         if self.has_experts:
             added, routed = self.feed_forward(normed, is_real)
         else:
             added, routed = self.feed_forward(normed), None
-        return x + self.dropout(added), routed
+        return x + self.dropout(self.feed_forward_post_norm(added)), routed
 
 
 class Hidden(NamedTuple):
@@ -179,6 +213,8 @@ class Decoder(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    window_cos: Tensor
+    window_sin: Tensor
     expert_counts: Tensor
     batch_choices: Tensor
     head_bias: Tensor
@@ -267,16 +303,22 @@ class Decoder(nn.Module):
                 raise ValueError("targets and cache exclude each other: a cache is for generation")
             states = states.flatten(0, 1)[cache.outputs]
         if targets is None:
-            return self.head(states)[..., : self.config.vocab_size]
+            return self.logits_of(states)
         loss = self.losses_of(states, targets, reduction="mean")
         return loss if balancing is None else loss + balancing.total
+
+    def logits_of(self, states: Tensor) -> Tensor:
+        """The logits (..., V) after last hidden states (..., E)."""
+        logits, cap = self.head(states)[..., : self.config.vocab_size], self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
         """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""
         weight = head_weight(self.head)
         if weight is not None:
-            return linear_cross_entropy(states, weight, targets, self._head_bias(states), reduction=reduction)
-        return cross_entropy(self.head(states)[..., : self.config.vocab_size], targets, reduction=reduction)
+            options = {"reduction": reduction, "softcap": self.config.logit_softcap}
+            return linear_cross_entropy(states, weight, targets, self._head_bias(states), **options)
+        return cross_entropy(self.logits_of(states), targets, reduction=reduction)
 
     def hidden(
         self,
@@ -321,9 +363,9 @@ class Decoder(nn.Module):
         cos, sin = self.cos, self.sin
         if self.config.rope_scaling.kind == "dynamic" and self.config.original_context < S:
             cos, sin = (table.to(cos) for table in rotary_table(self.config, S, cos.device))
-        if positions is None:
-            cos, sin = cos[:S], sin[:S]
-        return self.dropout(x), Places((cos, sin), positions, cu_seqlens)
+        rows = slice(S) if positions is None else slice(None)
+        window_rotary = (self.window_cos[rows], self.window_sin[rows]) if len(self.window_cos) else None
+        return self.dropout(x), Places((cos[rows], sin[rows]), positions, cu_seqlens, window_rotary)
 
     def _embed_cached(self, tokens: Tensor, step: CachedStep) -> tuple[Tensor, Places]:
         """As ``embed``, of tokens (N, 1) of any sequences."""
@@ -334,7 +376,8 @@ class Decoder(nn.Module):
         if self.positions is not None:
             return self.dropout(x + self.positions(step.positions)), Places(None)
         if step.reach is None:
-            return self.dropout(x), Places((self.cos, self.sin), step.positions)
+            window_rotary = (self.window_cos, self.window_sin) if len(self.window_cos) else None
+            return self.dropout(x), Places((self.cos, self.sin), step.positions, window_rotary=window_rotary)
         cos, sin = rotary_rows(self.config, step.positions[:, 0], step.reach)
         rows = torch.arange(len(cos), device=x.device).unsqueeze(1)
         return self.dropout(x), Places((cos.to(self.cos), sin.to(self.sin)), rows)
@@ -392,13 +435,15 @@ def _derived_buffers(config: DecoderConfig) -> dict[str, Tensor]:
     """Buffers that follow from the configuration, or live for one step, and are in no checkpoint."""
     first = config.original_context if config.rope_scaling.kind == "dynamic" else config.context
     cos, sin = rotary_table(config, first) if config.positions == "rope" else (torch.empty(0), torch.empty(0))
+    window_cos, window_sin = window_rotary_table(config)
     head_bias = torch.zeros(config.table_rows if config.table_rows > config.vocab_size else 0)
     # exp of it is 0 in every dtype, and nothing computed with it is NaN.
     head_bias[config.vocab_size :] = -1e4
     with_experts = sum(map(config.has_experts, range(config.layers)))
     counts = torch.zeros(with_experts, config.experts.count, dtype=torch.int64)
     of_batch = torch.zeros_like(counts)
-    return {"cos": cos, "sin": sin, "head_bias": head_bias, "expert_counts": counts, "batch_choices": of_batch}
+    tables = {"cos": cos, "sin": sin, "window_cos": window_cos, "window_sin": window_sin, "head_bias": head_bias}
+    return tables | {"expert_counts": counts, "batch_choices": of_batch}
 
 
 def _shifted(x: Tensor, positions: Tensor | None) -> Tensor:

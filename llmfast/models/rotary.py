@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
-from llmfast.models.config import DecoderConfig
+from llmfast.models.config import DecoderConfig, RopeScaling
 
 
 def rotary_table(config: DecoderConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -20,6 +21,14 @@ def rotary_table(config: DecoderConfig, length: int, device: torch.device | None
     angles = torch.outer(positions, frequencies(config, length, device))
     size = temperature(config)
     return (angles.cos() * size).float(), (angles.sin() * size).float()
+
+
+def window_rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """As ``rotary_table``, of layers with a sliding window; empty where these have no base of their own."""
+    if config.window_rope_base is None or config.positions != "rope":
+        return torch.empty(0), torch.empty(0)
+    plain = dataclasses.replace(config, rope_base=config.window_rope_base, rope_scaling=RopeScaling())
+    return rotary_table(plain, config.context)
 
 
 def rotary_rows(config: DecoderConfig, positions: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:

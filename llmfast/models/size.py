@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
     """Parameters of each part of the model, a tied table counted once."""
     E, layers = config.width, config.layers
-    per_norm = 2 if config.norm == "layer" else 1
-    norms = (2 * layers + 1) * E + (2 * layers * config.head_width if config.qk_norm else 0)
+    per_norm = 2 if config.norm == "layer" and config.norm_bias else 1
+    norms = (norms_of_block(config) * layers + 1) * E + layers * _qk_norms(config)
     moe_layers = sum(map(config.has_experts, range(layers)))
     experts = config.experts
     parts = {
@@ -76,6 +76,19 @@ def _attention(config: DecoderConfig) -> int:
 def _feed_forward(config: DecoderConfig, F: int) -> int:
     inputs = 2 if config.gated else 1
     return (inputs + 1) * config.width * F + (inputs * F + config.width if config.biases == "all" else 0)
+
+
+def norms_of_block(config: DecoderConfig) -> int:
+    """How many norms of the width of the residual stream a block has."""
+    return {"before": 1 if config.parallel_residual else 2, "after": 2, "both": 4}[config.norm_position]
+
+
+def _qk_norms(config: DecoderConfig) -> int:
+    """Weights of the norms of a layer's queries and keys."""
+    if not config.qk_norm:
+        return 0
+    heads = config.heads + config.kv_heads if config.qk_norm_over == "all" else 2
+    return heads * config.head_width
 
 
 def _mean_keys(S: int, window: int | None) -> float:

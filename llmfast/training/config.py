@@ -77,8 +77,8 @@ class TrainingConfig:
     """Steps between samples shown while learning; 0 leaves them out."""
     evaluations: tuple[str, ...] = ()
     """More to evaluate every evaluate_every steps, as module:function: called with (model, tokenizer), it returns
-    figures by name. All processes call it; one with an argument ``team`` gets a llmfast.evaluation.team.Team, to divide
-    its work between them."""
+    figures by name. With module:function:FILE it gets the file as its argument ``data``. All processes call it; one
+    with an argument ``team`` gets a llmfast.evaluation.team.Team, to divide its work between them."""
     on_bad_step: Literal["stop", "skip"] = "stop"
     """What to do about a step whose loss or gradient is not a finite number, or whose loss is a spike: end the run, or
     continue with the next batch. The batch is saved for study and the weights are not touched in either case."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import inspect
 import os
@@ -258,16 +259,26 @@ def save(session: Session, *, validation_loss: float | None = None) -> Path:
 
 
 def named_evaluation(name: str) -> Any:
-    """The function that ``module:function`` names.
+    """The function that ``module:function`` names; with ``module:function:FILE``, it is called with ``data``, the file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such function or file, or the function takes none.
     """
-    module, _, function = name.partition(":")
+    module, _, rest = name.partition(":")
+    function, _, file = rest.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"training.evaluations: {name!r} is not module:function ({error})") from None
+        raise ValueError(
+            f"training.evaluations: {name!r} is neither module:function nor module:function:FILE ({error})"
+        ) from None
+    if not file:
+        return found
+    if "data" not in inspect.signature(found).parameters:
+        raise ValueError(f"training.evaluations: {name!r} names a file, but {function} has no argument data to take it")
+    if not Path(file).is_file():
+        raise ValueError(f"training.evaluations: {name!r}: there is no file {file}")
+    return functools.partial(found, data=Path(file))
 
 
 def _due(interval: int, step: int) -> bool:

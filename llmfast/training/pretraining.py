@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from llmfast.data.loader import Loader
 from llmfast.data.prepare import END_OF_TEXT, Prepared, describe, open_prepared, prepare
 from llmfast.data.shards import Share
 from llmfast.data.windows import PackedWindows, StreamWindows, Windows
-from llmfast.evaluation.perplexity import evaluate
+from llmfast.evaluation.perplexity import bytes_of_tokens, evaluate
 from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine
 from llmfast.inference.prompts import begins_documents_with_end_of_text
@@ -94,6 +95,11 @@ class Pretraining(DecoderTask):
         windows = PackedWindows if self.config.data.packing == "best_fit" else StreamWindows
         return windows(self.prepared.train, self.context)
 
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text of each token."""
+        return bytes_of_tokens(self.tokenizer)
+
     def flops_per_token(self) -> float:
         return self.config.model.flops_per_token()
 
@@ -121,6 +127,7 @@ class Pretraining(DecoderTask):
                 self.prepared.validation,
                 stride=stride,
                 max_tokens=PART_TOKENS if part else None,
+                token_bytes=self.token_bytes if part else None,
                 autocast=policy.autocast(),
                 team=policy.team,
             )

@@ -1,6 +1,7 @@
 """A run folder: what is in it, and the log of a run.
 
 RUN/config.yaml          the exact configuration
+RUN/config.first.yaml    that which the run began with, where it was changed when the run was resumed
 RUN/data/                tokenizer and token shards
 RUN/checkpoints/step-*/  the last two checkpoints
 RUN/log.jsonl            one JSON object a line: training and validation losses by step
@@ -34,6 +35,7 @@ class RunFolder:
         self.folder = Path(folder)
         self.data = self.folder / "data"
         self.config_file = self.folder / "config.yaml"
+        self.first_config_file = self.folder / "config.first.yaml"
         self.log_file = self.folder / "log.jsonl"
         self.loss_plot = self.folder / "loss.png"
         self.lock_file = self.folder / ".lock"
@@ -42,6 +44,21 @@ class RunFolder:
     def save_config(self, config: Any) -> None:
         """Write the configuration of the run, a dataclass."""
         config_files.save(config, self.config_file)
+
+    def change_config(self, config: Any) -> None:
+        """Write the configuration of a resumed run, and keep that which the run began with."""
+        if not self.first_config_file.exists():
+            atomic_write(self.first_config_file, self.config_file.read_text(encoding="utf-8"))
+        self.save_config(config)
+
+    def load_first_config(self, config_class: type[Config]) -> Config:
+        """The configuration that the run began with.
+
+        Raises:
+            ValueError: it is damaged, or that of another task.
+        """
+        is_changed = self.first_config_file.exists()
+        return config_files.load(config_class, self.first_config_file if is_changed else self.config_file)
 
     def load_config(self, config_class: type[Config]) -> Config:
         """The configuration of the run.

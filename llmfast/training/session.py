@@ -124,14 +124,15 @@ def resumed_session(
         raise ValueError(f"{folder} holds no run to resume: it has no {run.config_file.name}")
     try:
         saved_config = run.load_config(task.config_class)
+        first_config = run.load_first_config(task.config_class)
     except ValueError as error:
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
-    config = saved_config if config is None else changed_config(saved_config, config, report)
+    config = saved_config if config is None else changed_config(saved_config, config, report, first_config)
     world.on_main(run.lock)
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
     if config is not saved_config or learning_rate is not None:
-        world.on_main(lambda: run.save_config(config))
+        world.on_main(lambda: run.change_config(config))
     saved = checkpoints(folder)
     trainer = _trainer(_open(task, config, run, world, begins=not saved, report=report), world)
     for found in reversed(saved):
@@ -160,11 +161,12 @@ CHANGEABLE = {
 """Settings of ``training`` that a resumed run may change: how long, how it is watched and kept, and what it costs."""
 
 
-def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
+def changed_config(saved: Any, wanted: Any, report: Report, first: Any = None) -> Any:
     """``saved`` with what ``wanted`` changes, if a run can continue with it; what changes is reported.
 
     What ``wanted`` leaves at its default asks for nothing where the task has filled it in, as the shape of a model that
-    the run started from.
+    the run started from. Neither does a setting that cannot be changed so, as the learning rate, where ``wanted`` is as
+    ``first``, which the run began with: the configuration file of a run stays good after ``--learning_rate``.
 
     Raises:
         ValueError: a setting differs that cannot change; names all of them.
@@ -174,6 +176,11 @@ def changed_config(saved: Any, wanted: Any, report: Report) -> Any:
         del changes["data.prepared"]
     changeable = {f"training.{name}" for name in CHANGEABLE}
     fixed = [name for name in changes if name not in changeable and not name.startswith("parallel.")]
+    changed_since = differences(first, wanted).keys() if first is not None else changes.keys()
+    for name in [name for name in fixed if name not in changed_since]:
+        now, began = changes.pop(name)
+        report(f"kept        {name} at {now!r}, to which it was changed from {began!r} when the run was resumed")
+        fixed.remove(name)
     asked = differences(type(wanted)(), wanted)
     for name in [name for name in fixed if name not in asked and _is_filled_in(name, saved)]:
         del changes[name]

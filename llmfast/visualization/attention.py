@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.kernels import attention_weights
+from llmfast.models.cache import Scores
 from llmfast.models.decoder import Decoder
 from llmfast.models.evaluating import evaluating
 from llmfast.visualization.structure import batch_of, chosen, shape_of
@@ -62,19 +63,18 @@ def _rows_of_decoder(model: Decoder, tokens: Tensor, layers: list[int], heads: l
     for layer, block in enumerate(model.blocks[: max(layers) + 1]):
         if layer in layers:
             q, k, _ = block.attention.queries_keys_values(block.attention_norm(x), places)
-            window = model.config.window_of(layer)
-            yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, window)
+            yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, block.attention.scores)
         if layer < max(layers):
             x, _ = block(x, places)
 
 
-def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], window: int | None) -> Iterator[Rows]:
+def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], scores: Scores) -> Iterator[Rows]:
     """Weights of causal attention, of q (1, H, S, D) over k (1, K, S, D)."""
     S = q.shape[2]
     size = max(1, BLOCK_ELEMENTS // (len(heads) * S))
     for first in range(0, S, size):
         last = min(first + size, S)
-        key = 0 if window is None else max(0, first - window + 1)
+        key = 0 if scores.window is None else max(0, first - scores.window[0])
         # Attention among these tokens alone: the rows see none before and none after them.
         weights = attention_weights(
             q[:, :, key:last],
@@ -82,7 +82,7 @@ def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], window: int | No
             heads=heads,
             rows=range(first - key, last - key),
             causal=True,
-            window=None if window is None else (window - 1, 0),
+            **scores._asdict(),
         )
         yield Rows(layer, first, key, weights[0])
 

@@ -48,6 +48,7 @@ def recipes(tmp_path):
     folder.mkdir()
     (folder / "page.yaml").write_text(PAGE)
     (folder / "results.json").write_text(json.dumps(CONTENT))
+    (folder / "pipeline.yaml").write_text("sizes: {cpu: {}}\nminutes: {cpu: 0.7}\nstages: {a: {run: doctor}}\n")
     return tmp_path
 
 
@@ -68,8 +69,8 @@ def test_figures_and_where_they_are_from(studies, recipes):
     (line,) = studies.study_lines("lora setup", recipes)
     where, took, versions, date = line.split("; ")
     assert (where, took) == (
-        "Size cpu, AMD EPYC, 2 cores, 1 thread a process",
-        "1.5 minutes in all stages, 1.0 of processor time",
+        "Takes about 0.7 minutes on two idle cores. Size cpu, AMD EPYC, 2 cores, 1 thread a process",
+        "1.5 minutes in all stages, 1.0 of processor time beside other programs",
     )
     assert (versions, date) == ("python 3.11, torch 2.13", "2026-01-02.")
 
@@ -111,6 +112,25 @@ def test_the_plots_of_the_pages_show_the_committed_results(studies, tmp_path):
     for drawn in plots.draw_plots(out=tmp_path):
         committed = plots.IMAGES / drawn.name
         assert words(drawn) == words(committed), "python -m benchmarks report --readme draws it"
+
+
+def test_a_study_without_results_is_named_and_leaves_the_others_to_be_renewed(studies, recipes, tmp_path):
+    """Trap: one study that was not run yet, which left every page as it was."""
+    pages, plots = (importlib.import_module(f"benchmarks.reporting.{name}") for name in ("pages", "study_plots"))
+    (recipes / "moe").mkdir()
+    (recipes / "moe" / "page.yaml").write_text(PAGE)
+    problems = []
+    assert len(plots.draw_plots(recipes, tmp_path / "images", problems)) == 4
+    gone, there = (
+        f"<!-- figure: study {how} -->1<!-- end of figure -->" for how in ("none loss", "lora base_parameters")
+    )
+    renewed = pages.refreshed(f"{gone} {there}", tmp_path, problems)
+    assert renewed.startswith(gone)
+    assert not renewed.endswith(there)
+    assert "made by: llmfast pipeline recipes/moe/pipeline.yaml" in problems[0]
+    assert "made by: llmfast pipeline recipes/none/pipeline.yaml" in problems[1]
+    with pytest.raises(ValueError, match="study moe: there is no"):
+        plots.draw_plots(recipes, tmp_path / "images")
 
 
 def words(svg):

@@ -123,11 +123,13 @@ def test_neither_shared_beginnings_nor_others_change_a_result(monkeypatch, setti
 
 def test_what_answers_share_is_read_once():
     model = small_model(context=64)
-    read = []
+    read, scored = [], []
     model.embedding.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    model.head.register_forward_hook(lambda module, inputs, output: scored.append(len(inputs[0])))
     context = list(range(20))
     answers = [[40, 1, 2], [41, 3], [42] * 8 + [5], [42] * 8 + [6]]
     log_likelihoods(model, [Pair(context, answer) for answer in answers], share=True)
     assert sum(read) == 20 + 2 + 1 + 8  # the last token of an answer is only predicted
+    assert sum(scored) == 1 + 2 + 1 + 8  # the end of the context predicts the first token of every answer
     with pytest.raises(ValueError, match="share must be False for 2 processes"):
         log_likelihoods(model, [Pair([1], [2])], share=True, team=Team(Share(0, 2)))

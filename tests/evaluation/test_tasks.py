@@ -72,6 +72,34 @@ def test_texts_are_put_together_as_the_harness_does(name):
     assert (list(question.prompts), list(question.answers), question.label) == (prompts, answers, label)
 
 
+def test_other_published_forms_of_a_row_are_the_same_question():
+    """The files of ARC's authors, and LAMBADA in llm-foundry."""
+    choices = [{"text": text, "label": label} for text, label in zip("xyz", "123", strict=True)]
+    forms = {
+        "arc_easy": {"id": "1", "question": {"stem": "q", "choices": choices}, "answerKey": "3"},
+        "lambada": {"context": "the red", "continuation": "fox"},
+    }
+    for name, row in forms.items():
+        read = task_named(name).read
+        assert read(Row(row, "row")) == read(Row(SHAPES[name][0], "row"))
+    broken = forms["arc_easy"]["question"] | {"choices": [{"text": "x"}]}
+    with pytest.raises(ValueError, match="row, question, choices: label must be a list of texts"):
+        task_named("arc_easy").read(Row({"question": broken, "answerKey": "1"}, "row"))
+
+
+def test_labels_in_a_file_of_their_own_are_read_from_beside(tmp_path):
+    """PIQA as its authors publish it. Trap: a file of labels that belongs to other rows."""
+    row = {name: text for name, text in SHAPES["piqa"][0].items() if name != "label"}
+    file, labels = tmp_path / "valid.jsonl", tmp_path / "valid-labels.lst"
+    file.write_text((json.dumps(row) + "\n") * 3)
+    labels.write_text("1\n0\n1\n")
+    assert [each.question.label for each in ask(task_named("piqa"), rows_of_file(file))] == [1, 0, 1]
+    for text, words in (("1\n0\n", "2 labels, fewer than there are rows"), ("1\n" * 4, "4 labels, more than")):
+        labels.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            ask(task_named("piqa"), rows_of_file(file))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_missing_field_names_the_row(name):
     row = SHAPES[name][0]

@@ -17,12 +17,29 @@ SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+TYPES = ["sliding_attention", "full_attention"]
+GEMMA = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 96,
+    "sliding_window": 7,
+    "layer_types": TYPES,
+    "query_pre_attn_scalar": 20,
+}
 FAMILIES = {
     "gpt2": ("GPT2", {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}),
     "llama": ("Llama", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
     "mistral": ("Mistral", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96, "sliding_window": 7}),
     "qwen3": ("Qwen3", SIZES | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}),
     "mixtral": ("Mixtral", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96, "num_local_experts": 3}),
+    "smollm3": (
+        "SmolLM3",
+        SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96, "no_rope_layers": [1, 0]},
+    ),
+    "olmo3": ("Olmo3", SIZES | {"max_position_embeddings": 96, "sliding_window": 7, "layer_types": TYPES}),
+    "gemma2": ("Gemma2", SIZES | GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3Text", SIZES | GEMMA),
+    "cohere": ("Cohere", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
     "dynamic": (
         "Llama",
         SIZES | {
@@ -56,7 +73,7 @@ def folder(request, tmp_path):
     config = getattr(transformers, f"{name}Config")(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     config.tie_word_embeddings = request.param in ("gpt2", "qwen3")
     torch.manual_seed(0)
-    kind = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    kind = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

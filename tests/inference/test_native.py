@@ -297,6 +297,19 @@ def test_models_it_cannot_compute_are_refused():
         NativeRunner(decoder(experts=ExpertsConfig(4)))
     with pytest.raises(ValueError, match="RoPE scaling is dynamic"):
         NativeRunner(decoder(rope_scaling=RopeScaling("dynamic", 2.0)))
+    for said, changes in (
+        ("its LayerNorm has no bias", {"norm": "layer", "norm_bias": False}),
+        ("model.rope_pattern 'rn'", {"rope_pattern": "rn"}),
+        ("model.window_rope_base 100.0", {"window_rope_base": 100.0, "window": 9}),
+        ("model.norm_position 'both'", {"norm_position": "both"}),
+        ("model.parallel_residual True", {"parallel_residual": True}),
+        ("model.qk_norm_over 'all'", {"qk_norm": True, "qk_norm_over": "all"}),
+        ("model.attention_scale 0.2", {"attention_scale": 0.2}),
+        ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),
+        ("model.logit_softcap 2.0", {"logit_softcap": 2.0}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            NativeRunner(decoder(**changes))
     with pytest.raises(ValueError, match="not a Decoder"):
         NativeRunner(nn.Linear(2, 2))
     adapted = decoder()

@@ -35,6 +35,14 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+# Layers that are not all alike, where the family has such.
+LAYERS = {
+    "gemma3_text": {"layer_types": TYPES},
+    "olmo3": {"layer_types": TYPES},
+    "cohere2": {"layer_types": TYPES},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 TOKENS = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -45,7 +53,7 @@ def configuration(kind: str, **changes):
     sizes = GPT2 if kind == "gpt2" else {name: value for name, value in SIZES.items() if name in known}
     if "num_experts" in sizes:
         sizes.pop("num_local_experts", None)
-    return cls(**sizes | changes)
+    return cls(**sizes | LAYERS.get(kind, {}) | changes)
 
 
 @pytest.fixture(scope="module")

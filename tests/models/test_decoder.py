@@ -25,6 +25,20 @@ CONFIGS = {
     ),
     "sliding": DecoderConfig(**SMALL, window=5, window_pattern="sf", activation="geglu"),
     "smeared": DecoderConfig(**SMALL, smear=True),
+    "olmo": DecoderConfig(
+        **SMALL, kv_heads=2, norm_position="after", qk_norm=True, qk_norm_over="all", rope_pattern="rn"
+    ),
+    "gemma": DecoderConfig(
+        **SMALL,
+        norm_position="both",
+        window=5,
+        window_pattern="sf",
+        window_rope_base=100.0,
+        attention_scale=0.2,
+        attention_softcap=0.5,
+        logit_softcap=0.7,
+    ),
+    "cohere": DecoderConfig(**SMALL, norm="layer", norm_bias=False, parallel_residual=True),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_stages
 import httpx
 import pytest
 
 from llmfast.cli import main
+from llmfast.pipeline import running
 from llmfast.pipeline.inputs import recipe_sha256
 from llmfast.pipeline.recipe import make_plan, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/pipeline.yaml"))
 SIZES = ("quick", "cpu", "gpu")
+CORES = 2
 IDS = [path.parent.name for path in RECIPES]
 
 
@@ -67,15 +70,34 @@ def test_the_committed_results_are_those_of_the_recipe_as_it_is(path, in_reposit
     assert set(content["results"]) == set(recipe.results)
 
 
+def assert_takes_what_it_says(path, content):
+    """The minutes of a recipe are those of two idle cores. Processor time is judged, not the time on the clock, and
+    generously: shared caches make it longer, too."""
+    stated = read_recipe(path).minutes[content["size"]]
+    took = sum(content["processor_seconds"].values()) / 60
+    print(f"{path.parent.name}: {took:.1f} minutes of processor time; {stated:g} minutes on two cores are stated")
+    assert took <= 2 * CORES * stated, "raise its minutes in pipeline.yaml, or give it less to do"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=IDS)
-def test_the_quick_size_runs_to_its_end(path, request, in_repository, tmp_path):
+def test_the_committed_results_took_no_longer_than_the_recipe_says(path):
+    content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
+    if "processor_seconds" not in content:
+        pytest.skip("made before processor time was recorded")
+    assert_takes_what_it_says(path, content)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_the_quick_size_runs_to_its_end(path, request, in_repository, tmp_path, monkeypatch):
     if not request.config.getoption("--studies"):
         pytest.skip("trains for up to a minute: --studies runs it")
     if "$LLMFAST_TEST_DATA" in path.read_text(encoding="utf-8") and not Path(os.environ["LLMFAST_TEST_DATA"]).is_dir():
         pytest.skip("needs the shared test data, which LLMFAST_TEST_DATA names")
     out = tmp_path / "out"
+    monkeypatch.setattr(running, "run_command", forked_stages.run_command)
     assert main(["pipeline", str(path.relative_to(ROOT)), "--size", "quick", "--out", str(out)]) == 0
     content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert_takes_what_it_says(path, content)
     assert str(out) not in json.dumps(content["results"])
     if path.parent.name == "assistant":
         assert_talks(out / "grpo")

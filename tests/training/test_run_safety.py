@@ -267,6 +267,14 @@ def test_a_new_learning_rate_on_resume_is_kept_and_positive(tmp_path, config_fil
     rates = {group["peak_lr"] for each in resumed.trainer.optimizers for group in each.param_groups}
     assert rates == {1e-4}
     assert main(["train", "--config", config_file, "--out", str(run), "--learning_rate", "1"]) == 2
+    resumed.run.unlock()
+    for option in ([], ["--learning_rate", "2e-4"]):  # trap: the file that the run began with is refused from then on
+        capsys.readouterr()
+        assert main(["train", "--config", config_file, "--resume", str(run), *option]) == 0
+        assert "kept        training.learning_rate at 0.0001" in capsys.readouterr().out
+    assert resumed_session(run).config.training.learning_rate == 2e-4
+    assert main(["train", "--config", config_file, "--resume", str(run), "--training.learning_rate", "1"]) == 2
+    assert "training.learning_rate is 0.0002, not 1.0" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path):

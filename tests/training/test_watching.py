@@ -17,7 +17,7 @@ from llmfast.cli import main
 from llmfast.commands.train import sweep
 from llmfast.models.folder import checkpoints
 from llmfast.training.config import RunConfig
-from llmfast.training.loop import fit
+from llmfast.training.loop import fit, named_evaluation
 from llmfast.training.session import resumed_session
 from llmfast.training.sweep import combinations
 from llmfast.visualization.curves import plot_losses
@@ -173,8 +173,26 @@ def test_evaluations_of_ones_own(tmp_path, capsys):
     ]
     assert "letters 300" in capsys.readouterr().out
     other = new_run(tmp_path / "other", evaluations=("llmfast:nothing",), **QUIET)
-    with pytest.raises(ValueError, match="'llmfast:nothing' is not module:function"):
+    with pytest.raises(ValueError, match="'llmfast:nothing' is neither module:function"):
         fit(other)
+
+
+def count_lines(model, tokenizer, data):
+    return {"lines": len(data.read_text().splitlines())}
+
+
+def test_an_evaluation_gets_the_file_behind_its_name(tmp_path):
+    """Trap: a misspelled file that is found after the first hours of a run."""
+    (tmp_path / "questions.jsonl").write_text("{}\n{}\n")
+    session = new_run(tmp_path, evaluations=(f"{__name__}:count_lines:{tmp_path / 'questions.jsonl'}",), **QUIET)
+    fit(session)
+    assert [record["lines"] for record in session.run.records() if "lines" in record] == [2, 2]
+    for name, message in (
+        (f"count_lines:{tmp_path / 'none'}", "there is no file"),
+        ("count_letters:x", "no argument data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            named_evaluation(f"{__name__}:{name}")
 
 
 def count_and_fail(model, tokenizer):

@@ -33,7 +33,7 @@ def token_log_probabilities(decoder: Decoder, states: Tensor, targets: Tensor, s
     rows, wanted = states[counted], targets[counted]
 
     def of_rows(some: Tensor, tokens: Tensor) -> Tensor:
-        logits = decoder.head(some)[..., : decoder.config.vocab_size].float()
+        logits = decoder.logits_of(some).float()
         drawn_from = distribution(logits, sampling)
         is_target = torch.zeros_like(drawn_from, dtype=torch.bool).scatter(-1, tokens[:, None], True)
         tempered = logits / sampling.temperature if sampling.temperature != 1 else logits

@@ -88,7 +88,7 @@ class PolicyObjective(Objective):
         )
 
     def _logits(self, rows: Tensor) -> Tensor:
-        return self.model.head(rows)[..., : self.model.config.vocab_size] / self.sampling.temperature
+        return self.model.logits_of(rows) / self.sampling.temperature
 
     def _surrogate(self, new: Tensor, log_ratios: Tensor, batch: Batch) -> Clipped:
         method, config = self.method, self.config

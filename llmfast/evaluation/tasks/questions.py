@@ -55,18 +55,22 @@ def piqa(row: Row) -> Question:
 
 
 def arc(row: Row) -> Question:
-    """ARC: science questions of school examinations."""
+    """ARC: science questions of school examinations, in the form of its authors' files or of the hub."""
     if "query" in row:
         return _queried(row, "\nAnswer:")
-    choices = row.value("choices")
+    asked = row.value("question")
+    outer = Row(asked, f"{row.where}, question") if isinstance(asked, dict) else row
+    question, choices = outer.text("question" if outer is row else "stem"), outer.value("choices")
+    if isinstance(choices, list) and all(isinstance(each, dict) for each in choices):
+        choices = {name: [each.get(name) for each in choices] for name in ("text", "label")}
     if not isinstance(choices, dict):
-        raise ValueError(f"{row.where}: choices must have the lists text and label, got {choices!r}")
-    inner = Row(choices, f"{row.where}, choices")
+        raise ValueError(f"{outer.where}: choices must have the lists text and label, got {choices!r}")
+    inner = Row(choices, f"{outer.where}, choices")
     answers, labels = inner.texts("text"), inner.texts("label")
     key = row.text("answerKey")
     if key not in labels or len(labels) != len(answers):
         raise ValueError(f"{row.where}: answerKey {key!r} is not one of the {len(answers)} choices {list(labels)}")
-    return _one_prompt(f"Question: {row.text('question')}\nAnswer:", answers, labels.index(key))
+    return _one_prompt(f"Question: {question}\nAnswer:", answers, labels.index(key))
 
 
 def copa(row: Row) -> Question:
@@ -112,6 +116,8 @@ def boolq(row: Row) -> Question:
 
 def lambada(row: Row) -> Question:
     """LAMBADA: the last word of a text, the only answer there is."""
+    if "continuation" in row:
+        return Question((row.text("context"),), (row.text("continuation"),), 0)
     before, space, word = row.text("text").rpartition(" ")
     if not space or not word:
         raise ValueError(f"{row.where}: text must end with a word after a space")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +61,27 @@ class Row:
 def rows_of_file(path: Path) -> Iterator[Row]:
     """The rows of a JSON, JSON Lines or Parquet file, also compressed.
 
+    Where labels are published in a file of their own, as those of PIQA are, its lines are the field ``label``:
+    ``valid-labels.lst`` beside ``valid.jsonl``.
+
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing or damaged, or there is not one label for each row.
     """
     if not path.is_file():
         raise ValueError(f"data: {path} is not a file")
     read = parquet_records if file_kind(path) in PARQUET else json_records
-    return (Row(record, where) for where, record in read(path))
+    rows = (Row(record, where) for where, record in read(path))
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    return _with_labels(rows, labels) if labels.is_file() else rows
+
+
+def _with_labels(rows: Iterator[Row], file: Path) -> Iterator[Row]:
+    labels = file.read_text("utf-8").split()
+    for row, label in itertools.zip_longest(rows, labels):
+        if row is None or label is None:
+            than = "more" if row is None else "fewer"
+            raise ValueError(f"{file} has {len(labels)} labels, {than} than there are rows")
+        yield Row({"label": label, **row.fields}, row.where)
 
 
 def rows_of_hub(name: str, config: str | None, split: str) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from llmfast.config import to_dict
 from llmfast.integrations.huggingface.families import DECODERS
 from llmfast.integrations.huggingface.family import Family
-from llmfast.integrations.huggingface.settings import SCALING, SCALING_KEYS
+from llmfast.integrations.huggingface.rope_settings import SCALING, SCALING_KEYS
 from llmfast.models.config import DecoderConfig
 
 # Settings of training and of the layout of tables, which do not change what a model computes.
@@ -80,6 +80,12 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
     flat = {name: value for name, value in to_dict(config).items() if name not in _NOT_WRITTEN}
     flat["window_pattern"] = [config.window_of(layer) for layer in range(config.layers)]
     flat["window"] = None
+    flat["rope_pattern"] = [config.rotation_of(layer) != "none" for layer in range(config.layers)]
+    if not any(config.rotation_of(layer) == "window" for layer in range(config.layers)):
+        flat["window_rope_base"] = None
+    flat["norm_bias"] = config.norm == "layer" and config.norm_bias
+    flat["qk_norm_over"] = config.qk_norm_over if config.qk_norm else None
+    flat["attention_scale"] = config.attention_scale or config.head_width**-0.5
     experts = flat.pop("experts")
     has = [config.has_experts(layer) for layer in range(config.layers)]
     if any(has):

@@ -26,6 +26,26 @@ _SWITCHED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_la
 _QWEN = _LLAMA | _SWITCHED | {"num_key_value_heads": 32, "intermediate_size": 22016, "max_position_embeddings": 32768}
 _EXPERTS = {"decoder_sparse_step": 1, "norm_topk_prob": False, "mlp_only_layers": None}
 
+_GEMMA2 = {name: value for name, value in _LLAMA.items() if name != "hidden_act"} | {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "tie_word_embeddings": True,
+}
+_COHERE = {name: value for name, value in _LLAMA.items() if name != "rms_norm_eps"} | {
+    "intermediate_size": 22528,
+    "max_position_embeddings": 8192,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.0625,
+    "tie_word_embeddings": True,
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "n_inner": None,
@@ -70,6 +90,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
+    "gemma2": _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3_text": _GEMMA2 | {"max_position_embeddings": 131072},
+    "smollm3": _LLAMA
+    | {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+    },
+    "olmo2": _LLAMA | {"rms_norm_eps": 1e-5},
+    "olmo3": _LLAMA | {"rms_norm_eps": 1e-5, "sliding_window": 4096},
+    "cohere": _COHERE,
+    "cohere2": _COHERE | {"sliding_window": 4096},
     "phi3": _LLAMA
     | {"intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
     "granite": _LLAMA
@@ -109,5 +144,6 @@ INERT = {
     "add_cross_attention": False,
     "tie_encoder_decoder": False,
     "pruned_heads": {},
+    "use_bidirectional_attention": False,
 }
 """Keys that change nothing at this one value."""

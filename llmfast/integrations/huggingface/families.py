@@ -6,25 +6,25 @@ Where several families can say a decoder, it is written as the first of them.
 from __future__ import annotations
 
 from llmfast.integrations.huggingface import tensor_names
+from llmfast.integrations.huggingface.expert_settings import MixtralExperts, QwenExperts
 from llmfast.integrations.huggingface.family import Family
+from llmfast.integrations.huggingface.rope_settings import SCALING_KEYS, NoRope, Rope, RopeByLayer
 from llmfast.integrations.huggingface.settings import (
     Activation,
     Copies,
     File,
     Fixed,
+    GemmaScores,
     Granite,
-    MixtralExperts,
+    LogitScale,
     Only,
     QkvBias,
     Quantization,
-    QwenExperts,
     Renamed,
-    Rope,
     Setting,
-    SwitchedWindow,
     Unread,
-    Window,
 )
+from llmfast.integrations.huggingface.window_settings import AlternatingWindow, SwitchedWindow, Window
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -37,19 +37,47 @@ _SIZES = {
     "context": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
+_STATIC = tuple(kind for kind in SCALING_KEYS if kind != "dynamic")
 _NEEDED = ("vocab_size", "width", "layers", "heads")
 
 
-def _llama(rope: Rope | None = None) -> tuple[Setting, ...]:
-    """The settings of Llama, which most families share."""
+def _llama(
+    rope: Rope | RopeByLayer | None = None, *, norm_eps: str = "rms_norm_eps", activation: str = "hidden_act"
+) -> tuple[Setting, ...]:
+    """The settings of Llama, which most families share; two of them by the names that a family has for them."""
     return (
         Quantization(),
         Only({"attention_bias": False, "mlp_bias": False}),
-        Renamed(_SIZES, required=_NEEDED),
+        Renamed(_SIZES | {"norm_eps": norm_eps}, required=_NEEDED),
         rope or Rope(),
-        Activation("hidden_act", gated=True),
+        Activation(activation, gated=True),
         Renamed({"tie_embeddings": "tie_word_embeddings"}),
     )
+
+
+def _gemma2(rope: Rope | RopeByLayer, window: AlternatingWindow, scores: GemmaScores) -> tuple[Setting, ...]:
+    """The settings that Gemma 2 and 3 share."""
+    return (
+        *_llama(rope, activation="hidden_activation"),
+        Unread("hidden_act"),
+        Fixed({"scale_embedding": True, "norm_position": "both"}),
+        window,
+        scores,
+    )
+
+
+def _cohere(rope: Rope) -> tuple[Setting, ...]:
+    """The settings that Cohere and Cohere 2 share."""
+    kinds = {"norm": "layer", "norm_bias": False, "parallel_residual": True}
+    return (Fixed(kinds), *_llama(rope, norm_eps="layer_norm_eps"), LogitScale())
+
+
+_OLMO2 = {"qk_norm": True, "qk_norm_over": "all", "norm_position": "after"}
+
+
+def cohere_factors(file: File) -> dict[str, float]:
+    """Cohere's factor on logits, as a factor of the weights of the norm before the head."""
+    return {"model.norm.weight": file["logit_scale"]}
 
 
 def granite_factors(file: File) -> dict[str, float]:
@@ -127,7 +155,6 @@ FAMILIES = {
             "GemmaForCausalLM",
             (
                 *_llama()[:-2],
-                Only({"use_bidirectional_attention": None}),
                 Activation("hidden_act", gated=True, same_as={"gelu": "gelu_pytorch_tanh"}),
                 Unread("hidden_activation"),
                 Renamed({"tie_embeddings": "tie_word_embeddings"}),
@@ -137,8 +164,30 @@ FAMILIES = {
             _GEMMA_MODULES,
             norm_offset=1.0,
         ),
-        Family("gemma2", "Gemma2ForCausalLM", patched=_GEMMA_MODULES),
-        Family("gemma3_text", "Gemma3ForCausalLM", patched=_GEMMA_MODULES),
+        Family(
+            "gemma2",
+            "Gemma2ForCausalLM",
+            _gemma2(Rope(), AlternatingWindow(2), GemmaScores(True)),
+            tensor_names.GEMMA2,
+            _GEMMA_MODULES,
+            norm_offset=1.0,
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            (
+                Fixed({"qk_norm": True}),
+                *_gemma2(
+                    RopeByLayer(Rope(1e6, _STATIC), 10_000.0, "rope_local_base_freq"),
+                    AlternatingWindow(6, "sliding_window_pattern"),
+                    GemmaScores(caps_attention=False),
+                ),
+                Unread("_sliding_window_pattern"),
+            ),
+            tensor_names.GEMMA2,
+            _GEMMA_MODULES,
+            norm_offset=1.0,
+        ),
         Family(
             "phi3",
             "Phi3ForCausalLM",
@@ -146,9 +195,25 @@ FAMILIES = {
             tensor_names.PHI3,
             _OWN_ATTENTION | {"MLP": "packed_mlp"},
         ),
-        Family("smollm3", "SmolLM3ForCausalLM", patched=_OWN_ATTENTION),
-        Family("olmo2", "Olmo2ForCausalLM", patched=_OWN_ATTENTION),
-        Family("olmo3", "Olmo3ForCausalLM", patched=_OWN_ATTENTION),
+        Family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            (*_llama(Rope(2e6)), NoRope(), SwitchedWindow("unrotated"), Unread("max_window_layers")),
+            tensor_names.LLAMA,
+            _OWN_ATTENTION,
+        ),
+        Family("olmo2", "Olmo2ForCausalLM", (*_llama(), Fixed(_OLMO2)), tensor_names.OLMO2, _OWN_ATTENTION),
+        Family(
+            "olmo3",
+            "Olmo3ForCausalLM",
+            (
+                *_llama(RopeByLayer(Rope(500_000.0, _STATIC), 500_000.0, "rope_theta")),
+                Fixed(_OLMO2),
+                AlternatingWindow(4),
+            ),
+            tensor_names.OLMO2,
+            _OWN_ATTENTION,
+        ),
         Family(
             "granite",
             "GraniteForCausalLM",
@@ -166,7 +231,20 @@ FAMILIES = {
         Family(
             "cohere",
             "CohereForCausalLM",
-            patched={"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            (*_cohere(Rope(500_000.0)), Only({"use_qk_norm": False})),
+            tensor_names.COHERE,
+            {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            factors=cohere_factors,
+            interleaved_rope=True,
+        ),
+        Family(
+            "cohere2",
+            "Cohere2ForCausalLM",
+            (*_cohere(Rope()), AlternatingWindow(4, "sliding_window_pattern", full_has_no_rope=True)),
+            tensor_names.COHERE,
+            {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
+            factors=cohere_factors,
+            interleaved_rope=True,
         ),
         Family(
             "mixtral",

@@ -43,6 +43,8 @@ class Family:
     """Tensors in published folders that are no parameters."""
     norm_offset: float = 0.0
     """What is added to the stored weights of norms (Gemma's are differences from 1)."""
+    interleaved_rope: bool = False
+    """Whether the pairs of columns that rotate together are neighbors; ours are half a head apart."""
     factors: Callable[[File], Mapping[str, float]] | None = None
     """What stored tensors are multiplied by, by the ends of their names, for settings that go into the weights."""
 

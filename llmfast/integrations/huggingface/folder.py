@@ -17,6 +17,7 @@ from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.config import can_say, from_config, to_config, with_plain_embedding
 from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.stored import stored_tensors
+from llmfast.integrations.rotary_pairs import half_split, interleaved, of_queries_and_keys
 from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
 from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
 from llmfast.models.config import DecoderConfig
@@ -51,8 +52,8 @@ def load_huggingface(
     4 bits are decoded.
 
     Args:
-        folder: A model of the family GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma, Phi-3
-            or Granite.
+        folder: A model of the family GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma,
+            Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite, Cohere or Cohere 2.
         dtype: The dtype of the parameters.
         vocab_multiple: Pad the embedding table to a multiple of this (64 for GPT-2's 50257 tokens).
         keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:
@@ -235,7 +236,8 @@ class _Reader:
         if name.endswith("router.bias"):
             return torch.zeros(like.shape)
         theirs = self.family.their_names(name)
-        if name == "head.weight" and self.factors and self.found(*theirs) is None:  # tied, but for a factor
+        is_tied_but_for_a_factor = name == "head.weight" and "embed_tokens.weight" in self.factors
+        if is_tied_but_for_a_factor and self.found(*theirs) is None:
             factor = self.factors.get(theirs[0], 1.0) / self.factors["embed_tokens.weight"]
             return self.tensor("embedding.weight", like) * factor
         self.current = self.block_sizes.setdefault(name, set())
@@ -255,6 +257,9 @@ class _Reader:
             raise ValueError(
                 f"{theirs[0]} has the shape {tuple(tensor.shape)}, but by config.json it is {tuple(like.shape)}"
             )
+        if self.family.interleaved_rope and name.endswith("attention.qkv.weight"):
+            self.current.add(None)
+            tensor = of_queries_and_keys(half_split, tensor, self.config)
         return tensor
 
     def _joined(self, names: list[str] | tuple[str, ...]) -> Tensor:
@@ -304,6 +309,8 @@ def _theirs(family: Family, config: DecoderConfig, name: str, tensor: Tensor) ->
         tensor = tensor[: config.vocab_size]
     if _is_transposed(family, name, tensor):
         tensor = tensor.T
+    if family.interleaved_rope and name.endswith("attention.qkv.weight"):
+        tensor = of_queries_and_keys(interleaved, tensor, config)
     if "{x}" not in names[0]:
         return dict(zip(names, _parts(tensor, config, len(names)), strict=True))
     return {

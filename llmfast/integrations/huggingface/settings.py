@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from llmfast.integrations.huggingface.defaults import HARMLESS, INERT
 from llmfast.models.activations import transformers_names
-from llmfast.models.config import DecoderConfig, ExpertsConfig, RopeScaling
+from llmfast.models.config import DecoderConfig
 
 
 class File:
@@ -71,12 +71,24 @@ class Setting(Protocol):
         ...
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""How files call layers that see all, and those with a window."""
+
+_SCORE_CAP = "attn_logit_softcapping"
 _WHOLE = frozenset(("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "ff_width", "context"))
 
 
-def _check_whole(name: str, value: Any) -> None:
+def check_whole(name: str, value: Any) -> None:
     if type(value) is not int:
         raise ValueError(f"{name} is {value!r}, not a whole number")
+
+
+def joined(name: str, *values: Any) -> Any:
+    """The value that is given under several names."""
+    found = {value for value in values if value is not None}
+    if len(found) > 1:
+        raise ValueError(f"{name} is given twice: {' and '.join(map(str, values))}")
+    return found.pop() if found else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Renamed:
             if value is None and ours != "kv_heads" and file.defaults.get(theirs) is not None:
                 raise ValueError(f"{theirs} is null")
             if value is not None and ours in _WHOLE:
-                _check_whole(theirs, value)
+                check_whole(theirs, value)
         return {ours: value for ours, value in found.items() if value is not None}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
@@ -214,6 +226,48 @@ class Granite:
         return {"attention_multiplier": config.head_width**-0.5}
 
 
+class LogitScale:
+    """Cohere's factor on logits, which goes into the weights of the final norm (``families.cohere_factors``)."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        scale = file["logit_scale"]
+        if type(scale) not in (int, float) or not math.isfinite(scale):
+            raise ValueError(f"logit_scale is {scale!r}, not a finite number")
+        return {}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        return {"logit_scale": 1.0}
+
+
+@dataclass(frozen=True)
+class GemmaScores:
+    """The scale of attention by the number whose inverse root it is, and the caps of scores and logits."""
+
+    caps_attention: bool
+    """Whether transformers caps the scores of attention as the file says; in Gemma 3 it does not."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        scalar, caps = file["query_pre_attn_scalar"], {}
+        check_whole("query_pre_attn_scalar", scalar)
+        if scalar < 1:
+            raise ValueError(f"query_pre_attn_scalar is {scalar}, not a positive number")
+        for ours, theirs in (("logit_softcap", "final_logit_softcapping"), ("attention_softcap", _SCORE_CAP)):
+            caps[ours] = file.get(theirs)
+            if caps[ours] is not None and type(caps[ours]) is not float:
+                raise ValueError(f"{theirs} is {caps[ours]!r}, not a number with a decimal point")
+        if not self.caps_attention:
+            caps["attention_softcap"] = None
+        return caps | {"attention_scale": None if scalar == file["head_dim"] else scalar**-0.5}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        scale = config.attention_scale or config.head_width**-0.5
+        return {
+            "query_pre_attn_scalar": round(scale**-2),
+            "final_logit_softcapping": config.logit_softcap,
+            _SCORE_CAP: config.attention_softcap,
+        }
+
+
 class Quantization:
     """The quantization of the stored weights, of which 4 bits of bitsandbytes can be decoded."""
 
@@ -226,233 +280,3 @@ class Quantization:
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         return {}
-
-
-# --- rotary embedding -----------------------------------------------------------------------------------------------
-
-SCALING = {  # theirs: ours
-    "factor": "factor",
-    "original_max_position_embeddings": "original_context",
-    "low_freq_factor": "low_frequency_factor",
-    "high_freq_factor": "high_frequency_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor",
-    "truncate": "truncate",
-}
-SCALING_KEYS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
-        "truncate",
-    ),
-}
-
-
-def _joined(name: str, *values: Any) -> Any:
-    """The value that is given under several names."""
-    found = {value for value in values if value is not None}
-    if len(found) > 1:
-        raise ValueError(f"{name} is given twice: {' and '.join(map(str, values))}")
-    return found.pop() if found else None
-
-
-def _yarn_attention_factor(given: Mapping[str, Any]) -> float | None:
-    """The factor on cosines and sines, which may also be given by two factors on its logarithm."""
-    mscale, of_all = given.get("mscale"), given.get("mscale_all_dim")
-    if given.get("attention_factor") is not None or not (mscale and of_all):
-        return given.get("attention_factor")
-    growth = 0.1 * math.log(max(given["factor"], 1))
-    return (growth * mscale + 1) / (growth * of_all + 1)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """``rope_parameters``, or what they were until transformers 5: ``rope_theta`` and ``rope_scaling``."""
-
-    base: float = 10_000.0
-    """What transformers takes where the file does not say."""
-
-    kinds: tuple[str, ...] = tuple(SCALING_KEYS)
-    """The kinds of scaling that the family has."""
-
-    def read(self, file: File) -> dict[str, Any]:
-        old, new = file.get("rope_scaling"), file.get("rope_parameters")
-        given = dict(old or new or {})
-        base = float(given.pop("rope_theta", None) or file.get("rope_theta", self.base))
-        kind = _joined("rope_type", given.pop("rope_type", None), given.pop("type", None)) or "default"
-        outside = file.get("partial_rotary_factor"), file.get("original_max_position_embeddings")
-        partial = given.pop("partial_rotary_factor", outside[0])
-        if partial not in (None, 1):
-            raise ValueError(f"partial_rotary_factor is {partial}; supported is 1")
-        if kind != "default" and kind not in self.kinds:
-            raise ValueError(f"its rope_type is {kind!r}; supported are {', '.join(('default', *self.kinds))}")
-        known = ("mscale", "mscale_all_dim", *SCALING_KEYS["yarn"]) if kind == "yarn" else SCALING_KEYS.get(kind, ())
-        if odd := [name for name, value in given.items() if name not in known and value is not None]:
-            raise ValueError(f"its rotary embedding ({kind}) has settings that llmfast does not know: {', '.join(odd)}")
-        if kind == "default":
-            return {"rope_base": base}
-        for name in ("factor", *(("low_freq_factor", "high_freq_factor") if kind == "llama3" else ())):
-            if given.get(name) is None:
-                raise ValueError(f"its rotary embedding ({kind}) has no {name}")
-        found = {SCALING[key]: given[key] for key in SCALING_KEYS[kind] if given.get(key) is not None}
-        if kind in ("llama3", "yarn"):
-            found["original_context"] = outside[1] or found.get("original_context") or file["max_position_embeddings"]
-        if kind == "dynamic":
-            found["original_context"] = file["max_position_embeddings"]
-        if kind == "yarn":
-            found["attention_factor"] = _yarn_attention_factor(given)
-            for name in ("beta_fast", "beta_slow"):  # 0 counts as left out
-                if not found.get(name):
-                    found.pop(name, None)
-        scaling = RopeScaling(kind, **found)
-        settings = {"rope_base": base, "rope_scaling": scaling}
-        if kind == "dynamic":
-            settings["context"] = int(file["max_position_embeddings"] * scaling.factor)
-        return settings
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        scaling = config.rope_scaling
-        if scaling.kind == "none":
-            return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base}}
-        written = {key: getattr(scaling, SCALING[key]) for key in SCALING_KEYS[scaling.kind]}
-        if "original_max_position_embeddings" in written:
-            written["original_max_position_embeddings"] = config.original_context
-        said = {key: value for key, value in written.items() if value is not None}
-        file: dict[str, Any] = {"rope_parameters": {"rope_type": scaling.kind, "rope_theta": config.rope_base, **said}}
-        if scaling.kind == "dynamic":
-            file["max_position_embeddings"] = config.original_context
-        return file
-
-
-# --- sliding windows ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Window:
-    """One sliding window for all layers, or none where ``sliding_window`` is null."""
-
-    def read(self, file: File) -> dict[str, Any]:
-        window = file.get("sliding_window")
-        if window is None:
-            return {}
-        _check_whole("sliding_window", window)
-        return {"window": window}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        slides = any(config.window_of(layer) for layer in range(config.layers))
-        return {"sliding_window": config.window if slides else None}
-
-
-@dataclass(frozen=True)
-class SwitchedWindow:
-    """Qwen's sliding window, which counts only with ``use_sliding_window``."""
-
-    layers: Literal["all", "late", "early_even"]
-    """Which layers slide where the file does not say it layer by layer: those from ``max_window_layers`` on, or of
-    those before it every second one. With "all" a file cannot say it by layer."""
-
-    def read(self, file: File) -> dict[str, Any]:
-        window, slides = file.get("sliding_window"), file.get("use_sliding_window")
-        if window is not None:
-            _check_whole("sliding_window", window)
-        bound, layers = file.get("max_window_layers"), range(file["num_hidden_layers"])
-        types = None if self.layers == "all" else file.get("layer_types")
-        if types is None:
-            by_rule = {
-                "all": lambda i: True,
-                "late": lambda i: i >= bound,
-                "early_even": lambda i: not i % 2 and i < bound,
-            }
-            is_sliding = [bool(window and slides) and by_rule[self.layers](layer) for layer in layers]
-        else:
-            if len(types) != len(layers) or set(types) - {"full_attention", "sliding_attention"}:
-                raise ValueError(
-                    f"layer_types is {types}; supported are full_attention and sliding_attention, by layer"
-                )
-            is_sliding = [each == "sliding_attention" for each in types]
-            if any(is_sliding) and not (window and slides):
-                raise ValueError("layer_types has sliding_attention, but use_sliding_window is off")
-        if not any(is_sliding):
-            return {}
-        return {"window": window, "window_pattern": "".join("fs"[each] for each in is_sliding)}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        windows = [config.window_of(layer) for layer in range(config.layers)]
-        if not any(windows):
-            return {}
-        said = {"sliding_window": config.window, "use_sliding_window": True}
-        if self.layers == "all":
-            return said
-        return said | {"layer_types": ["sliding_attention" if each else "full_attention" for each in windows]}
-
-
-# --- mixture of experts ---------------------------------------------------------------------------------------------
-
-
-class MixtralExperts:
-    """Experts in every layer, as wide as the feed-forward."""
-
-    def read(self, file: File) -> dict[str, Any]:
-        return {"experts": ExpertsConfig(file["num_local_experts"], file["num_experts_per_tok"])}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        experts = _experts_of(config)
-        return {
-            "num_local_experts": experts.count,
-            "num_experts_per_tok": experts.active,
-            "intermediate_size": config.expert_width,
-            "router_aux_loss_coef": experts.auxiliary_weight,
-        }
-
-
-@dataclass(frozen=True)
-class QwenExperts:
-    """Experts in some layers, of a width of their own."""
-
-    shared: bool
-    """Whether there is an expert that every token passes, weighed by a gate."""
-
-    def read(self, file: File) -> dict[str, Any]:
-        dense, step = file.get("mlp_only_layers") or [], file["decoder_sparse_step"]
-        count = (
-            _joined("num_experts", file.get("num_local_experts"), file.given.get("num_experts")) or file["num_experts"]
-        )
-        file.get("num_experts")
-        layers = range(file["num_hidden_layers"])
-        shared = file["shared_expert_intermediate_size"] if self.shared else 0
-        experts = ExpertsConfig(
-            count,
-            file["num_experts_per_tok"],
-            width=file["moe_intermediate_size"],
-            pattern="".join("e" if (layer + 1) % step == 0 and layer not in dense else "d" for layer in layers),
-            normalize=file["norm_topk_prob"],
-            shared_width=shared,
-            shared_gate=bool(shared),
-        )
-        return {"experts": experts}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        experts = _experts_of(config)
-        written = {
-            "num_experts": experts.count,
-            "num_experts_per_tok": experts.active,
-            "moe_intermediate_size": config.expert_width,
-            "mlp_only_layers": [layer for layer in range(config.layers) if not config.has_experts(layer)],
-            "decoder_sparse_step": 1,
-            "norm_topk_prob": experts.normalize,
-            "router_aux_loss_coef": experts.auxiliary_weight,
-        }
-        return written | ({"shared_expert_intermediate_size": experts.shared_width} if self.shared else {})
-
-
-def _experts_of(config: DecoderConfig) -> ExpertsConfig:
-    if not config.experts.count:
-        raise ValueError("this family has experts, and model.experts.count is 0")
-    return config.experts

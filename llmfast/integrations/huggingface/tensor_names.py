@@ -36,6 +36,20 @@ LLAMA = {
         {"feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"), "feed_forward.down": ("mlp.down_proj",)},
     ),
 }
+GEMMA2 = {
+    **LLAMA,
+    **_blocks(
+        "model.layers.{i}",
+        {
+            "attention_post_norm": ("post_attention_layernorm",),
+            "feed_forward_norm": ("pre_feedforward_layernorm",),
+            "feed_forward_post_norm": ("post_feedforward_layernorm",),
+        },
+    ),
+}
+_OLMO2_WITHOUT = ("blocks.{i}.attention_norm", "blocks.{i}.feed_forward_norm")
+OLMO2 = {name: theirs for name, theirs in GEMMA2.items() if name not in _OLMO2_WITHOUT}
+COHERE = {name: theirs for name, theirs in LLAMA.items() if name != "blocks.{i}.feed_forward_norm"}
 PHI3 = {
     **LLAMA,
     **_blocks(

@@ -54,6 +54,8 @@ class FamilyNaming(Naming):
     def __init__(self, decoder: Decoder):
         super().__init__(decoder)
         self.family, _ = to_config(decoder.config)
+        if self.family.interleaved_rope:
+            raise ValueError(f"{self.family.model_type} has the rows of queries and keys in another order")
         self.vocab_size = decoder.config.vocab_size
         self.transposed = self.family.conv1d
         self.sizes = {

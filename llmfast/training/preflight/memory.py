@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmfast.models.config import Checkpointing, DecoderConfig
-from llmfast.models.size import cache_bytes_per_token, parameters_by_part
+from llmfast.models.size import cache_bytes_per_token, norms_of_block, parameters_by_part
 from llmfast.training.optimizers.registry import OPTIMIZERS, OptimizerName
 
 Precision = Literal["float32", "bfloat16"]
@@ -94,7 +94,8 @@ def _block_activations(config: DecoderConfig, layer: int, setup: TrainingSetup) 
         return stream + c * products + 4 * H + _feed_forward_products(config, layer, c)
     kept = E + packed + mixed + (turned if config.positions == "rope" else 0)
     per_norm = 8 if config.norm == "layer" else 4
-    norms = 2 * (stream + per_norm) + (per_norm * (H + K) if config.qk_norm else 0)
+    norms = norms_of_block(config) * (stream + per_norm)
+    norms += per_norm * (H + K if config.qk_norm_over == "head" else 2) if config.qk_norm else 0
     masks = 2 * E if config.dropout else 0
     return norms + c * kept + 4 * H + masks + _feed_forward_activations(config, layer, c)
 

@@ -1,0 +1,71 @@
+"""Settings of a mixture of experts in a config.json; see ``settings``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmfast.integrations.huggingface.settings import File, joined
+from llmfast.models.config import DecoderConfig, ExpertsConfig
+
+
+class MixtralExperts:
+    """Experts in every layer, as wide as the feed-forward."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        return {"experts": ExpertsConfig(file["num_local_experts"], file["num_experts_per_tok"])}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        experts = _experts_of(config)
+        return {
+            "num_local_experts": experts.count,
+            "num_experts_per_tok": experts.active,
+            "intermediate_size": config.expert_width,
+            "router_aux_loss_coef": experts.auxiliary_weight,
+        }
+
+
+@dataclass(frozen=True)
+class QwenExperts:
+    """Experts in some layers, of a width of their own."""
+
+    shared: bool
+    """Whether there is an expert that every token passes, weighed by a gate."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        dense, step = file.get("mlp_only_layers") or [], file["decoder_sparse_step"]
+        count = (
+            joined("num_experts", file.get("num_local_experts"), file.given.get("num_experts")) or file["num_experts"]
+        )
+        file.get("num_experts")
+        layers = range(file["num_hidden_layers"])
+        shared = file["shared_expert_intermediate_size"] if self.shared else 0
+        experts = ExpertsConfig(
+            count,
+            file["num_experts_per_tok"],
+            width=file["moe_intermediate_size"],
+            pattern="".join("e" if (layer + 1) % step == 0 and layer not in dense else "d" for layer in layers),
+            normalize=file["norm_topk_prob"],
+            shared_width=shared,
+            shared_gate=bool(shared),
+        )
+        return {"experts": experts}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        experts = _experts_of(config)
+        written = {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.active,
+            "moe_intermediate_size": config.expert_width,
+            "mlp_only_layers": [layer for layer in range(config.layers) if not config.has_experts(layer)],
+            "decoder_sparse_step": 1,
+            "norm_topk_prob": experts.normalize,
+            "router_aux_loss_coef": experts.auxiliary_weight,
+        }
+        return written | ({"shared_expert_intermediate_size": experts.shared_width} if self.shared else {})
+
+
+def _experts_of(config: DecoderConfig) -> ExpertsConfig:
+    if not config.experts.count:
+        raise ValueError("this family has experts, and model.experts.count is 0")
+    return config.experts
