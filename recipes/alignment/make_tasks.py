@@ -1,6 +1,7 @@
-"""Writes the tasks of this study: digits to be sorted, sums whose steps are judged, and answers that are judged alone.
+"""Writes the tasks of this study: digits to be sorted, sorted digits that are judged one by one, and answers that are
+judged alone.
 
-python make_tasks.py FOLDER PAIRS DIGITS CHAINS
+python make_tasks.py FOLDER PAIRS DIGITS JUDGED
 """
 
 import json
@@ -16,17 +17,15 @@ def sorting(draw: random.Random) -> dict[str, str]:
     return {"prompt": digits, "completion": found, "answer": found}
 
 
-def chain(draw: random.Random) -> dict[str, object]:
-    """A sum of digits, added one after the other; from the first wrong step on, if there is one, all are wrong."""
-    digits = [draw.randint(1, 9) for _ in range(draw.randint(3, 5))]
-    wrong_at = draw.choice([None, *range(1, len(digits))])
-    total, steps, labels = digits[0], [], []
-    for place, digit in enumerate(digits[1:], 1):
-        found = total + digit + (draw.choice([-2, -1, 1, 2]) if place == wrong_at else 0)
-        steps.append(f"{total}+{digit}={found}")
-        labels.append(wrong_at is None or place < wrong_at)
-        total = found
-    return {"prompt": f"{'+'.join(map(str, digits))}=", "completions": steps, "labels": labels}
+def judged_lines(draw: random.Random) -> dict[str, object]:
+    """Six digits in their order, one per line; from the first that is less than the one before it, all are wrong."""
+    digits = "".join(draw.choices("0123456789", k=6))
+    steps = sorted(digits)
+    places = [place for place in range(1, 6) if steps[place - 1] > "0"]
+    wrong_at = draw.choice([6, *places])
+    if wrong_at < 6:
+        steps[wrong_at] = str(draw.randrange(int(steps[wrong_at - 1])))
+    return {"prompt": digits, "completions": steps, "labels": [place < wrong_at for place in range(6)]}
 
 
 def alone(pairs: list[dict[str, str]]) -> list[dict[str, object]]:
@@ -42,11 +41,11 @@ def write(file: Path, records: list) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def main(folder: Path, pairs: Path, digits: int, chains: int) -> None:
+def main(folder: Path, pairs: Path, digits: int, judged: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
     write(folder / "digits.jsonl", [sorting(draw) for _ in range(digits)])
-    write(folder / "steps.jsonl", [chain(draw) for _ in range(chains)])
+    write(folder / "steps.jsonl", [judged_lines(draw) for _ in range(judged)])
     write(folder / "judged.jsonl", alone(json.loads(pairs.read_text(encoding="utf-8"))))
 
 
