@@ -202,7 +202,7 @@ def test_a_failed_reward_ends_the_run_or_leaves_the_answer_out(tmp_path, monkeyp
     monkeypatch.setitem(build.BY_NAME, "fussy", lambda prompt, tokens, text, answer: 1 / (len(tokens) % 2))
     session = run(tmp_path, rewards={"fussy": 1.0})
     with pytest.raises(
-        ValueError, match=r"the reward fussy raised ZeroDivisionError .* for sample \d of .*digits\.jsonl:"
+        ValueError, match=r"the reward fussy raised ZeroDivisionError .* for sample \d of .*tasks\.jsonl:"
     ):
         session.trainer.step()
     batch = run(tmp_path / "skip", rewards={"fussy": 1.0}, on_bad_reward="skip").trainer.source.next(16)
