@@ -1,6 +1,6 @@
 """Triton kernels for training language models, each beside its plain PyTorch definition."""
 
-from .activation import geglu, gelu, swiglu
+from .activation import geglu, gelu, swiglu, tiled_mlp
 from .attention import (
     attention_weights,
     flash_attention,
@@ -16,7 +16,7 @@ from .frame.backend import backend
 from .int8 import int8_linear, quantize_int8
 from .linear import batch_invariant, is_batch_invariant, linear
 from .lora import Adapted, lora_linear, lora_mlp
-from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence
+from .losses import cross_entropy, linear_cross_entropy, linear_kl_divergence, vocab_parallel_cross_entropy
 from .nf4 import (
     NF4Linear,
     NF4Tensor,
@@ -70,6 +70,8 @@ __all__ = [
     "rope",
     "sdpa",
     "swiglu",
+    "tiled_mlp",
     "to_bitsandbytes",
     "to_bitsandbytes_state",
+    "vocab_parallel_cross_entropy",
 ]

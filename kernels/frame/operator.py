@@ -70,20 +70,21 @@ def define(
     return _without_dispatcher(op, described, function, run)
 
 
-def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) -> Callable[..., Any]:
+def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple], *, beside: int = 0) -> Callable[..., Any]:
     """An operator that computes a number together with its gradients by its first tensors, those that are wanted, in
-    the same pass: a call is ``(wanted: list[bool], a call that begins with these tensors)``, its outputs the number and
-    a gradient of each tensor.
+    the same pass: a call is ``(wanted: list[bool], a call that begins with these tensors)``, its outputs the number,
+    what stands ``beside`` it (so many outputs, without a gradient), and a gradient of each tensor.
 
     What the number is multiplied by later (1 / N, a loss scale) waits for the backward pass, so that no float16
     underflows in ``run``, whose gradients may be wider than the tensors.
     """
-    gradients = len(Description(call).returns.split(",")) - 1
+    auxiliary = len(Description(call).returns.split(",")) - 1
+    gradients = auxiliary - beside
 
     class Kept(NamedTuple("Kept", [*((f"gradient{i}", Tensor) for i in range(gradients)), ("dtype", torch.dtype)])):
         @staticmethod
         def fields(call, number, *found):
-            return *found, call[1][0].dtype
+            return *found[beside:], call[1][0].dtype
 
     def backward(kept, wanted, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
         *saved, dtype = kept
@@ -105,7 +106,7 @@ def define_with_gradients(name: str, call: type, run: Callable[[Any], tuple]) ->
 
         backward = staticmethod(_refuse(name))
 
-    return define(name, call, run, keeps=Kept, backward=backward, auxiliary=gradients)
+    return define(name, call, run, keeps=Kept, backward=backward, auxiliary=auxiliary)
 
 
 def _function(

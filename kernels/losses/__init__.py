@@ -9,3 +9,4 @@ compiled for every chip).
 from .cross_entropy import cross_entropy as cross_entropy
 from .linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .linear_kl_divergence import linear_kl_divergence as linear_kl_divergence
+from .vocab_parallel import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy

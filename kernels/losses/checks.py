@@ -1,9 +1,11 @@
 """Argument checks and the reduction that the cross-entropy functions share."""
 
+import torch
 from torch import Tensor
 
 from ..frame.checks import check_choice, check_floating, check_same_device
 from . import reference
+from .objective import Asked, LossOptions
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -15,6 +17,21 @@ def check_target(target: Tensor, rows: Tensor, rows_name: str) -> None:
             f"({rows_name} without its last dimension), got {target.dtype} of shape {tuple(target.shape)}"
         )
     check_same_device("target", target, rows)
+
+
+def check_soft_target(target: Tensor, logits: Tensor, ignore_index: int, return_token_accuracy: bool) -> None:
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must hold probabilities of the shape of logits {tuple(logits.shape)}, or integer class indices of "
+            f"shape {tuple(logits.shape[:-1])}, got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    check_same_device("target", target, logits)
+    if target.requires_grad:
+        raise ValueError("target gets no gradient: detach it")
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index is of integer targets: with probabilities, leave it out, got {ignore_index}")
+    if return_token_accuracy:
+        raise ValueError("return_token_accuracy is of integer targets: probabilities name no one class")
 
 
 def check_options(
@@ -44,17 +61,40 @@ def check_options(
 
 def finish(
     loss: Tensor,
-    lse: Tensor | None,
+    lse: Tensor,
+    correct: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    ignore_index: int,
     vocabulary: int,
     reduction: str,
-    return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What the public functions return, from each token's loss and log-sum-exp."""
-    counted = None
-    if reduction == "mean":
-        counted = reference.token_weight(target, class_weight, ignore_index, vocabulary, loss.dtype)
+    options: LossOptions,
+    asked: Asked,
+    *,
+    reduced: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """What the public functions return, from the loss of each token or the sum of all (or what is to be returned, where
+    it is ``reduced`` already), and each token's log-sum-exp and prediction (see ``reference.is_predicted``)."""
+
+    def counted() -> Tensor:
+        return reference.token_weight(target, class_weight, options.ignore_index, vocabulary, lse.dtype)
+
+    if not reduced:
+        loss = reference.reduce(loss, counted() if reduction == "mean" else None, reduction)
+    beside = [lse] if asked.lse else []
+    if asked.z_loss:
+        parts = options.z_loss * counted() * lse.detach().square()
+        beside.append(reference.reduce(parts, counted(), reduction))
+    if asked.token_accuracy:
+        known = reference.is_class(target, options.ignore_index, vocabulary).to(correct.dtype)
+        beside.append(correct if reduction == "none" else reference.reduce(correct, known, "mean"))
+    return (loss, *beside) if beside else loss
+
+
+def finish_soft(loss: Tensor, lse: Tensor, reduction: str, z_loss: float, asked: Asked) -> Tensor | tuple[Tensor, ...]:
+    """As ``finish``, where targets are probabilities: every token counts 1."""
+    counted = torch.ones_like(lse)
+    beside = [lse] if asked.lse else []
+    if asked.z_loss:
+        beside.append(reference.reduce(z_loss * lse.detach().square(), counted, reduction))
     loss = reference.reduce(loss, counted, reduction)
-    return (loss, lse) if return_lse else loss
+    return (loss, *beside) if beside else loss

@@ -7,14 +7,15 @@ import torch
 
 from ..compile_check import CompileCase
 from ..frame.launch import Chip
-from . import cross_entropy_ops, linear_cross_entropy_ops
+from . import cross_entropy_ops, linear_cross_entropy_ops, soft_cross_entropy_ops
 from .cross_entropy_ops import CrossEntropyBackwardCall, CrossEntropyCall, CrossEntropyKept
 from .launch import logits_launch
 from .linear_call import LinearCrossEntropyCall
 from .linear_cross_entropy_ops import LinearCrossEntropyBackwardCall, LinearCrossEntropyKept
 from .linear_kl_divergence import KINDS
 from .linear_kl_divergence_ops import LinearKLCall, row_gradients, row_losses
-from .objective import LossOptions
+from .objective import LossOptions, objective
+from .soft_cross_entropy_ops import SoftCrossEntropyBackwardCall, SoftCrossEntropyCall, SoftCrossEntropyKept
 
 ALL_OPTIONS = LossOptions(-100, 0.1, 1e-4, 30.0)
 LIGHT_OPTIONS = LossOptions(-100, 0.0, 1e-4, None)
@@ -23,33 +24,71 @@ NO_OPTIONS = LossOptions(-100, 0.0, 0.0, None)
 
 def compile_cases(chip: Chip) -> Iterator[CompileCase]:
     yield from cross_entropy_cases()
+    yield from soft_cross_entropy_cases()
+    yield CompileCase("vocab_parallel_cross_entropy", "25651 of 128256 bfloat16, label smoothing", _vocab_parallel)
     yield from linear_cross_entropy_cases(chip)
     yield from linear_kl_divergence_cases()
 
 
 def cross_entropy_cases() -> Iterator[CompileCase]:
     """Each tile (rows of 512, of 128,256) and each way the rows lie, without options and with all of them."""
-    for vocabulary, dtype, everything in (
-        (512, torch.bfloat16, False),
-        (50257, torch.bfloat16, False),
-        (50257, torch.bfloat16, True),
-        (128256, torch.bfloat16, False),
-        (128256, torch.bfloat16, True),
-        (128256, torch.float32, True),
+    for vocabulary, dtype, options in (
+        (512, torch.bfloat16, ""),
+        (50257, torch.bfloat16, ""),
+        (50257, torch.bfloat16, "all options, strided"),
+        (128256, torch.bfloat16, ""),
+        (128256, torch.bfloat16, "all options, strided"),
+        (128256, torch.float32, "all options, strided"),
+        (50257, torch.bfloat16, "token accuracy"),
+        (128256, torch.bfloat16, "token accuracy"),
     ):
-        name = f"{vocabulary} {str(dtype)[6:]}{', all options, strided' if everything else ''}"
-        yield CompileCase("cross_entropy", name, partial(_cross_entropy, vocabulary, dtype, everything))
+        name = ", ".join(filter(None, (f"{vocabulary} {str(dtype)[6:]}", options)))
+        yield CompileCase("cross_entropy", name, partial(_cross_entropy, vocabulary, dtype, options))
 
 
-def _cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+def _cross_entropy(vocabulary: int, dtype: torch.dtype, chosen: str) -> None:
+    everything, predicts = chosen.startswith("all"), chosen == "token accuracy"
     logits = torch.empty(4, 9, vocabulary, dtype=dtype, device="meta")[:, : 8 if everything else 9]
     target = torch.empty(logits.shape[:2], dtype=torch.int64, device="meta")
     class_weight = torch.empty(vocabulary, device="meta") if everything else None
     options, reduction = (ALL_OPTIONS, "none") if everything else (NO_OPTIONS, "mean")
-    call = CrossEntropyCall(logits, target, class_weight, reduction, options)
-    loss, lse, scale = cross_entropy_ops.forward(call)
-    kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale))
+    call = CrossEntropyCall(logits, target, class_weight, reduction, predicts, options)
+    loss, lse, scale, correct = cross_entropy_ops.forward(call)
+    if predicts:  # The backward pass is that of the case without.
+        return
+    kept = CrossEntropyKept(*CrossEntropyKept.fields(call, loss, lse, scale, correct))
     cross_entropy_ops.backward(CrossEntropyBackwardCall(loss, lse if everything else None, kept))
+
+
+def soft_cross_entropy_cases() -> Iterator[CompileCase]:
+    """Each tile, and all options."""
+    for vocabulary, dtype, options in (
+        (512, torch.bfloat16, ""),
+        (128256, torch.bfloat16, ""),
+        (50257, torch.float32, "all options"),
+    ):
+        name = ", ".join(filter(None, (f"{vocabulary} {str(dtype)[6:]}", options)))
+        yield CompileCase("soft_cross_entropy", name, partial(_soft_cross_entropy, vocabulary, dtype, bool(options)))
+
+
+def _soft_cross_entropy(vocabulary: int, dtype: torch.dtype, everything: bool) -> None:
+    logits, target = (torch.empty(8, vocabulary, dtype=dtype, device="meta") for _ in range(2))
+    class_weight = torch.empty(vocabulary, device="meta") if everything else None
+    options = (0.1, 1e-4, 30.0) if everything else (0.0, 0.0, None)
+    call = SoftCrossEntropyCall(logits, target, class_weight, *options)
+    loss, lse, mass = soft_cross_entropy_ops.forward(call)
+    kept = SoftCrossEntropyKept(lse, mass, call)
+    soft_cross_entropy_ops.backward(SoftCrossEntropyBackwardCall(loss, lse if everything else None, kept))
+
+
+def _vocab_parallel() -> None:
+    """A part of odd size, so that rows start anywhere."""
+    logits = torch.empty(8, 25651, dtype=torch.bfloat16, device="meta")
+    target = torch.empty(8, dtype=torch.int64, device="meta")
+    chosen = objective(None, -100, 0.1, 0.0, None)._replace(classes=128256, weight_sum=torch.empty((), device="meta"))
+    loss, lse = (torch.empty(8, device="meta") for _ in range(2))
+    cross_entropy_ops.forward_rows(logits, target, chosen, loss, lse)
+    cross_entropy_ops.backward_rows(loss, lse, None, logits, target, chosen, lse, torch.empty_like(logits))
 
 
 def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:
@@ -62,6 +101,7 @@ def linear_cross_entropy_cases(chip: Chip) -> Iterator[CompileCase]:
         (4096, torch.bfloat16, "bias, z-loss and weights"),
         (960, torch.float16, "all options"),
         (4096, torch.bfloat16, "filtered"),
+        (4096, torch.bfloat16, "token accuracy"),
     ):
         by_tma = logits_launch(chip, options not in ("", "filtered")).tma
         expect = dict.fromkeys(logits, (product, "tma" if by_tma else "cp.async"))
@@ -82,11 +122,14 @@ def _linear_cross_entropy(width: int, dtype: torch.dtype, options: str) -> None:
     if everything:
         class_weight = torch.empty(vocabulary, device="meta")
         chosen = ALL_OPTIONS if options == "all options" else LIGHT_OPTIONS
-        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", chosen)
+        call = LinearCrossEntropyCall(hidden, weight, bias, target, class_weight, None, "tiles", False, chosen)
     else:
         threshold = 1e-4 if options == "filtered" else None
-        call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", NO_OPTIONS)
-    loss, lse = linear_cross_entropy_ops.forward(call)
+        predicts = options == "token accuracy"
+        call = LinearCrossEntropyCall(hidden, weight, None, target, None, threshold, "tiles", predicts, NO_OPTIONS)
+    loss, lse, _ = linear_cross_entropy_ops.forward(call)
+    if call.predicts:  # The backward pass is that of the case without.
+        return
     kept, wanted = LinearCrossEntropyKept(lse, call), [True, True, everything]
     grad_lse = lse if everything else None
     linear_cross_entropy_ops.backward(LinearCrossEntropyBackwardCall(loss, grad_lse, wanted, kept))

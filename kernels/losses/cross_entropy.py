@@ -1,4 +1,4 @@
-"""Cross entropy of logits with integer targets.
+"""Cross entropy of logits with integer targets, or probabilities (see ``cross_entropy``).
 
 With z the logits (softcap·tanh(logits / softcap) with a softcap), lse = log Σ_v exp(z[v]), p = exp(z − lse),
 t the target's class, w the class weights (1 without weights) and ε the label smoothing, the loss of one token
@@ -19,8 +19,10 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.checks import check_floating
 from . import reference
-from .checks import check_options, check_target, finish
+from .checks import check_options, check_soft_target, check_target, finish, finish_soft
 from .cross_entropy_ops import cross_entropy_op
+from .objective import Asked, LossOptions
+from .soft_cross_entropy_ops import soft_cross_entropy_op
 
 
 def cross_entropy(
@@ -34,7 +36,9 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_z_loss: bool = False,
+    return_token_accuracy: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """Cross entropy of ``logits`` (..., V) with the class indices ``target`` (...).
 
     With z = softcap·tanh(logits / softcap) (z = logits without a softcap), lse = log Σ_v exp(z[v]), the
@@ -50,16 +54,24 @@ def cross_entropy(
     Args:
         logits: (..., V), any floating dtype; they are never written to.
         target: (...), integers in [0, V), or ``ignore_index`` for a token that counts nothing. The loss of a token
-            whose target is neither is NaN.
+            whose target is neither is NaN. Or (..., V), probabilities q, which get no gradient: the loss of a token is
+            then Σ_v w[v]·q'[v]·(lse − z[v]) + z_loss·lse² with q' = (1 − ε)·q + ε/V, all tokens count, and ``"mean"``
+            divides by their number, as in PyTorch.
         weight: (V,), how much each class counts. It gets no gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for each token's loss (...).
         label_smoothing: ε, between 0 and 1.
         z_loss: the factor of lse²; 1e-4 in PaLM.
         softcap: the bound of the capped logits (Gemma 2, arXiv:2408.00118, section 2); None for no cap.
         return_lse: also return each token's lse (...), 0 where ignored, through which gradients flow, too.
+        return_z_loss: also return what ``z_loss`` adds to the loss, reduced as the loss is; for the log, without a
+            gradient. Liger's and flash-attn's have no class weights; without weights they are the same.
+        return_token_accuracy: also return which tokens the largest logit predicts (the first, of equals), without a
+            gradient: 1 or 0 for each token with ``reduction="none"``, 0 where ignored, and else the mean over the
+            tokens that count, whatever their weights; 0 where none does.
 
     Returns:
-        the loss, float32 (float64 for float64 logits); with ``return_lse`` the pair (loss, lse).
+        the loss, float32 (float64 for float64 logits), or a tuple of the loss and what else is asked for, in this
+        order: lse, z-loss, token accuracy.
 
     Raises:
         ValueError: for a target, weight or option that does not fit.
@@ -74,11 +86,22 @@ def cross_entropy(
     check_floating("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
-    check_target(target, logits, "logits")
+    soft = target.is_floating_point()
+    if soft:
+        check_soft_target(target, logits, ignore_index, return_token_accuracy)
+    else:
+        check_target(target, logits, "logits")
     check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
-    options = (ignore_index, label_smoothing, z_loss, softcap)
-    if use_triton(logits):
-        loss, lse, _ = cross_entropy_op(logits, target, weight, reduction, options)
-        return (loss, lse) if return_lse else loss
-    loss, lse = reference.cross_entropy(logits, target, weight, *options)
-    return finish(loss, lse, target, weight, ignore_index, logits.shape[-1], reduction, return_lse)
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    asked = Asked(return_lse, return_z_loss, return_token_accuracy)
+    kernels = use_triton(logits)
+    if soft:
+        compute = soft_cross_entropy_op if kernels else reference.soft_cross_entropy
+        loss, lse, *_ = compute(logits, target, weight, label_smoothing, z_loss, softcap)
+        return finish_soft(loss, lse, reduction, z_loss, asked)
+    if kernels:
+        loss, lse, _, correct = cross_entropy_op(logits, target, weight, reduction, return_token_accuracy, options)
+    else:
+        loss, lse = reference.cross_entropy(logits, target, weight, *options)
+        correct = reference.is_predicted(logits, target, ignore_index) if return_token_accuracy else lse
+    return finish(loss, lse, correct, target, weight, logits.shape[-1], reduction, options, asked, reduced=kernels)

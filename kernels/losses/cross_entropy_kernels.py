@@ -40,11 +40,11 @@ def _load_units(row_of_units, at, shift, valid, vocabulary, other, UNIT: tl.cons
     return tl.load(row_of_units + at, valid & (at // UNIT * UNIT < vocabulary + shift), other=other).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index", "classes"])
 def cross_entropy_forward(
-    logits, target, weight, weight_sum, loss, lse, partials,
+    logits, target, weight, weight_sum, loss, lse, correct, partials,
     rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
-    ignore_index: tl.int64, label_smoothing, z_loss, softcap,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap, classes,
     STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -58,12 +58,20 @@ def cross_entropy_forward(
     top = tl.full((ROWS, 1), float("-inf"), tl.float32)
     lanes = tl.zeros((ROWS, BLOCK), tl.float32)
     weighted = tl.zeros((ROWS, BLOCK), tl.float32)
+    if correct is not None:  # Each lane's largest logit, and the class that has it first.
+        largest = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+        place = tl.zeros((ROWS, BLOCK), tl.int32)
     for start in range(0, vocabulary + UNIT - 1, BLOCK):
         at = start + tl.arange(0, BLOCK)[None, :]
         column = at - shift
         inside = _is_inside(at, shift, vocabulary, UNIT)
         mask = valid & inside
-        z = cap(_load_units(units, at, shift, valid, vocabulary, float("-inf"), UNIT), softcap)
+        z = _load_units(units, at, shift, valid, vocabulary, float("-inf"), UNIT)
+        if correct is not None:  # Before the cap, which may round two logits to one.
+            larger = mask & (z > largest)
+            largest = tl.where(larger, z, largest)
+            place = tl.where(larger, column, place)
+        z = cap(z, softcap)
         if label_smoothing is not None:
             if weight is None:
                 weighted += tl.where(mask, z, 0.0)
@@ -84,10 +92,14 @@ def cross_entropy_forward(
     target_logit = cap(tl.load(logits + offset + label, known, other=0.0).to(tl.float32), softcap)
     value, counted = token_loss(
         top, total, target_logit, tl.sum(weighted, 1, keep_dims=True), log_sum, label, valid, vocabulary,
-        weight, weight_sum, label_smoothing, z_loss,
+        weight, weight_sum, label_smoothing, z_loss, classes,
     )  # fmt: skip
     if loss is not None:
         tl.store(loss + row, value, row < rows)
+    if correct is not None:
+        best = tl.max(largest, 1, keep_dims=True)
+        predicted = tl.min(tl.where(largest == best, place, vocabulary), 1, keep_dims=True)
+        tl.store(correct + row, (known & (predicted == label)).to(tl.float32), row < rows)
     if partials is not None:
         tl.store(partials + tl.program_id(0), tl.sum(value))
         tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(counted))
@@ -110,11 +122,11 @@ def reduce_loss(partials, loss, scale, programs, MEAN: tl.constexpr, BLOCK: tl.c
     tl.store(scale, factor)
 
 
-@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index"])
+@triton.jit(do_not_specialize=["rows", "n1", "n2", "s0", "s1", "ignore_index", "classes"])
 def cross_entropy_backward(
     grad_loss, grad_lse, scale, logits, target, weight, weight_sum, lse, grad_logits,
     rows: tl.int64, vocabulary, n1: tl.int64, n2: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
-    ignore_index: tl.int64, label_smoothing, z_loss, softcap, gradient_filter,
+    ignore_index: tl.int64, label_smoothing, z_loss, softcap, gradient_filter, classes,
     STRIDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -143,7 +155,7 @@ def cross_entropy_backward(
     if grad_lse is not None:
         upstream_lse = tl.load(grad_lse + row, row < rows, other=0.0)
     a, b, c = gradient_factors(
-        upstream, upstream_lse, log_sum, label, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss
+        upstream, upstream_lse, log_sum, label, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss, classes
     )
     gradient = logit_gradient(
         z, log_sum, a, b, c, column, label, vocabulary, weight, label_smoothing, softcap, gradient_filter

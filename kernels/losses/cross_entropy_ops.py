@@ -19,15 +19,17 @@ class CrossEntropyCall(NamedTuple):
     target: Tensor  # (...)
     class_weight: Tensor | None  # (V,)
     reduction: str
+    predicts: bool  # whether to find out which tokens' targets have the largest logit
     options: LossOptions
 
-    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the log-sum-exp of each token, and what the loss of a token is multiplied by (empty where each
-        token's loss is asked for)."""
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss, the log-sum-exp of each token, what the loss of a token is multiplied by (empty where each
+        token's loss is asked for), and 1 for each token that is predicted (empty unless asked for)."""
         lse = empty(self.target, torch.float32)
+        correct = empty(lse) if self.predicts else lse.new_empty(0)
         if self.reduction == "none":
-            return empty(lse), lse, lse.new_empty(0)
-        return lse.new_empty(()), lse, lse.new_empty(())
+            return empty(lse), lse, lse.new_empty(0), correct
+        return lse.new_empty(()), lse, lse.new_empty(()), correct
 
 
 class CrossEntropyKept(NamedTuple):
@@ -36,7 +38,7 @@ class CrossEntropyKept(NamedTuple):
     call: CrossEntropyCall
 
     @staticmethod
-    def fields(call: CrossEntropyCall, loss: Tensor, lse: Tensor, scale: Tensor) -> tuple:
+    def fields(call: CrossEntropyCall, loss: Tensor, lse: Tensor, scale: Tensor, correct: Tensor) -> tuple:
         return lse, None if call.reduction == "none" else scale, call
 
 
@@ -49,25 +51,26 @@ class CrossEntropyBackwardCall(NamedTuple):
         return empty(self.kept.call.logits)
 
 
-def forward(call: CrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
-    loss, lse, scale = call.allocate()
-    logits, target, class_weight, reduction, options = call
+def forward(call: CrossEntropyCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, lse, scale, correct = call.allocate()
+    logits, target, class_weight, reduction, predicts, options = call
     chosen = objective(class_weight, *options)
+    found = correct if predicts else None
     if reduction == "none":
-        forward_rows(logits, target, chosen, loss, lse)
-        return loss, lse, scale
+        forward_rows(logits, target, chosen, loss, lse, found)
+        return loss, lse, scale, correct
     tile = cross_entropy_forward_launch(Chip.of(logits.device), logits.shape[-1])
     programs = cdiv(target.numel(), tile.rows)
     partials = lse.new_empty((2, programs))
-    forward_rows(logits, target, chosen, None, lse, partials)
+    forward_rows(logits, target, chosen, None, lse, found, partials)
     mean = reduction == "mean"
     run(reduce_loss, (1,), logits, partials, loss, scale, programs, MEAN=mean, BLOCK=4096, num_warps=16)
-    return loss, lse, scale
+    return loss, lse, scale, correct
 
 
 def backward(call: CrossEntropyBackwardCall) -> Tensor:
     grad_logits = call.allocate()
-    grad_loss, grad_lse, (lse, scale, (logits, target, class_weight, _, options)) = call
+    grad_loss, grad_lse, (lse, scale, (logits, target, class_weight, _, _, options)) = call
     chosen = objective(class_weight, *options)
     backward_rows(grad_loss, grad_lse, scale, logits, target, chosen, lse, grad_logits)
     return grad_logits
@@ -79,9 +82,10 @@ def forward_rows(
     chosen: Objective,
     loss: Tensor | None,
     lse: Tensor,
+    correct: Tensor | None = None,
     partials: Tensor | None = None,
 ) -> None:
-    """Fills, for each row of ``logits``, ``loss`` and ``lse``, and for each program its sums ``partials``."""
+    """Fills ``loss``, ``lse`` and ``correct`` of each row of ``logits``, and the sums ``partials`` of each program."""
     invariant = is_batch_invariant()
     logits, rows = rows_of(aligned(logits) if invariant else logits)
     how = cross_entropy_forward_launch(Chip.of(logits.device), rows.width)
@@ -91,9 +95,9 @@ def forward_rows(
         cross_entropy_forward,
         (cdiv(rows.count, how.rows),),
         logits,
-        *(logits, target.contiguous(), chosen.weight, chosen.weight_sum, loss, lse, partials),
+        *(logits, target.contiguous(), chosen.weight, chosen.weight_sum, loss, lse, correct, partials),
         *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
-        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap),
+        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, chosen.classes),
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
@@ -127,7 +131,7 @@ def backward_rows(
         *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
         *(chosen.weight, chosen.weight_sum, lse, grad_logits),
         *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
-        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter),
+        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter, chosen.classes),
         STRIDED=rows.strided,
         ROWS=how.rows,
         BLOCK=how.block,
@@ -140,7 +144,7 @@ _backward_op = define("cross_entropy_backward", CrossEntropyBackwardCall, backwa
 
 
 def _differentiate(
-    kept: CrossEntropyKept, wanted, grad_loss: Tensor | None, grad_lse: Tensor | None, _
+    kept: CrossEntropyKept, wanted, grad_loss: Tensor | None, grad_lse: Tensor | None, *_
 ) -> tuple[Tensor]:
     if grad_loss is None:
         grad_loss = torch.zeros_like(kept.lse if kept.scale is None else kept.scale)
@@ -153,5 +157,5 @@ cross_entropy_op = define(
     forward,
     keeps=CrossEntropyKept,
     backward=_differentiate,
-    auxiliary=1,
+    auxiliary=2,
 )

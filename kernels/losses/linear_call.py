@@ -16,6 +16,7 @@ class LinearCrossEntropyCall(NamedTuple):
     class_weight: Tensor | None  # (V,)
     gradient_filter: float | None
     how: str  # "reference", "chunks" or "tiles"
+    predicts: bool  # whether to find out which tokens' targets have the largest logit
     options: LossOptions
 
     @property
@@ -26,14 +27,15 @@ class LinearCrossEntropyCall(NamedTuple):
     @property
     def heavy(self) -> bool:
         """Whether options take a kernel registers beside its tile of logits."""
-        beside = self.bias is not None or self.class_weight is not None
+        beside = self.bias is not None or self.class_weight is not None or self.predicts
         return beside or self.options.softcap is not None or self.options.label_smoothing != 0
 
     @property
     def ignore_index(self) -> int:
         return self.options.ignore_index
 
-    def allocate(self) -> tuple[Tensor, Tensor]:
-        """Each token's loss and log-sum-exp."""
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Each token's loss, log-sum-exp and, if asked for (else empty), 1 where it is predicted."""
         shape, dtype = self.target.shape, widen(self.hidden[:0]).dtype
-        return self.hidden.new_empty(shape, dtype=dtype), self.hidden.new_empty(shape, dtype=dtype)
+        loss, lse = self.hidden.new_empty(shape, dtype=dtype), self.hidden.new_empty(shape, dtype=dtype)
+        return loss, lse, lse.new_empty(shape if self.predicts else 0)

@@ -81,15 +81,19 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> 
     return F.linear(hidden, weight, bias)
 
 
-def row_losses(logits: Tensor, target: Tensor, call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
-    """The loss and the log-sum-exp of each row, by the kernels or the definition of ``cross_entropy``."""
+def row_losses(logits: Tensor, target: Tensor, call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss, the log-sum-exp and, if asked for, whether the target is predicted, of each row, by the kernels or the
+    definition of ``cross_entropy``."""
     loss, lse = logits.new_empty((2, logits.shape[0]), dtype=widen(logits[:0]).dtype)
+    correct = torch.empty_like(lse) if call.predicts else None
     if call.how == "reference":
         for some in blocks_in_cache(logits):
             loss[some], lse[some] = reference.cross_entropy(logits[some], target[some], *call.objective)
-        return loss, lse
-    forward_rows(logits, target, objective(*call.objective), loss, lse)
-    return loss, lse
+            if correct is not None:
+                correct[some] = reference.is_predicted(logits[some], target[some], call.ignore_index)
+        return loss, lse, correct
+    forward_rows(logits, target, objective(*call.objective), loss, lse, correct)
+    return loss, lse, correct
 
 
 def row_gradients(
@@ -121,17 +125,18 @@ def sweep(
     grad_loss: Tensor | None = None,
     grad_lse: Tensor | None = None,
     wanted: Sequence[bool] = (False, False, False),
-) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor | None]]:
     """One pass over the tokens.
 
-    Without ``lse`` it computes the loss and the log-sum-exp of each token (N,). With ``grad_loss`` (N,), and
+    Without ``lse`` it computes the loss, the log-sum-exp and, if asked for (else empty), whether the target is
+    predicted, of each token (N,). With ``grad_loss`` (N,), and
     ``grad_lse`` where it is not zero, it computes the gradients of hidden, weight and bias that are wanted,
     the last two in ``sum_dtype``.
     """
     hidden, weight, bias, target = call[:4]
     wide, summed = widen(hidden[:0]).dtype, sum_dtype(hidden, weight)
     counted = CountedTokens(hidden.shape[0], target, call.ignore_index)
-    loss = None
+    loss, correct = None, hidden.new_zeros(hidden.shape[0] if call.predicts else 0, dtype=wide)
     given = lse
     if given is None:
         loss, lse = (hidden.new_zeros(hidden.shape[0], dtype=wide) for _ in range(2))
@@ -144,7 +149,9 @@ def sweep(
             h, t = hidden[some], target[some]
             logits = logits_of(h, weight, bias, call.how)
             if given is None:
-                loss[some], lse[some] = row_losses(logits, t, call)
+                loss[some], lse[some], some_correct = row_losses(logits, t, call)
+                if some_correct is not None:
+                    correct[some] = some_correct
             if not any(wanted):
                 continue
             some_grad_lse = None if grad_lse is None else grad_lse[some]
@@ -155,4 +162,4 @@ def sweep(
                 add_product(grad_weight, gradients.T, h)
             if grad_bias is not None:
                 grad_bias += gradients.sum(0, dtype=wide)
-    return loss, lse, [grad_hidden, grad_weight, grad_bias]
+    return loss, lse, correct, [grad_hidden, grad_weight, grad_bias]

@@ -19,7 +19,7 @@ from .cross_entropy import cross_entropy
 from .launch import METHODS, capability_of, strategy, tiles_fit
 from .linear_call import LinearCrossEntropyCall
 from .linear_cross_entropy_ops import sum_op, tokens_op
-from .objective import LossOptions
+from .objective import Asked, LossOptions
 
 
 def linear_cross_entropy(
@@ -35,9 +35,11 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     return_lse: bool = False,
+    return_z_loss: bool = False,
+    return_token_accuracy: bool = False,
     gradient_filter: float | None = None,
     method: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """``cross_entropy(hidden @ weightᵀ + bias, target)`` without its logits (N, V), N = tokens of ``hidden``.
 
     The options, the loss and what is returned are those of ``cross_entropy``, ``class_weight`` being its
@@ -118,20 +120,28 @@ def linear_cross_entropy(
             z_loss=z_loss,
             softcap=softcap,
             return_lse=return_lse,
+            return_z_loss=return_z_loss,
+            return_token_accuracy=return_token_accuracy,
         )
     if how == "plain":
         how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
-    call = LinearCrossEntropyCall(rows, weight, bias, flat_target, class_weight, gradient_filter, how, options)
+    asked = Asked(return_lse, return_z_loss, return_token_accuracy)
+    call = LinearCrossEntropyCall(
+        rows, weight, bias, flat_target, class_weight, gradient_filter, how, return_token_accuracy, options
+    )
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and not per_token:
-        loss = sum_op(wanted, call)[0]
-        return finish(loss, None, target, class_weight, ignore_index, vocabulary, reduction, False)
-    loss, lse = tokens_op(*call)
-    shaped = (loss.view(target.shape), lse.view(target.shape))
-    return finish(*shaped, target, class_weight, ignore_index, vocabulary, reduction, return_lse)
+        loss, lse, correct, *_ = sum_op(wanted, call)
+    else:
+        loss, lse, correct = tokens_op(*call)
+        loss = loss.view(target.shape)
+    if return_token_accuracy:
+        correct = correct.view(target.shape)
+    lse = lse.view(target.shape)
+    return finish(loss, lse, correct, target, class_weight, vocabulary, reduction, options, asked)
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_filter: float | None) -> None:

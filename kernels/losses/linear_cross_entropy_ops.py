@@ -17,7 +17,7 @@ class LinearCrossEntropyKept(NamedTuple):
     call: LinearCrossEntropyCall
 
     @staticmethod
-    def fields(call: LinearCrossEntropyCall, loss: Tensor, lse: Tensor) -> tuple:
+    def fields(call: LinearCrossEntropyCall, loss: Tensor, lse: Tensor, correct: Tensor) -> tuple:
         return lse, call
 
 
@@ -33,8 +33,9 @@ class LinearCrossEntropyBackwardCall(NamedTuple):
 
 
 class LinearCrossEntropySumCall(NamedTuple):
-    """The sum of all tokens' losses with its gradients: three matrix products where the other operator needs four,
-    because the derivative by each token's loss is known from the start."""
+    """The sum of all tokens' losses with its gradients, beside each token's log-sum-exp and prediction: three matrix
+    products where the other operator needs four, because the derivative by each token's loss is known from the start.
+    """
 
     wanted: list[bool]  # of hidden, weight and bias
     call: LinearCrossEntropyCall
@@ -45,10 +46,9 @@ class LinearCrossEntropySumCall(NamedTuple):
         summed = linear_chunks.sum_dtype(self.call.hidden, self.call.weight)
         return self.call.hidden.dtype, summed, summed
 
-    def allocate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        hidden = self.call.hidden
-        loss = hidden.new_empty((), dtype=widen(hidden[:0]).dtype)
-        return loss, *_allocate_gradients(self.call, self.wanted, *self.dtypes)
+    def allocate(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        _, lse, correct = self.call.allocate()
+        return lse.new_empty(()), lse, correct, *_allocate_gradients(self.call, self.wanted, *self.dtypes)
 
 
 def _allocate_gradients(
@@ -60,12 +60,12 @@ def _allocate_gradients(
     )
 
 
-def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
-    """Each token's loss and log-sum-exp."""
+def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's loss, log-sum-exp and, if asked for (else empty), 1 where it is predicted."""
     if call.how == "tiles":
         return linear_tiles.forward(call)
-    loss, lse, _ = linear_chunks.sweep(call)
-    return loss, lse
+    loss, lse, correct, _ = linear_chunks.sweep(call)
+    return loss, lse, correct
 
 
 def backward(call: LinearCrossEntropyBackwardCall) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ _backward_op = define("linear_cross_entropy_backward", LinearCrossEntropyBackwar
 
 
 def _differentiate(
-    kept: LinearCrossEntropyKept, wanted, grad_loss: Tensor | None, grad_lse: Tensor | None
+    kept: LinearCrossEntropyKept, wanted, grad_loss: Tensor | None, grad_lse: Tensor | None, _
 ) -> tuple[Tensor | None, ...]:
     chosen = list(wanted[:3])
     grad_loss = torch.zeros_like(kept.lse) if grad_loss is None else grad_loss
@@ -97,6 +97,7 @@ tokens_op = define(
     forward,
     keeps=LinearCrossEntropyKept,
     backward=_differentiate,
+    auxiliary=1,
 )
 
 
@@ -104,10 +105,16 @@ def forward_with_gradients(call: LinearCrossEntropySumCall) -> tuple[Tensor, ...
     wanted, tokens = call
     hidden = tokens.hidden
     ones = hidden.new_ones((), dtype=widen(hidden[:0]).dtype).expand(tokens.target.shape)
-    loss, _, gradients = linear_chunks.sweep(tokens, grad_loss=ones, wanted=wanted)
-    return loss.sum(), *(
-        hidden.new_empty(0, dtype=dtype) if g is None else g for g, dtype in zip(gradients, call.dtypes, strict=True)
+    loss, lse, correct, gradients = linear_chunks.sweep(tokens, grad_loss=ones, wanted=wanted)
+    return (
+        loss.sum(),
+        lse,
+        correct,
+        *(
+            hidden.new_empty(0, dtype=dtype) if g is None else g
+            for g, dtype in zip(gradients, call.dtypes, strict=True)
+        ),
     )
 
 
-sum_op = define_with_gradients("linear_cross_entropy_sum", LinearCrossEntropySumCall, forward_with_gradients)
+sum_op = define_with_gradients("linear_cross_entropy_sum", LinearCrossEntropySumCall, forward_with_gradients, beside=2)

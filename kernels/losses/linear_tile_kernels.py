@@ -53,13 +53,14 @@ def _logits(
 
 @triton.jit(do_not_specialize=["tokens", "splits", "tiles_a_split"])
 def tile_statistics(
-    hidden, weight, bias, target, class_weight, count, statistics, target_logit,
+    hidden, weight, bias, target, class_weight, count, statistics, target_logit, largest, place,
     tokens: tl.int64, vocabulary, width, splits, tiles_a_split, softcap,
     SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
     """Of each token and one split of the vocabulary: the largest logit, the sum of exponentials below it, and
-    where smoothing asks for it the weighted sum of logits. The logits stay in registers."""
+    where it is asked for the weighted sum of logits, and the ``largest`` before the cap with its ``place``. The logits
+    stay in registers."""
     block, split = _tile_of(tl.program_id(0), tl.cdiv(tokens, ROWS).to(tl.int32), splits, GROUP)
     if block * ROWS >= tl.load(count):
         return
@@ -68,12 +69,20 @@ def tile_statistics(
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS,), tl.float32)
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
+    best_class = tl.zeros((ROWS,), tl.int32)
     first = split * tiles_a_split
     for tile in range(first, tl.minimum(first + tiles_a_split, tl.cdiv(vocabulary, COLUMNS))):
         column = tile * COLUMNS + tl.arange(0, COLUMNS)
         z = _logits(hidden, weight, bias, block, tile, 0, tokens, vocabulary, width, ROWS, COLUMNS, DEPTH, TMA)
-        z = cap(z, softcap)
         inside = (column < vocabulary)[None, :]
+        if largest is not None:
+            within = tl.where(inside, z, float("-inf"))
+            here_best = tl.max(within, 1)
+            here_class = tl.min(tl.where(within == here_best[:, None], column[None, :], vocabulary), 1)
+            best_class = tl.where(here_best > best, here_class, best_class)
+            best = tl.maximum(best, here_best)
+        z = cap(z, softcap)
         if SMOOTH:
             if class_weight is None:
                 weighted += tl.sum(tl.where(inside, z, 0.0), 1)
@@ -93,11 +102,14 @@ def tile_statistics(
     tl.store(at + splits * tokens, total, row < tokens)
     if SMOOTH:
         tl.store(at + 2 * splits * tokens, weighted, row < tokens)
+    if largest is not None:
+        tl.store(largest + split * tokens + row, best, row < tokens)
+        tl.store(place + split * tokens + row, best_class, row < tokens)
 
 
 @triton.jit(do_not_specialize=["tokens", "splits", "ignore_index"])
 def combine_statistics(
-    statistics, target_logit, target, order, class_weight, weight_sum, loss, lse,
+    statistics, target_logit, largest, place, target, order, class_weight, weight_sum, loss, lse, correct,
     tokens: tl.int64, vocabulary, splits, ignore_index: tl.int64, label_smoothing, z_loss,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -109,6 +121,8 @@ def combine_statistics(
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     weighted = tl.zeros((BLOCK,), tl.float32)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    predicted = tl.zeros((BLOCK,), tl.int32)
     for split in range(splits):
         at = statistics + split * tokens + row
         other_top = tl.load(at, valid, other=float("-inf"))
@@ -119,17 +133,24 @@ def combine_statistics(
         top = higher
         if label_smoothing is not None:
             weighted += tl.load(at + 2 * splits * tokens, valid, other=0.0)
+        if largest is not None:
+            other_best = tl.load(largest + split * tokens + row, valid, other=float("-inf"))
+            other_class = tl.load(place + split * tokens + row, valid, other=0)
+            predicted = tl.where(other_best > best, other_class, predicted)
+            best = tl.maximum(best, other_best)
     total = tl.where(valid, total, 1.0)
     top = shift_of(top)
     log_sum = top + tl.log(total)  # 0 where ignored
     known = valid & (label >= 0) & (label < vocabulary)
     value, _ = token_loss(
         top, total, tl.load(target_logit + row, known, other=0.0), weighted, log_sum, label, valid,
-        vocabulary, class_weight, weight_sum, label_smoothing, z_loss,
+        vocabulary, class_weight, weight_sum, label_smoothing, z_loss, None,
     )  # fmt: skip
     home = tl.load(order + row, inside, other=0)
     tl.store(loss + home, value, inside)
     tl.store(lse + home, log_sum, inside)
+    if correct is not None:
+        tl.store(correct + home, (known & (predicted == label)).to(tl.float32), inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "ignore_index", "start"])
@@ -158,7 +179,7 @@ def tile_gradients(
         upstream_lse = tl.load(grad_lse + row, valid, other=0.0)
     a, b, c = gradient_factors(
         upstream, upstream_lse, log_sum, label, valid, vocabulary,
-        class_weight, weight_sum, label_smoothing, z_loss,
+        class_weight, weight_sum, label_smoothing, z_loss, None,
     )  # fmt: skip
     gradient = logit_gradient(
         z, log_sum[:, None], a[:, None], b[:, None], c[:, None], column[None, :], label.to(tl.int32)[:, None],

@@ -58,12 +58,13 @@ def operands(hidden: Tensor, weight: Tensor, tile: TileLaunch) -> tuple[Any, Any
     return tuple(TensorDescriptor.from_tensor(matrix, block) for matrix, block in blocks)
 
 
-def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
-    """Each token's loss and log-sum-exp (N,), float32."""
+def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's loss, log-sum-exp and, if asked for (else empty), whether the target is predicted; (N,) float32."""
     (tokens, width), vocabulary = call.hidden.shape, call.weight.shape[0]
-    loss, lse, target_logit = (call.hidden.new_empty(tokens, dtype=torch.float32) for _ in range(3))
+    loss, lse, correct = call.allocate()
     if not tokens:
-        return loss, lse
+        return loss, lse, correct
+    target_logit = torch.empty_like(lse)
     chip = Chip.of(call.hidden.device)
     tile = logits_launch(chip, call.heavy)
     chosen = objective(*call.objective)
@@ -71,13 +72,16 @@ def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
     few = compact(call.hidden, call.target, call.ignore_index)
     splits = splits_of(tokens, vocabulary, tile, chip)
     statistics = loss.new_empty((3 if smooth else 2, splits, tokens))
+    largest = place = None
+    if call.predicts:
+        largest, place = loss.new_empty((splits, tokens)), few.target.new_empty((splits, tokens), dtype=torch.int32)
     run(
         tile_statistics,
         (cdiv(tokens, tile.rows) * splits,),
         call.hidden,
         *operands(few.hidden, aligned(call.weight), tile),
         *(call.bias, few.target, chosen.weight, few.count),
-        *(statistics, target_logit, tokens, vocabulary, width),
+        *(statistics, target_logit, largest, place, tokens, vocabulary, width),
         *(splits, cdiv(cdiv(vocabulary, tile.columns), splits), chosen.softcap),
         **{"SMOOTH": smooth, "TMA": tile.tma, **tile.options()},
     )
@@ -85,12 +89,13 @@ def forward(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor]:
         combine_statistics,
         (cdiv(tokens, 128),),
         call.hidden,
-        *(statistics, target_logit, few.target, few.order, chosen.weight, chosen.weight_sum, loss, lse),
+        *(statistics, target_logit, largest, place, few.target, few.order, chosen.weight, chosen.weight_sum),
+        *(loss, lse, correct if call.predicts else None),
         *(tokens, vocabulary, splits, chosen.ignore_index, chosen.label_smoothing, chosen.z_loss),
         BLOCK=128,
         num_warps=4,
     )
-    return loss, lse
+    return loss, lse, correct
 
 
 def backward(

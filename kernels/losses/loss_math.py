@@ -56,32 +56,45 @@ def all_weights(weight_sum, vocabulary):
 
 
 @triton.jit
+def _smoothing_share(label_smoothing, vocabulary, classes):
+    """What label smoothing gives each of the ``classes``, which are the vocabulary unless it is one part of them."""
+    if classes is None:
+        return label_smoothing / vocabulary
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return label_smoothing / classes
+
+
+@triton.jit
 def token_loss(
     top, total, target_logit, weighted_logits, lse, target, valid, vocabulary, weight, weight_sum,
-    label_smoothing, z_loss,
+    label_smoothing, z_loss, classes,
 ):  # fmt: skip
-    """One token's loss from lse = top + log(total); NaN for a target outside the vocabulary."""
+    """One token's loss from lse = top + log(total); NaN for a target outside the vocabulary. With ``classes``, how many
+    there are in all, the vocabulary is a part of them, and a target outside of it adds its smoothing alone."""
     known = valid & (target >= 0) & (target < vocabulary)
     w = target_weight(weight, target, known)
     # lse − z[t], without the rounding of lse
     loss = w * (tl.log(total) + (top - target_logit))
     if label_smoothing is not None:
         smooth = all_weights(weight_sum, vocabulary) * lse - weighted_logits
-        loss = (1.0 - label_smoothing) * loss + label_smoothing / vocabulary * smooth
+        loss = (1.0 - label_smoothing) * loss + _smoothing_share(label_smoothing, vocabulary, classes) * smooth
     if z_loss is not None:
         loss += z_loss * w * lse * lse
-    loss = tl.where(known, loss, float("nan"))
+    if classes is None:
+        loss = tl.where(known, loss, float("nan"))
     return tl.where(valid, loss, 0.0), w
 
 
 @triton.jit
-def gradient_factors(grad_loss, grad_lse, lse, target, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss):
+def gradient_factors(
+    grad_loss, grad_lse, lse, target, valid, vocabulary, weight, weight_sum, label_smoothing, z_loss, classes
+):  # fmt: skip
     """(a, b, c) of d loss / d z[v] = a·p[v] − b·[v = t] − c·w[v]; all 0 where the token is ignored."""
     w = target_weight(weight, target, valid & (target >= 0) & (target < vocabulary))
     along, at_target, everywhere = w, w, 0.0
     if label_smoothing is not None:
         at_target = (1.0 - label_smoothing) * w
-        everywhere = label_smoothing / vocabulary
+        everywhere = _smoothing_share(label_smoothing, vocabulary, classes)
         along = at_target + everywhere * all_weights(weight_sum, vocabulary)
     if z_loss is not None:
         along += 2.0 * z_loss * w * lse

@@ -14,6 +14,14 @@ class LossOptions(NamedTuple):
     softcap: float | None
 
 
+class Asked(NamedTuple):
+    """What is returned beside the loss."""
+
+    lse: bool
+    z_loss: bool
+    token_accuracy: bool
+
+
 class Objective(NamedTuple):
     """What is computed of the logits, as the kernels take it: None for a term that is left out."""
 
@@ -23,6 +31,7 @@ class Objective(NamedTuple):
     label_smoothing: float | None
     z_loss: float | None
     softcap: float | None
+    classes: int | None = None  # how many there are in all, where the logits are of a part of them
 
 
 def objective(

@@ -21,6 +21,12 @@ def is_class(target: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
     return (target != ignore_index) & (target >= 0) & (target < vocabulary)
 
 
+def is_predicted(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """1 for each token whose target is the first class with the largest logit, and else 0, in a dtype of losses."""
+    right = (logits.detach().argmax(-1) == target) & is_class(target, ignore_index, logits.shape[-1])
+    return right.to(widen(logits[..., :0]).dtype)
+
+
 def token_weight(
     target: Tensor, weight: Tensor | None, ignore_index: int, vocabulary: int, dtype: torch.dtype
 ) -> Tensor:
@@ -31,12 +37,13 @@ def token_weight(
     return torch.where(known, weight.to(dtype)[torch.where(known, target, 0)], 0)
 
 
-def reduce(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
+def reduce(loss: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
     """The loss of all tokens from each token's; ``mean`` divides by the sum of ``counted``, 0 / 0 being 0."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
+    assert counted is not None, "a mean is over what counts"
     total = counted.sum()
     return loss.sum() / torch.where(total == 0, 1, total)
 
@@ -63,9 +70,11 @@ def cross_entropy(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
+    classes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored, and a loss of NaN
-    where its target is no class."""
+    where its target is no class. With ``classes``, how many there are in all, the logits are of a part of them, and a
+    target outside of it adds its smoothing alone."""
     dtype = widen(logits[..., :0]).dtype
     valid, known = target != ignore_index, is_class(target, ignore_index, logits.shape[-1])
     # An ignored row may hold anything: infinities in it would turn its gradient, which is 0, into NaN.
@@ -81,11 +90,36 @@ def cross_entropy(
     counted = token_weight(target, w, ignore_index, z.shape[-1], z.dtype)
     loss = (label_smoothing - 1) * counted * target_log_p
     if label_smoothing:
-        loss = loss - label_smoothing / z.shape[-1] * class_sum(log_p, w)
+        loss = loss - label_smoothing / (classes or z.shape[-1]) * class_sum(log_p, w)
     if z_loss:
         loss = loss + z_loss * counted * lse.square()
-    loss = loss + torch.where(valid & ~known, torch.nan, 0.0)
+    if classes is None:
+        loss = loss + torch.where(valid & ~known, torch.nan, 0.0)
     return torch.where(valid, loss, 0).to(dtype), torch.where(valid, lse, 0).to(dtype)
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and the log-sum-exp of each token of ``logits`` (..., V), whose ``target`` (..., V) is probabilities."""
+    dtype = widen(logits[..., :0]).dtype
+    z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
+    log_p, q = log_softmax(z), target.to(z.dtype)
+    if label_smoothing:
+        q = (1 - label_smoothing) * q + label_smoothing / z.shape[-1]
+    terms = torch.where(q == 0, 0, -q * log_p)
+    loss = class_sum(terms, None if weight is None else weight.to(z.dtype))
+    # A logit of −inf has no difference to its log-probability.
+    best = z.argmax(-1, keepdim=True)
+    lse = (z.gather(-1, best) - log_p.gather(-1, best)).squeeze(-1)
+    if z_loss:
+        loss = loss + z_loss * lse.square()
+    return loss.to(dtype), lse.to(dtype)
 
 
 def cross_entropy_gradient(
@@ -100,8 +134,12 @@ def cross_entropy_gradient(
     z_loss: float,
     softcap: float | None,
     gradient_filter: float | None,
+    weight_sum: Tensor | None = None,
+    classes: int | None = None,
 ) -> Tensor:
-    """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,)."""
+    """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,).
+
+    Where the logits are of a part of the ``classes``, ``weight_sum`` is the sum of all classes' weights."""
     z = cap(widen(logits), softcap)
     vocabulary = z.shape[-1]
     valid = target != ignore_index
@@ -113,8 +151,8 @@ def cross_entropy_gradient(
     dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)
     if label_smoothing:
         w = gradient.new_ones(vocabulary) if weight is None else weight.to(z.dtype)
-        everywhere = label_smoothing / vocabulary * grad_loss
-        along = along - label_smoothing * at_target + everywhere * w.sum()
+        everywhere = label_smoothing / (classes or vocabulary) * grad_loss
+        along = along - label_smoothing * at_target + everywhere * (w.sum() if weight_sum is None else weight_sum)
         at_target = (1 - label_smoothing) * at_target
     if grad_lse is not None:
         along = along + grad_lse

@@ -10,6 +10,9 @@ in the paper and GPT-J). Columns from rotary_dim on pass. The gradient is the tu
 positions is kept.
 """
 
+import operator
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..frame.backend import use_triton
@@ -28,6 +31,7 @@ def rope(
     base: float = 10000.0,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    sections: Sequence[int] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, section 3.2.2) of queries and keys.
 
@@ -42,6 +46,10 @@ def rope(
         base: what the frequencies are powers of, ≥ 1; not used with tables.
         rotary_dim: how many columns of a head turn; even. None is all, or those of the tables.
         interleaved: whether pairs are neighboring columns (2i, 2i + 1), not (i, i + rotary_dim / 2).
+        sections: for positions of three axes, (3, S), (3, B, S) or packed (3, tokens): how many of the pairs, from the
+            first on, turn by the positions of the first axis, how many by those of the second, and of the third;
+            together rotary_dim / 2. In Qwen2-VL (M-RoPE: arXiv:2409.12191, section 2.1) time, height and width of an
+            image's patches, as ``(16, 24, 24)``. Text, whose axes agree, turns as without.
 
     Returns:
         ``(q', k')``, or q' where k is None: new tensors of the shapes and dtype of q and k.
@@ -63,18 +71,34 @@ def rope(
                 q, k, v = (t.transpose(1, 2) for t in (q, k, v))
                 return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     """
-    rotary_dim = _check(q, k, positions, cos, sin, base, rotary_dim)
+    chosen = _sections(sections, positions)
+    rotary_dim = _check(q, k, positions, cos, sin, base, rotary_dim, chosen)
     packed = q.dim() == 3
     if packed:
         q, k = q.unsqueeze(0), None if k is None else k.unsqueeze(0)
     if use_triton(q, k):
-        rotation = (positions, cos, sin, base, rotary_dim, interleaved, False)
+        rotation = (positions, cos, sin, base, rotary_dim, chosen, interleaved, False)
         q_out, k_out = rope_op(q, k, rotation)
     else:
-        q_out, k_out = reference.rope(q, k, positions, cos, sin, base, rotary_dim, interleaved)
+        q_out, k_out = reference.rope(q, k, positions, cos, sin, base, rotary_dim, chosen, interleaved)
     if packed:
         q_out, k_out = q_out.squeeze(0), None if k is None else k_out.squeeze(0)
     return q_out if k is None else (q_out, k_out)
+
+
+def _sections(sections: Sequence[int] | None, positions: Tensor | None) -> list[int]:
+    """As a list, empty for positions of one axis."""
+    if sections is None:
+        return []
+    try:
+        chosen = [operator.index(size) for size in sections]
+    except TypeError:
+        chosen = []
+    if len(chosen) != 3 or min(chosen) < 1:
+        raise ValueError(f"sections must be three positive integers, got {sections}")
+    if positions is None:
+        raise ValueError("sections are of positions of three axes: give positions, too")
+    return chosen
 
 
 def _check(
@@ -85,6 +109,7 @@ def _check(
     sin: Tensor | None,
     base: float,
     rotary_dim: int | None,
+    sections: list[int],
 ) -> int:
     """The rotary width, after every argument was found sound."""
     check_floating("q", q)
@@ -104,11 +129,15 @@ def _check(
         rotary_dim = q.shape[-1] if cos is None else 2 * cos.shape[-1]
     if rotary_dim % 2 or not 0 < rotary_dim <= q.shape[-1]:
         raise ValueError(f"rotary_dim must be even and within the head width {q.shape[-1]}, got {rotary_dim}")
+    if sections and sum(sections) != rotary_dim // 2:
+        raise ValueError(f"sections must make up rotary_dim / 2 = {rotary_dim // 2} pairs, got {sections}")
     if positions is not None:
         check_same_device("positions", positions, q)
-        if positions.is_floating_point() or positions.shape not in (q.shape[-3:-2], q.shape[:-2]):
+        axes = (3,) if sections else ()
+        shapes = (*axes, *q.shape[-3:-2]), (*axes, *q.shape[:-2])
+        if positions.is_floating_point() or positions.shape not in shapes:
             raise ValueError(
-                f"positions must be integers of shape {tuple(q.shape[-3:-2])} or {tuple(q.shape[:-2])}, "
+                f"positions must be integers of shape {shapes[0]} or {shapes[1]}, "
                 f"got {positions.dtype} of shape {tuple(positions.shape)}"
             )
     if cos is not None:

@@ -18,14 +18,21 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
         yield _case(32, rotary_dim, rotary_dim, True, table=True)
     yield _case(32, 128, 64, False, table=True)
     yield _case(32, 96, 96, True, table=False)
+    for table in (False, True):
+        yield _case(28, 128, 128, False, table=table, sections=[16, 24, 24])
 
 
-def _case(heads: int, width: int, rotary_dim: int, interleaved: bool, *, table: bool) -> CompileCase:
+def _case(
+    heads: int, width: int, rotary_dim: int, interleaved: bool, *, table: bool, sections: list[int] | None = None
+) -> CompileCase:
     def call() -> None:
         q = torch.empty(2, 64, heads, width, dtype=torch.bfloat16, device="meta")
         cos = torch.empty(64, rotary_dim // 2, device="meta") if table else None
-        rotate(RopeCall(q, q, Rotation(None, cos, cos, 10000.0, rotary_dim, interleaved, False)))
+        positions = torch.empty(3, 2, 64, dtype=torch.int64, device="meta") if sections else None
+        rotation = Rotation(positions, cos, cos, 10000.0, rotary_dim, sections or [], interleaved, False)
+        rotate(RopeCall(q, q, rotation))
 
     layout = "interleaved" if interleaved else "half-split"
     angles = "table" if table else "base"
-    return CompileCase("rope", f"{heads} heads, {rotary_dim} of {width}, {layout}, {angles}", call)
+    axes = ", three axes" if sections else ""
+    return CompileCase("rope", f"{heads} heads, {rotary_dim} of {width}, {layout}, {angles}{axes}", call)

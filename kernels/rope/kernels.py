@@ -92,15 +92,15 @@ def _rotate(
         tl.store(out_row + column, tl.load(x_row + column, mask), mask)
 
 
-@triton.jit(do_not_specialize=["length", "table_rows", "step", "position_batch", "position_token"])
+@triton.jit(do_not_specialize=["length", "table_rows", "step", "position_batch", "position_token", "position_axis"])
 def rope_kernel(
     q, k, q_out, k_out, positions, cos, sin, length: tl.int64, table_rows: tl.int64, step: tl.int64,
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64,
     k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
-    position_batch: tl.int64, position_token: tl.int64,
+    position_batch: tl.int64, position_token: tl.int64, position_axis: tl.int64,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HEADS: tl.constexpr,
     HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, PASSED: tl.constexpr, PASSED_BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, FIRST_END: tl.constexpr, SECOND_END: tl.constexpr,
 ):  # fmt: skip
     """Program (token, block) rotates one block of heads of a token, of q or, past its heads, of k."""
     token = tl.program_id(0).to(tl.int64)
@@ -108,7 +108,10 @@ def rope_kernel(
     pair = tl.arange(0, HALF_BLOCK)[None, :]
     position = place
     if positions is not None:
-        position = tl.load(positions + batch * position_batch + place * position_token).to(tl.int64)
+        at = positions + batch * position_batch + place * position_token
+        if FIRST_END > 0:  # Each section of the pairs has positions of its own.
+            at += ((pair >= FIRST_END).to(tl.int64) + (pair >= SECOND_END).to(tl.int64)) * position_axis
+        position = tl.load(at).to(tl.int64)
     if cos is not None:
         # A position outside of the table shows: it makes NaN, not a read of other memory.
         mask = (pair < HALF) & (position >= 0) & (position < table_rows)

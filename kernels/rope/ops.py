@@ -14,11 +14,12 @@ from .launch import launch
 class Rotation(NamedTuple):
     """By which angles which columns turn."""
 
-    positions: Tensor | None  # (S,) or (B, S)
+    positions: Tensor | None  # (S,) or (B, S), or of three axes (3, S) or (3, B, S)
     cos: Tensor | None  # (positions, rotary_dim / 2)
     sin: Tensor | None  # as cos
     base: float
     rotary_dim: int
+    sections: list[int]  # how many pairs turn by the positions of each axis; empty for one axis
     interleaved: bool
     inverse: bool
 
@@ -42,16 +43,17 @@ class RopeCall(NamedTuple):
 
 def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
     q_out, k_out = call.allocate()
-    q, k, (positions, cos, sin, base, rotary_dim, interleaved, inverse) = call
+    q, k, (positions, cos, sin, base, rotary_dim, sections, interleaved, inverse) = call
     batch, length, q_heads, width = q.shape
     k_heads = 0 if k is None else k.shape[2]
     if q.stride(3) != 1:
         q = q.contiguous()
     if k is not None and k.stride(3) != 1:
         k = k.contiguous()
-    position_strides = (0, 0)
+    position_strides = (0, 0, 0)
     if positions is not None:
-        position_strides = (0, *positions.stride()) if positions.dim() == 1 else positions.stride()
+        axis, *strides = positions.stride() if sections else (0, *positions.stride())
+        position_strides = (0, *strides, axis) if len(strides) == 1 else (*strides, axis)
     chosen = launch(Chip.of(q.device), max(q_heads, k_heads), rotary_dim)
     passed = width - rotary_dim
     run(
@@ -73,6 +75,8 @@ def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
         PASSED_BLOCK=next_power_of_2(passed),
         INTERLEAVED=interleaved,
         INVERSE=inverse,
+        FIRST_END=sections[0] if sections else 0,
+        SECOND_END=sum(sections[:2]),
         num_warps=chosen.warps,
     )
     return q_out, k_out

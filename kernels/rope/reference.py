@@ -1,5 +1,7 @@
 """Rotary position embedding."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,12 @@ def angles(positions: Tensor, rotary_dim: int, base: float, dtype: torch.dtype) 
     return positions.to(dtype).unsqueeze(-1) * base**-exponent
 
 
+def by_section(x: Tensor, sections: Sequence[int]) -> Tensor:
+    """(axes, ..., pairs) -> (..., pairs): each section of the pairs as it is of its axis."""
+    parts = x.split(list(sections), dim=-1)
+    return torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
+
+
 def tables(
     q: Tensor,
     positions: Tensor | None,
@@ -19,6 +27,7 @@ def tables(
     sin: Tensor | None,
     base: float,
     rotary_dim: int,
+    sections: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """The cosine and sine of each token of ``q`` (B, S, H, D): (S or B, S, 1, rotary_dim / 2)."""
     length = q.shape[1]
@@ -34,6 +43,8 @@ def tables(
             cos, sin = cos[positions], sin[positions]
         elif len(cos) > length:
             cos, sin = cos[:length], sin[:length]
+    if sections:
+        cos, sin = by_section(cos, sections), by_section(sin, sections)
     return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
@@ -57,7 +68,8 @@ def rope(
     sin: Tensor | None,
     base: float,
     rotary_dim: int,
+    sections: Sequence[int],
     interleaved: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    cos, sin = tables(q, positions, cos, sin, base, rotary_dim)
+    cos, sin = tables(q, positions, cos, sin, base, rotary_dim, sections)
     return rotate(q, cos, sin, interleaved), None if k is None else rotate(k, cos, sin, interleaved)

@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -38,7 +38,8 @@ def fit(session: Session, *, console: Console | None = None, profile: bool = Fal
     """Train until ``training.steps`` are done, saving at intervals and at the end.
 
     SIGINT, SIGTERM and SIGHUP end the current step, save a checkpoint and raise KeyboardInterrupt; SIGUSR1 saves one,
-    and the run continues. ``profile`` writes a trace of a few steps to RUN/profile.json.
+    and the run continues. ``profile`` writes a trace of a few steps to RUN/profile.json, or of each of several
+    processes to RUN/profile-RANK.json.
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the run can be resumed.
@@ -64,7 +65,8 @@ class _Fit:
         self.pace = Pace(session.trainer)
         self.summary = SummaryWriter(session.run.folder, session.trainer) if self.world.is_main else None
         self.trackers: list[Tracker] = []
-        self.profiler = StepProfiler(session.run.folder / "profile.json") if profile and self.world.is_main else None
+        name = "profile.json" if self.world.size == 1 else f"profile-{self.world.rank}.json"
+        self.profiler = StepProfiler(session.run.folder / name) if profile else None
         self.evaluations = {name: named_evaluation(name) for name in self.training.evaluations}
         # The newest validation: its step and loss.
         self.validation: tuple[int, float] | None = None
@@ -141,10 +143,16 @@ class _Fit:
             **result.learning_rates,
             **result.scaling,
             **result.figures,
+            **self._routing("violation"),
         )
         status = self.pace.status(result)
         self._track(step, status.speed())
         self.display.update(status)
+
+    def _routing(self, name: Literal["violation", "load"]) -> dict[str, Any]:
+        """What the routers of all processes did in the last step, by layer, for the log: numbers in nested lists."""
+        found = self.trainer.objective.routing.get(name)
+        return {} if found is None else {f"expert_{name}_by_layer": found.tolist()}
 
     def _bad_step(self, step: int, result: StepResult) -> None:
         """Save the batch, then stop or skip the step."""
@@ -183,7 +191,8 @@ class _Fit:
 
     def _evaluate(self, step: int) -> None:
         figures = self._validate()
-        self._log(step, **{f"validation_{name}": figure for name, figure in figures.items()})
+        named = {f"validation_{name}": figure for name, figure in figures.items()}
+        self._log(step, **named, **self._routing("load"))
         for name, function in self.evaluations.items():
             figures = self._evaluation(name, function)
             self._log(step, **figures)
@@ -244,7 +253,7 @@ class _Fit:
         if not self.world.is_main:
             return
         self.folder.log(step=step, **record)
-        self._track(step, {name: value for name, value in record.items() if isinstance(value, int | float)})
+        self._track(step, dict(_scalars(record)))
 
     def _track(self, step: int, figures: dict[str, float]) -> None:
         """Give the trackers figures; those of speed are theirs alone, since the same run has the same log.jsonl."""
@@ -279,6 +288,15 @@ def named_evaluation(name: str) -> Any:
     if not Path(file).is_file():
         raise ValueError(f"training.evaluations: {name!r}: there is no file {file}")
     return functools.partial(found, data=Path(file))
+
+
+def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers of a record by name; those in lists by name/place, which trackers show together."""
+    for name, value in record.items():
+        if isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, list):
+            yield from _scalars({str(place): each for place, each in enumerate(value)}, f"{prefix}{name}/")
 
 
 def _due(interval: int, step: int) -> bool:

@@ -56,6 +56,10 @@ class Objective(nn.Module, abc.ABC):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.routing: dict[str, Tensor] = {}
+        """Of the last step, by layer of a mixture of experts and summed over all processes: ``load`` (layers, X), the
+        share of the choices that each expert got, and ``violation`` (layers,), the busiest expert's load over the mean
+        load, less 1."""
 
     @abc.abstractmethod
     def weight(self, batch: Batch) -> Tensor:
@@ -88,7 +92,9 @@ class Objective(nn.Module, abc.ABC):
         figures: dict[str, float] = {}
         for decoder in decoders(self.model):
             sum_over_processes(decoder.expert_counts)
-            figures |= _routing_figures(decoder)
+            if statistics := decoder.router_statistics():
+                figures |= _routing_figures(statistics)
+                self.routing = {"load": statistics["load"], "violation": statistics["max_violation"]}
             if applied:
                 decoder.balance_experts()
             decoder.expert_counts.zero_()
@@ -111,11 +117,8 @@ def decoders(model: nn.Module) -> list[Decoder]:
     return [module for module in model.modules() if isinstance(module, Decoder)]
 
 
-def _routing_figures(decoder: Decoder) -> dict[str, float]:
+def _routing_figures(statistics: dict[str, Tensor]) -> dict[str, float]:
     """The worst layer's imbalance, and the experts without a token in all layers, of this step."""
-    statistics = decoder.router_statistics()
-    if not statistics:
-        return {}
     return {
         "expert_max_violation": statistics["max_violation"].max().item(),
         "experts_unused": statistics["unused"].sum().item(),

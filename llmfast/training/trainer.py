@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from llmfast.data.batch import Batch
 from llmfast.data.order import random_integer
@@ -132,11 +133,13 @@ class Trainer:
         # Seeded by the step: dropout has no state to save, and a resumed run draws what an uninterrupted one would.
         torch.manual_seed(random_integer((training.seed, self.steps_done, share.index)) >> 1)
         context = context_at(training, self.task.context, self.steps_done)
-        batch = self.source.next(batch_size_at(training, self.steps_done), context).to(self.device)
+        with record_function("data"):
+            batch = self.source.next(batch_size_at(training, self.steps_done), context).to(self.device)
         loss, figures = self._backward(batch, context)
         scale = self.scaler.scale
         norm = self.placement.gradient_norm() / scale
-        fault, applied = self._update(float(loss), norm)
+        with record_function("step"):
+            fault, applied = self._update(float(loss), norm)
         figures |= self.objective.after_step(applied)
         self.steps_done += 1
         return StepResult(
@@ -170,11 +173,12 @@ class Trainer:
         for part in parts:
             share = self.objective.weight(part) / counted
             with self.placement.part(last=part is parts[-1]), self.objective.computing():
-                with self.autocast():
+                with self.autocast(), record_function("forward"):
                     loss = self.forward(part)
                 mean = sum(loss.added.values(), loss.mean * share)
                 # DDP and FSDP average gradients over processes, hence times their number.
-                self.scaler.scaled(mean * size if size > 1 else mean).backward()
+                with record_function("backward"):
+                    self.scaler.scaled(mean * size if size > 1 else mean).backward()
             total += loss.mean.detach() * share
             figures.add(loss.figures, share)
             figures.add_summands(loss.added)

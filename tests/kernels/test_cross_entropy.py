@@ -270,8 +270,8 @@ def test_operator_is_well_formed(device):
     logits = random_tensor((4, 20), device=device).requires_grad_()
     target, weight = targets((4,), 20, device), torch.rand(20, device=device)
     operator = torch.ops.llmfast.cross_entropy.default
-    torch.library.opcheck(operator, (logits, target, weight, "mean", -100, 0.1, 1e-4, 30.0))
-    torch.library.opcheck(operator, (logits, target, None, "none", -100, 0.0, 0.0, None))
+    torch.library.opcheck(operator, (logits, target, weight, "mean", True, -100, 0.1, 1e-4, 30.0))
+    torch.library.opcheck(operator, (logits, target, None, "none", False, -100, 0.0, 0.0, None))
 
 
 def test_autocast_keeps_the_gradient_in_the_dtype_of_the_logits(device):
@@ -300,7 +300,7 @@ def test_captures_into_a_cuda_graph():
 @pytest.mark.parametrize(
     ("logits", "target", "options", "message"),
     [
-        (torch.ones(2, 3), torch.ones(2), {}, r"target must hold integer class indices of shape \(2,\)"),
+        (torch.ones(2, 3), torch.ones(2), {}, r"target must hold .* integer class indices of shape \(2,\)"),
         (torch.ones(2, 3), torch.ones(3, dtype=torch.long), {}, r"target must hold .* of shape \(3,\)"),
         (torch.ones(2, 0), torch.ones(2, dtype=torch.long), {}, "at least one class"),
         (torch.ones(2, 3), torch.ones(2, dtype=torch.long), {"reduction": "avg"}, "reduction must be one of"),

@@ -27,6 +27,8 @@ PROGRAMS = [
     "lora_mlp",
     "nf4_linear",
     "quantize_nf4",
+    "tiled_mlp",
+    "vocab_parallel_cross_entropy",
 ]
 
 

@@ -279,10 +279,11 @@ def test_operators_are_well_formed(way):
     inputs, target = problem(way, tokens=12, classes=20, bias=True)
     hidden, weight, bias = (tensor.requires_grad_() for tensor in inputs.values())
     how = {torch.float16: "tiles"}.get(way[1], "reference")
-    call = (hidden, weight, bias, target, None, None, how, -100, 0.1, 1e-4, None)
-    torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy.default, call)
-    if how != "tiles":
-        torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy_sum.default, ([True] * 3, *call))
+    for predicts in (False, True):
+        call = (hidden, weight, bias, target, None, None, how, predicts, -100, 0.1, 1e-4, None)
+        torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy.default, call)
+        if how != "tiles":
+            torch.library.opcheck(torch.ops.llmfast.linear_cross_entropy_sum.default, ([True] * 3, *call))
 
 
 def test_autocast_computes_in_its_dtype_and_keeps_the_parameters(device):

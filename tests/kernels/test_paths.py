@@ -47,6 +47,7 @@ WEIGHT = 0.2 * numbers(16, 32)
 PACKED = quantize_nf4(0.2 * numbers(32, 64))
 INT8 = quantize_int8(WEIGHT)
 TARGET = torch.tensor([3, -100, 7, 1])
+PROBABILITIES = numbers(4, 32, seed=9).softmax(-1)
 ANGLES = numbers(6, 8)
 BOUNDS = torch.tensor([0, 3, 6], dtype=torch.int32)
 LENGTHS = torch.tensor([4, 5], dtype=torch.int32)
@@ -81,6 +82,10 @@ OPS = {
     "attention_weights": (lambda q, k: attention_weights(q, k, causal=True), HEADS, FEW),
     "linear": (linear, ROW, WEIGHT),
     "cross_entropy": (lambda x: cross_entropy(x, TARGET, label_smoothing=0.1, z_loss=0.1), ROW),
+    "cross_entropy of probabilities": (
+        lambda x: cross_entropy(x, PROBABILITIES, label_smoothing=0.1, z_loss=0.1),
+        ROW,
+    ),
     "linear_cross_entropy": (lambda x, w: linear_cross_entropy(x, w, TARGET), ROW, WEIGHT),
     "linear_cross_entropy in chunks": (
         lambda x, w: linear_cross_entropy(x, w, TARGET, method="chunks"),

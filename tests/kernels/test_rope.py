@@ -18,7 +18,7 @@ from kernel_testing import (
     random_tensor,
     results,
 )
-from llmfast.kernels import rope
+from llmfast.kernels import backend, rope
 
 
 def turn(x, angle, interleaved):
@@ -200,8 +200,66 @@ def test_torch_compile_takes_it_whole(device):
 
 def test_operator_is_well_formed(device):
     q = random_tensor((1, 3, 2, 8), device=device).requires_grad_()
-    arguments = (q, q, None, None, None, 10000.0, 8, False, False)
+    arguments = (q, q, None, None, None, 10000.0, 8, [], False, False)
     torch.library.opcheck(torch.ops.llmfast.rope.default, arguments)
+    positions = torch.arange(9, device=device).view(3, 3)
+    torch.library.opcheck(
+        torch.ops.llmfast.rope.default, (q, None, positions, *arguments[3:7], [1, 2, 1], False, False)
+    )
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("given", ["each", "shared", "packed", "tables"])
+@pytest.mark.parametrize("path", ["triton", "reference"])
+def test_sections_of_three_axes(device, path, given, interleaved):
+    """Trap: sections that count columns and not pairs, or frequencies that begin again in each."""
+    sections, half, width = (2, 5, 1), 8, 20
+    q, k = random_tensor((2, 7, 3, width), device=device), random_tensor((2, 7, 2, width), device=device, seed=1)
+    positions = torch.randint(0, 50, (3, 2, 7), generator=torch.Generator().manual_seed(2)).to(device)
+    positions = positions[:, 0] if given == "shared" else positions
+    options = {"rotary_dim": 2 * half, "interleaved": interleaved}
+    if given == "tables":
+        options |= dict(zip(("cos", "sin"), table(50, half, device), strict=True))
+    axis = torch.tensor([0, 0, 1, 1, 1, 1, 1, 2], device=device)
+
+    def ours(q, k):
+        if given != "packed":
+            return rope(q, k, positions=positions, sections=sections, **options)
+        rows = rope(q.flatten(0, 1), k.flatten(0, 1), positions=positions.flatten(1), sections=sections, **options)
+        return tuple(x.unflatten(0, (2, 7)) for x in rows)
+
+    def peer(q, k):
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        place = positions.movedim(0, -1)[..., axis].to(wide)  # of each pair
+        base = 100.0 if given == "tables" else 10000.0
+        angle = place * base ** -(torch.arange(half, dtype=wide, device=device) / half)
+        return tuple(turn(x, angle[..., None, :], interleaved) for x in (q, k))
+
+    with backend(path):
+        assert_matches(ours, peer, {"q": q, "k": k})
+
+
+def test_text_turns_as_without_sections(device):
+    q = random_tensor((2, 5, 3, 16), device=device)
+    positions = torch.arange(5, device=device)
+    found = rope(q, positions=positions.expand(3, 5), sections=(2, 3, 3))
+    assert torch.equal(found, rope(q, positions=positions))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sections": (1, 3)}, "sections must be three positive integers"),
+        ({"sections": (1, 0, 3)}, "sections must be three positive integers"),
+        ({"sections": (2, 2, 2)}, "sections must make up rotary_dim / 2 = 4 pairs"),
+        ({"sections": (1, 2, 1), "positions": None}, "give positions, too"),
+        ({"sections": (1, 2, 1), "positions": torch.arange(5)}, r"positions must be integers of shape \(3, 5\)"),
+        ({}, r"positions must be integers of shape \(5,\)"),
+    ],
+)
+def test_errors_of_sections(options, message):
+    with pytest.raises(ValueError, match=message):
+        rope(torch.ones(2, 5, 1, 8), **{"positions": torch.zeros(3, 5, dtype=torch.int64)} | options)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def calls_of_many_lengths() -> list[CompileCase]:
             gelu = activation.BiasedCall(x, x[0, 0], "gelu")
             activation.biased_gradients(activation.BiasedBackwardCall(activation.biased(gelu), True, gelu))
             positions = torch.empty(batch, length, dtype=torch.int64, device="meta")
-            rotation = rope.Rotation(positions, None, None, 1e4, 64, False, False)
+            rotation = rope.Rotation(positions, None, None, 1e4, 64, [], False, False)
             rope.rotate(rope.RopeCall(heads, heads, rotation))
             layout = Layout((512, 512))
             record = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta")

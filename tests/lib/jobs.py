@@ -156,3 +156,23 @@ def stand_still(model, tokenizer):
     if dist.get_rank() == dist.get_world_size() - 1:
         time.sleep(15)
     return {}
+
+
+def vocab_parallel_losses(world, path, logits, target, weight, options, bounds):
+    """This process's part of ``vocab_parallel_cross_entropy``: what it returns, and the gradient of its logits, for one
+    set of options after the other."""
+    from llmfast.kernels import backend, vocab_parallel_cross_entropy
+
+    first, end = bounds[world.rank]
+    found = []
+    with backend(path):
+        for each in options:
+            given = dict(each)
+            if given.pop("weighted", False):
+                given["weight"] = weight
+            part = logits[..., first:end].clone().requires_grad_()
+            given |= {"first_class": first, "vocabulary": logits.shape[-1], "return_lse": True, "return_z_loss": True}
+            loss, *beside = vocab_parallel_cross_entropy(part, target, **given)
+            (loss.square().sum() + beside[0].sum()).backward()
+            found.append([x.detach().tolist() for x in (loss, *beside, part.grad)])
+    return found

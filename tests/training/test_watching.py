@@ -1,5 +1,6 @@
 """What can be seen of a run: logs to other programs, profiles, evaluations of one's own, checks, sweeps."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from small_labels import labels_config, write_labels
-from small_run import new_run, small_config, write_corpus
+from small_run import new_run, small_config, trainer_of, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
 from llmfast.commands.train import sweep
+from llmfast.models.config import ExpertsConfig
 from llmfast.models.folder import checkpoints
 from llmfast.training.config import RunConfig
 from llmfast.training.loop import fit, named_evaluation
@@ -221,7 +223,38 @@ def test_a_profile_is_a_trace_of_a_few_steps(tmp_path, steps):
     session = new_run(tmp_path, steps=steps, evaluate_every=0, sample_every=0)
     fit(session, profile=True)
     trace = json.loads((session.run.folder / "profile.json").read_text())
-    assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert any("aten::mm" in name for name in names)
+    recorded = min(steps - 2, 3)
+    for name in ("data", "forward", "backward", "step"):
+        assert names.count(name) == recorded
+
+
+def test_the_load_of_experts_is_logged_and_tracked_by_layer(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    session = new_run(tmp_path, steps=4, evaluate_every=2, sample_every=0)
+    config = session.config
+    config.model = dataclasses.replace(config.model, layers=3, experts=ExpertsConfig(count=4, active=2, pattern="ed"))
+    config.training = dataclasses.replace(config.training, track=("tensorboard",))
+    trainer = trainer_of(config, session.task.prepared)
+    session = dataclasses.replace(session, task=trainer.task, trainer=trainer)
+    fit(session)
+    steps = [record for record in session.run.records() if "expert_violation_by_layer" in record]
+    assert [len(record["expert_violation_by_layer"]) for record in steps] == [2] * 4
+    assert [max(r["expert_violation_by_layer"]) for r in steps] == [r["expert_max_violation"] for r in steps]
+    loads = [record["expert_load_by_layer"] for record in session.run.records() if "expert_load_by_layer" in record]
+    assert len(loads) == 2
+    for load in loads:
+        assert [sum(layer) for layer in load] == pytest.approx([1, 1])
+        assert [len(layer) for layer in load] == [4, 4]
+    events = EventAccumulator(str(session.run.folder / "tensorboard")).Reload()
+    tracked = [event.value for event in events.Scalars("expert_violation_by_layer/1")]
+    assert tracked == pytest.approx([record["expert_violation_by_layer"][1] for record in steps])
+    assert [event.value for event in events.Scalars("expert_load_by_layer/0/3")] == pytest.approx(
+        [load[0][3] for load in loads]
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ FIRST, STEPS = 3, 3  # after compilation and the allocator's first rounds; few, 
 
 
 class StepProfiler:
-    """Traces steps 3 to 5 of a process into a file for chrome://tracing or ui.perfetto.dev."""
+    """Traces steps 3 to 5 of a process into a file for chrome://tracing or ui.perfetto.dev.
+
+    Ranges named data, forward, backward and step (the update of the weights) show what each part of a step costs.
+    """
 
     def __init__(self, file: Path):
         self.file = file
