@@ -149,9 +149,9 @@ def _lines(name: str, wanted: str, recipes: Path) -> list[str]:
 def study_figure(how: str, recipes: Path = RECIPES) -> str:
     """The figure ``NAME KEY [FORMAT]``: one of the results, or ``processor_seconds.STAGE``."""
     name, key, *form = how.split(" ", 2)
-    content = read_results(name, recipes)
-    times = {"processor_seconds": content.get("processor_seconds", {})}
     with named(name):
+        content = read_results(name, recipes)
+        times = {"processor_seconds": content.get("processor_seconds", {})}
         return _cell(content["results"] | times, f"{key} | {form[0]}" if form else key)
 
 
