@@ -45,6 +45,7 @@ COMMANDS = {
     "tokenizer info": Command("llmfast.commands.tokenizer:info", "Show what a tokenizer is made of."),
     "tokenizer compare": Command("llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
+    "data dedup": Command("llmfast.commands.data:dedup", "Leave out documents that repeat an earlier one."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
     "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Libraries that are imported where they are used, never by importing a package of ours.
 HEAVY = {
-    "bitsandbytes", "datasets", "gguf", "llguidance", "math_verify", "matplotlib", "pandas", "peft", "streamlit",
-    "tensorboard", "tokenizers",
+    "bitsandbytes", "datasets", "datasketch", "gguf", "llguidance", "math_verify", "matplotlib", "pandas", "peft",
+    "streamlit", "tensorboard", "tokenizers",
     "pyarrow", "ray", "reasoning_gym", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip
 

@@ -164,7 +164,11 @@ def setup(content: dict[str, Any], minutes: float | None) -> str:
     where = ", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores{threads}"
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     took, computed = (sum(content.get(key, {}).values()) / 60 for key in ("seconds", "processor_seconds"))
-    time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if computed else "")
+    # A stage that ran before processor time was recorded has none, and would make the sum of all too small.
+    measured = all(
+        content.get("processor_seconds", {}).get(name) for name, each in content["seconds"].items() if each > 5
+    )
+    time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if measured else "")
     stated = f"Takes about {minutes:g} minutes on two idle cores. " if minutes and not machine["gpus"] else ""
     beside = " beside other programs" if minutes and took > 1.5 * minutes else ""
     return f"{stated}Size {content['size']}, {where}; {time}{beside}; {libraries}; {content['date']}."

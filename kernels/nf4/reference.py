@@ -124,8 +124,8 @@ def dequantize(
 ) -> Tensor:
     """The numbers, of ``shape``: code times scale in float32, rounded once."""
     numbers = torch.Size(shape).numel()
-    # The two codes of each of the 256 bytes, which are looked up as one number of 64 bits: ten times as fast on a CPU as
-    # looking up each half of a byte.
+    # The two codes of each of the 256 bytes, which are looked up as one number of 64 bits: ten times as fast on a CPU
+    # as looking up each half of a byte.
     of_byte = torch.stack((code.repeat_interleave(16), code.repeat(16)), dim=-1).view(torch.int64).flatten()
     codes = of_byte.index_select(0, packed.int()).view(torch.float32)
     blocks = F.pad(codes[:numbers], (0, -numbers % block_size)).view(absmax.numel(), block_size)

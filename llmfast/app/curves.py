@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmfast.visualization.curves import RATES, figure_names, series, smoothed
+from llmfast.visualization.curves import RATES, figure_names, series
+from llmfast.visualization.smoothing import smoothed
 
 MOST_POINTS = 1000
 """Of each line: a chart is not wider than that."""

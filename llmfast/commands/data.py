@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmfast.data.config import SourceConfig
+from llmfast.data.decoding import InvalidUTF8
 
 
 def prepare(
@@ -40,6 +41,60 @@ def prepare(
         return
     describe(open_prepared(out), console.print)
     console.print(f"saved in    {out}; look at it with: llmfast data report {out}")
+
+
+def dedup(
+    out: Path,
+    *,
+    sources: tuple[str, ...] = (),
+    column: str | None = None,
+    similarity: float = 0.8,
+    ngram: int = 5,
+    invalid_utf8: InvalidUTF8 = "skip",
+) -> None:
+    """Write documents without those that repeat an earlier one, exactly or nearly.
+
+    Writes documents.jsonl, to be prepared as any other source, and duplicates.jsonl, which names each document that was
+    left out, the one that it repeats, and how similar the two are.
+
+    Args:
+        out: New folder to write.
+        sources: What to read, as llmfast data prepare does; Python's own standard library if left out.
+        column: Field that holds the text in JSONL, Parquet and datasets; text, or else the first with text, if left
+            out.
+        similarity: Estimated Jaccard similarity of n-grams of words (MinHash) from which on a document is a duplicate;
+            1 finds equal texts only.
+        ngram: Words of an n-gram.
+        invalid_utf8: What becomes of documents that are not UTF-8, as for llmfast data prepare.
+
+    Raises:
+        ValueError: no readable text, a folder that is not empty, or a setting out of range.
+    """
+    from llmfast.data.corpus import Corpus
+    from llmfast.data.duplicates import duplicates
+    from llmfast.files import atomic_folder
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already; choose another folder")
+    corpus = Corpus(sources, column=column, invalid_utf8=invalid_utf8)
+    kept = exact = near = 0
+    with atomic_folder(out) as partial:
+        files = (partial / "documents.jsonl", partial / "duplicates.jsonl")
+        with open(files[0], "w", encoding="utf-8") as documents, open(files[1], "w", encoding="utf-8") as others:
+            for found in duplicates(corpus, similarity=similarity, ngram=ngram):
+                document = found.document
+                if found.of is None:
+                    kept += 1
+                    documents.write(json.dumps({"name": document.name, "text": document.text}) + "\n")
+                    continue
+                exact, near = exact + found.is_equal, near + (not found.is_equal)
+                line = {"name": document.name, "of": found.of, "similarity": round(found.similarity, 4)}
+                others.write(json.dumps(line) + "\n")
+    if corpus.skipped or corpus.repaired:
+        print(f"text        {corpus.passed_over()}")
+    print(f"documents   {kept + exact + near:,} read, {kept:,} kept")
+    print(f"duplicates  {exact:,} equal, {near:,} similar")
+    print(f"saved in    {out}; prepare it with: llmfast data prepare FOLDER --sources {out / 'documents.jsonl'}")
 
 
 def report(folder: Path, *, json: bool = False) -> None:

@@ -15,6 +15,7 @@ from json import dumps
 EXTRAS = {
     "hf": "Hugging Face weights, adapters and data sets",
     "data": "Parquet and Zstandard files",
+    "dedup": "documents that are nearly equal",
     "ray": "preparing data on a Ray cluster",
     "constraints": "replies that match a JSON schema or an expression",
     "gguf": "weights in GGUF files",

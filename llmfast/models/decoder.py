@@ -113,8 +113,9 @@ class Attention(nn.Module):
                     each_norm(each.flatten(2)).view(each.shape)
                     for each_norm, each in ((self.q_norm, q), (self.k_norm, k))
                 )
-        if self.rotation != "none":
-            cos, sin = places.rotary if self.rotation == "all" else places.window_rotary
+        rotary = {"none": None, "all": places.rotary, "window": places.window_rotary}[self.rotation]
+        if rotary is not None:
+            cos, sin = rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
         return q, k, v
 

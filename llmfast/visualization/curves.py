@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from llmfast.visualization.plots import routing
+from llmfast.visualization.smoothing import smoothed
 from llmfast.visualization.style import in_style, save_figure, theme
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ def plot_losses(
     marks: dict[str, float] | None = None,
 ) -> None:
     """Plot the training and validation loss of a run by step, and below it the learning rates, the norm of the
-    gradient, and each other figure that it logged, such as the balance of its routers. The file is PNG or SVG.
+    gradient, each other figure that it logged, and the load of experts by layer. The file is PNG or SVG.
 
     Args:
         records: the log.
@@ -39,7 +42,10 @@ def plot_losses(
     unit = unit.replace("/", " per ")
     names = figure_names(records, without={"loss", *(each.replace("/", "_per_") for each in units)})
     with in_style() as colors:
-        panels = [*([RATES] if len(series(records, RATES[0])[0]) else []), *names]
+        panels: list[Callable[[Any], None]] = [partial(_plot_figure, name=name, records=records) for name in names]
+        if len(series(records, RATES[0])[0]):
+            panels.insert(0, partial(_plot_rates, records=records))
+        panels += routing.panels(records)
         rows = 1 + (len(panels) + 1) // 2
         figure = Figure(figsize=(8, 4.5 + 2.2 * (rows - 1)), dpi=120, layout="constrained")
         grid = figure.add_gridspec(rows, 2, height_ratios=[4.5, *[2.2] * (rows - 1)])
@@ -72,8 +78,7 @@ def plot_losses(
             axes.set_ylim(0, min(6.0, top))
         axes.legend(loc="upper right", frameon=True)
         for number, panel in enumerate(panels):
-            below = figure.add_subplot(grid[1 + number // 2, number % 2])
-            _plot_rates(below, records) if panel is RATES else _plot_figure(below, panel, records)
+            panel(figure.add_subplot(grid[1 + number // 2, number % 2]))
         save_figure(figure, path)
 
 
@@ -182,14 +187,3 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndar
 
     points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-
-def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Exponential average over about 25 steps, with Adam's bias correction."""
-    import numpy as np
-
-    decay, total, smooth = 0.96, 0.0, np.empty(len(values))
-    for index, value in enumerate(values):
-        total = decay * total + (1 - decay) * value
-        smooth[index] = total / (1 - decay ** (index + 1))
-    return smooth

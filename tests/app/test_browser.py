@@ -164,6 +164,14 @@ def test_generating_streams_and_a_re_run_loses_nothing(dashboard, tab):
     assert finished(tab) == whole
 
 
+COUNT_RUNS = """() => {
+    const app = document.querySelector("[data-test-script-state]");
+    window.runs = 0;
+    const count = () => { window.runs += app.dataset.testScriptState === "notRunning"; };
+    new MutationObserver(count).observe(app, {attributes: true, attributeFilter: ["data-test-script-state"]});
+}"""
+
+
 def test_twenty_re_runs_leave_memory_flat(dashboard, tab):
     """Trap: each run of a page loads a model, or keeps what it drew."""
     visit(tab, dashboard.url, "generate")
@@ -171,12 +179,14 @@ def test_twenty_re_runs_leave_memory_flat(dashboard, tab):
     whole = finished(tab)
     servers = children(dashboard)
 
+    tab.evaluate(COUNT_RUNS)
+    tab.locator("h1").click()
+
     def run_again(times):
         for _ in range(times):
-            tab.locator("h1").click()
+            done = tab.evaluate("window.runs")
             tab.keyboard.press("r")
-            tab.wait_for_timeout(50)
-            settle(tab)
+            tab.wait_for_function("done => window.runs > done", arg=done)
 
     run_again(5)
     before = dashboard.memory()

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from small_app import damage_run
+from small_finetuned import ADAPTERS, write_finetuned
 
 pytest.importorskip("streamlit")
 
@@ -155,6 +156,42 @@ def test_generating_shows_probabilities_and_stays_through_re_runs(full):
     assert sum("Unload" in each.label for each in page.button) == 2
     press(page, "Unload run")
     assert sum("Unload" in each.label for each in page.button) == 1
+
+
+def test_pages_show_finetuned_models(tmp_path):
+    """Trap: an adapter whose base a page does not find, or a classifier by adapters among the language models."""
+    write_finetuned(tmp_path)
+    page = open_page("generate", tmp_path)
+    choose(page, "Models", ["sft-lora/run", "sft-qlora/run"])
+    page.text_area[0].set_value("The fox")
+    most_tokens(page, 3)
+    press(page, "Generate")
+    until(page, lambda page: len([each for each in page.caption if "as many as asked for" in each.value]) == 2)
+    assert len(html_of(page)) == 2
+
+    page = open_page("chat", tmp_path)
+    choose(page, "Model", "sft-qlora/run")
+    most_tokens(page, 3)
+    page.run()
+    page.chat_input[0].set_value("Say in capitals: fox").run()
+    until(page, lambda page: len(page.chat_message) == 2 and not page.chat_input[0].disabled)
+
+    page = open_page("classify", tmp_path)
+    choose(page, "Classifiers", [f"labels-{name}/run" for name in ADAPTERS])
+    page.text_area[0].set_value("I love my phone")
+    press(page, "Classify")
+    until(page, lambda page: len(page.metric) == 3)
+    assert len(page.get("progress")) == 6
+
+    page = open_page("attention", tmp_path)
+    choose(page, "Model", "sft-qlora/run")
+    page.text_area[0].set_value("The fox")
+    press(page, "Look")
+    until(page, lambda page: page.get("iframe") or page.error)
+    assert not page.error
+
+    for name in ("runs", "evaluate", "data", "tokenizer"):
+        assert not open_page(name, tmp_path).error
 
 
 def test_a_prompt_over_the_context_is_one_sentence(full):

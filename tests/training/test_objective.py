@@ -121,6 +121,19 @@ def test_figures_are_logged_tracked_shown_and_drawn(tmp_path, capsys):
     assert (tmp_path / "loss.png").stat().st_size > plain.stat().st_size > 1000
 
 
+def test_the_load_of_experts_is_drawn_by_layer(tmp_path):
+    """Two layers of three experts, at steps that log the one or the other."""
+    from llmfast.visualization.curves import plot_losses
+
+    violation, load = "expert_violation_by_layer", "expert_load_by_layer"
+    records = [{"step": step, "loss": 1.0, violation: [0.2, 1.5]} for step in range(1, 5)]
+    records += [{"step": step, "validation_loss": 1.0, load: [[0.4, 0.3, 0.3], [0.8, 0.2, 0.0]]} for step in (2, 4)]
+    plot_losses(records, tmp_path / "loss.svg")
+    drawn = (tmp_path / "loss.svg").read_text("utf-8")
+    assert "imbalance of experts by layer" in drawn
+    assert "load over an equal share" in drawn
+
+
 def test_checkpoints_of_earlier_versions_resume(tmp_path):
     """They have the place in the data at the top of their state, and know of no base."""
     made = new_run(tmp_path, steps=8)

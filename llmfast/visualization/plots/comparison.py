@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmfast.visualization.curves import highest, series, smoothed
+from llmfast.visualization.curves import highest, series
+from llmfast.visualization.smoothing import smoothed
 from llmfast.visualization.style import in_style, plain, save_figure
 
 
