@@ -10,7 +10,14 @@ from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
-from .checks import check_cu_seqlens, check_options, check_qkv, window_bounds
+from .checks import (
+    check_cu_seqlens,
+    check_options,
+    check_per_sequence,
+    check_qkv,
+    slopes_by_sequence,
+    window_bounds,
+)
 from .documents import documents_op
 from .ops import attention_op
 
@@ -31,6 +38,10 @@ def flash_attention(
     cu_seqlens_k: Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Exact attention in memory proportional to S + T; gradients for q, k, v, sinks and through the lse.
@@ -45,7 +56,7 @@ def flash_attention(
     (Milakov and Gimelshein 2018). The backward pass is deterministic: each dQ, dK and dV tile belongs to one
     program.
 
-    Scores that a function computes (ALiBi, document masks by rule) are out of scope: for those,
+    Scores that a function computes, other than ALiBi's, and masks by rule are out of scope: for those,
     ``torch.nn.attention.flex_attention``.
 
     Args:
@@ -68,6 +79,12 @@ def flash_attention(
             the end. ``cu_seqlens_k`` defaults to ``cu_seqlens_q``. Sequences may be empty. Tokens after the
             end give 0.
         max_seqlen_q, max_seqlen_k: Accepted because other libraries need them; nothing depends on them.
+        seqused_q, seqused_k: (sequences,) int32, with ``cu_seqlens_q``: how many of a sequence's first tokens count.
+            Others see nothing (out 0, lse -inf), and nobody sees them.
+        leftpad_k: (sequences,) int32, with ``cu_seqlens_q``: how many of a sequence's first keys are padding, which
+            nobody sees; among those that ``seqused_k`` counts.
+        alibi_slopes: (H,), or (B, H) or (sequences, H): slope · |distance of positions| is subtracted from each score,
+            after ``softcap`` (ALiBi: Press et al. 2022, arXiv:2108.12409). They get no gradient.
         return_lse: Also return the log of the softmax denominator.
 
     Returns:
@@ -98,6 +115,11 @@ def flash_attention(
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
     cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
     check_options(q, scale, softcap, sinks, dropout_p)
+    sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
+    for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
+        if x is not None and cu_seqlens_q is None:
+            raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
+        check_per_sequence(name, x, sequences, q)
     left, right = window_bounds(causal, window)
     result = attend(
         q,
@@ -112,6 +134,10 @@ def flash_attention(
         seed=seed,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
+        used_q=seqused_q,
+        used_k=seqused_k,
+        pad_k=leftpad_k,
+        alibi=slopes_by_sequence(alibi_slopes, q, sequences),
         return_lse=return_lse,
     )
     if v.shape[-1:] == value_width:
@@ -144,6 +170,10 @@ def attend(
     seed: int | Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
+    used_q: Tensor | None = None,
+    used_k: Tensor | None = None,
+    pad_k: Tensor | None = None,
+    alibi: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
@@ -153,11 +183,13 @@ def attend(
         q, scale = -q, -scale
     if use_triton(q, k, v):
         options = (scale, left, right, softcap, dropout_p)
-        out, lse = attention_op(q, k, v, sinks, seed, cu_seqlens_q, cu_seqlens_k, *options)
+        packing = (cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k)
+        out, lse = attention_op(q, k, v, sinks, alibi, seed, *packing, *options)
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
-    plain = softcap is None and sinks is None and dropout_p == 0 and not return_lse and not is_batch_invariant()
+    unusual = (softcap, sinks, used_q, used_k, pad_k, alibi)
+    plain = all(x is None for x in unusual) and dropout_p == 0 and not return_lse and not is_batch_invariant()
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)
@@ -177,6 +209,10 @@ def attend(
         seed=seed,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
+        used_q=used_q,
+        used_k=used_k,
+        pad_k=pad_k,
+        alibi=alibi,
     )
     return (out, lse) if return_lse else out
 

@@ -112,9 +112,11 @@ def dropout_arguments(seed, dropout_p):
     return {"seed": seed, "threshold": dropout_threshold(dropout_p), "keep_scale": 1 / (1 - dropout_p)}
 
 
-def size_arguments(q, k, cu_q, cu_k):
-    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch."""
+def size_arguments(q, k, packing):
+    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch, which lie where
+    ``packing`` says: (cu_q, cu_k, used_q, used_k, pad_k)."""
+    cu_q, cu_k, used_q, used_k, pad_k = packing
     B, H, S, _ = q.shape
     batch = B if cu_q is None else cu_q.numel() - 1
     sizes = {"rows_in_all": S, "batch": batch, "heads": H, "S": S, "T": k.shape[2], "GROUP": H // k.shape[1]}
-    return {**sizes, "cu_q": cu_q, "cu_k": cu_k}
+    return {**sizes, "cu_q": cu_q, "cu_k": cu_k, "used_q": used_q, "used_k": used_k, "pad_k": pad_k}

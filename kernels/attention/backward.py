@@ -11,6 +11,7 @@ from .tiles import (
     POINTERS,
     PRECISION,
     RUNTIME_INTEGERS,
+    alibi_slope,
     keep_mask,
     key_ranges,
     load_rows,
@@ -23,6 +24,7 @@ from .tiles import (
     step_start,
     steps,
     store_tile,
+    with_alibi,
 )
 
 
@@ -76,7 +78,7 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 def gather_keys_gradient(
     dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys,
     S, T, left,
-    right, scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    right, scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores
@@ -91,7 +93,7 @@ def gather_keys_gradient(
         row_delta = tl.load(delta + rows, mask=rows < S, other=0.0)
         dp = tl.dot(v, d_out.T, input_precision=PRECISION)  # Runs while the probabilities are computed.
         x = logits(product, scale, softcap)
-        p = tl.exp2(x - row_lse[None, :])
+        p = tl.exp2(with_alibi(x, slope, rows[None, :], keys[:, None], S, T) - row_lse[None, :])
         if MASKED:
             p = tl.where(sees(rows[None, :], keys[:, None], S, T, left, right), p, 0.0)
         keep = None
@@ -105,7 +107,7 @@ def gather_keys_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def keys_gradient_kernel(
-    q, k, v, d_out, lse, delta, dk, dv, seed, cu_q, cu_k,
+    q, k, v, d_out, lse, delta, dk, dv, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -120,8 +122,9 @@ def keys_gradient_kernel(
     program = tl.program_id(0)  # Under a causal mask the first tile of keys is seen by the most queries.
     kv_head = program // tiles % (heads // GROUP)
     tile, sequence, k_start, q_start, T, S = locate(
-        program % tiles, program // tiles // (heads // GROUP), batch, cu_k, cu_q, T, S, BLOCK_N
-    )
+        program % tiles, program // tiles // (heads // GROUP), batch, cu_k, cu_q, used_k, used_q, pad_k, None, T, S,
+        BLOCK_N,
+    )  # fmt: skip
     first_key = tile * BLOCK_N
     if first_key >= T:
         return
@@ -140,11 +143,12 @@ def keys_gradient_kernel(
             d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA
         )
         row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
+        slope = alibi_slope(alibi, sequence, heads, head)
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
                 dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta +
                 row_offset, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale,
-                softcap, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
+                softcap, slope, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
             )  # fmt: skip
     dk_source = make_source(dk, entry, kv_head, k_start, dk_batch, dk_head, dk_row, T, D, BLOCK_N, BLOCK_D, TMA)
     store_tile(dk_source, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
@@ -156,7 +160,7 @@ def keys_gradient_kernel(
 def gather_queries_gradient(
     dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T,
     left, right,
-    scale, softcap, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds to dQ of a tile of rows what the masked keys or the full ones give."""
@@ -168,7 +172,7 @@ def gather_queries_gradient(
         v = load_rows(v_source, first, v_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         dp = tl.dot(d_out, v.T, input_precision=PRECISION)  # Runs while the probabilities are computed.
         x = logits(product, scale, softcap)
-        p = tl.exp2(x - lse[:, None])
+        p = tl.exp2(with_alibi(x, slope, rows[:, None], keys[None, :], S, T) - lse[:, None])
         if MASKED:
             p = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), p, 0.0)
         keep = None
@@ -181,7 +185,7 @@ def gather_queries_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def queries_gradient_kernel(
-    q, k, v, d_out, lse, delta, dq, seed, cu_q, cu_k,
+    q, k, v, d_out, lse, delta, dq, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -195,8 +199,9 @@ def queries_gradient_kernel(
     program = tl.program_id(0)
     head = program // tiles % heads
     tile, sequence, q_start, k_start, S, T = locate(
-        tiles - 1 - program % tiles, program // tiles // heads, batch, cu_q, cu_k, S, T, BLOCK_M
-    )
+        tiles - 1 - program % tiles, program // tiles // heads, batch, cu_q, cu_k, used_q, used_k, None, pad_k, S, T,
+        BLOCK_M,
+    )  # fmt: skip
     first_row = tile * BLOCK_M
     if first_row >= S:
         return
@@ -216,11 +221,12 @@ def queries_gradient_kernel(
     row_lse = load_lse(lse + row_offset, rows, S)
     row_delta = tl.load(delta + row_offset + rows, mask=rows < S, other=0.0)
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slope = alibi_slope(alibi, sequence, heads, head)
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         dq_tile = gather_queries_gradient(
             dq_tile, q_tile, d_out_tile, row_lse, row_delta, k_source, v_source, k_row, v_row,
-            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope,
             seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
         )  # fmt: skip
     dq_source = make_source(dq, entry, head, q_start, dq_batch, dq_head, dq_row, S, D, BLOCK_M, BLOCK_D, TMA)

@@ -88,6 +88,33 @@ def check_options(q, scale, softcap, sinks, dropout_p):
             )
 
 
+def check_per_sequence(name, x, sequences, q):
+    """Of integers, one for each sequence."""
+    if x is not None and (x.shape != (sequences,) or x.dtype != torch.int32 or x.device != q.device):
+        raise ValueError(
+            f"{name} is one int32 a sequence, ({sequences},) on {q.device};"
+            f" got {x.dtype} of shape {tuple(x.shape)} on {x.device}"
+        )
+
+
+def slopes_by_sequence(slopes, q, sequences):
+    """ALiBi's slopes as float32 (float64 beside float64) of shape (sequences, H), after they were found sound."""
+    if slopes is None:
+        return None
+    heads = q.shape[1]  # in both layouts
+    if slopes.shape not in ((heads,), (sequences, heads)) or not slopes.is_floating_point():
+        raise ValueError(
+            f"alibi_slopes is one number a query head, ({heads},) or ({sequences}, {heads});"
+            f" got {slopes.dtype} of shape {tuple(slopes.shape)}"
+        )
+    if slopes.device != q.device:
+        raise ValueError(f"alibi_slopes is on {slopes.device} but q is on {q.device}")
+    if slopes.requires_grad:
+        raise ValueError("alibi_slopes gets no gradient: detach it")
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return slopes.to(dtype).expand(sequences, heads).contiguous()
+
+
 def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
     for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():

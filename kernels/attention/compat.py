@@ -1,7 +1,7 @@
 """flash_attention under the names that other code calls: Dao's flash-attn, and PyTorch's SDPA.
 
 Of flash-attn's arguments, ``deterministic`` and ``num_splits`` change nothing: the backward pass is always
-deterministic, and the splits follow from the chip. ``alibi_slopes`` are refused.
+deterministic, and the splits follow from the chip.
 """
 
 import warnings
@@ -43,10 +43,10 @@ def flash_attn_func(
     >>> flash_attn_func(*torch.randn(3, 2, 10, 4, 64), causal=True).shape
     torch.Size([2, 10, 4, 64])
     """
-    refuse_alibi(alibi_slopes)
     result = flash_attention(
         *(x.transpose(1, 2) for x in (q, k, v)),
         **dao_options(dropout_p, softmax_scale, causal, window_size, softcap),
+        alibi_slopes=alibi_slopes,
         return_lse=return_attn_probs,
     )
     if isinstance(result, tuple):
@@ -83,15 +83,21 @@ def flash_attn_varlen_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
+    *,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_varlen_func``: q (N, H, D), k and v (N_k, K, D), packed.
 
-    Returns (N, H, D), or with ``return_attn_probs`` ``(out, softmax_lse (H, N), None)``. Paged keys
-    (``block_table``) are for ``flash_attn_with_kvcache``.
+    With ``block_table`` (sequences, pages of a sequence) k and v are (pages, page size, K, D), and ``cu_seqlens_k``
+    gives the lengths of sequences. Pages are copied to where attention reads them; k and v get no gradient.
+    ``seqused_q``, ``seqused_k`` and ``leftpad_k`` are those of ``flash_attention``.
+
+    Returns (N, H, D), or with ``return_attn_probs`` ``(out, softmax_lse (H, N), None)``.
     """
-    refuse_alibi(alibi_slopes)
     if block_table is not None:
-        raise ValueError("block_table is not supported here: read pages by flash_attn_with_kvcache")
+        k, v, cu_seqlens_k, seqused_k = packed_pages(k, v, cu_seqlens_k, seqused_k, block_table)
     result = flash_attention(
         q,
         k,
@@ -101,6 +107,10 @@ def flash_attn_varlen_func(
         max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k,
         **dao_options(dropout_p, softmax_scale, causal, window_size, softcap),
+        seqused_q=seqused_q,
+        seqused_k=seqused_k,
+        leftpad_k=leftpad_k,
+        alibi_slopes=alibi_slopes,
         return_lse=return_attn_probs,
     )
     return (result[0], result[1].transpose(0, 1), None) if isinstance(result, tuple) else result
@@ -129,10 +139,10 @@ def flash_attn_with_kvcache(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attn.flash_attn_with_kvcache``: q (B, S, H, D); caches (B, T, K, D), or (pages, page size, K,
     D) with ``block_table``; k and v (B, S_new, K, D) are rotated by ``rotary_cos`` and ``rotary_sin``,
-    appended in place and attended to. No gradient. ``cache_leftpad`` is refused."""
-    refuse_alibi(alibi_slopes)
-    if cache_leftpad is not None:
-        raise ValueError("cache_leftpad is not supported: start every entry at its first row")
+    appended in place and attended to. No gradient. Positions of ``rotary_cos`` count from ``cache_leftpad`` on, which,
+    as there, is refused together with ``block_table``."""
+    if cache_leftpad is not None and block_table is not None:
+        raise ValueError("cache_leftpad is of contiguous caches: with block_table, leave pages of padding out")
     if cache_seqlens is None:
         if k is not None:
             raise ValueError("cache_seqlens is needed where k and v are appended")
@@ -144,8 +154,9 @@ def flash_attn_with_kvcache(
             raise ValueError("rotary_cos rotates new keys and their queries: k and v are needed")
         has_positions = causal or as_window("window_size", window_size) != (-1, -1)
         row = torch.arange(q.shape[1], device=q.device) if has_positions else 0
-        q_position = (cache_seqlens.long()[:, None] + row).expand(q.shape[:2])
-        k_position = cache_seqlens.long()[:, None] + torch.arange(k.shape[1], device=q.device)
+        filled = cache_seqlens if cache_leftpad is None else cache_seqlens - cache_leftpad
+        q_position = (filled.long()[:, None] + row).expand(q.shape[:2])
+        k_position = filled.long()[:, None] + torch.arange(k.shape[1], device=q.device)
         q = rotated(q, q_position, rotary_cos, rotary_sin, rotary_interleaved)
         k = rotated(k, k_position, rotary_cos, rotary_sin, rotary_interleaved)
     if cache_batch_idx is not None:  # An entry is one page as long as the cache.
@@ -162,6 +173,8 @@ def flash_attn_with_kvcache(
         k_new=None if k is None else k.transpose(1, 2),
         v_new=None if v is None else v.transpose(1, 2),
         page_table=block_table,
+        alibi_slopes=alibi_slopes,
+        leftpad=cache_leftpad,
         **options,
         return_lse=True,
     )
@@ -190,9 +203,22 @@ def dao_options(
     }
 
 
-def refuse_alibi(alibi_slopes: Tensor | None) -> None:
-    if alibi_slopes is not None:
-        raise ValueError("alibi_slopes are not supported: use flash_attn or FlexAttention for ALiBi")
+def packed_pages(
+    k: Tensor, v: Tensor, cu_seqlens_k: Tensor, seqused_k: Tensor | None, block_table: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pages laid end to end, each sequence's as many as its row of the table has: (k, v, cu_seqlens_k, seqused_k)."""
+    if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+        raise ValueError("block_table has no gradient for k and v: detach them, or give packed k and v")
+    if k.dim() != 4 or v.dim() != 4 or block_table.dim() != 2 or block_table.dtype != torch.int32:
+        raise ValueError(
+            "block_table is int32 (sequences, pages of a sequence), with k and v (pages, page size, K, D); got "
+            f"{block_table.dtype} {tuple(block_table.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
+        )
+    pages = block_table.long().clamp(0, k.shape[0] - 1)  # Entries past a sequence's end may be anything.
+    rows = block_table.shape[1] * k.shape[1]
+    starts = torch.arange(len(block_table) + 1, device=k.device, dtype=torch.int32) * rows
+    used = cu_seqlens_k.diff() if seqused_k is None else torch.minimum(seqused_k, cu_seqlens_k.diff())
+    return k[pages].flatten(0, 2), v[pages].flatten(0, 2), starts, used
 
 
 def sdpa(

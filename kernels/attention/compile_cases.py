@@ -25,19 +25,40 @@ MANY = 1000  # sequences, of which no multiprocessor count leaves a large part o
 PLAIN = {"causal": True}
 DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
 CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
+ALIBI = {"causal": True, "alibi": True}
+PADDED = {"causal": True, "packed": True, "used": True}
 
 # What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
 # with less in them; float32 has the same tiles on all chips, so one shows that they hold.
-ALL = {"causal": (64, 128, 256), "dropout packed": (128, 256), "window softcap sinks": (128,)}
+ALL = {
+    "causal": (64, 128, 256),
+    "dropout packed": (128, 256),
+    "window softcap sinks": (128,),
+    "alibi": (128,),
+    "padded": (128,),
+}
 COVERED = {
     80: ALL | {"dropout packed": (128,)},
-    86: {"causal": (64, 128, 256)},
-    89: {"causal": (128,)},
-    90: ALL | {"causal": (16, 32, 64, 128, 256), "dropout packed": (64, 128, 256), "fp32": (64, 128)},
+    86: {"causal": (64, 128, 256), "alibi": (128,)},
+    89: {"causal": (128,), "alibi": (128,)},
+    90: ALL
+    | {
+        "causal": (16, 32, 64, 128, 256),
+        "dropout packed": (64, 128, 256),
+        "alibi": (64, 128, 256),
+        "fp32": (64, 128),
+    },
     100: ALL | {"dropout packed": (64, 128)},
     120: ALL,
 }
-OPTIONS = {"causal": PLAIN, "dropout packed": DROPOUT, "window softcap sinks": CAPPED, "fp32": PLAIN}
+OPTIONS = {
+    "causal": PLAIN,
+    "dropout packed": DROPOUT,
+    "window softcap sinks": CAPPED,
+    "alibi": ALIBI,
+    "padded": PADDED,
+    "fp32": PLAIN,
+}
 
 
 def compile_cases(chip: Chip) -> Iterator[CompileCase]:
@@ -56,6 +77,7 @@ def compile_cases(chip: Chip) -> Iterator[CompileCase]:
                 title, options = f"{width} {name}, {form}", {"causal": name == "causal"}
                 yield training_case(title, torch.bfloat16, width, options, ("wgmma", "tma"), chip, form=form)
     yield decode_case("128 bf16 paged, 8 queries", torch.bfloat16, 128, queries=8, paged=True)
+    yield decode_case("128 bf16, alibi, padding", torch.bfloat16, 128, queries=1, paged=False, options=True)
     if chip.capability in (80, 90):
         yield decode_case("256 bf16", torch.bfloat16, 256, queries=1, paged=False)
         yield decode_case("128 fp32", torch.float32, 128, queries=1, paged=False)
@@ -94,8 +116,10 @@ def training_case(
             q, k = (x[0].transpose(0, 1) for x in (q, k))
         sinks = meta(8) if options.get("sinks") else None
         seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
+        alibi = meta(2, 8, dtype=torch.float32) if options.get("alibi") else None
+        used = meta(2, dtype=torch.int32) if options.get("used") else None
         with choosing(forward=form) if form else contextlib.nullcontext():
-            call = AttentionCall(q, k, k, sinks, seed, cu, cu, *arguments)
+            call = AttentionCall(q, k, k, sinks, alibi, seed, cu, cu, used, used, used, *arguments)
             out, lse = forward(call)
         if batch != MANY and form is None:
             backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))
@@ -126,7 +150,9 @@ def batch_invariant_case(chip: Chip) -> CompileCase:
     return replace(case, run=run)
 
 
-def decode_case(name: str, dtype: torch.dtype, width: int, queries: int, paged: bool) -> CompileCase:
+def decode_case(
+    name: str, dtype: torch.dtype, width: int, queries: int, paged: bool, options: bool = False
+) -> CompileCase:
     def meta(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -136,7 +162,10 @@ def decode_case(name: str, dtype: torch.dtype, width: int, queries: int, paged: 
         lengths = meta(2, dtype=torch.int32)
         new = meta(2, 2, queries, width)
         run_append(AppendCall(cache, cache, new, new, lengths, pages))
-        options = (queries, 1.0, 1024 if paged else None, 0, None)
-        run_decode(DecodeCall(meta(2, 8, queries, width), cache, cache, lengths, pages, None, *options))
+        others = (queries, 1.0, 1024 if paged else None, 0, None)
+        alibi = meta(2, 8, dtype=torch.float32) if options else None
+        leftpad = lengths if options else None
+        q = meta(2, 8, queries, width)
+        run_decode(DecodeCall(q, cache, cache, lengths, pages, None, alibi, leftpad, *others))
 
     return CompileCase("flash_decode", name, run, {"decode_kernel": ("mma",)})

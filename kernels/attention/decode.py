@@ -13,7 +13,7 @@ from ..frame.launch import Chip, cdiv, run
 from ..frame.operator import define
 from . import reference
 from .arguments import addressable, empty_rows, matrices, scalar_arguments
-from .checks import check_cache, check_new, check_options, window_bounds
+from .checks import check_cache, check_new, check_options, check_per_sequence, slopes_by_sequence, window_bounds
 from .decode_kernels import append_kernel, combine_kernel, decode_kernel
 from .launch import decode_splits, decode_tile, padded_width
 
@@ -32,6 +32,8 @@ def flash_decode(
     window: tuple[int, int] | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    leftpad: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attention(q, k, v, causal=True)`` against the first ``cache_seqlens[b]`` rows of each cache
@@ -53,7 +55,8 @@ def flash_decode(
         page_table: (B, pages of an entry) int32: which pages hold an entry's rows, in order. Pages may be
             shared.
         causal: The last query stands at the last key; False lets every query see every row.
-        scale, window, softcap, sinks, return_lse: as for ``flash_attention``.
+        scale, window, softcap, sinks, alibi_slopes, return_lse: as for ``flash_attention``.
+        leftpad: (B,) int32: how many rows at the start of each entry hold padding, and are not seen.
 
     Returns:
         (B, H, S, D), or with ``return_lse`` also (B, H, S) float32. There is no gradient.
@@ -74,6 +77,8 @@ def flash_decode(
     """
     check_cache(q, k_cache, v_cache, cache_seqlens, page_table)
     check_options(q, scale, softcap, sinks, 0.0)
+    check_per_sequence("leftpad", leftpad, q.shape[0], q)
+    alibi = slopes_by_sequence(alibi_slopes, q, q.shape[0])
     new = check_new(q, k_cache, k_new, v_new)
     tensors = (q, k_cache, v_cache, k_new, v_new, sinks)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -87,7 +92,7 @@ def flash_decode(
         append = append_op if triton else reference.append_to_cache
         append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
     compute = decode_op if triton else reference.decode
-    options = (page_table, sinks, new, scale, left, right, softcap)
+    options = (page_table, sinks, alibi, leftpad, new, scale, left, right, softcap)
     out, lse = compute(q, k_cache, v_cache, cache_seqlens, *options)
     return (out, lse) if return_lse else out
 
@@ -99,6 +104,8 @@ class DecodeCall(NamedTuple):
     cache_seqlens: Tensor | None  # int32 (B,); None: every entry is full
     page_table: Tensor | None  # int32 (B, pages of an entry)
     sinks: Tensor | None  # (H,)
+    alibi: Tensor | None  # float32 (B, H)
+    leftpad: Tensor | None  # int32 (B,)
     new: int  # rows appended
     scale: float
     left: int | None
@@ -160,7 +167,7 @@ def run_append(call: AppendCall) -> None:
 
 
 def run_decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
-    q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap = call
+    q, k_cache, v_cache, cache_seqlens, page_table, sinks, alibi, leftpad, new, scale, left, right, softcap = call
     check_addressable("k_cache", k_cache)
     check_addressable("v_cache", v_cache)
     out, lse = call.allocate()
@@ -187,6 +194,8 @@ def run_decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
         part_lse=part_lse,
         lengths=cache_seqlens,
         sinks=sinks,
+        alibi=alibi,
+        leftpad=leftpad,
         rows_in_all=B * H * S,
         heads=H,
         S=S,

@@ -69,7 +69,7 @@ def append_kernel(
 
 @triton.jit(do_not_specialize=DECODE_INTEGERS)
 def decode_kernel(
-    q, k, v, part, part_lse, lengths, page_table, sinks,
+    q, k, v, part, part_lse, lengths, page_table, sinks, alibi, leftpad,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -104,6 +104,9 @@ def decode_kernel(
     high = T
     if left is not None:
         low = max(tile * BLOCK_M // GROUP + T - S - left, 0) // BLOCK_N
+    if leftpad is not None:
+        start = tl.load(leftpad + entry)
+        low = max(low, start // BLOCK_N)
     if right is not None:
         high = max(min(high, min((tile * BLOCK_M + BLOCK_M - 1) // GROUP, S - 1) + T - S + right + 1), 0)
     high = tl.cdiv(high, BLOCK_N)
@@ -118,13 +121,19 @@ def decode_kernel(
         counts = (query < S) & (split == 0)
         maximum = tl.load(sinks + head, mask=counts, other=-INF).to(tl.float32) * LOG2_E
         denominator += tl.where(counts, 1.0, 0.0)
+    if alibi is not None:
+        slope = tl.load(alibi + entry * heads + head, mask=query < S, other=0.0) * LOG2_E
     for block in tl.range(low, high):
         key = block * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = key < T
+        if leftpad is not None:
+            inside &= key >= start
         kv_mask = inside[:, None] & (column < D)
         k_rows = cache_rows(k + kv_head * k_head.to(tl.int64) * 8, page_table, entry, key, inside, PAGE, k_batch, k_row)
         k_tile = tl.load(k_rows[:, None] + column, mask=kv_mask, other=0.0)
         x = logits(tl.dot(q_tile, k_tile.T, input_precision=PRECISION), scale, softcap)
+        if alibi is not None:
+            x -= slope[:, None] * tl.abs(position[:, None] - key[None, :]).to(tl.float32)
         seen = inside[None, :]
         if left is not None:
             seen &= key[None, :] >= position[:, None] - left

@@ -13,6 +13,7 @@ from .tiles import (
     LOG2_E,
     PRECISION,
     RUNTIME_INTEGERS,
+    alibi_slope,
     keep_mask,
     key_ranges,
     load_rows,
@@ -23,19 +24,20 @@ from .tiles import (
     step_start,
     steps,
     store_tile,
+    with_alibi,
 )
 
 
 @triton.jit
 def softmax_step(
-    product, denominator, maximum, rows, first, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
-    BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    product, denominator, maximum, rows, first, S, T, left, right, scale, softcap, slope, seed, threshold, sequence,
+    head, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """(probabilities, denominator, maximum, factor for what was summed before), after the products with one more tile
     of keys: online softmax in the base-2 exponent, see FlashAttention-2, section 3.1."""
     keys = first + tl.arange(0, BLOCK_N)
-    if MASKED or softcap is not None:
-        x = logits(product, scale, softcap)
+    if MASKED or softcap is not None or slope is not None:
+        x = with_alibi(logits(product, scale, softcap), slope, rows[:, None], keys[None, :], S, T)
         if MASKED:
             x = tl.where(sees(rows[:, None], keys[None, :], S, T, left, right), x, -INF)
         new_maximum = tl.maximum(maximum, tl.max(x, 1))
@@ -56,7 +58,7 @@ def softmax_step(
 @triton.jit
 def attend_keys(
     acc, denominator, maximum, waiting, before, begin, q, k_source, v_source, k_stride, v_stride,
-    low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, seed, threshold, sequence, head,
+    low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope, seed, threshold, sequence, head,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -71,7 +73,7 @@ def attend_keys(
             v = load_rows(v_source, before, v_stride, T, D, BLOCK_N, BLOCK_D, TMA, True)
             acc = tl.dot(waiting.to(v.dtype), v, acc, input_precision=PRECISION)
         p, denominator, maximum, rescale = softmax_step(
-            product, denominator, maximum, rows, first, S, T, left, right, scale, softcap,
+            product, denominator, maximum, rows, first, S, T, left, right, scale, softcap, slope,
             seed, threshold, sequence, head, BLOCK_N, MASKED,
         )  # fmt: skip
         acc = acc * rescale[:, None]
@@ -86,7 +88,7 @@ def attend_keys(
 
 @triton.jit
 def attend_rows(
-    q, k, v, out, lse, sinks, seed,
+    q, k, v, out, lse, sinks, alibi, seed,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
     threshold, keep_scale,
@@ -95,6 +97,7 @@ def attend_rows(
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
     kv_head = head // GROUP
+    slope = alibi_slope(alibi, sequence, heads, head)
     k_source = make_source(k, entry, kv_head, k_start, k_batch, k_head, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, entry, kv_head, k_start, v_batch, v_head, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     q_source = make_source(q, entry, head, q_start, q_batch, q_head, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
@@ -119,13 +122,13 @@ def attend_rows(
         k_tile = load_rows(k_source, before, k_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
         waiting, denominator, maximum, _ = softmax_step(
             tl.dot(q_tile, k_tile.T, input_precision=PRECISION), denominator, maximum, rows, before,
-            S, T, left, right, scale, softcap, seed, threshold, sequence, head, BLOCK_N, True,
+            S, T, left, right, scale, softcap, slope, seed, threshold, sequence, head, BLOCK_N, True,
         )  # fmt: skip
         taken = 1
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         acc, denominator, maximum, waiting, before = attend_keys(
             acc, denominator, maximum, waiting, before, taken, q_tile, k_source, v_source, k_row, v_row,
-            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap,
+            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope,
             seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, ROTATED, phase == 1,
         )  # fmt: skip
         if ROTATED:
@@ -169,7 +172,7 @@ def tile_of_turn(turn, tiles, PERSISTENT: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
-    q, k, v, out, lse, sinks, seed, cu_q, cu_k,
+    q, k, v, out, lse, sinks, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -183,11 +186,11 @@ def forward_kernel(
     for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
         tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
         tile, sequence, q_start, k_start, rows, keys = locate(
-            tile, head_in_all // heads, batch, cu_q, cu_k, S, T, BLOCK_M
+            tile, head_in_all // heads, batch, cu_q, cu_k, used_q, used_k, None, pad_k, S, T, BLOCK_M
         )
         if exists & (tile * BLOCK_M < rows):
             attend_rows(
-                q, k, v, out, lse, sinks, seed,
+                q, k, v, out, lse, sinks, alibi, seed,
                 q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
                 out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
                 heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,

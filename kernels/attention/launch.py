@@ -16,7 +16,7 @@ Where a measurement on a chip decides otherwise, its comment says so, or a row o
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..frame.launch import Chip, cdiv
@@ -152,6 +152,13 @@ def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) ->
     if width <= 64:
         return Tile(32, 128, 8, 2)
     return Tile(32, 32, 4, 2) if heavy else Tile(64, 64, 8, 1)
+
+
+def for_packed(tile: Tile, chip: Chip, head_dim: int, packed: bool) -> Tile:
+    """The tile of dK and dV. For packed sequences, whose addresses take registers, too, half as many keys on 9.0 where
+    the dense tile would spill in the loop."""
+    spills = packed and chip.capability == 90 and padded_width(head_dim) == 128 and tile.block_n == 128
+    return replace(tile, block_n=64, warps=4) if spills else tile
 
 
 @tuned("attention", Tile)

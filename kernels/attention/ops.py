@@ -38,6 +38,7 @@ from .launch import (
     WARP_GROUPS,
     Tile,
     chosen,
+    for_packed,
     forward_form,
     forward_tile,
     heavy,
@@ -73,14 +74,22 @@ class AttentionCall(NamedTuple):
     k: Tensor  # (B, K, T, D) or packed (N_k, K, D)
     v: Tensor  # as k
     sinks: Tensor | None  # (H,)
+    alibi: Tensor | None  # float32 (B or sequences, H)
     seed: Tensor | None  # int64 ()
     cu_seqlens_q: Tensor | None  # int32 (sequences + 1,)
     cu_seqlens_k: Tensor | None  # int32 (sequences + 1,)
+    used_q: Tensor | None  # int32 (sequences,), as the following
+    used_k: Tensor | None
+    pad_k: Tensor | None
     scale: float
     left: int | None
     right: int | None
     softcap: float | None
     dropout_p: float
+
+    @property
+    def packing(self) -> tuple:
+        return self[6:11]
 
     def allocate(self) -> tuple[Tensor, Tensor]:
         """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
@@ -109,7 +118,7 @@ class AttentionBackwardCall(NamedTuple):
 
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    q, k, v, sinks, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p = call
+    q, k, v, sinks, alibi, seed, cu_q, *_, scale, left, right, softcap, dropout_p = call
     invariant = is_batch_invariant()
     if (
         not invariant
@@ -117,7 +126,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         and seed is None
         and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2])
     ):
-        options = (sinks, 0, scale, left, right, softcap)
+        options = (sinks, alibi, None, 0, scale, left, right, softcap)
         return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
     out, lse = call.allocate()
     if cu_q is not None:  # Tokens after the last sequence belong to no tile.
@@ -134,6 +143,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     if form in (WARP_GROUPS, ALTERNATING):
         assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
         assert sinks is None, "warp groups have no sinks"
+        assert alibi is None, "warp groups have no ALiBi"
         assert left is None, "warp groups have no window to the left"
         launch_warp_groups(chip, q, k, v, out_heads, lse, scale, right, alternate=form == ALTERNATING)
         return out, lse
@@ -142,12 +152,13 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         persistent_programs(chip, tile.warps) if form == PERSISTENT else tiles * H * B,
         q,
         tile,
-        **size_arguments(q, k, cu_q, cu_k),
+        **size_arguments(q, k, call.packing),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
         **tile_arguments(tile, {"q": q, "out": out_heads}, {"k": k, "v": v}, cu_q is not None),
         lse=lse,
         sinks=sinks,
+        alibi=alibi,
         tiles=tiles,
         ROTATED=tile.rotated,
         PERSISTENT=form == PERSISTENT,
@@ -159,7 +170,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
 def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
     d_out, d_lse, (out, lse, forward_call) = call
-    q, k, v, _, seed, cu_q, cu_k, scale, left, right, softcap, dropout_p = forward_call
+    q, k, v, _, alibi, seed, cu_q, cu_k, *_, scale, left, right, softcap, dropout_p = forward_call
     *gradients, delta = call.allocate()
     if cu_q is not None:
         for gradient in gradients:
@@ -183,16 +194,17 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
         BLOCK_D=padded_width(D),
     )
     shared = {
-        **size_arguments(q, k, cu_q, cu_k),
+        **size_arguments(q, k, forward_call.packing),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
+        "alibi": alibi,
         "natural_scale": scale,
         "lse": lse,
         "delta": delta,
     }
     by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
     choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
-    tile = chosen("keys_gradient") or keys_gradient_tile(*choice)
+    tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), *choice[:2], cu_q is not None)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
     launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, tiles=tiles)

@@ -30,6 +30,10 @@ def attention(
     seed=None,
     cu_seqlens_q=None,
     cu_seqlens_k=None,
+    used_q=None,
+    used_k=None,
+    pad_k=None,
+    alibi=None,
 ):
     """Returns ``(out, lse)``; see ``llmfast.kernels.flash_attention``.
 
@@ -39,16 +43,23 @@ def attention(
     packed = cu_seqlens_q is not None
     if packed:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (N, H, D) -> (1, H, N, D)
-        mask, rows, columns, sequence = _packed_geometry(
-            cu_seqlens_q, cu_seqlens_k, q.shape[2], k.shape[2], left, right
-        )
+        bounds = (cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k)
+        mask, rows, position, columns, sequence = _packed_geometry(*bounds, q.shape[2], k.shape[2], left, right)
+        if not (used_q is None and used_k is None and pad_k is None):  # What does not count may be anything, also NaN.
+            q = q.masked_fill(~mask.any(1, keepdim=True), 0.0)
+            k, v = (x.masked_fill(~mask.any(0)[:, None], 0.0) for x in (k, v))
     else:
         mask = visible(q.shape[2], k.shape[2], left, right, q.device)
         rows = torch.arange(q.shape[2], device=q.device)
+        position = rows + k.shape[2] - q.shape[2]
         columns = torch.arange(k.shape[2], device=q.device)
         sequence = torch.arange(q.shape[0], device=q.device)[:, None]
     with torch.autocast(q.device.type, enabled=False):  # the products too are in float32
-        probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+        bias = None
+        if alibi is not None:  # (1 or B, H, N or 1, 1) times (S, T)
+            slopes = alibi[sequence.clamp(max=len(alibi) - 1)].transpose(1, 2)[..., None]
+            bias = -slopes * (position[:, None] - columns).abs()
+        probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias)
         if dropout_p > 0:
             heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
             keep = dropout_keep(seed, dropout_p, sequence[:, None, :, None], heads, rows[:, None], columns)
@@ -77,9 +88,11 @@ def _invariant_softmax(scores, mask, sinks):
     return p / total.masked_fill(total == 0, 1.0), (base + total.log()).squeeze(-1)
 
 
-def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None):
-    """softmax(cap(q kᵀ · scale)) over the keys in ``mask``, and its log-denominator: (B, H, S, T), (B, H, S)."""
+def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None, bias=None):
+    """softmax(cap(q kᵀ · scale) + bias) over the keys in ``mask``, and its log-denominator: (B, H, S, T), (B, H, S)."""
     scores = attention_scores(q, k, scale=scale, softcap=softcap)
+    if bias is not None:
+        scores = scores + bias
     if is_batch_invariant():
         probabilities, lse = _invariant_softmax(scores, mask, sinks)
         return probabilities, lse.to(torch.promote_types(q.dtype, torch.float32))
@@ -140,18 +153,27 @@ def within(position, key, left, right):
     return seen
 
 
-def _packed_geometry(cu_seqlens_q, cu_seqlens_k, n_q, n_k, left, right):
-    """Mask, row and column within the sequence, and sequence of each query, for sequences laid end to end.
+def _packed_geometry(cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k, n_q, n_k, left, right):
+    """Mask, row, position and column within the sequence, and sequence of each query, for sequences laid end to end.
 
-    Tokens after the last boundary belong to no sequence: they see nothing and nobody sees them.
+    Of a sequence the first ``used`` tokens count, less ``pad_k`` keys at the start, before the first column. Those that
+    do not count, and tokens after the last boundary, which belong to no sequence, see nothing, and nobody sees them.
     """
     sequence_q, rows = _place(cu_seqlens_q, n_q)
     sequence_k, columns = _place(cu_seqlens_k, n_k)
     last = cu_seqlens_q.numel() - 1
-    length_difference = F.pad(cu_seqlens_k.diff() - cu_seqlens_q.diff(), (0, 1)).long()
-    seen = within((rows + length_difference[sequence_q])[:, None], columns, left, right)
+    length_q, length_k = (
+        F.pad(cu.diff() if used is None else torch.minimum(used, cu.diff()), (0, 1)).long()
+        for cu, used in ((cu_seqlens_q, used_q), (cu_seqlens_k, used_k))
+    )
+    if pad_k is not None:
+        pad = F.pad(pad_k, (0, 1)).long()
+        length_k, columns = length_k - pad, columns - pad[sequence_k]
+    position = rows + (length_k - length_q)[sequence_q]
+    seen = within(position[:, None], columns, left, right)
     same = (sequence_q[:, None] == sequence_k) & (sequence_q < last)[:, None]
-    return seen & same, rows, columns, sequence_q[None]
+    counts = (rows < length_q[sequence_q])[:, None] & (columns >= 0) & (columns < length_k[sequence_k])
+    return seen & same & counts, rows, position, columns, sequence_q[None]
 
 
 def _place(cu_seqlens, n):
@@ -194,7 +216,9 @@ def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
         cache[page, :, row % page_size] = new.transpose(1, 2)[kept]
 
 
-def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, left, right, softcap):
+def decode(
+    q, k_cache, v_cache, cache_seqlens, page_table, sinks, alibi, leftpad, new, scale, left, right, softcap
+):  # fmt: skip
     """Attention to the filled rows of a cache; returns (out, lse)."""
     k, v = _entries(k_cache, page_table), _entries(v_cache, page_table)
     S, T = q.shape[2], k.shape[2]
@@ -202,10 +226,13 @@ def decode(q, k_cache, v_cache, cache_seqlens, page_table, sinks, new, scale, le
     key = torch.arange(T, device=q.device)
     filled = key < length  # (B, 1, 1, T)
     position = torch.arange(S, device=q.device)[:, None] + length - S
+    if leftpad is not None:
+        filled = filled & (key >= leftpad[:, None, None, None])
     mask = within(position, key, left, right) & filled
+    bias = None if alibi is None else -alibi[:, :, None, None] * (position - key).abs()
     # Rows that are not filled may hold anything, NaN included.
     k, v = (x.masked_fill(~filled.transpose(-1, -2), 0.0) for x in (k, v))
-    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+    probabilities, lse = attention_probabilities(q, k, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias)
     return _mix(probabilities, _per_query_head(v, q.shape[1]).to(probabilities.dtype)).to(q.dtype), lse
 
 

@@ -32,11 +32,15 @@ RUNTIME_INTEGERS = ["rows_in_all", "batch", "heads", "tiles", "S", "T", "left", 
 
 
 @triton.jit
-def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCES: tl.constexpr = 128):
+def locate(
+    tile, entry, batch, cu_q, cu_k, used_q, used_k, pad_q, pad_k, S, T,
+    BLOCK_M: tl.constexpr, SEQUENCES: tl.constexpr = 128,
+):  # fmt: skip
     """(tile within its sequence, sequence, first query, first key, queries, keys) of a tile over the queries.
 
     Packed sequences are given tiles by an upper bound, sequence s from cu_q[s] // BLOCK_M + s on, so that the
-    grid depends on the number of tokens alone; a tile past the end of its sequence has nothing to do.
+    grid depends on the number of tokens alone; a tile past the end of its sequence has nothing to do. Of a sequence,
+    the first ``used`` rows count, less ``pad`` at the start.
     """
     q_start = 0
     k_start = 0
@@ -51,6 +55,16 @@ def locate(tile, entry, batch, cu_q, cu_k, S, T, BLOCK_M: tl.constexpr, SEQUENCE
         S = tl.load(cu_q + entry + 1) - q_start
         T = tl.load(cu_k + entry + 1) - k_start
         tile -= q_start // BLOCK_M + entry
+        if used_q is not None:
+            S = min(tl.load(used_q + entry), S)
+        if used_k is not None:
+            T = min(tl.load(used_k + entry), T)
+        if pad_q is not None:
+            q_start += tl.load(pad_q + entry)
+            S -= tl.load(pad_q + entry)
+        if pad_k is not None:
+            k_start += tl.load(pad_k + entry)
+            T -= tl.load(pad_k + entry)
     return tile, entry, q_start, k_start, S, T
 
 
@@ -220,6 +234,24 @@ def logits(product, scale, softcap):
     if softcap is not None:
         x = softcap * tanh(x)
     return x
+
+
+@triton.jit
+def alibi_slope(alibi, sequence, heads, head):
+    """What ALiBi subtracts from a logit in base 2 for each position between a query and a key; None without it."""
+    if alibi is None:
+        return None
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        return tl.load(alibi + sequence * heads + head) * LOG2_E
+
+
+@triton.jit
+def with_alibi(x, slope, rows, keys, S, T):
+    """Logits in base 2 with ALiBi's bias; rows and keys broadcast."""
+    if slope is None:
+        return x
+    else:  # noqa: RET505
+        return x - slope * tl.abs(rows + (T - S) - keys).to(tl.float32)
 
 
 @triton.jit

@@ -78,13 +78,6 @@ def test_flash_attn_with_kvcache(qkv, indexed, rotary):
     assert_rows_exact((out.transpose(1, 2), lse), [x.transpose(1, 2) for x in inputs], causal=True)
 
 
-def test_what_flash_attn_has_and_we_refuse(qkv):
-    with pytest.raises(ValueError, match="alibi_slopes"):
-        flash_attn_func(*qkv, alibi_slopes=torch.ones(4))
-    with pytest.raises(ValueError, match="cache_leftpad"):
-        flash_attn_with_kvcache(*qkv, cache_leftpad=torch.zeros(2, dtype=torch.int32))
-
-
 @pytest.mark.parametrize("lengths", [(9, 9), (5, 9), (9, 5)])
 @pytest.mark.parametrize("kind", ["plain", "is_causal", "upper left", "lower right", "scale"])
 def test_sdpa_is_pytorchs(lengths, kind):
