@@ -221,13 +221,6 @@ def test_a_table_is_given_as_a_whole(tmp_path, capsys):
         assert says in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(
-    "line", ["grpo --rewards number 1.0", "ppo --rewards model:runs/judge 1.0", "dpo --losses simpo 1.0 sft 0.2"]
-)
-def test_the_tables_of_the_guides_are_understood(line):
-    cli.parse(line.split())
-
-
 def test_switches_are_spelled_the_same_whatever_the_file_says(tmp_path):
     file = tmp_path / "run.yaml"
     for before, option, after in [("true", "--model.no_gated", False), ("false", "--model.gated", True)]:

@@ -147,10 +147,12 @@ def _lines(name: str, wanted: str, recipes: Path) -> list[str]:
 
 
 def study_figure(how: str, recipes: Path = RECIPES) -> str:
-    """The figure ``NAME KEY [FORMAT]``: one of the results."""
+    """The figure ``NAME KEY [FORMAT]``: one of the results, or ``processor_seconds.STAGE``."""
     name, key, *form = how.split(" ", 2)
     with named(name):
-        return _cell(read_results(name, recipes)["results"], f"{key} | {form[0]}" if form else key)
+        content = read_results(name, recipes)
+        times = {"processor_seconds": content.get("processor_seconds", {})}
+        return _cell(content["results"] | times, f"{key} | {form[0]}" if form else key)
 
 
 def setup(content: dict[str, Any], minutes: float | None) -> str:
@@ -162,7 +164,11 @@ def setup(content: dict[str, Any], minutes: float | None) -> str:
     where = ", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores{threads}"
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     took, computed = (sum(content.get(key, {}).values()) / 60 for key in ("seconds", "processor_seconds"))
-    time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if computed else "")
+    # A stage that ran before processor time was recorded has none, and would make the sum of all too small.
+    measured = all(
+        content.get("processor_seconds", {}).get(name) for name, each in content["seconds"].items() if each > 5
+    )
+    time = f"{took:.1f} minutes in all stages" + (f", {computed:.1f} of processor time" if measured else "")
     stated = f"Takes about {minutes:g} minutes on two idle cores. " if minutes and not machine["gpus"] else ""
     beside = " beside other programs" if minutes and took > 1.5 * minutes else ""
     return f"{stated}Size {content['size']}, {where}; {time}{beside}; {libraries}; {content['date']}."

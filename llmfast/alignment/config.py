@@ -63,6 +63,8 @@ class PreferenceConfig(FinetuningConfig):
         super().__post_init__()
         if not self.losses:
             raise ValueError("losses is empty: name at least one, such as sigmoid")
+        if self.data.form == "steps":
+            raise ValueError("data.form steps is for llmfast reward: dpo compares whole answers")
         if self.data.form == "judged" and set(self.losses) != {"kto"}:
             named = ", ".join(self.losses)
             raise ValueError(
@@ -78,22 +80,24 @@ class PreferenceConfig(FinetuningConfig):
 
 @dataclass
 class RewardConfig(FinetuningConfig):
-    """One run that trains a reward model on preference pairs."""
+    """One run that trains a reward model: on preference pairs, or on answers or steps that were judged."""
 
     centering: float = 0.01
-    """Weight of the loss that keeps rewards around 0; 0 for none."""
+    """data.form pairs: weight of the loss that keeps rewards around 0; 0 for none."""
     margin: float = 0.0
-    """By how much the reward of the chosen answer shall exceed the other."""
+    """data.form pairs: by how much the reward of the chosen answer shall exceed the other."""
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=_preference_training)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.form != "pairs":
-            raise ValueError(f"a reward model is trained on pairs: data.form {self.data.form} is for dpo")
         if self.centering < 0 or self.margin < 0:
             raise ValueError(f"centering {self.centering} and margin {self.margin} must be 0 or more")
+        if self.data.form != "pairs" and self.margin:
+            raise ValueError(
+                f"margin {self.margin} is between two answers: with data.form {self.data.form} leave it out"
+            )
         if self.training.context_warmup:
             raise ValueError("training.context_warmup is for pretraining: pairs are not cut into rows")
 
@@ -217,8 +221,8 @@ class PolicyConfig(FinetuningConfig):
     rewards: dict[str, float] = field(default_factory=lambda: {"exact": 1.0})
     """Rewards by name, each with its weight in the sum: exact, number, math (math-verify), gym (reasoning-gym),
     position_match, tests (code, in a process with limits), think_format, brevity, regex:PATTERN, model:FOLDER (a reward
-    model), or module:function, called with (prompt, tokens, text, answer). Rewards of form must weigh less than those
-    of answers."""
+    model), steps:FOLDER (a process reward model, by its worst line), or module:function, called with (prompt, tokens,
+    text, answer). Rewards of form must weigh less than those of answers."""
     on_bad_reward: Literal["stop", "skip"] = "stop"
     """What to do if a reward raises an error or is not a finite number: end the run, or leave out the answer."""
     clip_low: float = 0.2
@@ -312,6 +316,10 @@ class ValuePolicyConfig(PolicyConfig):
     """How far values may move from those at sampling before they have no gradient."""
     whiten: bool = True
     """Scale the advantages of a sampling to mean 0 and variance 1."""
+    bootstrap: bool = False
+    """Answers cut at rollouts.max_tokens: add the value of the state after their last token to their reward, as if they
+    would continue. For rewards that cannot judge a cut answer; where they can, a policy learns to be cut, which is then
+    worth more than to end with a wrong answer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

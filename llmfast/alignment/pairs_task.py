@@ -13,17 +13,19 @@ from llmfast.alignment.reference import ReferencedPairs
 from llmfast.data.batch import Batch
 from llmfast.data.judged import JudgedSplit, PreparedJudgments, describe_judged, open_judged, prepare_judged
 from llmfast.data.preferences import PairSplit, PreparedPairs, describe_pairs, open_pairs, prepare_pairs
+from llmfast.data.steps import PreparedSteps, StepSplit, describe_steps, open_steps, prepare_steps
 from llmfast.finetuning.chat_task import ChatTask
 from llmfast.training.task import Policy, Report
 
 EVALUATED_AT_ONCE = 8  # pairs
 PART_PAIRS = 256  # of the validation split, for evaluations during training
+Prepared = PreparedPairs | PreparedJudgments | PreparedSteps
 
 
 class PairsTask(ChatTask):
     """Those parts of a task on prepared pairs that do not depend on what is learned of them."""
 
-    prepared: PreparedPairs | PreparedJudgments
+    prepared: Prepared
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -35,27 +37,37 @@ class PairsTask(ChatTask):
         return False
 
     @classmethod
+    def reads_steps(cls, config: Any) -> bool:
+        """Whether the model is read where steps end, and not compared on whole answers."""
+        return False
+
+    @classmethod
     def prepare_data(cls, config: Any, folder: Path, report: Report) -> None:
         cls.check(config)
         if config.data.max_tokens is None:
             config.data.max_tokens = cls.longest_row(config)  # what is left to compare of a pair depends on it
-        prepare = prepare_judged if config.data.form == "judged" else prepare_pairs
+        prepare = prepare_pairs
+        if config.data.form != "pairs":
+            prepare = prepare_steps if cls.reads_steps(config) else prepare_judged
         prepare(config.data, folder, max_tokens=config.data.max_tokens, report=report)
 
     @classmethod
-    def open_data(cls, config: Any, folder: Path, verify: bool) -> PreparedPairs | PreparedJudgments:
-        if config.data.form == "judged":
-            return open_judged(folder, max_tokens=config.data.max_tokens, verify=verify)
-        return open_pairs(folder, max_tokens=config.data.max_tokens, mismatched=cls.mismatched(config), verify=verify)
+    def open_data(cls, config: Any, folder: Path, verify: bool) -> Prepared:
+        if config.data.form == "pairs":
+            mismatched = cls.mismatched(config)
+            return open_pairs(folder, max_tokens=config.data.max_tokens, mismatched=mismatched, verify=verify)
+        opened = open_steps if cls.reads_steps(config) else open_judged
+        return opened(folder, max_tokens=config.data.max_tokens, verify=verify)
 
     @classmethod
-    def describe_data(cls, prepared: PreparedPairs | PreparedJudgments, report: Report) -> None:
-        (describe_judged if isinstance(prepared.train, JudgedSplit) else describe_pairs)(prepared, report)
+    def describe_data(cls, prepared: Any, report: Report) -> None:
+        describe = {PairSplit: describe_pairs, JudgedSplit: describe_judged, StepSplit: describe_steps}
+        describe[type(prepared.train)](prepared, report)
 
     def measured(
         self,
         measure: Callable[[Batch], Tensor],
-        split: PairSplit | JudgedSplit | ReferencedPairs,
+        split: PairSplit | JudgedSplit | StepSplit | ReferencedPairs,
         policy: Policy,
         *,
         width: int,

@@ -1,8 +1,9 @@
-"""Reward models: the task of giving chosen answers more reward than rejected ones."""
+"""Reward models: the task of giving chosen answers more reward than rejected ones, or right steps than wrong ones."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from llmfast.alignment.config import RewardConfig
 from llmfast.alignment.losses.reward import centering, pairwise
 from llmfast.alignment.pairs_task import PairsTask
+from llmfast.alignment.step_rewards import StepObjective, found_first_errors, judged, step_logits
 from llmfast.data.batch import Batch
 from llmfast.data.labeled import LabeledLoader
 from llmfast.data.preferences import CHOSEN, REJECTED
@@ -71,7 +73,9 @@ def compared(rewards: Tensor, margin: float, weight: float) -> tuple[Tensor, dic
 
 
 class RewardModeling(PairsTask):
-    """The task on prepared pairs (see ``llmfast.training.task.Task``); what it saves is a regression classifier.
+    """The task on prepared pairs, or on judged answers or steps (see ``llmfast.training.task.Task``).
+
+    What it saves is a regression classifier.
 
     Rows are one token shorter than the model's context: the reward is read after the last token of an answer.
     """
@@ -107,15 +111,23 @@ class RewardModeling(PairsTask):
     def flops_per_token(self) -> float:
         return headless_flops(self.config, self.decoder_config, self.context)
 
-    def objective(self) -> RewardObjective:
+    @classmethod
+    def reads_steps(cls, config: RewardConfig) -> bool:
+        return config.data.form != "pairs"
+
+    def objective(self) -> RewardObjective | StepObjective:
         model = SequenceClassifier(without_head(self.start_decoder()), self.classifier)
+        if self.reads_steps(self.config):
+            return StepObjective(model)
         return RewardObjective(model, margin=self.config.margin, centering=self.config.centering)
 
     def source(self, share: Share, policy: Policy) -> LabeledLoader:
         return LabeledLoader(self.prepared.train, seed=self.config.training.seed, share=share)
 
     def evaluate(self, policy: Policy, *, part: bool = False) -> dict[str, float]:
-        """Loss and figures of held-out pairs, each a mean over all of them."""
+        """Loss and figures of held-out pairs or steps, each a mean over all of them."""
+        if self.reads_steps(self.config):
+            return self._evaluate_steps(policy, part)
         with policy.inference() as model:
             table = self.measured(
                 lambda batch: rewards_of(model, batch)[0], self.prepared.validation, policy, width=2, part=part
@@ -123,11 +135,46 @@ class RewardModeling(PairsTask):
         losses, figures = compared(torch.from_numpy(table), self.config.margin, self.config.centering)
         return {"loss": losses.mean().item()} | {name: values.mean().item() for name, values in figures.items()}
 
+    def _evaluate_steps(self, policy: Policy, part: bool) -> dict[str, float]:
+        split = self.prepared.validation
+
+        def measure(batch: Batch) -> Tensor:
+            counts = batch.is_end.sum(1)
+            is_step = torch.arange(split.most, device=counts.device) < counts[:, None]
+            table = torch.zeros(batch.rows, 3, split.most, device=counts.device)
+            found = step_logits(model, batch)[0], batch.labels[batch.is_end], torch.ones(int(counts.sum()))
+            for column, values in enumerate(found):
+                table[:, column][is_step] = values.to(table)
+            return table
+
+        with policy.inference() as model:
+            table = self.measured(measure, split, policy, width=3 * split.most, part=part)
+        logits, labels, is_step = torch.from_numpy(table).view(-1, 3, split.most).unbind(1)
+        is_step = is_step.bool()
+        losses, ratios = judged(logits[is_step], labels[is_step])
+        means = {name: (each.total / each.count.clamp(min=1)).item() for name, each in ratios.items()}
+        errors = found_first_errors(logits, labels, is_step).mean().item()
+        return {"loss": losses.mean().item()} | means | {"first_errors_found": errors}
+
     def sample(self, policy: Policy) -> tuple[str, str]:
-        """A held-out prompt, and the rewards of both answers."""
+        """A held-out prompt, and the rewards of both answers, or the probability of each step of its answer."""
+        if self.reads_steps(self.config):
+            return self._sample_steps(policy)
         split = self.prepared.validation
         answers = [self.tokenizer.decode(split.tokens(0, side)[1]) for side in (CHOSEN, REJECTED)]
         with policy.inference() as model:
             rewards = rewards_of(model, split.batch(np.array([0])).to(policy.device))[0][0].tolist()
         shown = [f" → {reward:+.2f} {text!r}" for reward, text in zip(rewards, answers, strict=True)]
         return self.tokenizer.decode(split.tokens(0, CHOSEN)[0]), "".join(shown)
+
+    def _sample_steps(self, policy: Policy) -> tuple[str, str]:
+        """The prompt and the first step are one text, since the data know only where steps end."""
+        batch = self.prepared.validation.batch(np.array([0]))
+        ends = (batch.is_end[0].nonzero().flatten() + 1).tolist()
+        texts = [
+            self.tokenizer.decode(batch.tokens[0, start:end].tolist()) for start, end in itertools.pairwise([0, *ends])
+        ]
+        with policy.inference() as model:
+            chances = step_logits(model, batch.to(policy.device))[0].sigmoid().tolist()
+        shown = [f"{text.rstrip()} → {chance:.0%}" for text, chance in zip(texts, chances, strict=True)]
+        return shown[0], "".join(f"\n{each}" for each in shown[1:])

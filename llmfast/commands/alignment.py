@@ -28,11 +28,13 @@ def dpo(finished: Finished) -> None:
 
 @training_command("reward", RewardConfig)
 def reward(finished: Finished) -> None:
-    """Train a reward model on preference pairs. Under torchrun, on all its processes.
+    """Train a reward model on preference pairs, or on judged answers or steps. Under torchrun, on all its processes.
 
     For example, from a finetuned model:
 
         llmfast reward --start runs/alpaca --data.sources pairs.json --out runs/judge
+
+        llmfast reward --start runs/alpaca --data.sources steps.jsonl --data.form steps --out runs/steps
     """
     _report_pairs(finished)
     finished.console.print(f"saved in    {finished.folder}")
@@ -76,6 +78,9 @@ def distill(finished: Finished) -> None:
 
 def _report_pairs(finished: Finished) -> None:
     figures = finished.figures
+    if "margin" not in figures:  # answers or steps that were each judged by themselves
+        _report_figures(finished)
+        return
     finished.console.print(
         f"validation  loss {figures['loss']:.3f}, margin {figures['margin']:+.3f}, "
         f"accuracy {figures['accuracy']:.1%} of held-out pairs"
@@ -83,6 +88,10 @@ def _report_pairs(finished: Finished) -> None:
 
 
 def _report_policy(finished: Finished) -> None:
+    _report_figures(finished)
+    finished.report_chat()
+
+
+def _report_figures(finished: Finished) -> None:
     shown = ", ".join(f"{name} {value:.3f}" for name, value in finished.figures.items() if name != "loss")
     finished.console.print(f"validation  {shown}")
-    finished.report_chat()

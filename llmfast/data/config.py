@@ -126,10 +126,11 @@ class ChatDataConfig:
 class InstructionDataConfig(ChatDataConfig):
     """Instructions with answers, or conversations."""
 
-    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt"] = "auto"
+    form: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "prompt", "question"] = "auto"
     """What a record looks like. auto: recognized by its columns, and reported. alpaca: instruction, input, output;
     dolly: instruction, context, response; sharegpt: conversations with from and value; messages: role and content, as
-    in OpenAI's library, tool calls included; prompt: prompt and completion."""
+    in OpenAI's library, tool calls included; prompt: prompt and completion; question: question and answer, as in
+    GSM8K."""
     trained: Literal["answers", "last", "everything"] = "answers"
     """What the loss counts: all that the assistant says, its last answer, or the whole text."""
     packing: Literal["none", "best_fit"] = "best_fit"
@@ -142,13 +143,14 @@ class InstructionDataConfig(ChatDataConfig):
 
 @dataclass
 class PreferenceDataConfig(ChatDataConfig):
-    """Prompts with a chosen and a rejected answer, or with an answer that was judged by itself."""
+    """Prompts with a chosen and a rejected answer, or with an answer that was judged, as a whole or step by step."""
 
     sources: tuple[str, ...] = ()
     """Files (.json, .jsonl, .parquet; .gz, .zst), folders, globs, or hf:NAME[:SPLIT], with chosen and rejected answers
     to a prompt: texts, or lists of messages."""
-    form: Literal["pairs", "judged"] = "pairs"
-    """pairs: chosen and rejected. judged: completion, one answer, and label, true if it is good; for the loss kto."""
+    form: Literal["pairs", "judged", "steps"] = "pairs"
+    """pairs: chosen and rejected. judged: completion, one answer, and label, true if it is good; for the loss kto and
+    for reward. steps: completions, a list of steps, and labels, true, false or a probability for each; for reward."""
     max_tokens: int | None = None
     """Tokens in a row. Longer answers are cut; pairs of which nothing is left to compare are left out and reported. The
     model's context if left out."""

@@ -43,9 +43,7 @@ class JudgedSplit:
     def __init__(self, folder: Path, *, max_tokens: int, verify: bool = True):
         self.examples = ExampleSplit(folder, max_tokens=max_tokens, verify=verify)
         self.max_tokens, self.lengths = max_tokens, self.examples.lengths
-        self.is_good = np.array(_read_labels(folder / LABELS), bool)
-        if len(self.is_good) != len(self.examples):
-            raise ValueError(f"{folder / LABELS} is damaged: it is of {len(self.is_good)} answers, not {len(self)}")
+        self.is_good = np.array(read_labels(folder, len(self.examples)), bool)
         self.checksum = json_sha256([self.examples.checksum, self.is_good.tolist()])
 
     def __len__(self) -> int:
@@ -130,8 +128,7 @@ def prepare_judged(
             )
         for split, writer in writers.items():
             writer.finish()
-            content = {"is_good": labels[split], "sha256": json_sha256(labels[split])}
-            atomic_write(partial / split / LABELS, json.dumps(content) + "\n")
+            write_labels(partial / split, labels[split])
         for line in left_out.lines():
             report(f"left out    {line}")
 
@@ -179,13 +176,27 @@ def judged_answer(record: Mapping[str, Any], where: str) -> tuple[Conversation, 
     return found, bool(record["label"])
 
 
-def _read_labels(path: Path) -> list[bool]:
+def write_labels(folder: Path, labels: list[Any]) -> None:
+    """Write what was said of each answer, plain values, beside its tokens."""
+    content = {"labels": labels, "sha256": json_sha256(labels)}
+    atomic_write(folder / LABELS, json.dumps(content) + "\n")
+
+
+def read_labels(folder: Path, count: int) -> list[Any]:
+    """What ``write_labels`` wrote of ``count`` answers.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    path = folder / LABELS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["sha256"] != json_sha256(content["is_good"]):
+        if content["sha256"] != json_sha256(content["labels"]):
             raise ValueError("its SHA-256 is not that of its content")
+        if len(content["labels"]) != count:
+            raise ValueError(f"it is of {len(content['labels'])} answers, not {count}")
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    return content["is_good"]
+    return content["labels"]

@@ -44,7 +44,7 @@ class Classified(NamedTuple):
     """What a classifier says of a batch."""
 
     logits: Tensor
-    """(B, outputs), float32; of a regression, the numbers themselves."""
+    """(B, outputs), float32, or (N, outputs) of the N tokens that were asked for; of a regression, the numbers."""
     balancing: Balancing | None
     """What a mixture of experts adds to the loss while training; None otherwise."""
 
@@ -69,13 +69,21 @@ class SequenceClassifier(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, *, mask: Tensor | None = None) -> Classified:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        ends: Tensor | None = None,
+    ) -> Classified:
         """Classify sequences ``tokens`` (B, S) int64.
 
         Args:
             tokens: rows padded to one length; what the padding is, and on which side, changes nothing.
             lengths: (B,) int64, if the first so many tokens of each row are real.
             mask: (B, S) instead, true or 1 where a token is real (an ``attention_mask``): padding on any side.
+            ends: (B, S) bool, with ``lengths``: read at these tokens, row by row, instead of each row's last one.
 
         Raises:
             ValueError: rows longer than the decoder's context, a row without a real token, or not one of ``lengths``
@@ -87,7 +95,7 @@ class SequenceClassifier(nn.Module):
             tokens, lengths = without_padding(tokens, mask)
         is_real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         states, balancing = self.decoder.hidden(tokens, is_real=is_real)
-        last = states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+        last = states[torch.arange(len(tokens), device=tokens.device), lengths - 1] if ends is None else states[ends]
         outputs = self.head(last).float()
         if self.config.problem == "regression":
             outputs = outputs * self.config.scale + self.config.offset

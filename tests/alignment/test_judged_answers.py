@@ -7,8 +7,10 @@ import torch
 from small_pairs import pair, pairs_config
 from small_sft import small_tokenizer
 
+from llmfast import config as config_files
 from llmfast.alignment.losses.preference import PairOptions, Pairs, kto, kto_judged
 from llmfast.alignment.preference import Preference
+from llmfast.cli import main
 from llmfast.data.config import PreferenceDataConfig
 from llmfast.data.judged import judged_answer, open_judged, prepare_judged
 from llmfast.data.preferences import CHOSEN, MISMATCHED
@@ -87,6 +89,15 @@ def test_good_answers_become_likelier_than_bad_ones_and_a_resumed_run_is_the_sam
     again = [resumed.step() for _ in range(3)]
     assert [float(each.loss) for each in again] == [float(each.loss) for each in rest]
     assert rest[-1].figures.keys() >= {"good_reward", "bad_reward", "accuracy"}
+
+
+def test_the_command_says_what_was_learned(tmp_path, capsys):
+    """Trap: a report of margins, which single answers do not have, after the whole training."""
+    data = {"sources": (str(write(tmp_path, records())),), "form": "judged"}
+    config = pairs_config(tmp_path, data=data, losses={"kto": 1.0}, steps=2)
+    config_files.save(config, tmp_path / "config.yaml")
+    assert main(["dpo", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]) == 0
+    assert "good_reward" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

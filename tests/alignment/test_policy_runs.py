@@ -202,7 +202,7 @@ def test_a_failed_reward_ends_the_run_or_leaves_the_answer_out(tmp_path, monkeyp
     monkeypatch.setitem(build.BY_NAME, "fussy", lambda prompt, tokens, text, answer: 1 / (len(tokens) % 2))
     session = run(tmp_path, rewards={"fussy": 1.0})
     with pytest.raises(
-        ValueError, match=r"the reward fussy raised ZeroDivisionError .* for sample \d of .*digits\.jsonl:"
+        ValueError, match=r"the reward fussy raised ZeroDivisionError .* for sample \d of .*tasks\.jsonl:"
     ):
         session.trainer.step()
     batch = run(tmp_path / "skip", rewards={"fussy": 1.0}, on_bad_reward="skip").trainer.source.next(16)
@@ -211,9 +211,13 @@ def test_a_failed_reward_ends_the_run_or_leaves_the_answer_out(tmp_path, monkeyp
     assert not batch.counted[skipped].any()
 
 
-def test_the_reward_of_an_answer_is_that_of_its_last_token(tmp_path):
-    """Traps: a reward read at padding; an answer cut short that is taken for one that ended."""
-    session = run(tmp_path, "ppo", whiten=False, gae=0.9, gamma=0.99, rewards={"position_match": 1.0})
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_the_reward_of_an_answer_is_that_of_its_last_token(tmp_path, bootstrap):
+    """Traps: a reward read at padding; a cut answer that is worth more than a wrong one, which teaches not to end; and,
+    with bootstrap, an answer cut short that is taken for one that ended."""
+    session = run(
+        tmp_path, "ppo", whiten=False, bootstrap=bootstrap, gae=0.9, gamma=0.99, rewards={"position_match": 1.0}
+    )
     trainer = session.trainer
     with torch.no_grad():
         trainer.model.value_head.bias.fill_(0.3)
@@ -225,7 +229,7 @@ def test_the_reward_of_an_answer_is_that_of_its_last_token(tmp_path):
         rewards = torch.zeros(1, len(places), dtype=torch.float64)
         rewards[0, -1] = float(batch.reward[row])
         values = torch.full((1, len(places)), 0.3, dtype=torch.float64)
-        after = torch.tensor([0.3 if batch.is_truncated[row] else 0.0], dtype=torch.float64)
+        after = torch.tensor([0.3 if bootstrap and batch.is_truncated[row] else 0.0], dtype=torch.float64)
         wanted = generalized_advantages(
             rewards, values, torch.ones_like(rewards), gamma=0.99, decay=0.9, bootstrap=after
         )

@@ -31,6 +31,8 @@ def test_the_steps_of_a_process_count_by_their_labels():
     p = 1 / (1 + torch.exp(-logits))
     wanted = -(labels * torch.log(p) + (1 - labels) * torch.log(1 - p))
     torch.testing.assert_close(process(logits, labels), wanted, rtol=1e-12, atol=1e-14)
+    (gradient,) = torch.autograd.grad(process(logits, labels).sum(), logits)
+    torch.testing.assert_close(gradient, p - labels, rtol=1e-12, atol=1e-14)
 
 
 def heads(dtype=torch.float64):

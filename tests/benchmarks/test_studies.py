@@ -65,6 +65,7 @@ def test_a_table_is_sorted_formatted_and_stands_beside_the_original(studies, rec
 
 def test_figures_and_where_they_are_from(studies, recipes):
     assert studies.study_figure("lora base.loss .1f", recipes) == "2.2"
+    assert studies.study_figure("lora processor_seconds.b .0f", recipes) == "30"
     assert studies.study_figure("lora rates.1.settings.training.learning_rate", recipes) == "0.001"
     (line,) = studies.study_lines("lora setup", recipes)
     where, took, versions, date = line.split("; ")

@@ -47,6 +47,7 @@ def roles(conversation):
         (SHAREGPT, "sharegpt", ["Hi", "Hello"]),
         (SHAREGPT | {"system": "Be brief."}, "sharegpt", ["Be brief.", "Hi", "Hello"]),
         (PROMPT, "prompt", ["1 + 2 =", " 3"]),
+        ({"question": "1 + 2?", "answer": "<<1+2=3>>3\n#### 3"}, "question", ["1 + 2?", "<<1+2=3>>3\n#### 3"]),
         (
             {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]},
             "prompt",

@@ -29,8 +29,15 @@ REFERENCE = {"commands", "kernels", "llmfast", *PACKAGES}  # the pages that docs
 
 def command_lines(text: str) -> list[list[str]]:
     """The words behind ``llmfast`` of every command line in the shell blocks and the inline code of a page."""
-    lines = [line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))]
-    lines += [code for code in inline_code(text) if code.startswith("llmfast ")]
+    return shell_lines(text) + words_of([code for code in inline_code(text) if code.startswith("llmfast ")])
+
+
+def shell_lines(text: str) -> list[list[str]]:
+    """Those of the shell blocks, which are whole."""
+    return words_of([line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))])
+
+
+def words_of(lines: list[str]) -> list[list[str]]:
     found = []
     for line in lines:
         words = shlex.split(line, comments=True)
@@ -132,6 +139,21 @@ def test_shell_examples_parse(page):
 def test_commands_paths_and_names_exist(page, find):
     """Trap: a page left behind by a rename."""
     assert find(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_command_lines_are_understood(page, monkeypatch):
+    """Trap: a value that an option does not take, or a positional argument that is missing. Nothing is called."""
+    monkeypatch.chdir(ROOT)
+    for words in shell_lines(page.read_text(encoding="utf-8")):
+        if words[0].startswith("-") or words[0].isupper() or "--help" in words:
+            continue
+        if "--config" in words and not Path(words[words.index("--config") + 1]).is_file():
+            continue  # the reader's own
+        try:
+            cli.parse(words)
+        except (ValueError, OSError, SystemExit) as error:
+            pytest.fail(f"llmfast {' '.join(words)}: {error}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)

@@ -21,22 +21,38 @@ TASKS = {"grpo": (GroupPolicy, GroupPolicyConfig), "ppo": (ValuePolicy, ValuePol
 QUIET = {"compile": False, "precision": "float32", "sample_every": 0, "evaluate_every": 0}
 
 
-def write_digits(file: Path, count: int, digits: int) -> Path:
+def digits_to_sort(count: int, digits: int) -> list[dict[str, str]]:
     """Records with digits to be sorted."""
     draw = random.Random(digits)
     numbers = ["".join(draw.choices("0123456789", k=digits)) for _ in range(count)]
-    records = [
-        {"prompt": each, "completion": "".join(sorted(each)), "answer": "".join(sorted(each))} for each in numbers
+    return [{"prompt": each, "completion": "".join(sorted(each)), "answer": "".join(sorted(each))} for each in numbers]
+
+
+def sums_by_calls(count: int) -> list[dict[str, str]]:
+    """Records with sums of two numbers of three digits, which a calculator finds."""
+    draw = random.Random(0)
+    pairs = [(draw.randint(100, 999), draw.randint(100, 999)) for _ in range(count)]
+    return [
+        {"prompt": f"{a}+{b}=", "completion": f"<<{a}+{b}={a + b}>>{a + b}", "answer": str(a + b)} for a, b in pairs
     ]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return file
 
 
 @functools.cache
 def sorter(digits: int = 6, steps: int = 95, width: int = 64, layers: int = 2) -> Path:
     """The folder of a run that learned to sort from examples for a moment."""
-    folder = Path(tempfile.mkdtemp(prefix="sorter-"))
-    file = write_digits(folder / "digits.jsonl", 4000 if steps > 20 else 200, digits)
+    return _learner(digits_to_sort(4000 if steps > 20 else 200, digits), steps, width, layers)
+
+
+@functools.cache
+def adder(steps: int) -> Path:
+    """The folder of a run that learned from examples to call a calculator."""
+    return _learner(sums_by_calls(4000), steps, 64, 2)
+
+
+def _learner(records: list[dict[str, str]], steps: int, width: int, layers: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="learner-"))
+    file = folder / "tasks.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
     Tokenizer.train(["0"], 257, allow_smaller=True).save(folder / "tokenizer")
     config = {
         "data": {
@@ -52,10 +68,10 @@ def sorter(digits: int = 6, steps: int = 95, width: int = 64, layers: int = 2) -
 
 
 def policy_config(kind: str, start: Path, /, **settings):
-    """A configuration of a run that goes on from a sorter; ``settings`` are those of the run, dictionaries added to."""
+    """A configuration of a run that starts from a learner; ``settings`` are those of the run, dictionaries added to."""
     tree = {
         "start": str(start / "run"),
-        "data": {"sources": [str(start / "digits.jsonl")], "template": "plain"},
+        "data": {"sources": [str(start / "tasks.jsonl")], "template": "plain"},
         "rewards": {"position_match": 1.0},
         "rollouts": {"samples": 4, "max_tokens": 5, "max_batch": 64},
         "training": QUIET

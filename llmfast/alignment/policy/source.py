@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmfast.alignment.config import PolicyConfig
@@ -32,7 +33,7 @@ from llmfast.models.value_head import values_of
 from llmfast.training.task import Policy
 
 EVALUATION = 1  # sets the seeds of evaluations apart
-AT_ONCE = 32  # answers in one pass of the model that scores them
+TOKENS_AT_ONCE = 8192  # in one pass of the model that scores answers, padding included
 KEPT = "rollouts."  # begins the names of their tensors in the state of a source
 
 Columns = dict[str, Tensor]
@@ -190,8 +191,12 @@ class RolloutSource:
         rollouts, worth = self.sample([train[place] for place in places], seeds, samples)
         width = self.config.data.max_tokens
         columns = rollout_columns(rollouts, self.prepared.tokenizer.eot_token, width) | worth
-        scored = [self._score(Batch(**part)) for part in _parts(columns, AT_ONCE)]
-        return columns | {name: torch.cat([each[name] for each in scored]) for name in scored[0]}
+        trimmed = _trimmed(columns)
+        rows = max(1, TOKENS_AT_ONCE // trimmed["tokens"].shape[1])
+        scored = [self._score(Batch(**part)) for part in _parts(trimmed, rows)]
+        # All processes have columns of one width, whatever the length of their own answers.
+        missing = columns["tokens"].shape[1] - trimmed["tokens"].shape[1]
+        return columns | {name: F.pad(torch.cat([each[name] for each in scored]), (0, missing)) for name in scored[0]}
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> Columns:

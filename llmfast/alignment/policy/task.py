@@ -187,15 +187,13 @@ class ValuePolicy(PolicyTask):
         if (penalties := self.penalties(columns)) is not None:
             rewards = rewards - penalties
         values = columns["old_values"]
-        # An answer that was cut short would have gone on: what follows is worth what the value function says.
-        after = values[torch.arange(len(last)), columns["lengths"] - 1]
         found = generalized_advantages(
             rewards,
             values,
             sampled,
             gamma=self.config.gamma,
             decay=self.config.gae,
-            bootstrap=torch.where(columns["is_truncated"].bool(), after, 0),
+            bootstrap=self._values_after(columns) if self.config.bootstrap else None,
         )
         advantages = torch.where(counted, found.advantages, 0)
         if self.config.whiten:
@@ -209,3 +207,9 @@ class ValuePolicy(PolicyTask):
             "returns": found.returns,
             "is_equal": is_equal.float(),
         }
+
+    def _values_after(self, columns: Columns) -> Tensor:
+        """(B,): what the value function says of the state after an answer that was cut short; 0 for the others."""
+        rows = torch.arange(len(columns["lengths"]))
+        after = columns["old_values"][rows, columns["lengths"] - 1]
+        return torch.where(columns["is_truncated"].bool(), after, 0)

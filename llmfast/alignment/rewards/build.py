@@ -45,8 +45,8 @@ class Rewards:
     """A weighted sum of rewards.
 
     Args:
-        weights: by name: one of ``BY_NAME``, ``regex:PATTERN``, ``model:FOLDER`` (a reward model), or
-            ``module:function`` for a function of yours.
+        weights: by name: one of ``BY_NAME``, ``regex:PATTERN``, ``model:FOLDER`` (a reward model),
+            ``steps:FOLDER`` (a process reward model), or ``module:function`` for a function of yours.
         skip: leave out answers whose reward fails instead of raising.
 
     Raises:
@@ -125,16 +125,17 @@ def named_reward(name: str) -> Reward:
     kind, _, rest = name.partition(":")
     if kind == "regex" and rest:
         return functions.matches(rest)
-    if kind == "model" and rest:
-        from llmfast.alignment.rewards.model import model_reward
+    if kind in ("model", "steps") and rest:
+        from llmfast.alignment.rewards.model import model_reward, process_reward
 
-        return model_reward(rest)
+        return (model_reward if kind == "model" else process_reward)(rest)
     try:
         found = getattr(importlib.import_module(kind), rest)
     except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(BY_NAME)
         raise ValueError(
-            f"rewards: {name!r} is neither one of {known}, regex:PATTERN and model:FOLDER, nor module:function: {error}"
+            f"rewards: {name!r} is neither one of {known}, regex:PATTERN, model:FOLDER and steps:FOLDER, nor "
+            f"module:function: {error}"
         ) from None
     if not callable(found):
         raise ValueError(f"rewards: {name!r} is not a function")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-FormName = Literal["alpaca", "dolly", "sharegpt", "messages", "prompt"]
+FormName = Literal["alpaca", "dolly", "sharegpt", "messages", "prompt", "question"]
 Message = dict[str, Any]
 """A dictionary with ``role`` and ``content``, as in the OpenAI and transformers libraries; see ``ROLES``."""
 
@@ -274,5 +274,11 @@ FORMS: dict[FormName, Form] = {
     "sharegpt": Form("conversations with from and value", _turns_have("from"), _sharegpt),
     "messages": Form("messages with role and content, and perhaps tools", _turns_have("role"), _openai),
     "prompt": Form("prompt and completion", _has("prompt", "completion"), _prompt),
+    # GSM8K's records, and those of reasoning-gym.
+    "question": Form(
+        "question, answer and perhaps context",
+        _has("question", "answer"),
+        _instruction("question", "context", "answer"),
+    ),
 }
 assert tuple(FORMS) == get_args(FormName)
