@@ -41,7 +41,7 @@ def plain(q, k, cos, sin):
 
 def exact(q, k, cos, sin):
     """Computed from the angles in float64, not from the rounded tables."""
-    return definition.rope(q, k, None, None, None, BASE, q.shape[-1], False)
+    return definition.rope(q, k, None, None, None, BASE, q.shape[-1], sections=(), interleaved=False)
 
 
 def ours(q, k, cos, sin):
