@@ -31,7 +31,10 @@ def token_weight(
     target: Tensor, weight: Tensor | None, ignore_index: int, vocabulary: int, dtype: torch.dtype
 ) -> Tensor:
     """What each token counts in a mean: its class's weight (1 without weights), and 0 where it has no class."""
-    known = is_class(target, ignore_index, vocabulary)
+    return _weight_of(target, is_class(target, ignore_index, vocabulary), weight, dtype)
+
+
+def _weight_of(target: Tensor, known: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     if weight is None:
         return known.to(dtype)
     return torch.where(known, weight.to(dtype)[torch.where(known, target, 0)], 0)
@@ -87,7 +90,7 @@ def cross_entropy(
     target_log_p = -F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
     lse = z.gather(-1, index).squeeze(-1) - target_log_p
     w = None if weight is None else weight.to(z.dtype)
-    counted = token_weight(target, w, ignore_index, z.shape[-1], z.dtype)
+    counted = _weight_of(target, known, w, z.dtype)
     loss = (label_smoothing - 1) * counted * target_log_p
     if label_smoothing:
         loss = loss - label_smoothing / (classes or z.shape[-1]) * class_sum(log_p, w)
