@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import BLOCK, BLOCKS, Case, assert_exact, launches_of, pairwise
 from kernel_testing import assert_compiles, assert_same_bits, random_tensor, results
-from llmfast.kernels import backend, batch_invariant, flash_attention
+from llmfast.kernels import attention_weights, backend, batch_invariant, flash_attention
 from llmfast.kernels.frame.launch import CHIPS
 
 BLIND = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])[None, None]
@@ -157,6 +157,24 @@ def test_larger_blocks(device):
     )
     for name, value in found.items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("from_lse", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_chosen_heads_and_rows(masked, from_lse):
+    """Traps: the mask or the slope of another head, and distances from a row's place among the chosen ones."""
+    q, k, v = (x.double() for x in inputs("cpu", batch=2).values())
+    mask = torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    options = {"causal": True, "alibi_slopes": torch.tensor([[0.5, 0.02], [0.1, 0.0]])}
+    options |= {"block_mask": mask} if masked else {}
+    heads, rows = [1, 0, 1], [299, 0, 140, 200]
+    out, lse = flash_attention(q, k, v, **options, return_lse=True)
+    found = attention_weights(q, k, heads=heads, rows=rows, lse=lse if from_lse else None, **options)
+    torch.testing.assert_close(found @ v, out[:, heads][:, :, rows])
+    for h, head in enumerate(heads if masked else []):
+        for r, row in enumerate(rows):
+            seen = mask[:, head, row // BLOCK].repeat_interleave(BLOCK, -1)[:, :290]
+            assert not found[:, h, r][~seen].any()
 
 
 @pytest.mark.parametrize("S", [0, 1])
