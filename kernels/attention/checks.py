@@ -6,8 +6,7 @@ import operator
 import torch
 
 from ..frame.checks import on_one_device
-
-BLOCK_MULTIPLE = 128  # The rows and keys of every tile divide it.
+from .launch import BLOCK_MULTIPLE
 
 
 def window_bounds(causal, window):

@@ -40,6 +40,7 @@ from .launch import (
     WARP_GROUPS,
     Tile,
     chosen,
+    for_mask,
     for_packed,
     forward_form,
     forward_tile,
@@ -140,7 +141,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     q, k, v, out_heads = (as_heads(x) for x in (addressable(q), addressable(k), addressable(v), out))
     B, H, S, D = q.shape
     chip, is_heavy = Chip.of(q.device), heavy(softcap, dropout_p)
-    tile = forward_tile(chip, D, q.element_size(), is_heavy)
+    tile = for_mask(forward_tile(chip, D, q.element_size(), is_heavy), mask is not None)
     tiles = tile_count(S, tile.block_m, cu_q)
     # Packed tiles, and those of a mask, are no pairs; heavy ones share multiprocessors.
     pairs_up = cu_q is None and mask is None and not is_heavy
@@ -214,11 +215,12 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
     choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
     tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), *choice[:2], cu_q is not None)
+    tile = for_mask(tile, mask is not None)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
     of_keys = None if mask is None else block_lists(mask.mT)
     launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, mask_of_keys=of_keys, tiles=tiles)
-    tile = queries_gradient_tile(*choice)
+    tile = for_mask(queries_gradient_tile(*choice), mask is not None)
     tiles = tile_count(S, tile.block_m, cu_q)
     own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
     of_rows = None if mask is None else block_lists(mask)

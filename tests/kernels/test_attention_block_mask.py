@@ -5,6 +5,7 @@ import torch
 from attention_cases import BLOCK, BLOCKS, Case, assert_exact, launches_of, pairwise
 from kernel_testing import assert_compiles, assert_same_bits, random_tensor, results
 from llmfast.kernels import attention_weights, backend, batch_invariant, flash_attention
+from llmfast.kernels.attention.launch import Tile, choosing
 from llmfast.kernels.frame.launch import CHIPS
 
 BLIND = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])[None, None]
@@ -157,6 +158,15 @@ def test_larger_blocks(device):
     )
     for name, value in found.items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_a_measured_tile_is_no_larger_than_a_block(device):
+    """Trap: a tile of 256 keys takes the mask of its first 128."""
+    tensors, mask, found = inputs(device, S=130), BLIND[..., :2, :].to(device), []
+    for keys in (128, 256):
+        with choosing(keys_gradient=Tile(32, keys, 4, 1)):
+            found.append(results(lambda **x: flash_attention(**x, block_mask=mask), tensors))
+    assert all(torch.equal(value, found[0][name]) for name, value in found[1].items())
 
 
 @pytest.mark.parametrize("from_lse", [False, True])
