@@ -46,7 +46,7 @@ COMMANDS = {
     "tokenizer compare": Command("llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data dedup": Command("llmfast.commands.data:dedup", "Leave out documents that repeat an earlier one."),
-    "copy": Command("llmfast.commands.copy:copy", "Copy a run or data from this machine to an address, or back."),
+    "copy": Command("llmfast.commands.copy:copy", "Copy a run, model or data to an address, or back."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
     "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(
