@@ -112,7 +112,7 @@ def cross_entropy(
     z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
     log_p = log_softmax(z)
     # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 12 bytes a logit.
-    loss = F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
+    loss = F.nll_loss(log_p.reshape(-1, log_p.shape[-1]), index.reshape(-1), reduction="none").view(target.shape)
     lse = loss.new_empty(0)
     if with_lse or z_loss:
         lse = z.gather(-1, index.unsqueeze(-1)).squeeze(-1) + loss
