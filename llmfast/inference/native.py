@@ -17,7 +17,7 @@ from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.layers import adapted_modules
 from llmfast.models.adapters.lora import dense
 from llmfast.models.decoder import Decoder
-from llmfast.models.rewriting import rewritten, with_scales_in_weights
+from llmfast.models.rewriting import rewritten
 
 if TYPE_CHECKING:
     from llmfast.inference.runner import Chunk
@@ -156,25 +156,35 @@ def unsupported(model: nn.Module) -> str:
         return "its LayerNorm has no bias"
     if said := [name for name, only in _ONLY.items() if getattr(config, name) != only]:
         return f"it has model.{said[0]} {getattr(config, said[0])!r}"
+    if config.attention_scale is not None and config.positions == "learned":
+        return f"it has model.attention_scale {config.attention_scale} without rotary positions"
+    if config.residual_scale != 1 and config.qk_norm:
+        return f"it has model.residual_scale {config.residual_scale} beside model.qk_norm"
     if any(True for _ in adapted_modules(model)):
         return "it has adapters; merge one and remove them first (merge_and_remove)"
     return ""
 
 
 class Packing:
-    """Copies of a decoder's parameters in the form that the decoder in C++ reads, which holds what it has no setting
-    for: the scales of attention, residual stream and logits, the offset of norms and the order of rotated columns."""
+    """Copies of a decoder's parameters in the form that the decoder in C++ reads.
+
+    What it has no setting for is joined with parameters in float32. Matrices keep their numbers, which are rounded
+    again otherwise: the scale of logits goes into the last norm and that of attention into cosines and sines, and the
+    residual stream is divided by its scale, which changes nothing behind a norm whose eps follows. Only the order of
+    rotated columns moves rows of matrices.
+    """
 
     def __init__(self, model: Decoder, weights: Weights, threads: int):
         self.decoder = model
-        self.config = dataclasses.replace(
-            with_scales_in_weights(model.config), norm_weight_offset=0.0, rope_interleaved=False
-        )
+        self.config = dataclasses.replace(model.config, logit_scale=1.0, norm_weight_offset=0.0, rope_interleaved=False)
         self.weights = weights
         self.threads = threads
 
     def model(self) -> _decoder.Model:
         model, config = self.decoder, self.config
+        # Of queries and keys: their products get its square.
+        scale = 1.0 if config.attention_scale is None else config.attention_scale * config.head_width**0.5
+        on_rotation = scale**0.5
         table_format = "int8" if self.weights == "int4" else self.weights
         embedding = self.matrix("embedding.weight", model.embedding.weight, table_format)
         head = embedding if config.tie_embeddings else self.matrix("head.weight", model.head.weight, table_format)
@@ -186,15 +196,15 @@ class Packing:
             ff_width=config.ff_width,
             vocabulary=config.vocab_size,
             context=config.context,
-            norm_eps=config.norm_eps,
-            embedding_scale=config.embedding_factor,
+            norm_eps=config.norm_eps / config.residual_scale**2,
+            embedding_scale=config.embedding_factor / config.residual_scale,
             activation=config.activation,
             embedding=embedding,
             head=head,
             smear=None if model.smear is None else numbers(model.smear.weight),
-            positions=None if model.positions is None else numbers(model.positions.weight),
-            cos=numbers(model.cos) if config.positions == "rope" else None,
-            sin=numbers(model.sin) if config.positions == "rope" else None,
+            positions=None if model.positions is None else numbers(model.positions.weight / config.residual_scale),
+            cos=numbers(model.cos * on_rotation) if config.positions == "rope" else None,
+            sin=numbers(model.sin * on_rotation) if config.positions == "rope" else None,
             **self.norm("norm", "norm"),
         )
         for index in range(config.layers):

@@ -260,6 +260,11 @@ class DecoderConfig:
         return self.width**0.5 if self.scale_embedding else self.embedding_scale or 1.0
 
     @property
+    def attention_factor(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.attention_scale or self.head_width**-0.5
+
+    @property
     def table_rows(self) -> int:
         """Rows of the embedding table: the vocabulary, filled up."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

@@ -33,7 +33,7 @@ def rewritten(name: str, tensor: Tensor, before: DecoderConfig, after: DecoderCo
         tensor = (tensor + offsets[0]) * factor - offsets[1]
     if part.startswith("attention.qkv."):
         query = before.heads * before.head_width
-        scale = 1.0 if before.qk_norm else _scale_of_attention(before) / _scale_of_attention(after)
+        scale = 1.0 if before.qk_norm else before.attention_factor / after.attention_factor
         if scale != 1:
             tensor = torch.cat([tensor[:query] * scale, tensor[query:]])
     if before.rope_interleaved != after.rope_interleaved:
@@ -53,14 +53,10 @@ def _factor(part: str, before: DecoderConfig, after: DecoderConfig) -> float:
     if module == "norm":  # before the head, which may be tied
         return before.logit_scale / after.logit_scale
     if module == "attention.q_norm":
-        return _scale_of_attention(before) / _scale_of_attention(after)
+        return before.attention_factor / after.attention_factor
     if before.norm_position == "before":
         adds = module in ("attention.out", "feed_forward.down", "feed_forward.shared.down")
         adds = adds or part == "feed_forward.experts.down"
     else:
         adds = module in ("attention_post_norm", "feed_forward_post_norm")
     return before.residual_scale / after.residual_scale if adds else 1.0
-
-
-def _scale_of_attention(config: DecoderConfig) -> float:
-    return config.attention_scale or config.head_width**-0.5

@@ -107,7 +107,7 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
         flat["window_rope_base"] = None
     flat["norm_bias"] = config.norm == "layer" and config.norm_bias
     flat["qk_norm_over"] = config.qk_norm_over if config.qk_norm else None
-    flat["attention_scale"] = config.attention_scale or config.head_width**-0.5
+    flat["attention_scale"] = config.attention_factor
     flat["embedding_scale"], flat["scale_embedding"] = config.embedding_factor, None
     experts = flat.pop("experts")
     has = [config.has_experts(layer) for layer in range(config.layers)]

@@ -232,7 +232,7 @@ class Scales:
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         own = {
             "embedding_scale": config.embedding_factor,
-            "attention_scale": config.attention_scale or config.head_width**-0.5,
+            "attention_scale": config.attention_factor,
             "residual_scale": config.residual_scale,
             "logit_scale": config.logit_scale,
         }
@@ -273,7 +273,7 @@ class GemmaScores:
         return caps | {"attention_scale": None if scalar == file["head_dim"] else scalar**-0.5}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        scale = config.attention_scale or config.head_width**-0.5
+        scale = config.attention_factor
         return {
             "query_pre_attn_scalar": round(scale**-2),
             "final_logit_softcapping": config.logit_softcap,
