@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,29 @@ def file_sha256(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes plain values and, under ``sha256``, their checksum, whole or not at all."""
+    assert "sha256" not in content
+    atomic_write(path, json.dumps({**content, "sha256": json_sha256(content)}, ensure_ascii=False) + "\n")
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """What ``write_checked_json`` wrote, without the checksum.
+
+    Raises:
+        ValueError: the file is missing or damaged; names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != json_sha256(content):
+            raise ValueError("its SHA-256 is not that of its content")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return content
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:

@@ -170,7 +170,7 @@ def drawn_pairs(case: Preferences, vocab_size: int) -> list[Pair]:
 
 
 def pair_batch(pairs: Sequence[Pair]) -> Batch:
-    """As ``llmfast.data.preferences.PairSplit.batch`` lays pairs out."""
+    """As ``llmfast.data.examples.preferences.PairSplit.batch`` lays pairs out."""
     rows = [(prompt, answer) for prompt, *answers in pairs for answer in answers]
     width = -(-max(len(prompt) + len(answer) - 1 for prompt, answer in rows) // 16) * 16
     tokens, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), IGNORED)

@@ -13,8 +13,8 @@ from llmfast.alignment.own_answers import StudentAnswers, write_teacher_answers
 from llmfast.alignment.teacher import Teacher, open_teacher, teacher_folder
 from llmfast.alignment.teacher_table import TABLE, TaughtExamples, write_teacher_table
 from llmfast.data.batch import IGNORED, Batch, Source
-from llmfast.data.instructions import open_instructions
-from llmfast.data.labeled import LabeledLoader
+from llmfast.data.examples.instructions import open_instructions
+from llmfast.data.examples.labeled import LabeledLoader
 from llmfast.data.shards import Share
 from llmfast.files import atomic_folder
 from llmfast.finetuning.supervised import SupervisedFinetuning

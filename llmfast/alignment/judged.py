@@ -16,7 +16,7 @@ OWN, OTHER = range(2)
 
 
 class JudgedObjective(Objective):
-    """KTO's loss of judged answers (``llmfast.data.judged.JudgedSplit``), a mean over the answers of a batch."""
+    """KTO's loss of the answers of a ``llmfast.data.examples.judged.JudgedSplit``, a mean over those of a batch."""
 
     model: Decoder
 

@@ -22,7 +22,7 @@ class AnswerLogProbabilities(NamedTuple):
 
 
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> AnswerLogProbabilities:
-    """What a decoder thinks of every side of pairs (``llmfast.data.preferences.PairSplit.batch``), without padding."""
+    """What a decoder thinks of every side of the pairs in a batch of a ``PairSplit``, without padding."""
     tokens, targets, is_real = (column.flatten(0, 1) for column in (batch.tokens, batch.targets, batch.is_real))
     packed = pack_rows(is_real)
     targets = targets.take(packed.places).masked_fill(~packed.is_real, IGNORED)

@@ -13,8 +13,9 @@ import numpy as np
 from llmfast.alignment.rollouts.rollout import Rollout, rollout_columns
 from llmfast.data.batch import Batch
 from llmfast.data.chat.prepared import PreparedChat
-from llmfast.data.instructions import ExampleSplit, masked_writer
-from llmfast.data.labeled import LabeledLoader
+from llmfast.data.chat.preparing import masked_writer
+from llmfast.data.examples.instructions import ExampleSplit
+from llmfast.data.examples.labeled import LabeledLoader
 from llmfast.data.order import random_integer
 from llmfast.inference.config import EngineConfig, Sampling
 from llmfast.inference.engine import Engine

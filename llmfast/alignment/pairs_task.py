@@ -11,9 +11,9 @@ from torch import Tensor
 
 from llmfast.alignment.reference import ReferencedPairs
 from llmfast.data.batch import Batch
-from llmfast.data.judged import JudgedSplit, PreparedJudgments, describe_judged, open_judged, prepare_judged
-from llmfast.data.preferences import PairSplit, PreparedPairs, describe_pairs, open_pairs, prepare_pairs
-from llmfast.data.steps import PreparedSteps, StepSplit, describe_steps, open_steps, prepare_steps
+from llmfast.data.examples.judged import JudgedSplit, PreparedJudgments, describe_judged, open_judged, prepare_judged
+from llmfast.data.examples.preferences import PairSplit, PreparedPairs, describe_pairs, open_pairs, prepare_pairs
+from llmfast.data.examples.steps import PreparedSteps, StepSplit, describe_steps, open_steps, prepare_steps
 from llmfast.finetuning.chat_task import ChatTask
 from llmfast.training.task import Policy, Report
 

@@ -30,8 +30,8 @@ from llmfast.alignment.reference import (
     save_tables,
 )
 from llmfast.data.batch import Batch
-from llmfast.data.labeled import LabeledLoader
-from llmfast.data.preferences import CHOSEN, MISMATCHED
+from llmfast.data.examples.labeled import LabeledLoader
+from llmfast.data.examples.preferences import CHOSEN, MISMATCHED
 from llmfast.data.shards import Share
 from llmfast.models.decoder import Decoder
 from llmfast.training.objective import Loss, Objective, balancing_parts

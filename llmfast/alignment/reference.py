@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from llmfast.alignment.log_probabilities import answer_log_probabilities
 from llmfast.data.batch import Batch
-from llmfast.data.judged import JudgedSplit
-from llmfast.data.preferences import PairSplit
+from llmfast.data.examples.judged import JudgedSplit
+from llmfast.data.examples.preferences import PairSplit
 from llmfast.files import atomic_write
 from llmfast.models.adapters.switch import switches, use_adapter
 from llmfast.training.task import Policy

@@ -15,8 +15,8 @@ from llmfast.alignment.losses.reward import centering, pairwise
 from llmfast.alignment.pairs_task import PairsTask
 from llmfast.alignment.step_rewards import StepObjective, found_first_errors, judged, step_logits
 from llmfast.data.batch import Batch
-from llmfast.data.labeled import LabeledLoader
-from llmfast.data.preferences import CHOSEN, REJECTED
+from llmfast.data.examples.labeled import LabeledLoader
+from llmfast.data.examples.preferences import CHOSEN, REJECTED
 from llmfast.data.shards import Share
 from llmfast.finetuning.model import headless_flops
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head

@@ -14,7 +14,7 @@ from llmfast.training.objective import Loss, Objective, Ratio, balancing_parts
 
 
 class StepObjective(Objective):
-    """The cross entropy of the labels of steps (``llmfast.data.steps.StepSplit``), a mean over the steps of a batch."""
+    """The cross entropy of the labels of steps in a batch of a ``StepSplit``, a mean over the steps."""
 
     model: SequenceClassifier
 

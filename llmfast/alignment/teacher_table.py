@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmfast.alignment.teacher import Teacher
 from llmfast.data.batch import IGNORED, Batch
-from llmfast.data.instructions import ExampleSplit
+from llmfast.data.examples.instructions import ExampleSplit
 from llmfast.files import atomic_write
 
 TABLE = "teacher.safetensors"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmfast.data.config import SourceConfig
-from llmfast.data.decoding import InvalidUTF8
+from llmfast.data.reading.decoding import InvalidUTF8
 
 
 def prepare(
@@ -70,8 +70,8 @@ def dedup(
     Raises:
         ValueError: no readable text, a folder that is not empty, or a setting out of range.
     """
-    from llmfast.data.corpus import Corpus
     from llmfast.data.duplicates import duplicates
+    from llmfast.data.reading.corpus import Corpus
     from llmfast.files import atomic_folder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

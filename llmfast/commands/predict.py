@@ -58,8 +58,8 @@ def predict(
 
 
 def _texts(file: Path | None, column: str) -> Iterator[str]:
-    from llmfast.data.columns import WITH_ROWS, read_columns, text_lines
-    from llmfast.data.readers import file_kind, read_content
+    from llmfast.data.reading.columns import WITH_ROWS, read_columns, text_lines
+    from llmfast.data.reading.readers import file_kind, read_content
 
     if file is None:
         yield from _standard_input(sys.stdin)

@@ -40,7 +40,7 @@ def train(
         ValueError: no readable text, or a vocabulary size that the text cannot give.
         OSError: a file that cannot be read, or a full disk.
     """
-    from llmfast.data.corpus import Corpus
+    from llmfast.data.reading.corpus import Corpus
     from llmfast.tokenizer import Tokenizer
 
     corpus = Corpus(data)

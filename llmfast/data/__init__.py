@@ -1,1 +1,1 @@
-"""Corpora, token shards and the batch loader."""
+"""What a model is trained on: token shards, batches and loaders; documents and examples become them in its packages."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 IGNORED = -100
 """A target that does not count, as in ``torch.nn.functional.cross_entropy``."""
+ROUNDED = 16
+"""Rows of examples are padded to a multiple of this: few lengths, so that little is compiled."""
 
 
 class Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmfast.data.decoding import InvalidUTF8
+from llmfast.data.reading.decoding import InvalidUTF8
 
 
 @dataclass

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from llmfast.data.corpus import Document
+from llmfast.data.reading.corpus import Document
 
 PERMUTATIONS = 128  # hash functions of a signature: estimates are off by up to 1/√128, 0.09
 SEED = 1

@@ -16,10 +16,10 @@ import numpy as np
 
 from llmfast.config import to_dict
 from llmfast.data.config import SourceConfig
-from llmfast.data.corpus import Corpus, Document, batched
-from llmfast.data.decoding import sentence
 from llmfast.data.journal import JOURNAL, Journal
 from llmfast.data.prefetch import prefetch
+from llmfast.data.reading.corpus import Corpus, Document, batched
+from llmfast.data.reading.decoding import sentence
 from llmfast.data.shards import Shard, ShardWriter, Share, TokenShards
 from llmfast.files import atomic_folder, json_sha256
 from llmfast.tokenizer import Tokenizer, get_encoding, list_encoding_names

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llmfast.data.decoding import TextDecoder
-from llmfast.data.readers import has_rows, read_content, rows
+from llmfast.data.reading.decoding import TextDecoder
+from llmfast.data.reading.readers import has_rows, read_content, rows
 from llmfast.data.shards import Share
 from llmfast.evaluation.likelihood import beginning_of_text, log_likelihoods, windows
 from llmfast.models.decoder import Decoder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmfast.data.batch import Batch
-from llmfast.data.labeled import (
+from llmfast.data.examples.labeled import (
     LabeledLoader,
     LabeledSplit,
     PreparedLabels,

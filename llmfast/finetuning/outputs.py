@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llmfast.data.labeled import LabeledSplit
+from llmfast.data.examples.labeled import LabeledSplit
 from llmfast.finetuning.problems import Problem
 from llmfast.training.task import Policy
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmfast.config import from_dict
-from llmfast.data.labeled import encode_text, pad_rows
+from llmfast.data.examples.labeled import encode_text, pad_rows
 from llmfast.integrations.opening import on_base
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_head
 from llmfast.models.decoder import Decoder

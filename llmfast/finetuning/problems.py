@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmfast.data.labeled import LabeledSplit
+from llmfast.data.examples.labeled import LabeledSplit
 from llmfast.evaluation.calibration import Reliability, reliability, sigmoid, softmax
 from llmfast.evaluation.labels import LabelCounts, confusion_matrix
 from llmfast.evaluation.regression import regression_figures

@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from llmfast.data.batch import IGNORED, Source
-from llmfast.data.instructions import (
+from llmfast.data.examples.instructions import (
     PreparedInstructions,
     describe_instructions,
     open_instructions,
     prepare_instructions,
 )
-from llmfast.data.labeled import LabeledLoader
+from llmfast.data.examples.labeled import LabeledLoader
 from llmfast.data.loader import Loader
 from llmfast.data.shards import Share
 from llmfast.finetuning.chat_task import ChatTask

@@ -127,10 +127,11 @@ class ParallelConfig:
     """ddp: every process has the whole model; fsdp: parameters, gradients and optimizer state are divided between all;
     hsdp: divided inside groups, which hold copies."""
     group: int = 0
-    """Processes in one group of hsdp; those of one machine if 0."""
+    """Processes in one group of hsdp, those of its tensor groups included; those of one machine if 0."""
     tensor: int = 1
-    """Processes that divide each matrix product (tensor parallel), each such group a copy of ddp. Not compiled, and
-    without samples on the way."""
+    """Processes that divide each matrix product (tensor parallel) and see the same part of a batch. The strategy holds
+    between such groups: ddp copies what they divide, fsdp and hsdp divide it further. Not compiled, and without samples
+    on the way."""
     cpu_offload: bool = False
     """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
     timeout: float = 10.0
@@ -140,8 +141,6 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.tensor < 1 or self.group < 0:
             raise ValueError(f"parallel.tensor {self.tensor} or parallel.group {self.group} is too small")
-        if self.tensor > 1 and self.strategy != "ddp":
-            raise ValueError(f"parallel.tensor {self.tensor} requires strategy ddp, not {self.strategy}")
         if self.cpu_offload and self.strategy == "ddp":
             raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
         if not self.timeout > 0:

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from llmfast.config import load
-from llmfast.data.labeled import divided
-from llmfast.data.labeled_text import LabeledText, read_labeled
+from llmfast.data.examples.labeled import divided
+from llmfast.data.examples.labeled_text import LabeledText, read_labeled
 from llmfast.finetuning.config import ClassificationConfig
 
 Pair = tuple[list[str], list[int]]

@@ -12,8 +12,8 @@ from llmfast.alignment.losses.preference import PairOptions, Pairs, kto, kto_jud
 from llmfast.alignment.preference import Preference
 from llmfast.cli import main
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.judged import judged_answer, open_judged, prepare_judged
-from llmfast.data.preferences import CHOSEN, MISMATCHED
+from llmfast.data.examples.judged import judged_answer, open_judged, prepare_judged
+from llmfast.data.examples.preferences import CHOSEN, MISMATCHED
 from llmfast.training.loop import save
 from llmfast.training.session import new_session, resumed_session
 

@@ -10,8 +10,8 @@ from small_sft import small_tokenizer
 
 from llmfast.alignment.rewards.build import BY_NAME, RewardError, Rewards, check_weights
 from llmfast.data.config import PromptDataConfig
-from llmfast.data.gym import gym_records
-from llmfast.data.prompts import open_prompts, prepare_prompts
+from llmfast.data.examples.gym import gym_records
+from llmfast.data.examples.prompts import open_prompts, prepare_prompts
 from llmfast.evaluation.answers.calculator import calculate
 from llmfast.evaluation.answers.sandbox import code_of, run_limited
 from llmfast.evaluation.answers.texts import final_answer

@@ -14,7 +14,7 @@ from llmfast.alignment.rewards.functions import Prompt
 from llmfast.alignment.step_rewards import found_first_errors
 from llmfast.cli import main
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.steps import judged_steps, open_steps, prepare_steps, step_ends
+from llmfast.data.examples.steps import judged_steps, open_steps, prepare_steps, step_ends
 from llmfast.finetuning.predict import load_classifier
 from llmfast.training.loop import save
 from llmfast.training.session import new_session, resumed_session

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from llmfast.data import corpus as corpus_module
-from llmfast.data.corpus import Corpus, Document
+from llmfast.data.reading import corpus as corpus_module
+from llmfast.data.reading.corpus import Corpus, Document
 
 
 def names(corpus):

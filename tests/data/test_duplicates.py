@@ -8,8 +8,8 @@ import pytest
 
 from llmfast.cli import main
 from llmfast.data import duplicates as module
-from llmfast.data.corpus import Document
 from llmfast.data.duplicates import duplicates
+from llmfast.data.reading.corpus import Document
 
 WORDS = [f"word{number}" for number in range(500)]
 

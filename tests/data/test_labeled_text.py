@@ -5,8 +5,8 @@ import gzip
 import pytest
 
 from llmfast.data.config import LabeledDataConfig
-from llmfast.data.labeled import open_labeled, prepare_labeled
-from llmfast.data.labeled_text import read_labeled
+from llmfast.data.examples.labeled import open_labeled, prepare_labeled
+from llmfast.data.examples.labeled_text import read_labeled
 
 
 def reading(*sources, **settings):

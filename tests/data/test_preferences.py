@@ -6,7 +6,7 @@ from small_pairs import pair, prepared_pairs
 from small_sft import small_tokenizer
 
 from llmfast.data.batch import IGNORED
-from llmfast.data.preferences import CHOSEN, MISMATCHED, REJECTED, preference_pair
+from llmfast.data.examples.preferences import CHOSEN, MISMATCHED, REJECTED, preference_pair
 
 ASKED = {"role": "user", "content": "Hi"}
 FILLER = [pair(number) for number in range(20)]

@@ -10,12 +10,12 @@ import pytest
 from small_run import write_corpus
 
 from llmfast.cli import main
-from llmfast.data import corpus as corpus_module
 from llmfast.data import prepare as prepare_module
 from llmfast.data import shards as shards_module
 from llmfast.data.config import DataConfig
-from llmfast.data.corpus import Corpus, Document
 from llmfast.data.prepare import compression_baselines, open_prepared, prepare, prepare_resumably
+from llmfast.data.reading import corpus as corpus_module
+from llmfast.data.reading.corpus import Corpus, Document
 from llmfast.data.report import report_on
 from llmfast.data.shards import Share
 

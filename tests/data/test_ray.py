@@ -5,7 +5,7 @@ from small_run import write_corpus
 
 from llmfast.data.config import DataConfig
 from llmfast.data.prepare import open_prepared, prepare
-from llmfast.data.ray_data import EncodeBatch, prepare_on_ray
+from llmfast.data.reading.ray_data import EncodeBatch, prepare_on_ray
 from llmfast.tokenizer import Tokenizer
 
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from llmfast.data import corpus as corpus_module
-from llmfast.data import datasets_hub
-from llmfast.data.corpus import Corpus
+from llmfast.data.reading import corpus as corpus_module
+from llmfast.data.reading import datasets_hub
+from llmfast.data.reading.corpus import Corpus
 from llmfast.data.shards import Share
 
 TEXTS = [f"Document {number}: naïve 雪 \N{GRINNING FACE}\nsecond line\r\nthird" for number in range(50)]

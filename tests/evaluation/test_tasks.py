@@ -252,7 +252,7 @@ def test_a_task_whose_data_is_not_there_says_how_to_get_it(run, capsys, monkeypa
     def absent(hub, split, *, source):
         raise ValueError(f"dataset {source} cannot be loaded: no connection")
 
-    monkeypatch.setattr("llmfast.data.datasets_hub.load_split", absent)
+    monkeypatch.setattr("llmfast.data.reading.datasets_hub.load_split", absent)
     assert cli.main(["eval", str(run), "--tasks", "piqa"]) == 2
     error = capsys.readouterr().err
     assert "task piqa: dataset baber/piqa:validation cannot be loaded" in error

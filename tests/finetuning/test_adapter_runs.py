@@ -165,6 +165,21 @@ def test_lora_under_ddp_fsdp2_and_tensor_parallel_has_the_losses_of_one(tmp_path
 
 
 @pytest.mark.xdist_group("distributed")
+def test_lora_under_tensor_parallel_inside_fsdp2_has_the_losses_of_one(tmp_path, base):
+    """Trap: parts of tensor parallel that FSDP2 divides further, and factors that only FSDP2 divides."""
+    lora = LoraConfig(rank=4, target_modules=("q", "v", "gate", "out", "down"), dora=True)
+    session = adapter_run(tmp_path, base, lora=lora, batch_size=8, accumulate=2, clip_norm=0.5)
+    config = session.config
+    alone = train_adapters(World(), config, session.run.data, 5)
+    config.parallel = ParallelConfig("fsdp", tensor=2)
+    four = run_ranks(train_adapters, 4, config, session.run.data, 3, None, tmp_path / "four")
+    assert four[0] == close(alone[:3])
+    (saved,) = checkpoints(tmp_path / "four")
+    config.parallel = ParallelConfig()
+    assert train_adapters(World(), config, session.run.data, 2, saved) == close(alone[3:])
+
+
+@pytest.mark.xdist_group("distributed")
 def test_a_base_of_4_bits_is_divided_by_fsdp2_and_refused_by_tensor_parallel(tmp_path, base):
     session = adapter_run(tmp_path, base, adapter="qlora", batch_size=8)
     config = session.config

@@ -13,7 +13,7 @@ from small_run import new_run
 
 from llmfast import config as config_files
 from llmfast.cli import main
-from llmfast.data.labeled import encode_text, pad_rows
+from llmfast.data.examples.labeled import encode_text, pad_rows
 from llmfast.finetuning.classification import Classification
 from llmfast.finetuning.predict import load_classifier, predict
 from llmfast.integrations.huggingface import save_huggingface
@@ -266,7 +266,7 @@ def test_other_texts_are_refused_on_resume(tmp_path):
 
 
 def test_every_text_is_seen_once_an_epoch_by_any_number_of_processes(tmp_path):
-    from llmfast.data.labeled import LabeledLoader
+    from llmfast.data.examples.labeled import LabeledLoader
     from llmfast.data.shards import Share
 
     split = new_labels_run(tmp_path).task.prepared.train

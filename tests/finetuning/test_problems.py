@@ -11,8 +11,8 @@ from small_labels import classifier_of, evaluate_in, labels_config, new_labels_r
 
 from llmfast.cli import main
 from llmfast.data.config import LabeledDataConfig
-from llmfast.data.labeled import open_labeled, prepare_labeled
-from llmfast.data.labeled_text import read_labeled
+from llmfast.data.examples.labeled import open_labeled, prepare_labeled
+from llmfast.data.examples.labeled_text import read_labeled
 from llmfast.finetuning.classification import Classification
 from llmfast.models.classifier import ClassifierConfig, SequenceClassifier, without_padding
 from llmfast.models.config import DecoderConfig, ExpertsConfig
@@ -257,7 +257,7 @@ def test_there_may_be_no_test_split(tmp_path):
 
 
 def held_out_text(fraction, start="x"):
-    from llmfast.data.corpus import is_held_out
+    from llmfast.data.reading.corpus import is_held_out
 
     return next(text for n in range(10**4) if is_held_out((text := f"{start} {n}").encode(), fraction))
 
@@ -278,7 +278,7 @@ def test_a_label_that_is_missing_from_a_split_is_named(tmp_path, capsys):
 
 
 def _held_out(text):
-    from llmfast.data.corpus import is_held_out
+    from llmfast.data.reading.corpus import is_held_out
 
     return is_held_out(text.encode(), 0.2)
 

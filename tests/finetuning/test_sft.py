@@ -24,7 +24,7 @@ from llmfast.cli import main
 from llmfast.data.batch import IGNORED
 from llmfast.data.chat.opening import open_chat
 from llmfast.data.config import InstructionDataConfig
-from llmfast.data.instructions import open_instructions, prepare_instructions
+from llmfast.data.examples.instructions import open_instructions, prepare_instructions
 from llmfast.finetuning.model import finetuning_memory
 from llmfast.finetuning.supervised import SupervisedFinetuning
 from llmfast.inference.config import Sampling
@@ -317,7 +317,7 @@ def test_all_labels_ignored_and_an_example_longer_than_the_context(tmp_path):
 
 
 def test_what_is_cut_and_lost_is_said(tmp_path):
-    from llmfast.data.instructions import describe_instructions
+    from llmfast.data.examples.instructions import describe_instructions
 
     records = [{"instruction": f"{n} " + "red " * n, "output": "GREEN"} for n in range(40)]
     lines = []
@@ -430,7 +430,7 @@ def test_other_data_or_another_tokenizer_is_refused(tmp_path):
 
 
 def test_shards_for_pretraining_are_not_taken_for_instructions(tmp_path):
-    from llmfast.data.instructions import ExampleSplit
+    from llmfast.data.examples.instructions import ExampleSplit
     from llmfast.data.shards import ShardWriter
 
     writer = ShardWriter(tmp_path, vocab_size=10, eot_token=0, fingerprint="x")

@@ -10,7 +10,7 @@ from llmfast.alignment.config import PreferenceConfig, RewardConfig
 from llmfast.alignment.preference import Preference
 from llmfast.alignment.reward_model import RewardModeling
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.preferences import open_pairs, prepare_pairs
+from llmfast.data.examples.preferences import open_pairs, prepare_pairs
 from llmfast.training.config import TrainingConfig
 from llmfast.training.distribution.world import World
 from llmfast.training.session import Session, new_session

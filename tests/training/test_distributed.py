@@ -20,6 +20,7 @@ from llmfast.training.checkpoints.checkpoint import read_checkpoint
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distribution.world import World
 from llmfast.training.run_folder import RunFolder
+from llmfast.training.session import new_session
 
 pytestmark = [
     pytest.mark.xdist_group("distributed"),  # one worker: the processes started here use the other cores
@@ -81,14 +82,19 @@ def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone
 
 def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"))
-    run_ranks(jobs.train, 2, tmp_path / "two", config, 4)
+    run_ranks(jobs.train, 2, tmp_path / "two", config, 3)
     (saved,) = checkpoints(tmp_path / "two" / "run")
-    four = run_ranks(jobs.train, 4, tmp_path / "four", run_config(data, ParallelConfig("hsdp", group=2)), 4, saved)
-    assert four[0] == close(alone[4:8])
-    (saved,) = checkpoints(tmp_path / "four" / "run")
-    both = ParallelConfig(tensor=2)  # two copies of a model that two processes divide
-    four = run_ranks(jobs.train, 4, tmp_path / "again", run_config(data, both), 4, saved)
-    assert four[0] == close(alone[8:])
+    layouts = [
+        ParallelConfig("hsdp", group=2),
+        ParallelConfig(tensor=2),  # two copies of a model that two processes divide
+        ParallelConfig("fsdp", tensor=2),  # one copy, whose parts of two processes are divided further
+    ]
+    for start, parallel in zip((3, 6, 9), layouts, strict=True):
+        four = run_ranks(jobs.train, 4, tmp_path / f"{start}", run_config(data, parallel), 3, saved)
+        assert four[0] == close(alone[start : start + 3])
+        (saved,) = checkpoints(tmp_path / f"{start}" / "run")
+    model, _ = load_model(saved)
+    assert model.config.layers == 2
 
 
 def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
@@ -101,15 +107,20 @@ def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
     assert jobs.train(World(), tmp_path / "one", run_config(data), 3, saved) == close(alone[2:5])
 
 
-@pytest.mark.parametrize("parallel", STRATEGIES.values(), ids=STRATEGIES)
-def test_evaluation_is_divided_and_has_the_result_of_one(data, tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("size", "parallel"),
+    [*((2, each) for each in STRATEGIES.values()), (4, ParallelConfig("fsdp", tensor=2))],
+    ids=[*STRATEGIES, "tensor in fsdp"],
+)
+def test_evaluation_is_divided_and_has_the_result_of_one(data, tmp_path, size, parallel):
     """Traps: every process evaluates all of it; a divided model waits for the one that has no batch left."""
     alone, batches = jobs.evaluate(World(), tmp_path, run_config(data))
     assert batches % 2 == 1
-    both = run_ranks(jobs.evaluate, 2, tmp_path, run_config(data, parallel))
+    every = run_ranks(jobs.evaluate, size, tmp_path, run_config(data, parallel))
+    shares = size // parallel.tensor
     exactly = parallel.tensor == 1  # the sums inside a layer are those of its parts, otherwise
-    for found, calls in both:
-        assert calls == (batches + 1) // 2 if exactly else batches
+    for found, calls in every:
+        assert calls == -(-batches // shares)
         assert (found if exactly else found["loss"]) == (alone if exactly else pytest.approx(alone["loss"], rel=1e-5))
 
 
@@ -130,12 +141,32 @@ def test_a_failure_of_the_first_rank_ends_all():
         run_ranks(jobs.fail_first, 2)
 
 
+@pytest.mark.parametrize(
+    ("parallel", "sentence"),
+    [
+        (ParallelConfig(tensor=4), "parallel.tensor 4 does not divide the 6 processes"),
+        (ParallelConfig("fsdp", tensor=4), "parallel.tensor 4 does not divide the 6 processes"),
+        (ParallelConfig("hsdp", group=4), "parallel.group 4 does not divide the 6 processes"),
+        (ParallelConfig("hsdp", group=3, tensor=2), "parallel.tensor 2 does not divide parallel.group 3"),
+    ],
+)
+def test_a_division_that_the_processes_cannot_have_is_refused_before_data_is_prepared(tmp_path, parallel, sentence):
+    config = small_config(tmp_path / "no corpus")
+    config.parallel = parallel
+    with pytest.raises(ValueError, match=sentence):
+        new_session(tmp_path / "run", config, report=print, world=World(size=6))
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused(data):
     with pytest.raises(AssertionError, match=r"batch_size 8 must be divisible by training.accumulate 8 times 2"):
         run_ranks(jobs.train, 2, data, run_config(data, accumulate=8), 1)
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig("fsdp"), ParallelConfig(tensor=2)], ids=["fsdp", "tensor"])
+@pytest.mark.parametrize(
+    "parallel",
+    [ParallelConfig("fsdp"), ParallelConfig(tensor=2), ParallelConfig("fsdp", tensor=2)],
+    ids=["fsdp", "tensor", "tensor in fsdp"],
+)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw8bit"])
 def test_optimizers_of_whole_matrices_and_blocks_divide_them(data, tmp_path, optimizer, parallel):
     """Traps: a part orthogonalised by itself is not a part of the orthogonal matrix; 256 moments that share a maximum

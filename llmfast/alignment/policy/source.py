@@ -21,8 +21,8 @@ from llmfast.alignment.rollouts.rollout import Rollout, rollout_columns
 from llmfast.alignment.rollouts.sample import prompt_seed, sample_rollouts
 from llmfast.alignment.rollouts.tools import TOOLS
 from llmfast.data.batch import Batch
+from llmfast.data.examples.prompts import PreparedPrompts, PromptRecord, PromptSplit
 from llmfast.data.order import random_integer, shuffled
-from llmfast.data.prompts import PreparedPrompts, PromptRecord, PromptSplit
 from llmfast.data.shards import Share
 from llmfast.evaluation.answers.texts import final_answer
 from llmfast.inference.config import EngineConfig, Sampling

@@ -22,7 +22,7 @@ from llmfast.alignment.reference import without_adapter
 from llmfast.alignment.rewards.build import Rewards
 from llmfast.alignment.rollouts.sample import check_sampling
 from llmfast.data.batch import IGNORED
-from llmfast.data.prompts import PreparedPrompts, describe_prompts, open_prompts, prepare_prompts
+from llmfast.data.examples.prompts import PreparedPrompts, describe_prompts, open_prompts, prepare_prompts
 from llmfast.data.shards import Share
 from llmfast.finetuning.chat_task import ChatTask
 from llmfast.integrations.opening import open_start

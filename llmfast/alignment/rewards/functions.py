@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmfast.data.gym import gym_score
+from llmfast.data.examples.gym import gym_score
 from llmfast.evaluation.answers.sandbox import code_of, run_limited
 from llmfast.evaluation.answers.texts import equal_formulas, final_answer, last_number
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llmfast.alignment.rewards.functions import Prompt, Reward
-from llmfast.data.steps import step_ends
+from llmfast.data.examples.steps import step_ends
 from llmfast.finetuning.predict import load_classifier
 from llmfast.models.classifier import SequenceClassifier
 from llmfast.tokenizer import Tokenizer

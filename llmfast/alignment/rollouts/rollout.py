@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llmfast.data.batch import IGNORED
-from llmfast.data.instructions import ROUNDED
+from llmfast.data.batch import IGNORED, ROUNDED
 
 
 @dataclass

@@ -40,7 +40,7 @@ def loss(
         ValueError: no model there, a damaged file, no text, or a stride that is not from 1 to the context.
     """
     from llmfast.commands.look.opening import open_looked_at, write_json
-    from llmfast.data.readers import read_content
+    from llmfast.data.reading.readers import read_content
     from llmfast.evaluation.likelihood import beginning_of_text, windows
     from llmfast.visualization.colored_text import write_text_page
     from llmfast.visualization.predictions import token_losses

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from llmfast.data.chat.conversation import Conversation, FormName, conversation, recognize
-from llmfast.data.corpus import files_of
-from llmfast.data.datasets_hub import is_dataset, load_rows
-from llmfast.data.gym import gym_records, is_gym
-from llmfast.data.readers import JSON, JSON_LINES, PARQUET, file_kind, json_records, parquet_records, without_nulls
+from llmfast.data.examples.gym import gym_records, is_gym
+from llmfast.data.reading.corpus import files_of
+from llmfast.data.reading.datasets_hub import is_dataset, load_rows
+from llmfast.data.reading.readers import (
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    file_kind,
+    json_records,
+    parquet_records,
+    without_nulls,
+)
 
 Located = tuple[str, dict[str, Any]]
 KINDS = (*JSON, *JSON_LINES, *PARQUET)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.data import datasets_hub
-from llmfast.data.readers import PARQUET, file_kind, json_records, parquet_records
+from llmfast.data.reading import datasets_hub
+from llmfast.data.reading.readers import PARQUET, file_kind, json_records, parquet_records
 
 
 @dataclass(frozen=True)

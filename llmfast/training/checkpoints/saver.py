@@ -43,7 +43,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future, Callable[[], None]] | None = None
         # Background saves use their own process group, so that their messages do not mix with those of training.
-        in_background = trainer.training.async_checkpoints and trainer.placement.is_divided
+        in_background = trainer.training.async_checkpoints and trainer.placement.saves_in_parts
         self._group = dist.new_group(backend="gloo") if in_background else None
 
     def save(self, *, validation_loss: float | None = None) -> None:
@@ -58,7 +58,7 @@ class Saver:
         state = trainer.state() | {"validation_loss": validation_loss}
         tensors = (trained_tensors(trainer.model), trainer.optimizer_tensors())
         model, optimizer = map(trainer.placement.gather, tensors)
-        if trainer.placement.is_divided:
+        if trainer.placement.saves_in_parts:
             self._pending = self._begin_divided(state, model, optimizer)
         elif not trainer.world.is_main:
             return
@@ -87,7 +87,7 @@ class Saver:
         if self._pending is None:
             return
         waiting = not self._pending[0].done()
-        if self.trainer.placement.is_divided:
+        if self.trainer.placement.saves_in_parts:
             (waiting,) = self.trainer.world.any(waiting)
         if not waiting:
             self.wait()
@@ -136,7 +136,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
         ValueError: a file is missing or damaged, or of another model, base or other data.
     """
     placement = trainer.placement
-    if not placement.is_divided:
+    if not placement.saves_in_parts:
         found = read_checkpoint(folder)
         optimizer = found.optimizer if placement.tensor is None else decoded(found.optimizer)
         own = {"model": placement.shard(found.model), "optimizer": placement.shard(optimizer)}

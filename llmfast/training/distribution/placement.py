@@ -8,14 +8,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
 from llmfast.evaluation.team import Team
 from llmfast.models.decoder import Block
 from llmfast.training.config import ParallelConfig
-from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.distribution.mesh import MeshShape, device_mesh, mesh_shape, models_mesh
+from llmfast.training.distribution.sharding import Sharding, local, norm, placed, sharding_of
 from llmfast.training.distribution.tensor_parallel import TensorParallel
 from llmfast.training.distribution.world import World
 from llmfast.training.objective import Objective
@@ -44,40 +46,41 @@ class Placement:
     ):
         self.world, self.device = world, device
         model = objective.model
+        self.model = model
         self.is_divided = world.size > 1 and config.strategy != "ddp"
         self.tensor: TensorParallel | None = None
-        # The processes that hold copies of this process's parameters; None means all processes.
-        group = None
-        if self.is_divided:
-            self._divide(model, config, precision)
-        elif config.tensor > 1:
-            mesh = _tensor_mesh(config, world, device)
-            self.tensor = TensorParallel(model.to(device), mesh.get_group("tensor"))
-            group = mesh.get_group("copy")
-        else:
+        shape = mesh_shape(config, world)
+        mesh = device_mesh(shape, device) if self.is_divided or config.tensor > 1 else None
+        if not self.is_divided:  # FSDP2 moves its parts alone
             model.to(device)
+        if config.tensor > 1:
+            assert mesh is not None
+            self.tensor = TensorParallel(model, mesh.get_group("tensor"), device)
+        if self.is_divided:
+            assert mesh is not None
+            self._divide(mesh["shard"] if config.strategy == "fsdp" else mesh["copy", "shard"], config, precision)
         for child in objective.children():
             if child is not model:
                 child.to(device)
         self.data_share = Share(world.rank // config.tensor, world.size // config.tensor)
         self.team = Team(self.data_share, self._sum_of_shares)
-        self.model = model
-        # Shardings of the parameters that are not DTensors.
-        self.shardings: dict[str, Sharding] = {} if self.tensor is None else self.tensor.parts
+        self.shardings = self._shardings(shape)
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
         self.forward: nn.Module = torch.compile(objective) if compile and self.tensor is None else objective
         if self.data_share.count > 1 and not self.is_divided:
+            # The processes that hold copies of this process's parameters; None means all processes.
+            group = None if mesh is None else mesh.get_group("copy")
             self.forward = DistributedDataParallel(
                 self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
             )
 
-    def _divide(self, model: nn.Module, config: ParallelConfig, precision: torch.dtype) -> None:
+    def _divide(self, mesh: DeviceMesh, config: ParallelConfig, precision: torch.dtype) -> None:
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        low = precision != torch.float32
+        model, low = self.model, precision != torch.float32
         options = {
-            "mesh": _mesh(config, self.world, self.device),
+            "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
             if low
             else MixedPrecisionPolicy(),
@@ -93,6 +96,24 @@ class Placement:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, buffer.to(self.device))
 
+    def _shardings(self, shape: MeshShape) -> dict[str, Sharding]:
+        """Those of the parameters that tensor parallel divides, by name, with FSDP2's division of the parts."""
+        if self.tensor is None or not self.is_divided:
+            return {} if self.tensor is None else self.tensor.parts
+        group = models_mesh(shape, self.device).get_group("model")
+        found = {}
+        for name, parts in self.tensor.parts.items():
+            owner, _, leaf = name.rpartition(".")
+            inner = sharding_of(getattr(self.model.get_submodule(owner), leaf))
+            found[name] = parts if inner is None else parts.around(inner, group)
+        return found
+
+    @property
+    def saves_in_parts(self) -> bool:
+        """Whether each process writes its part of a checkpoint. The parts of tensor parallel are no slices of a tensor:
+        the first process writes them whole."""
+        return self.is_divided and self.tensor is None
+
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
         """Around forward and backward of one part of a batch: gradients travel between processes with the last one."""
@@ -107,9 +128,7 @@ class Placement:
         if self.tensor is not None:
             self.tensor.finish_gradients()
             return self.tensor.gradient_norm()
-        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return (norm.full_tensor() if self.is_divided else norm).to(self.device)
+        return norm([each.grad for each in self.model.parameters() if each.grad is not None], self.device)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by ``factor``."""
@@ -117,8 +136,7 @@ class Placement:
             return
         for parameter in self.model.parameters():
             if (gradient := parameter.grad) is not None:
-                local = gradient.to_local() if self.is_divided else gradient
-                local.mul_(factor)
+                local(gradient).mul_(factor)
 
     def _sum_of_shares(self, tensor: Tensor) -> Tensor:
         """The sum over processes, of those that divide a model only the first."""
@@ -126,25 +144,29 @@ class Placement:
         return self.world.sum(tensor if speaks else torch.zeros_like(tensor))
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters or optimizer state as a checkpoint has them (all processes must call this)."""
-        return tensors if self.tensor is None else self.tensor.gather(tensors)
+        """Parameters or optimizer state as a checkpoint has them, whole ones in the first process only (all processes
+        must call this)."""
+        if self.tensor is None:
+            return tensors
+        whole = {}
+        for name, tensor in tensors.items():  # one after the other: whole tensors need not all fit the device
+            one = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            one = self.tensor.gather(name, one)
+            if self.world.is_main:
+                whole[name] = one.cpu()
+        return whole
 
     def shard(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What this process needs of a checkpoint's parameters or optimizer state."""
-        return tensors if self.tensor is None else self.tensor.shard(tensors)
+        if self.tensor is None:
+            return tensors
+        parts = {name: self.tensor.shard(name, tensor) for name, tensor in tensors.items()}
+        own = dict(self.model.named_parameters())
+        return {name: _part_like(part, own.get(name, own.get(name.rpartition("/")[0]))) for name, part in parts.items()}
 
 
-def _mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
-    if config.strategy == "fsdp":
-        return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
-    group = config.group or world.local_size
-    if world.size % group:
-        raise ValueError(f"parallel.group {group} does not divide the {world.size} processes")
-    return init_device_mesh(device.type, (world.size // group, group), mesh_dim_names=("copy", "shard"))
-
-
-def _tensor_mesh(config: ParallelConfig, world: World, device: torch.device) -> DeviceMesh:
-    if world.size % config.tensor:
-        raise ValueError(f"parallel.tensor {config.tensor} does not divide the {world.size} processes")
-    shape = (world.size // config.tensor, config.tensor)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "tensor"))
+def _part_like(tensor: Tensor, parameter: Tensor | None) -> Tensor:
+    """This process's part of a tensor that is divided as its parameter is if the shapes are equal, else whole."""
+    if parameter is None or parameter.shape != tensor.shape or (sharding := sharding_of(parameter)) is None:
+        return tensor
+    return placed(sharding.part(tensor), parameter)

@@ -1,11 +1,13 @@
 """How a tensor is divided between processes, and whole matrices in turn for work that needs all of one.
 
 FSDP2 divides a parameter by rows, tensor parallel by the rows or columns of some heads or hidden units: both are a
-``Sharding``. The exchange gives each process every n-th of a list of matrices, so that the work on them is divided too.
+``Sharding``, and so is the one inside the other. The exchange gives each process every n-th of a list of matrices, so
+that the work on them is divided too.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +20,8 @@ from torch.distributed.tensor import DTensor, Shard
 class Sharding:
     """Which part of a tensor each process of a group has."""
 
-    dim: int
-    places: list[Tensor]
-    """For each process, the indices along ``dim`` that it holds."""
+    cuts: list[dict[int, Tensor]]
+    """For each process, the indices that it holds along each divided dimension."""
     group: dist.ProcessGroup
     device: torch.device
     """Where the group exchanges tensors; parts may be kept elsewhere (CPU offload)."""
@@ -31,29 +32,50 @@ class Sharding:
 
     @property
     def count(self) -> int:
-        return len(self.places)
+        return len(self.cuts)
+
+    @functools.cached_property
+    def sizes(self) -> dict[int, int]:
+        """The whole size of each divided dimension."""
+        return {dim: 1 + max(int(cut[dim].max()) for cut in self.cuts if len(cut[dim])) for dim in self.cuts[0]}
 
     def part(self, whole: Tensor, rank: int | None = None) -> Tensor:
         """The part of ``whole`` that a process holds; this process if ``rank`` is left out."""
-        places = self.places[self.rank if rank is None else rank]
-        return whole.index_select(self.dim, places.to(whole.device))
+        for dim, places in self.cuts[self.rank if rank is None else rank].items():
+            whole = whole.index_select(dim, places.to(whole.device))
+        return whole
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Gathers the parts of all processes into the whole tensor."""
         whole = parts[0].new_empty(self.whole_shape(parts[0]))
-        for places, part in zip(self.places, parts, strict=True):
-            whole.index_copy_(self.dim, places.to(whole.device), part)
+        for cut, part in zip(self.cuts, parts, strict=True):
+            places = [cut.get(dim, torch.arange(size)).to(whole.device) for dim, size in enumerate(whole.shape)]
+            whole[torch.meshgrid(*places, indexing="ij")] = part
         return whole
 
     def whole_shape(self, part: Tensor) -> torch.Size:
-        return self._shape(part, sum(map(len, self.places)))
+        return self._shape(part, self.sizes)
 
     def part_shape(self, part: Tensor, rank: int) -> torch.Size:
         """The shape of a process's part, from that of any."""
-        return self._shape(part, len(self.places[rank]))
+        return self._shape(part, {dim: len(places) for dim, places in self.cuts[rank].items()})
 
-    def _shape(self, part: Tensor, size: int) -> torch.Size:
-        return torch.Size(size if dim == self.dim else each for dim, each in enumerate(part.shape))
+    def _shape(self, part: Tensor, sizes: dict[int, int]) -> torch.Size:
+        return torch.Size(sizes.get(dim, size) for dim, size in enumerate(part.shape))
+
+    def around(self, inner: Sharding, group: dist.ProcessGroup) -> Sharding:
+        """This sharding, of which every part is divided further as ``inner`` says.
+
+        Args:
+            inner: of this process's part; those of the others are of the same shape.
+            group: the processes of both, those that share a part of this sharding ``count`` apart.
+        """
+        cuts = [_cut_again(own, further) for further in inner.cuts for own in self.cuts]
+        return Sharding(cuts, group, self.device)
+
+
+def _cut_again(cut: dict[int, Tensor], further: dict[int, Tensor]) -> dict[int, Tensor]:
+    return cut | {dim: cut[dim][places] if dim in cut else places for dim, places in further.items()}
 
 
 def sharding_of(tensor: Tensor) -> Sharding | None:
@@ -67,13 +89,28 @@ def sharding_of(tensor: Tensor) -> Sharding | None:
     mesh, dim = tensor.device_mesh, tensor.placements[place].dim
     count, size = mesh.size(place), tensor.shape[dim]
     each = -(-size // count)
-    places = [torch.arange(min(rank * each, size), min((rank + 1) * each, size)) for rank in range(count)]
-    return Sharding(dim, places, mesh.get_group(place), torch.device(mesh.device_type))
+    cuts = [{dim: torch.arange(min(rank * each, size), min((rank + 1) * each, size))} for rank in range(count)]
+    return Sharding(cuts, mesh.get_group(place), torch.device(mesh.device_type))
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that FSDP2 divides; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(part: Tensor, like: Tensor) -> Tensor:
+    """``part`` as this process's part of a DTensor, if ``like`` is one."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
+    )
+
+
+def norm(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """The norm of all numbers in ``tensors``, in those of all processes where FSDP2 divides them."""
+    total = torch.nn.utils.get_total_norm(tensors)
+    return (total.full_tensor() if isinstance(total, DTensor) else total).to(device)
 
 
 def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.layers import Adapted
 from llmfast.models.adapters.lora import WHOLE, LayerAdapter, Lora
 from llmfast.models.decoder import Attention, Decoder
-from llmfast.training.distribution.sharding import Sharding
+from llmfast.training.distribution.sharding import Sharding, local, norm
 
 Group = dist.ProcessGroup
 
@@ -26,14 +26,21 @@ Group = dist.ProcessGroup
 class TensorParallel:
     """The decoders in ``model``, divided in place between the processes of ``group``; what is around them is copied.
 
+    FSDP2 may divide the parts further afterwards.
+
+    Args:
+        model: what holds the decoders.
+        group: the processes.
+        device: where they exchange tensors.
+
     Raises:
         ValueError: heads or feed-forward width that cannot be divided so, or a mixture of experts.
     """
 
-    def __init__(self, model: nn.Module, group: Group):
+    def __init__(self, model: nn.Module, group: Group, device: torch.device):
         self.model, self.group = model, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.device = next(model.parameters()).device
+        self.device = device
         self.parts: dict[str, Sharding] = {}
         # Whole parameters whose gradient is the sum of what each process computes from its own part of a layer.
         self.summed: set[str] = set()
@@ -48,13 +55,19 @@ class TensorParallel:
             self._divide_attention(block.attention, f"{name}.attention")
             self._divide_feed_forward(block.feed_forward, f"{name}.feed_forward", decoder.config.ff_width)
 
-    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters, or optimizer state named PARAMETER/ENTRY, put together; all processes must call it."""
-        return {name: self._gather(name, tensor) for name, tensor in tensors.items()}
+    def gather(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter, or optimizer state named PARAMETER/ENTRY, put together; all processes must call it."""
+        sharding = self._sharding(name, tensor)
+        if sharding is None:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.detach().contiguous(), group=self.group)
+        return sharding.join(parts)
 
-    def shard(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This process's part of whole parameters or optimizer state."""
-        return {name: self._select(name, tensor) for name, tensor in tensors.items()}
+    def shard(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's part of a whole parameter or of optimizer state."""
+        sharding = self._sharding(name, tensor)
+        return tensor if sharding is None else sharding.part(tensor)
 
     def finish_gradients(self) -> None:
         """Add over the processes what each computed from its own part alone: the gradients of the norms of queries and
@@ -62,16 +75,16 @@ class TensorParallel:
         for name, parameter in self.model.named_parameters():
             is_summed = name in self.summed or ".q_norm." in name or ".k_norm." in name
             if is_summed and parameter.grad is not None:
-                dist.all_reduce(parameter.grad, group=self.group)
+                dist.all_reduce(local(parameter.grad), group=self.group)
 
     def gradient_norm(self) -> Tensor:
         """The norm of the gradient of the whole model."""
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         divided = [gradient for name, gradient in gradients.items() if name in self.parts]
         common = [gradient for name, gradient in gradients.items() if name not in self.parts]
-        squares = torch.nn.utils.get_total_norm(divided).square()
+        squares = norm(divided, self.device).square()
         dist.all_reduce(squares, group=self.group)
-        return (squares + torch.nn.utils.get_total_norm(common).square()).sqrt()
+        return (squares + norm(common, self.device).square()).sqrt()
 
     def _check(self, decoder: Decoder) -> None:
         config = decoder.config
@@ -155,7 +168,7 @@ class TensorParallel:
         return torch.arange(start + rank * each, start + (rank + 1) * each)
 
     def _keep(self, name: str, parameter: nn.Parameter, dim: int, places: list[Tensor]) -> nn.Parameter:
-        self.parts[name] = Sharding(dim, places, self.group, self.device)
+        self.parts[name] = Sharding([{dim: each} for each in places], self.group, self.device)
         return nn.Parameter(self.parts[name].part(parameter.detach()), parameter.requires_grad)
 
     def _copy_in(self, module: nn.Module, inputs: tuple) -> tuple:
@@ -164,18 +177,6 @@ class TensorParallel:
     def _sharding(self, name: str, tensor: Tensor) -> Sharding | None:
         """That of a parameter, or of an entry of its optimizer state, which is divided alike unless it is a scalar."""
         return (self.parts.get(name) or self.parts.get(name.rpartition("/")[0])) if tensor.ndim else None
-
-    def _select(self, name: str, tensor: Tensor) -> Tensor:
-        sharding = self._sharding(name, tensor)
-        return tensor if sharding is None else sharding.part(tensor)
-
-    def _gather(self, name: str, tensor: Tensor) -> Tensor:
-        sharding = self._sharding(name, tensor)
-        if sharding is None:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.detach().contiguous(), group=self.group)
-        return sharding.join(parts)
 
 
 class SummedLinear(nn.Module):

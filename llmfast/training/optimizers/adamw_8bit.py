@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from llmfast.kernels import adamw_, adamw_8bit_
 from llmfast.kernels.optimizers.adamw_ops import code_tables
 from llmfast.kernels.optimizers.adamw_reference import BLOCK, decode, encode
-from llmfast.training.distribution.sharding import local, sharding_of
+from llmfast.training.distribution.sharding import local, placed, sharding_of
 from llmfast.training.optimizers.adamw import (
     Rounding,
     add_master,
@@ -196,14 +196,14 @@ def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dic
             values = _decode_from(_first_element(state[code]), part.flatten(), largest, table)
         else:
             values = _decode_recodable(part.flatten(), largest, table)
-        numbers[code] = _placed(values.view(part.shape), state[code])
+        numbers[code] = placed(values.view(part.shape), state[code])
     return numbers
 
 
 def _first_element(codes: Tensor) -> int:
     """The index, in the whole parameter, of the first element that this process holds."""
     sharding, part = sharding_of(codes), local(codes)
-    return int(sharding.places[sharding.rank][0]) * part[0].numel() if sharding and part.numel() else 0
+    return int(sharding.cuts[sharding.rank][0][0]) * part[0].numel() if sharding and part.numel() else 0
 
 
 def _decode_from(start: int, codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:
@@ -231,14 +231,5 @@ def with_codes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for code, maximum, table in zip(CODES, MAXIMA, code_tables(state["state1"].device), strict=True):
         part = local(state[code])
         codes, coded[maximum] = encode(part.flatten(), table)
-        coded[code] = _placed(codes.view(part.shape), state[code])
+        coded[code] = placed(codes.view(part.shape), state[code])
     return coded
-
-
-def _placed(part: Tensor, like: Tensor) -> Tensor:
-    """``part`` as this process's part of a DTensor, if ``like`` is one."""
-    if not isinstance(like, DTensor):
-        return part
-    return DTensor.from_local(
-        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
-    )

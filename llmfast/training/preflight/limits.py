@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmfast.training.config import ParallelConfig, TrainingConfig
+from llmfast.training.distribution.mesh import mesh_shape
 from llmfast.training.distribution.world import World
 from llmfast.training.preflight.hardware import total_memory
 
@@ -39,12 +40,12 @@ def check_memory(memory: dict[str, float], parallel: ParallelConfig, world: Worl
         device: of this process.
 
     Raises:
-        ValueError: they cannot fit; says what they need and what there is.
+        ValueError: they cannot fit; says what they need and what there is. Or ``parallel`` cannot be had with this
+            number of processes.
     """
     if parallel.cpu_offload:
         device = torch.device("cpu")
-    copies = {"ddp": parallel.tensor, "fsdp": world.size, "hsdp": parallel.group or world.local_size}
-    needed = sum(memory.values()) / copies[parallel.strategy]
+    needed = sum(memory.values()) * mesh_shape(parallel, world).copy / world.size
     available = total_memory(device) / (world.local_size if device.type == "cpu" else 1)
     if needed > available:
         raise ValueError(

@@ -6,22 +6,16 @@ tokens, the right answer, and where it comes from.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmfast.data.chat.conversation import Conversation, conversation
-from llmfast.data.chat.opening import open_chat
 from llmfast.data.chat.prepared import PreparedChat
-from llmfast.data.chat.records import opened_sources
+from llmfast.data.chat.preparing import preparing
 from llmfast.data.config import PromptDataConfig
-from llmfast.data.corpus import is_held_out
-from llmfast.data.instructions import LeftOut, check_sides, identity, with_system
-from llmfast.data.prepare import SPLITS, load_tokenizer
-from llmfast.files import atomic_folder, atomic_write
+from llmfast.data.prepare import SPLITS
+from llmfast.files import json_sha256, read_checked_json, write_checked_json
 from llmfast.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
@@ -41,18 +35,12 @@ class PromptSplit:
     """One side of prepared prompts."""
 
     def __init__(self, file: Path):
+        prompts = read_checked_json(file).get("prompts")
         try:
-            content = file.read_bytes()
-            record = json.loads(content)
-            self.records = [PromptRecord(*each) for each in record["prompts"]]
-            digest = _digest(record["prompts"])
-        except FileNotFoundError:
-            raise ValueError(f"{file} is missing") from None
-        except (ValueError, KeyError, TypeError) as error:
+            self.records = [PromptRecord(*each) for each in prompts]
+        except TypeError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
-        if record["sha256"] != digest:
-            raise ValueError(f"{file} is damaged: its SHA-256 is not that of its content")
-        self.checksum = digest
+        self.checksum = json_sha256(prompts)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,33 +66,20 @@ def prepare_prompts(
     Raises:
         ValueError: nothing to read, a record or a template that cannot be used, or a side without a prompt.
     """
-    if config.tokenizer is None:
-        raise ValueError("prompts need the tokenizer of a model: give start, or data.tokenizer")
-    with atomic_folder(folder) as partial:
-        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
-        chat.tokenizer.save(partial)
-        left_out, documents = LeftOut(), Counter()
-        sides: dict[str, list[list[Any]]] = {split: [] for split in SPLITS}
-        for _, records in opened_sources(config.sources):
-            for where, record in records:
-                asked, answer = prompt_of(record, config, where)
-                asked = with_system(asked, config.system)
-                try:
-                    tokens = chat.prompt(asked)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                if len(tokens) > longest:
-                    left_out.add(f"with prompts longer than the {longest} tokens that leave room for an answer", where)
-                    continue
-                split = "validation" if is_held_out(identity(asked), config.validation_fraction) else "train"
-                documents[split] += 1
-                sides[split].append([tokens, answer, where])
-        check_sides(documents, left_out)
+    sides: dict[str, list[list[Any]]] = {split: [] for split in SPLITS}
+    with preparing(config, folder, "prompts", report) as preparation:
+        for where, record in preparation.records():
+            asked, answer = prompt_of(record, config, where)
+            asked = preparation.with_system(asked)
+            tokens = preparation.prompt(asked, where)
+            if len(tokens) > longest:
+                preparation.leave_out(
+                    f"with prompts longer than the {longest} tokens that leave room for an answer", where
+                )
+                continue
+            sides[preparation.side(asked)].append([tokens, answer, where])
         for split, prompts in sides.items():
-            content = {"sha256": _digest(prompts), "prompts": prompts}
-            atomic_write(partial / f"{split}.json", json.dumps(content, ensure_ascii=False) + "\n")
-        for line in left_out.lines():
-            report(f"left out    {line}")
+            write_checked_json(preparation.folder / f"{split}.json", {"prompts": prompts})
 
 
 def open_prompts(folder: Path) -> PreparedPrompts:
@@ -152,7 +127,3 @@ def _column(record: Mapping[str, Any], wanted: str, known: tuple[str, ...], what
         columns = ", ".join(map(str, record)) or "no columns"
         raise ValueError(f"{where} has the columns {columns}; data.{what} names the one with the {what}")
     return found[0]
-
-
-def _digest(prompts: list[list[Any]]) -> str:
-    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()

@@ -8,29 +8,25 @@ decided here, once: packing, padding and cutting move tokens together with their
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from llmfast.data.batch import IGNORED, Batch
+from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, is_empty
-from llmfast.data.chat.encoder import ChatEncoder
-from llmfast.data.chat.opening import open_chat
 from llmfast.data.chat.prepared import PreparedChat, check_shards
+from llmfast.data.chat.preparing import LABELS, preparing
 from llmfast.data.chat.records import read_conversations
 from llmfast.data.config import InstructionDataConfig
-from llmfast.data.corpus import is_held_out
-from llmfast.data.prepare import SPLITS, load_tokenizer
-from llmfast.data.shards import ShardWriter, TokenShards
+from llmfast.data.prepare import SPLITS
+from llmfast.data.shards import TokenShards
 from llmfast.data.windows import PackedWindows
-from llmfast.files import atomic_folder
+from llmfast.files import read_checked_json
 from llmfast.tokenizer import Tokenizer
 
-ROUNDED = 16  # rows are padded to a multiple of this: few lengths, so that little is compiled
 Report = Callable[[str], None]
 
 
@@ -95,6 +91,18 @@ class ExampleSplit:
         start, count = int(self.starts[place]), int(self.lengths[place]) + 1
         return self.shards.read(start, count).tolist(), self.shards.read_mask(start, count).tolist()
 
+    def labels(self) -> list[Any]:
+        """What was said of each example when it was prepared.
+
+        Raises:
+            ValueError: ``labels.json`` is missing, damaged or of other examples.
+        """
+        path = self.shards.folder / LABELS
+        labels = read_checked_json(path).get("labels", [])
+        if len(labels) != len(self):
+            raise ValueError(f"{path} is damaged: it is of {len(labels)} answers, not {len(self)}")
+        return labels
+
 
 PreparedInstructions = PreparedChat[ExampleSplit]
 
@@ -107,30 +115,17 @@ def prepare_instructions(config: InstructionDataConfig, folder: Path, *, report:
     Raises:
         ValueError: nothing to read, a record or a template that cannot be used, or a side without a conversation.
     """
-    if config.tokenizer is None:
-        raise ValueError("instructions need the tokenizer of a model: give start, or data.tokenizer")
-    with atomic_folder(folder) as partial:
-        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
-        chat.tokenizer.save(partial)
-        report(f"template    {chat.template.name}; answers end with {_shown(chat)}")
-        writers = {split: masked_writer(partial / split, chat.tokenizer) for split in SPLITS}
-        left_out = LeftOut()
-        documents = Counter()
-        for where, conversation in read_conversations(
-            config.sources, form=None if config.form == "auto" else config.form, report=report
-        ):
-            conversation = with_system(conversation, config.system)
+    form = None if config.form == "auto" else config.form
+    with preparing(config, folder, "instructions", report) as preparation:
+        chat = preparation.chat
+        report(f"template    {chat.template.name}; answers end with {chat.tokenizer.decode([chat.end_token])!r}")
+        for where, read in read_conversations(config.sources, form=form, report=report):
+            conversation = preparation.with_system(read)
             if reason := _unfit(conversation, config):
-                left_out.add(reason, where)
+                preparation.leave_out(reason, where)
                 continue
-            split = "validation" if is_held_out(identity(conversation), config.validation_fraction) else "train"
-            documents[split] += 1
-            _add(writers[split], chat, conversation, config, where)
-        check_sides(documents, left_out)
-        for writer in writers.values():
-            writer.finish()
-        for line in left_out.lines():
-            report(f"left out    {line}")
+            tokens, trained = preparation.encode(conversation, config.trained, where)
+            preparation.add(preparation.side(conversation), tokens, trained, conversation)
 
 
 def open_instructions(folder: Path, *, max_tokens: int, verify: bool = True) -> PreparedInstructions:
@@ -160,24 +155,6 @@ def describe_instructions(prepared: PreparedInstructions, report: Report) -> Non
         report(f"{name:<11} {len(split):,} examples, {tokens:,} tokens, {split.targets:,} trained{cut}{lost}")
 
 
-# --- what is left out ------------------------------------------------------------------------------------------------
-
-
-class LeftOut:
-    """Records that are left out, by reason, with the first of each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, where)
-
-    def lines(self) -> list[str]:
-        return [f"{count:,} {reason} (the first: {self.first[reason]})" for reason, count in self.counts.items()]
-
-
 def _unfit(conversation: Conversation, config: InstructionDataConfig) -> str | None:
     """Why a conversation cannot be trained on; None if it can."""
     answers = conversation.answers
@@ -187,61 +164,3 @@ def _unfit(conversation: Conversation, config: InstructionDataConfig) -> str | N
     if any(is_empty(conversation.messages[place]) for place in trained):
         return "with an empty answer"
     return None
-
-
-def check_sides(documents: Counter[str], left_out: LeftOut) -> None:
-    missing = [split for split in SPLITS if not documents[split]]
-    if not missing:
-        return
-    if not documents:
-        reasons = "; ".join(left_out.lines()) or "there are none"
-        raise ValueError(f"no example can be trained on: {reasons}")
-    raise ValueError(
-        f"of {documents.total()} examples none is in the {missing[0]} split; data.validation_fraction decides how many "
-        "are"
-    )
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def masked_writer(folder: Path, tokenizer: Tokenizer) -> ShardWriter:
-    folder.mkdir()
-    return ShardWriter(
-        folder,
-        vocab_size=tokenizer.n_vocab,
-        eot_token=tokenizer.eot_token,
-        fingerprint=tokenizer.fingerprint,
-        masked=True,
-    )
-
-
-def _add(
-    writer: ShardWriter, chat: ChatEncoder, conversation: Conversation, config: InstructionDataConfig, where: str
-) -> None:
-    try:
-        tokens, trained = chat.encode(conversation, config.trained)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    size = len("".join(message["content"] for message in conversation.messages).encode("utf-8", "surrogatepass"))
-    writer.add_document(np.array(tokens), size, mask=np.array(trained, bool))
-
-
-def with_system(conversation: Conversation, system: str | None) -> Conversation:
-    if system is None or conversation.messages[0]["role"] == "system":
-        return conversation
-    return Conversation(({"role": "system", "content": system}, *conversation.messages), conversation.tools)
-
-
-def identity(conversation: Conversation) -> bytes:
-    """What decides the side of a conversation: all up to the first answer.
-
-    An instruction that occurs with several answers is not on both sides.
-    """
-    first = next(iter(conversation.answers), len(conversation.messages))
-    asked = conversation.messages[:first] or conversation.messages
-    return json.dumps(asked, sort_keys=True).encode()
-
-
-def _shown(chat: ChatEncoder) -> str:
-    return repr(chat.tokenizer.decode([chat.end_token]))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.data import datasets_hub, readers
-from llmfast.data.decoding import InvalidUTF8, TextDecoder, sentence
+from llmfast.data.reading import datasets_hub, readers
+from llmfast.data.reading.decoding import InvalidUTF8, TextDecoder, sentence
 from llmfast.data.shards import Share
 
 FEW_DOCUMENTS = 20  # below this, text files are cut into pieces, so that some can be held out for validation

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmfast.data.readers import text_column
+from llmfast.data.reading.readers import text_column
 from llmfast.data.shards import Share
 
 

@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmfast.data.readers import JSON, JSON_LINES, PARQUET, file_kind, json_records, parquet_records, read_content
+from llmfast.data.reading.readers import (
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    file_kind,
+    json_records,
+    parquet_records,
+    read_content,
+)
 
 TABLES = {".tsv": "\t", ".csv": ","}
 WITH_ROWS = (*TABLES, *JSON, *JSON_LINES, *PARQUET)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmfast.data.columns import WITH_ROWS, read_columns, text_lines
 from llmfast.data.config import LabeledDataConfig
-from llmfast.data.readers import file_kind, read_content
+from llmfast.data.reading.columns import WITH_ROWS, read_columns, text_lines
+from llmfast.data.reading.readers import file_kind, read_content
 
 Target = str | tuple[str, ...] | float
 """A label; any number of labels (multi-label); a number (regression)."""

@@ -7,7 +7,6 @@ document is one conversation, cut as it is trained, and the mask is true for the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from llmfast.data.batch import Batch
+from llmfast.data.batch import ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation
-from llmfast.data.chat.encoder import ChatEncoder
-from llmfast.data.chat.opening import open_chat
 from llmfast.data.chat.prepared import PreparedChat, check_shards
-from llmfast.data.chat.records import opened_sources
+from llmfast.data.chat.preparing import Preparation, preparing
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.corpus import is_held_out
-from llmfast.data.instructions import ROUNDED, ExampleSplit, LeftOut, check_sides, identity, masked_writer, with_system
-from llmfast.data.judged import judged_answer, read_labels, write_labels
-from llmfast.data.preferences import answered_conversation
-from llmfast.data.prepare import SPLITS, load_tokenizer
-from llmfast.files import atomic_folder, json_sha256
+from llmfast.data.examples.instructions import ExampleSplit
+from llmfast.data.examples.judged import judged_answer
+from llmfast.data.examples.preferences import answered_conversation
+from llmfast.data.prepare import SPLITS
+from llmfast.files import json_sha256
 from llmfast.tokenizer import Tokenizer
 
 
@@ -47,7 +43,7 @@ class StepSplit:
     def __init__(self, folder: Path, *, max_tokens: int, verify: bool = True):
         self.examples = ExampleSplit(folder, max_tokens=max_tokens, verify=verify)
         self.max_tokens, self.lengths = max_tokens, self.examples.lengths + 1
-        self.labels: list[list[float]] = read_labels(folder, len(self.examples))
+        self.labels: list[list[float]] = self.examples.labels()
         self.checksum = json_sha256([self.examples.checksum, self.labels])
 
     def __len__(self) -> int:
@@ -92,42 +88,25 @@ def prepare_steps(
         ValueError: nothing to read, a record or a template that cannot be used, a side without an answer, or training
             steps that all have the same label.
     """
-    if config.tokenizer is None:
-        raise ValueError("judged answers need the tokenizer of a model: give start, or data.tokenizer")
-    with atomic_folder(folder) as partial:
-        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
-        chat.tokenizer.save(partial)
-        writers = {split: masked_writer(partial / split, chat.tokenizer) for split in SPLITS}
-        left_out, documents, cut = LeftOut(), Counter(), 0
-        labels: dict[str, list[list[float]]] = {split: [] for split in SPLITS}
-        for _, records in opened_sources(config.sources):
-            for where, record in records:
-                judged = judged_whole(record, where) if config.form == "judged" else judged_steps(record, where)
-                judged = judged._replace(answered=with_system(judged.answered, config.system))
-                tokens, ends = _encoded(chat, judged, where)
-                kept = [end for end in ends if end <= max_tokens]
-                if not kept:
-                    left_out.add(f"of which no step ends within data.max_tokens {max_tokens}", where)
-                    continue
-                cut += len(ends) - len(kept)
-                tokens = tokens[: max_tokens + 1]
-                split = "validation" if is_held_out(identity(judged.answered), config.validation_fraction) else "train"
-                documents[split] += 1
-                labels[split].append(judged.labels[: len(kept)])
-                mask = np.zeros(len(tokens), bool)
-                mask[kept] = True
-                size = len(chat.tokenizer.decode_bytes(tokens))
-                writers[split].add_document(np.array(tokens), size, mask=mask)
-        check_sides(documents, left_out)
-        if len({label for each in labels["train"] for label in each}) < 2:
-            raise ValueError(f"all steps to train on have the label {labels['train'][0][0]:g}: nothing is compared")
-        for split, writer in writers.items():
-            writer.finish()
-            write_labels(partial / split, labels[split])
-        if cut:
-            report(f"cut         {cut:,} steps, which end behind data.max_tokens {max_tokens}")
-        for line in left_out.lines():
-            report(f"left out    {line}")
+    cut = 0
+    with preparing(config, folder, "judged answers", report) as preparation:
+        for where, record in preparation.records():
+            judged = judged_whole(record, where) if config.form == "judged" else judged_steps(record, where)
+            judged = judged._replace(answered=preparation.with_system(judged.answered))
+            tokens, ends = _encoded(preparation, judged, where)
+            kept = [end for end in ends if end <= max_tokens]
+            if not kept:
+                preparation.leave_out(f"of which no step ends within data.max_tokens {max_tokens}", where)
+                continue
+            cut += len(ends) - len(kept)
+            tokens = tokens[: max_tokens + 1]
+            is_end = np.isin(np.arange(len(tokens)), kept)
+            side = preparation.side(judged.answered)
+            preparation.add(side, tokens, is_end, judged.answered, judged.labels[: len(kept)])
+        if len(labels := {label for each in preparation.labels["train"] for label in each}) == 1:
+            raise ValueError(f"all steps to train on have the label {labels.pop():g}: nothing is compared")
+    if cut:
+        report(f"cut         {cut:,} steps, which end behind data.max_tokens {max_tokens}")
 
 
 def open_steps(folder: Path, *, max_tokens: int, verify: bool = True) -> PreparedSteps:
@@ -179,7 +158,7 @@ def judged_steps(record: Mapping[str, Any], where: str) -> JudgedSteps:
 
 
 def judged_whole(record: Mapping[str, Any], where: str) -> JudgedSteps:
-    """An answer that was judged as a whole, see ``llmfast.data.judged.judged_answer``."""
+    """An answer that was judged as a whole, see ``llmfast.data.examples.judged.judged_answer``."""
     answered, is_good = judged_answer(record, where)
     return JudgedSteps(answered, [float(is_good)], True)
 
@@ -216,15 +195,12 @@ def step_ends(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     return ends
 
 
-def _encoded(chat: ChatEncoder, judged: JudgedSteps, where: str) -> tuple[list[int], list[int]]:
+def _encoded(preparation: Preparation, judged: JudgedSteps, where: str) -> tuple[list[int], list[int]]:
     """The tokens of a conversation, and the places where judged steps end."""
-    try:
-        tokens, trained = chat.encode(judged.answered, "last")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    tokens, trained = preparation.encode(judged.answered, "last", where)
     if judged.is_whole:
         return tokens, [len(tokens) - 1]
-    start = trained.index(True)
+    chat, start = preparation.chat, trained.index(True)
     ends = [start + place for place in step_ends(tokens[start:], chat.tokenizer)]
     if len(ends) != len(judged.labels):
         raise ValueError(

@@ -9,34 +9,23 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from llmfast.data.batch import IGNORED, Batch
+from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, conversation, is_empty
-from llmfast.data.chat.encoder import ChatEncoder, Encoded
-from llmfast.data.chat.opening import open_chat
+from llmfast.data.chat.encoder import Encoded
 from llmfast.data.chat.prepared import PreparedChat, check_shards
-from llmfast.data.chat.records import opened_sources
+from llmfast.data.chat.preparing import preparing
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.corpus import is_held_out
-from llmfast.data.instructions import (
-    ROUNDED,
+from llmfast.data.examples.instructions import (
     ExampleSplit,
-    LeftOut,
-    check_sides,
-    identity,
-    masked_writer,
-    with_system,
 )
-from llmfast.data.prepare import SPLITS, load_tokenizer
-from llmfast.data.shards import ShardWriter
-from llmfast.files import atomic_folder
+from llmfast.data.prepare import SPLITS
 from llmfast.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
@@ -145,34 +134,23 @@ def prepare_pairs(
     Raises:
         ValueError: nothing to read, a record or a template that cannot be used, or a side without a pair.
     """
-    if config.tokenizer is None:
-        raise ValueError("preference pairs need the tokenizer of a model: give start, or data.tokenizer")
-    with atomic_folder(folder) as partial:
-        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
-        chat.tokenizer.save(partial)
-        writers = {split: masked_writer(partial / split, chat.tokenizer) for split in SPLITS}
-        left_out, cut, documents = LeftOut(), 0, Counter()
-        for where, pair in read_pairs(config.sources):
-            pair = Pair(*(with_system(each, config.system) for each in pair))
+    cut = 0
+    with preparing(config, folder, "preference pairs", report) as preparation:
+        for where, record in preparation.records():
+            pair = Pair(*map(preparation.with_system, preference_pair(record, where)))
             if reason := unfit(pair):
-                left_out.add(reason, where)
+                preparation.leave_out(reason, where)
                 continue
-            sides = _encoded(chat, pair, where)
+            sides = [preparation.encode(each, "last", where) for each in pair]
             if reason := _unfit_when_cut(*sides, max_tokens):
-                left_out.add(reason, where)
+                preparation.leave_out(reason, where)
                 continue
             cut += any(len(side.tokens) > max_tokens + 1 for side in sides)
-            split = "validation" if is_held_out(identity(pair.chosen), config.validation_fraction) else "train"
-            documents[split] += 1
-            for side, each in zip(sides, pair, strict=True):
-                _add(writers[split], side, each, max_tokens)
-        check_sides(documents, left_out)
-        for writer in writers.values():
-            writer.finish()
-        if cut:
-            report(f"cut         answers of {cut:,} pairs, at data.max_tokens {max_tokens}")
-        for line in left_out.lines():
-            report(f"left out    {line}")
+            split = preparation.side(pair.chosen)
+            for (tokens, trained), conversation in zip(sides, pair, strict=True):
+                preparation.add(split, tokens[: max_tokens + 1], trained[: max_tokens + 1], conversation)
+    if cut:
+        report(f"cut         answers of {cut:,} pairs, at data.max_tokens {max_tokens}")
 
 
 def open_pairs(folder: Path, *, max_tokens: int, mismatched: bool = False, verify: bool = True) -> PreparedPairs:
@@ -195,17 +173,6 @@ def describe_pairs(prepared: PreparedPairs, report: Report) -> None:
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
-
-
-def read_pairs(sources: Sequence[Any]) -> Iterator[tuple[str, Pair]]:
-    """(where, pair) of every record in ``sources``, in order; see ``read_conversations`` for what they may be.
-
-    Raises:
-        ValueError: no sources, a file that cannot be read, or a record without a pair; names both.
-    """
-    for _, records in opened_sources(sources):
-        for where, record in records:
-            yield where, preference_pair(record, where)
 
 
 def preference_pair(record: Mapping[str, Any], where: str) -> Pair:
@@ -282,14 +249,6 @@ def unfit(pair: Pair) -> str | None:
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _encoded(chat: ChatEncoder, pair: Pair, where: str) -> tuple[Encoded, Encoded]:
-    try:
-        chosen, rejected = (chat.encode(each, "last") for each in pair)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    return chosen, rejected
-
-
 def _unfit_when_cut(chosen: Encoded, rejected: Encoded, max_tokens: int) -> str | None:
     """Why nothing is left to compare of a pair once its rows are cut; None if something is."""
     start = chosen.trained.index(True)
@@ -298,10 +257,3 @@ def _unfit_when_cut(chosen: Encoded, rejected: Encoded, max_tokens: int) -> str 
     if chosen.tokens[: max_tokens + 1] == rejected.tokens[: max_tokens + 1]:
         return f"with answers that are equal once they are cut at data.max_tokens {max_tokens}"
     return None
-
-
-def _add(writer: ShardWriter, side: Encoded, whole: Conversation, max_tokens: int) -> None:
-    """One side, as far as it is trained: a row and the token that its last one predicts."""
-    size = len("".join(message["content"] for message in whole.messages).encode("utf-8", "surrogatepass"))
-    tokens, trained = (each[: max_tokens + 1] for each in side)
-    writer.add_document(np.array(tokens), size, mask=np.array(trained, bool))

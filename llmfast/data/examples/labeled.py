@@ -8,7 +8,6 @@ document the place of its label among them, or the places of its labels, or its 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmfast.data.batch import Batch
+from llmfast.data.batch import ROUNDED, Batch
 from llmfast.data.config import LabeledDataConfig, ProblemName
-from llmfast.data.corpus import is_held_out
-from llmfast.data.labeled_text import LabeledText, Target, read_labeled
+from llmfast.data.examples.labeled_text import LabeledText, Target, read_labeled
 from llmfast.data.order import shuffled
 from llmfast.data.prepare import CHARACTERS, load_tokenizer, make_tokenizer
+from llmfast.data.reading.corpus import is_held_out
 from llmfast.data.shards import ShardWriter, Share, TokenShards
-from llmfast.files import atomic_folder, atomic_write
+from llmfast.files import atomic_folder, json_sha256, read_checked_json, write_checked_json
 from llmfast.tokenizer import Tokenizer
 
-LABELS_FILE = "labels.json"
+LABELS = "labels.json"
 SPLITS = ("train", "validation", "test")
-ROUNDED = 16  # rows are padded to a multiple of this: few lengths, so that little is compiled
 Report = Callable[[str], None]
 
 
@@ -42,7 +40,7 @@ class LabeledSplit:
 
     def __init__(self, folder: Path, *, max_tokens: int, verify: bool = True):
         self.shards = TokenShards(folder, verify=verify)
-        record = _read_labels(folder / LABELS_FILE)
+        record = read_checked_json(folder / LABELS)
         self.names: list[str] = record["names"]
         self.problem: ProblemName = record.get("problem", "single_label")
         self.targets = _targets(record["labels"], self.problem, len(self.names))
@@ -53,7 +51,7 @@ class LabeledSplit:
         self.starts = starts - 1
         self.lengths = np.minimum(lengths, max_tokens)
         self.cut = int((lengths > max_tokens).sum())
-        digest = f"{self.shards.checksum} {record['sha256']} {max_tokens}"
+        digest = f"{self.shards.checksum} {json_sha256(record)} {max_tokens}"
         self.checksum = hashlib.sha256(digest.encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -303,7 +301,7 @@ def _write(
         "regression": float,
     }[problem]
     record = {"names": names, "problem": problem, "labels": [encode(example.target) for example in examples]}
-    atomic_write(folder / LABELS_FILE, json.dumps(record | {"sha256": _digest(record)}) + "\n")
+    write_checked_json(folder / LABELS, record)
 
 
 def _targets(labels: list[Any], problem: ProblemName, count: int) -> np.ndarray:
@@ -315,22 +313,6 @@ def _targets(labels: list[Any], problem: ProblemName, count: int) -> np.ndarray:
     for row, places in enumerate(labels):
         targets[row, places] = 1
     return targets
-
-
-def _read_labels(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["sha256"] != _digest({name: value for name, value in record.items() if name != "sha256"}):
-            raise ValueError("its SHA-256 is not that of its content")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    return record
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _words(text: str) -> str:

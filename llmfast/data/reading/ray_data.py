@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmfast.data.corpus import is_held_out
 from llmfast.data.prepare import SPLITS, Prepared, open_prepared
+from llmfast.data.reading.corpus import is_held_out
 from llmfast.data.shards import Shard, ShardWriter, write_index
 from llmfast.files import atomic_folder
 from llmfast.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from llmfast.data.decoding import TextDecoder
+from llmfast.data.reading.decoding import TextDecoder
 from llmfast.data.shards import Share
 
 JSON = (".json",)

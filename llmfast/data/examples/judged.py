@@ -6,8 +6,6 @@ each document is one conversation, cut as it is trained, and ``labels.json``, wh
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmfast.data.batch import IGNORED, Batch
+from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, is_empty
-from llmfast.data.chat.opening import open_chat
 from llmfast.data.chat.prepared import PreparedChat, check_shards
-from llmfast.data.chat.records import opened_sources
+from llmfast.data.chat.preparing import preparing
 from llmfast.data.config import PreferenceDataConfig
-from llmfast.data.corpus import is_held_out
-from llmfast.data.instructions import ROUNDED, ExampleSplit, LeftOut, check_sides, identity, masked_writer, with_system
-from llmfast.data.preferences import CHOSEN, answered_conversation
-from llmfast.data.prepare import SPLITS, load_tokenizer
-from llmfast.files import atomic_folder, atomic_write, json_sha256
+from llmfast.data.examples.instructions import ExampleSplit
+from llmfast.data.examples.preferences import CHOSEN, answered_conversation
+from llmfast.data.prepare import SPLITS
+from llmfast.files import json_sha256
 from llmfast.tokenizer import Tokenizer
-
-LABELS = "labels.json"
 
 
 class JudgedSplit:
     """One side of prepared data: an answer to each prompt, and whether it is good.
 
-    Batches have two sides as those of pairs do (``llmfast.data.preferences.PairSplit``): the answer, and the answer to
-    another prompt, which KTO measures its baseline with.
+    Batches have two sides as those of a ``llmfast.data.examples.preferences.PairSplit`` do: the answer, and the answer
+    to another prompt, which KTO measures its baseline with.
     """
 
     sides = 2
@@ -43,7 +37,7 @@ class JudgedSplit:
     def __init__(self, folder: Path, *, max_tokens: int, verify: bool = True):
         self.examples = ExampleSplit(folder, max_tokens=max_tokens, verify=verify)
         self.max_tokens, self.lengths = max_tokens, self.examples.lengths
-        self.is_good = np.array(read_labels(folder, len(self.examples)), bool)
+        self.is_good = np.array(self.examples.labels(), bool)
         self.checksum = json_sha256([self.examples.checksum, self.is_good.tolist()])
 
     def __len__(self) -> int:
@@ -94,43 +88,20 @@ def prepare_judged(
         ValueError: nothing to read, a record or a template that cannot be used, a side without an answer, or training
             answers that are all good or all bad.
     """
-    if config.tokenizer is None:
-        raise ValueError("judged answers need the tokenizer of a model: give start, or data.tokenizer")
-    with atomic_folder(folder) as partial:
-        chat = open_chat(load_tokenizer(config.tokenizer), config.template)
-        chat.tokenizer.save(partial)
-        writers = {split: masked_writer(partial / split, chat.tokenizer) for split in SPLITS}
-        left_out, documents = LeftOut(), Counter()
-        labels: dict[str, list[bool]] = {split: [] for split in SPLITS}
-        for _, records in opened_sources(config.sources):
-            for where, record in records:
-                answered, is_good = judged_answer(record, where)
-                answered = with_system(answered, config.system)
-                if is_empty(answered.messages[-1]):
-                    left_out.add("with an empty answer", where)
-                    continue
-                try:
-                    tokens, trained = (each[: max_tokens + 1] for each in chat.encode(answered, "last"))
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                if not any(trained):
-                    left_out.add(f"with a prompt longer than data.max_tokens {max_tokens}", where)
-                    continue
-                split = "validation" if is_held_out(identity(answered), config.validation_fraction) else "train"
-                documents[split] += 1
-                labels[split].append(is_good)
-                size = len("".join(each["content"] for each in answered.messages).encode("utf-8", "surrogatepass"))
-                writers[split].add_document(np.array(tokens), size, mask=np.array(trained, bool))
-        check_sides(documents, left_out)
-        if len(set(labels["train"])) < 2:
-            raise ValueError(
-                f"all answers to train on have the label {labels['train'][0]}: there is nothing to compare"
-            )
-        for split, writer in writers.items():
-            writer.finish()
-            write_labels(partial / split, labels[split])
-        for line in left_out.lines():
-            report(f"left out    {line}")
+    with preparing(config, folder, "judged answers", report) as preparation:
+        for where, record in preparation.records():
+            answered, is_good = judged_answer(record, where)
+            answered = preparation.with_system(answered)
+            if is_empty(answered.messages[-1]):
+                preparation.leave_out("with an empty answer", where)
+                continue
+            tokens, trained = (each[: max_tokens + 1] for each in preparation.encode(answered, "last", where))
+            if not any(trained):
+                preparation.leave_out(f"with a prompt longer than data.max_tokens {max_tokens}", where)
+                continue
+            preparation.add(preparation.side(answered), tokens, trained, answered, is_good)
+        if len(labels := set(preparation.labels["train"])) == 1:
+            raise ValueError(f"all answers to train on have the label {labels.pop()}: there is nothing to compare")
 
 
 def open_judged(folder: Path, *, max_tokens: int, verify: bool = True) -> PreparedJudgments:
@@ -174,29 +145,3 @@ def judged_answer(record: Mapping[str, Any], where: str) -> tuple[Conversation, 
     if not found.messages or found.messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: completion does not end with an answer of the assistant")
     return found, bool(record["label"])
-
-
-def write_labels(folder: Path, labels: list[Any]) -> None:
-    """Write what was said of each answer, plain values, beside its tokens."""
-    content = {"labels": labels, "sha256": json_sha256(labels)}
-    atomic_write(folder / LABELS, json.dumps(content) + "\n")
-
-
-def read_labels(folder: Path, count: int) -> list[Any]:
-    """What ``write_labels`` wrote of ``count`` answers.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
-    path = folder / LABELS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["sha256"] != json_sha256(content["labels"]):
-            raise ValueError("its SHA-256 is not that of its content")
-        if len(content["labels"]) != count:
-            raise ValueError(f"it is of {len(content['labels'])} answers, not {count}")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    return content["labels"]

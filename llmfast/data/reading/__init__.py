@@ -1,0 +1,1 @@
+"""Documents from files, folders, Hugging Face datasets and Ray: found, decoded, and divided into sides."""
