@@ -123,22 +123,23 @@ def placed(part: Tensor, like: Tensor) -> Tensor:
 
 def norm(tensors: list[Tensor], device: torch.device) -> Tensor:
     """The norm of all numbers in ``tensors``, in those of all processes where they are divided; copies count once."""
-    by_mesh = defaultdict(list)
+    lists = defaultdict(list)
     for tensor in tensors:
-        by_mesh[tensor.device_mesh if isinstance(tensor, DTensor) else None].append(tensor)
-    totals = [torch.nn.utils.get_total_norm(alike) for alike in by_mesh.values()]
-    wholes = [_over_processes(total).to(device) for total in totals]
-    return wholes[0] if len(wholes) == 1 else torch.nn.utils.get_total_norm(wholes).to(device)
+        lists[(tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None].append(tensor)
+    totals = [_norm_of_alike(alike, device) for alike in lists.values()] or [torch.zeros((), device=device)]
+    return totals[0] if len(totals) == 1 else torch.nn.utils.get_total_norm(totals).to(device)
 
 
-def _over_processes(total: Tensor) -> Tensor:
-    if not isinstance(total, DTensor):
-        return total
-    placements = list(total.placements)
-    for place in reversed(range(len(placements))):  # one dimension at a time: for two, PyTorch warns that they are two
-        placements[place] = Replicate()
-        total = total.redistribute(placements=placements)
-    return total.to_local()
+def _norm_of_alike(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """That of tensors that are divided alike, in one sum over the processes of each dimension."""
+    own = torch.nn.utils.get_total_norm([local(tensor) for tensor in tensors]).to(device)
+    if not isinstance(tensors[0], DTensor):
+        return own
+    squares = own.double().square()  # whose range holds the squares of all that float32 does
+    for place, how in enumerate(tensors[0].placements):
+        if not isinstance(how, Replicate):
+            dist.all_reduce(squares, group=tensors[0].device_mesh.get_group(place))
+    return squares.sqrt().to(own.dtype)
 
 
 def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:
