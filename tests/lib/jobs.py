@@ -160,7 +160,7 @@ def resumed_8_bit(world):
 def divided_experts(world):
     """Output, and gradients of the input and of this process's experts, of experts that all processes divide and of
     whole ones: of tokens that are routed unevenly, and of such that all have one expert; the last process has none."""
-    config = DecoderConfig(width=8, experts=ExpertsConfig(count=2 * world.size, width=16))
+    config = DecoderConfig(width=8, heads=1, experts=ExpertsConfig(count=2 * world.size, width=16))
     torch.manual_seed(0)
     whole = Experts(config).double()
     for parameter in whole.parameters():
