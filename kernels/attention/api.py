@@ -110,16 +110,19 @@ def flash_attention(
     """
     q, k, v = autocast(q, k, v)
     width, value_width = q.shape[-1:], v.shape[-1:]
-    if width == k.shape[-1:] and (width != value_width or (width and width[0] % 8)):
+    fits = width == value_width and not (width and width[0] % 8)
+    if not fits and width == k.shape[-1:]:
         q, k, v, scale = widened(q, k, v, scale)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
     cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
     check_options(q, scale, softcap, sinks, dropout_p)
-    sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
-    for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
-        if x is not None and cu_seqlens_q is None:
-            raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
-        check_per_sequence(name, x, sequences, q)
+    if not (seqused_q is None and seqused_k is None and leftpad_k is None and alibi_slopes is None):
+        sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
+        for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
+            if x is not None and cu_seqlens_q is None:
+                raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
+            check_per_sequence(name, x, sequences, q)
+        alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
     left, right = window_bounds(causal, window)
     result = attend(
         q,
@@ -137,10 +140,10 @@ def flash_attention(
         used_q=seqused_q,
         used_k=seqused_k,
         pad_k=leftpad_k,
-        alibi=slopes_by_sequence(alibi_slopes, q, sequences),
+        alibi=alibi_slopes,
         return_lse=return_lse,
     )
-    if v.shape[-1:] == value_width:
+    if fits:
         return result
     out, *lse = result if isinstance(result, tuple) else (result,)
     out = out[..., : value_width[0]]
@@ -188,8 +191,9 @@ def attend(
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
-    unusual = (softcap, sinks, used_q, used_k, pad_k, alibi)
-    plain = all(x is None for x in unusual) and dropout_p == 0 and not return_lse and not is_batch_invariant()
+    plain = softcap is None and sinks is None and alibi is None and dropout_p == 0
+    plain = plain and used_q is None and used_k is None and pad_k is None
+    plain = plain and not return_lse and not is_batch_invariant()
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
     sees_itself = (left is None or left >= 0) and (right is None or right >= 0)

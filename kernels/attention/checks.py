@@ -7,9 +7,13 @@ import torch
 
 from ..frame.checks import on_one_device
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def window_bounds(causal, window):
     """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
+    if window is None:
+        return None, 0 if causal else None
     left, right = (None if bound == -1 else bound for bound in as_window("window", window))
     return left, 0 if causal else right
 
@@ -28,22 +32,25 @@ def as_window(name, window):
 
 
 def check_qkv(q, k, v, packed=False):
-    layout = "(tokens, heads, D)" if packed else "(batch, heads, length, D)"
+    # Each question to a tensor takes the host a tenth of a microsecond or more: every one is asked once.
+    dimensions, dtype, q_shape, k_shape = 3 if packed else 4, q.dtype, q.shape, k.shape
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != (3 if packed else 4):
+        if x.dim() != dimensions:
+            layout = "(tokens, heads, D)" if packed else "(batch, heads, length, D)"
             hint = "" if packed or x.dim() != 3 else "; packed sequences need cu_seqlens_q"
             raise ValueError(f"{name} has the shape {tuple(x.shape)}, not {layout}{hint}")
-        if x.dtype != q.dtype or not on_one_device(x, q):
-            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}")
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {q.dtype}")
-    if k.shape != v.shape:
-        raise ValueError(f"k and v have the same shape; got {tuple(k.shape)} and {tuple(v.shape)}")
-    if k.shape[-1] != q.shape[-1] or (not packed and k.shape[0] != q.shape[0]):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in {'D' if packed else 'batch or D'}")
-    if not 8 <= q.shape[-1] <= 256 or q.shape[-1] % 8:
-        raise ValueError(f"the head width D is from 1 to 256; got {q.shape[-1]}")
-    heads, kv_heads = q.shape[-2 if packed else 1], k.shape[-2 if packed else 1]
+        if x is not q and (x.dtype != dtype or not on_one_device(x, q)):
+            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {dtype} on {q.device}")
+    if dtype not in DTYPES:
+        raise ValueError(f"q, k and v are of a floating dtype, 16 bits or more; got {dtype}")
+    if k_shape != v.shape:
+        raise ValueError(f"k and v have the same shape; got {tuple(k_shape)} and {tuple(v.shape)}")
+    width = q_shape[-1]
+    if k_shape[-1] != width or (not packed and k_shape[0] != q_shape[0]):
+        raise ValueError(f"q {tuple(q_shape)} and k {tuple(k_shape)} differ in {'D' if packed else 'batch or D'}")
+    if not 8 <= width <= 256 or width % 8:
+        raise ValueError(f"the head width D is from 1 to 256; got {width}")
+    heads, kv_heads = q_shape[1], k_shape[1]  # in both layouts
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query heads are a multiple of key/value heads; got {heads} and {kv_heads}")
 

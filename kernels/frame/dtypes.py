@@ -10,8 +10,13 @@ from torch import Tensor
 _WIDE = (torch.float32, torch.float64)
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the definitions compute in: float64 stays, every other becomes float32."""
+    return dtype if dtype in _WIDE else torch.float32
+
+
 def widen(x: Tensor) -> Tensor:
-    """``x`` in the dtype that the definitions compute in: float64 stays, every other becomes float32."""
+    """``x`` in the dtype that the definitions compute in."""
     return x if x.dtype in _WIDE else x.float()
 
 

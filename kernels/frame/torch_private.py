@@ -18,6 +18,7 @@ function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled  # on any type of device
 any_requires_grad: Callable[..., bool] = torch._C._any_requires_grad  # of tensors among other values, also in lists
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import wide_dtype, widen
 from ..frame.fixed_order import exact_product
 from ..frame.launch import Chip, cdiv, run
 from ..frame.operator import define
@@ -87,7 +87,7 @@ def backward(call: LinearBackwardCall) -> tuple[Tensor, ...]:
     wide = grad.dtype if kernels else widen(grad).dtype
     with torch.autocast(x.device.type, enabled=False):
         grad_weight = (grad.to(wide).T @ x.to(wide)).to(x.dtype) if wanted[1] else x.new_empty(0)
-    grad_bias = grad.sum(0, dtype=widen(grad[:0]).dtype).to(x.dtype) if wanted[2] else x.new_empty(0)
+    grad_bias = grad.sum(0, dtype=wide_dtype(grad.dtype)).to(x.dtype) if wanted[2] else x.new_empty(0)
     return grad_x, grad_weight, grad_bias
 
 

@@ -71,22 +71,23 @@ def finish(
     asked: Asked,
     *,
     reduced: bool = False,
+    classes: reference.Classes | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """What the public functions return, from the loss of each token or the sum of all (or what is to be returned, where
-    it is ``reduced`` already), and each token's log-sum-exp and prediction (see ``reference.is_predicted``)."""
-
-    def counted() -> Tensor:
-        return reference.token_weight(target, class_weight, options.ignore_index, vocabulary, lse.dtype)
-
-    if not reduced:
-        loss = reference.reduce(loss, counted() if reduction == "mean" else None, reduction)
+    it is ``reduced`` already), and each token's log-sum-exp and prediction (see ``reference.is_predicted``).
+    ``classes`` are those of the targets, where the caller has them already."""
     beside = [lse] if asked.lse else []
-    if asked.z_loss:
-        parts = options.z_loss * counted() * lse.detach().square()
-        beside.append(reference.reduce(parts, counted(), reduction))
-    if asked.token_accuracy:
-        known = reference.is_class(target, options.ignore_index, vocabulary).to(correct.dtype)
-        beside.append(correct if reduction == "none" else reference.reduce(correct, known, "mean"))
+    if (reduction == "mean" and not reduced) or asked.z_loss or asked.token_accuracy:
+        classes = classes or reference.classes_of(target, options.ignore_index, vocabulary)
+        known = classes.known
+        counted = known if class_weight is None else reference.class_weight_of(classes, class_weight, loss.dtype)
+        loss = loss if reduced else reference.reduce(loss, counted, reduction)
+        if asked.z_loss:
+            beside.append(reference.reduce(counted * lse.detach().square() * options.z_loss, counted, reduction))
+        if asked.token_accuracy:
+            beside.append(correct if reduction == "none" else reference.reduce(correct, known, "mean"))
+    elif not reduced:
+        loss = reference.reduce(loss, None, reduction)
     return (loss, *beside) if beside else loss
 
 

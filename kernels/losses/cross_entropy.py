@@ -99,9 +99,15 @@ def cross_entropy(
         compute = soft_cross_entropy_op if kernels else reference.soft_cross_entropy
         loss, lse, *_ = compute(logits, target, weight, label_smoothing, z_loss, softcap)
         return finish_soft(loss, lse, reduction, z_loss, asked)
+    classes = None
     if kernels:
         loss, lse, _, correct = cross_entropy_op(logits, target, weight, reduction, return_token_accuracy, options)
     else:
-        loss, lse = reference.cross_entropy(logits, target, weight, *options)
+        classes = reference.classes_of(target, ignore_index, logits.shape[-1])
+        with_lse = return_lse or return_z_loss
+        loss, lse = reference.cross_entropy(logits, target, weight, *options, classes=classes, with_lse=with_lse)
         correct = reference.is_predicted(logits, target, ignore_index) if return_token_accuracy else lse
-    return finish(loss, lse, correct, target, weight, logits.shape[-1], reduction, options, asked, reduced=kernels)
+    vocabulary = logits.shape[-1]
+    return finish(
+        loss, lse, correct, target, weight, vocabulary, reduction, options, asked, reduced=kernels, classes=classes
+    )

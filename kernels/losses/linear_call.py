@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import wide_dtype
 from .objective import LossOptions
 
 
@@ -36,6 +36,6 @@ class LinearCrossEntropyCall(NamedTuple):
 
     def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
         """Each token's loss, log-sum-exp and, if asked for (else empty), 1 where it is predicted."""
-        shape, dtype = self.target.shape, widen(self.hidden[:0]).dtype
+        shape, dtype = self.target.shape, wide_dtype(self.hidden.dtype)
         loss, lse = self.hidden.new_empty(shape, dtype=dtype), self.hidden.new_empty(shape, dtype=dtype)
         return loss, lse, lse.new_empty(shape if self.predicts else 0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import wide_dtype
 from ..frame.invariance import is_batch_invariant
 from ..linear.ops import multiply as multiply_rows
 from . import reference
@@ -47,7 +47,7 @@ def sum_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     on_cpu = hidden.device.type == "cpu"
     if on_cpu and hidden.dtype == torch.bfloat16 and hidden.shape[0] <= rows_a_chunk(hidden, weight):
         return hidden.dtype
-    return widen(hidden[:0]).dtype
+    return wide_dtype(hidden.dtype)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -84,7 +84,7 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> 
 def row_losses(logits: Tensor, target: Tensor, call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss, the log-sum-exp and, if asked for, whether the target is predicted, of each row, by the kernels or the
     definition of ``cross_entropy``."""
-    loss, lse = logits.new_empty((2, logits.shape[0]), dtype=widen(logits[:0]).dtype)
+    loss, lse = logits.new_empty((2, logits.shape[0]), dtype=wide_dtype(logits.dtype))
     correct = torch.empty_like(lse) if call.predicts else None
     if call.how == "reference":
         for some in blocks_in_cache(logits):
@@ -134,7 +134,7 @@ def sweep(
     the last two in ``sum_dtype``.
     """
     hidden, weight, bias, target = call[:4]
-    wide, summed = widen(hidden[:0]).dtype, sum_dtype(hidden, weight)
+    wide, summed = wide_dtype(hidden.dtype), sum_dtype(hidden, weight)
     counted = CountedTokens(hidden.shape[0], target, call.ignore_index)
     loss, correct = None, hidden.new_zeros(hidden.shape[0] if call.predicts else 0, dtype=wide)
     given = lse

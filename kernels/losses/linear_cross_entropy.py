@@ -107,9 +107,11 @@ def linear_cross_entropy(
             f'method="tiles" needs hidden in 16 bits and a width in steps of 64, got {hidden.dtype} and {width}: '
             'choose "auto" or "chunks"'
         )
-    if gradient_filter is None and (how == "plain" or is_transformed()):
-        # Rows that are ignored may hold anything; times a gradient of 0, infinities would be NaN.
-        hidden = hidden.masked_fill((target == ignore_index).unsqueeze(-1), 0)
+    transformed = is_transformed()
+    if gradient_filter is None and (how == "plain" or transformed):
+        # Rows that are ignored may hold anything; times a gradient of 0, infinities would be NaN in the weight's.
+        if transformed or (weight.requires_grad and torch.is_grad_enabled()):
+            hidden = hidden.masked_fill((target == ignore_index).unsqueeze(-1), 0)
         return cross_entropy(
             F.linear(hidden, weight, bias),
             target,

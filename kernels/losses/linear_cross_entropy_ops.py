@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import wide_dtype
 from ..frame.operator import define, define_with_gradients
 from . import linear_chunks, linear_tiles
 from .linear_call import LinearCrossEntropyCall
@@ -104,7 +104,7 @@ tokens_op = define(
 def forward_with_gradients(call: LinearCrossEntropySumCall) -> tuple[Tensor, ...]:
     wanted, tokens = call
     hidden = tokens.hidden
-    ones = hidden.new_ones((), dtype=widen(hidden[:0]).dtype).expand(tokens.target.shape)
+    ones = hidden.new_ones((), dtype=wide_dtype(hidden.dtype)).expand(tokens.target.shape)
     loss, lse, correct, gradients = linear_chunks.sweep(tokens, grad_loss=ones, wanted=wanted)
     return (
         loss.sum(),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import wide_dtype
 from ..frame.launch import cdiv, run
 from ..frame.operator import define, define_with_gradients
 from . import reference
@@ -36,7 +36,7 @@ class LinearKLCall(NamedTuple):
     def allocate(self) -> Tensor:
         """The loss of each token."""
         hidden = self.student_hidden
-        return hidden.new_empty(hidden.shape[0], dtype=widen(hidden[:0]).dtype)
+        return hidden.new_empty(hidden.shape[0], dtype=wide_dtype(hidden.dtype))
 
     def allocate_gradients(self, wanted: Sequence[bool], weight_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         hidden, weight = self.student_hidden, self.student_weight
@@ -61,7 +61,7 @@ class LinearKLSumCall(NamedTuple):
 
     def allocate(self) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.call.student_hidden
-        wide = widen(hidden[:0]).dtype
+        wide = wide_dtype(hidden.dtype)
         return hidden.new_empty((), dtype=wide), *self.call.allocate_gradients(self.wanted, wide)
 
 
@@ -179,7 +179,7 @@ tokens_op = define("linear_kl_divergence", LinearKLCall, forward, backward=_diff
 def forward_with_gradients(call: LinearKLSumCall) -> tuple[Tensor, Tensor, Tensor]:
     wanted, tokens = call
     hidden = tokens.student_hidden
-    ones = hidden.new_ones((), dtype=widen(hidden[:0]).dtype)
+    ones = hidden.new_ones((), dtype=wide_dtype(hidden.dtype))
     loss, grad_hidden, grad_weight = sweep(tokens, ones.expand(hidden.shape[0]), wanted)
     return loss.sum(), grad_hidden, grad_weight
 

@@ -1,10 +1,12 @@
 """Cross entropy and distillation losses of each token; ``reduce`` makes one number of them."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frame.dtypes import widen
+from ..frame.dtypes import cast, wide_dtype, widen
 from ..frame.fixed_order import tree_sum
 from ..frame.invariance import is_batch_invariant
 
@@ -16,28 +18,44 @@ def cap(z: Tensor, softcap: float | None) -> Tensor:
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
+class Classes(NamedTuple):
+    """The classes that targets name."""
+
+    index: Tensor  # int64, of a class also where the target names none
+    known: Tensor  # which targets name one
+
+
+def classes_of(target: Tensor, ignore_index: int, vocabulary: int) -> Classes:
+    """Which of the classes 0 ... V - 1 each target names."""
+    target = target.long()
+    index = target.clamp(0, vocabulary - 1)
+    known = index == target
+    return Classes(index, known & (target != ignore_index) if 0 <= ignore_index < vocabulary else known)
+
+
 def is_class(target: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
     """Which targets name one of the classes 0 ... V - 1."""
-    return (target != ignore_index) & (target >= 0) & (target < vocabulary)
+    return classes_of(target, ignore_index, vocabulary).known
 
 
 def is_predicted(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """1 for each token whose target is the first class with the largest logit, and else 0, in a dtype of losses."""
-    right = (logits.detach().argmax(-1) == target) & is_class(target, ignore_index, logits.shape[-1])
-    return right.to(widen(logits[..., :0]).dtype)
+    right = (logits.detach().argmax(-1) == target) & (target != ignore_index)
+    return right.to(wide_dtype(logits.dtype))
 
 
 def token_weight(
     target: Tensor, weight: Tensor | None, ignore_index: int, vocabulary: int, dtype: torch.dtype
 ) -> Tensor:
     """What each token counts in a mean: its class's weight (1 without weights), and 0 where it has no class."""
-    return _weight_of(target, is_class(target, ignore_index, vocabulary), weight, dtype)
+    return class_weight_of(classes_of(target, ignore_index, vocabulary), weight, dtype)
 
 
-def _weight_of(target: Tensor, known: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+def class_weight_of(classes: Classes, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``token_weight`` of targets whose classes are known."""
     if weight is None:
-        return known.to(dtype)
-    return torch.where(known, weight.to(dtype)[torch.where(known, target, 0)], 0)
+        return classes.known.to(dtype)
+    return weight.to(dtype)[classes.index].masked_fill(~classes.known, 0)
 
 
 def reduce(loss: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
@@ -48,7 +66,7 @@ def reduce(loss: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
         return loss.sum()
     assert counted is not None, "a mean is over what counts"
     total = counted.sum()
-    return loss.sum() / torch.where(total == 0, 1, total)
+    return loss.sum() / (total + (total == 0))
 
 
 def log_softmax(z: Tensor) -> Tensor:
@@ -73,32 +91,43 @@ def cross_entropy(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
-    classes: int | None = None,
+    *,
+    vocabulary: int | None = None,
+    classes: Classes | None = None,
+    with_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the log-sum-exp of each token of ``logits`` (..., V); both 0 where it is ignored, and a loss of NaN
-    where its target is no class. With ``classes``, how many there are in all, the logits are of a part of them, and a
-    target outside of it adds its smoothing alone."""
-    dtype = widen(logits[..., :0]).dtype
-    valid, known = target != ignore_index, is_class(target, ignore_index, logits.shape[-1])
+    where its target is no class.
+
+    With ``vocabulary``, how many classes there are in all, the logits are of a part of them, and a target outside of it
+    adds its smoothing alone. ``classes`` are those of the targets, where the caller has them already. Without
+    ``with_lse`` the log-sum-exp is empty.
+    """
+    dtype = wide_dtype(logits.dtype)
+    classes = classes or classes_of(target, ignore_index, logits.shape[-1])
+    index, ignored = classes.index, target == ignore_index
     # An ignored row may hold anything: infinities in it would turn its gradient, which is 0, into NaN.
     if logits.requires_grad and torch.is_grad_enabled():
-        logits = logits.masked_fill(~valid.unsqueeze(-1), 0)
+        logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
     z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
     log_p = log_softmax(z)
-    index = torch.where(known, target, 0).long().unsqueeze(-1)
     # Not ``gather``, whose gradient a compiler scatters into zeros of the logits' size, 12 bytes a logit.
-    target_log_p = -F.nll_loss(log_p.flatten(0, -2), index.flatten(), reduction="none").view(target.shape)
-    lse = z.gather(-1, index).squeeze(-1) - target_log_p
+    loss = F.nll_loss(log_p.reshape(-1, log_p.shape[-1]), index.reshape(-1), reduction="none").view(target.shape)
+    lse = loss.new_empty(0)
+    if with_lse or z_loss:
+        lse = z.gather(-1, index.unsqueeze(-1)).squeeze(-1) + loss
     w = None if weight is None else weight.to(z.dtype)
-    counted = _weight_of(target, known, w, z.dtype)
-    loss = (label_smoothing - 1) * counted * target_log_p
     if label_smoothing:
-        loss = loss - label_smoothing / (classes or z.shape[-1]) * class_sum(log_p, w)
+        loss = (1 - label_smoothing) * loss
     if z_loss:
-        loss = loss + z_loss * counted * lse.square()
-    if classes is None:
-        loss = loss + torch.where(valid & ~known, torch.nan, 0.0)
-    return torch.where(valid, loss, 0).to(dtype), torch.where(valid, lse, 0).to(dtype)
+        loss = loss + z_loss * lse.square()
+    if w is not None:
+        loss = loss * w[index]
+    loss = loss.masked_fill(~classes.known, torch.nan if vocabulary is None else 0)
+    if label_smoothing:
+        loss = loss - label_smoothing / (vocabulary or z.shape[-1]) * class_sum(log_p, w)
+    loss = cast(loss.masked_fill(ignored, 0), dtype)
+    return loss, cast(lse.masked_fill(ignored, 0), dtype) if with_lse else lse
 
 
 def soft_cross_entropy(
@@ -110,7 +139,7 @@ def soft_cross_entropy(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the log-sum-exp of each token of ``logits`` (..., V), whose ``target`` (..., V) is probabilities."""
-    dtype = widen(logits[..., :0]).dtype
+    dtype = wide_dtype(logits.dtype)
     z = cap(logits.double() if is_batch_invariant() else widen(logits), softcap)
     log_p, q = log_softmax(z), target.to(z.dtype)
     if label_smoothing:
@@ -138,23 +167,24 @@ def cross_entropy_gradient(
     softcap: float | None,
     gradient_filter: float | None,
     weight_sum: Tensor | None = None,
-    classes: int | None = None,
+    vocabulary: int | None = None,
 ) -> Tensor:
     """The derivative of ``cross_entropy`` by ``logits`` (N, V), times ``grad_loss`` and ``grad_lse`` (N,).
 
-    Where the logits are of a part of the ``classes``, ``weight_sum`` is the sum of all classes' weights."""
+    Where the logits are of a part of the ``vocabulary``, ``weight_sum`` is the sum of all classes' weights."""
     z = cap(widen(logits), softcap)
-    vocabulary = z.shape[-1]
+    width = z.shape[-1]
     valid = target != ignore_index
-    index = torch.where(is_class(target, ignore_index, vocabulary), target, 0).long().unsqueeze(-1)
+    classes = classes_of(target, ignore_index, width)
+    index = classes.index.unsqueeze(-1)
     grad_loss = torch.where(valid, grad_loss, 0)
-    at_target = grad_loss * token_weight(target, weight, ignore_index, vocabulary, z.dtype)
+    at_target = grad_loss * class_weight_of(classes, weight, z.dtype)
     along = at_target if not z_loss else at_target * (1 + 2 * z_loss * lse)
     gradient = (z - torch.where(valid, lse, torch.inf).unsqueeze(-1)).exp_()
     dropped = None if gradient_filter is None else (gradient < gradient_filter).scatter_(-1, index, False)
     if label_smoothing:
-        w = gradient.new_ones(vocabulary) if weight is None else weight.to(z.dtype)
-        everywhere = label_smoothing / (classes or vocabulary) * grad_loss
+        w = gradient.new_ones(width) if weight is None else weight.to(z.dtype)
+        everywhere = label_smoothing / (vocabulary or width) * grad_loss
         along = along - label_smoothing * at_target + everywhere * (w.sum() if weight_sum is None else weight_sum)
         at_target = (1 - label_smoothing) * at_target
     if grad_lse is not None:

@@ -176,7 +176,7 @@ class _VocabParallel(torch.autograd.Function):
 def _losses(logits: Tensor, local: Tensor, chosen: Objective, kernels: bool) -> tuple[Tensor, Tensor]:
     """The part's terms of each token's loss, and its log-sum-exp."""
     if not kernels:
-        return reference.cross_entropy(logits, local, *_as_reference(chosen), classes=chosen.classes)
+        return reference.cross_entropy(logits, local, *_as_reference(chosen), vocabulary=chosen.classes)
     loss, lse = (torch.empty(local.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
     forward_rows(logits, local, chosen, loss, lse)
     return loss, lse

@@ -15,17 +15,24 @@ from llmfast.kernels import (
 )
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
-SLOPES = torch.tensor([0.5, 0.25, 0.0, 1.5])
+
+
+def head_slopes():
+    return torch.tensor([0.5, 0.25, 0.0, 1.5])
 
 
 def numbers(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device())
 
 
-@pytest.fixture(params=["reference", "triton"], autouse=True)
+@pytest.fixture(params=["reference", "triton", pytest.param("cuda", marks=pytest.mark.gpu)], autouse=True)
 def path(request):
-    require_interpreter()
-    with backend(request.param):
+    """The definition, the kernels in the interpreter, and on a GPU, where all tensors of the test are made then."""
+    on_gpu = request.param == "cuda"
+    if not on_gpu:
+        require_interpreter()
+    with backend("triton" if on_gpu else request.param), torch.device("cuda" if on_gpu else "cpu"):
         yield request.param
 
 
@@ -74,7 +81,7 @@ def test_alibi(options, by_sequence, S, T):
     """Traps: distances from the first query and not the last; a cap's derivative at the biased score; the slope of a
     key's head and not of a query's; a bias that is left out of tiles without a mask."""
     q, k, v = numbers(2, HEADS, S, WIDTH), numbers(2, GROUPS, T, WIDTH, seed=1), numbers(2, GROUPS, T, WIDTH, seed=2)
-    slopes = torch.stack([SLOPES, SLOPES.flip(0)]) if by_sequence else SLOPES
+    slopes = torch.stack([head_slopes(), head_slopes().flip(0)]) if by_sequence else head_slopes()
     own = dict(options)
     tensors = [q, k, v, *([numbers(HEADS, seed=3)] if own.pop("sinks", False) else [])]
     window = None if own.get("left") is None else (own["left"], -1)
@@ -108,7 +115,7 @@ def test_only_tokens_that_count_are_seen(given, causal):
     """Traps: positions aligned at the end of the storage; padding that is read (it may be NaN); rows that do not count
     left unwritten."""
     (q, k, v), cu_q, cu_k, used_q, used_k, pad_k = packed_case()
-    slopes = torch.stack([SLOPES * (i + 1) for i in range(4)])
+    slopes = torch.stack([head_slopes() * (i + 1) for i in range(4)])
     used_q = used_q if "q" in given else cu_q.diff()
     used_k = used_k if "k" in given else cu_k.diff()
     pad_k = pad_k if "pad" in given else torch.zeros_like(used_k)
@@ -155,7 +162,7 @@ def test_decoding_with_alibi_and_padding(T):
     """1,100 rows are read in several parts."""
     q, k, v = numbers(2, HEADS, 2, WIDTH), numbers(2, GROUPS, T, WIDTH, seed=1), numbers(2, GROUPS, T, WIDTH, seed=2)
     filled, pad = torch.tensor([T, T // 2 + 1], dtype=torch.int32), torch.tensor([T // 3, 0], dtype=torch.int32)
-    slopes = SLOPES / 20
+    slopes = head_slopes() / 20
     k[0, :, : T // 3] = v[0, :, : T // 3] = float("nan")
     out, lse = flash_decode(q, k, v, filled, alibi_slopes=slopes, leftpad=pad, return_lse=True)
     for b in range(2):
@@ -172,21 +179,21 @@ def test_few_queries_of_many_keys_with_alibi():
         numbers(1, GROUPS, 600, WIDTH, seed=1),
         numbers(1, GROUPS, 600, WIDTH, seed=2),
     )
-    out = flash_attention(q, k, v, causal=True, alibi_slopes=SLOPES)
-    torch.testing.assert_close(out[0], formula(q[0], k[0], v[0], SLOPES, causal=True)[0], rtol=1e-4, atol=1e-5)
+    out = flash_attention(q, k, v, causal=True, alibi_slopes=head_slopes())
+    torch.testing.assert_close(out[0], formula(q[0], k[0], v[0], head_slopes(), causal=True)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_names_of_flash_attn():
     q, k, v = (numbers(2, 9, heads, WIDTH, seed=heads) for heads in (HEADS, GROUPS, GROUPS))
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    expected = flash_attention(*heads_first, causal=True, alibi_slopes=SLOPES).transpose(1, 2)
-    assert torch.equal(flash_attn_func(q, k, v, causal=True, alibi_slopes=SLOPES), expected)
+    expected = flash_attention(*heads_first, causal=True, alibi_slopes=head_slopes()).transpose(1, 2)
+    assert torch.equal(flash_attn_func(q, k, v, causal=True, alibi_slopes=head_slopes()), expected)
     cu = torch.tensor([0, 9, 18], dtype=torch.int32)
     rows = [x.flatten(0, 1) for x in (q, k, v)]
-    found = flash_attn_varlen_func(*rows, cu, cu, 9, 9, causal=True, alibi_slopes=SLOPES)
+    found = flash_attn_varlen_func(*rows, cu, cu, 9, 9, causal=True, alibi_slopes=head_slopes())
     torch.testing.assert_close(found.view_as(expected), expected)
     lengths = torch.tensor([9, 9], dtype=torch.int32)
-    found = flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True, alibi_slopes=SLOPES)
+    found = flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True, alibi_slopes=head_slopes())
     torch.testing.assert_close(found, expected)
     pad = torch.tensor([2, 0], dtype=torch.int32)
     found = flash_attn_with_kvcache(q[:, -1:], k, v, cache_seqlens=lengths, cache_leftpad=pad)
@@ -223,16 +230,16 @@ def test_pages_of_packed_sequences(used):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alibi_slopes": torch.ones(3)}, r"alibi_slopes is one number a query head, \(4,\) or \(2, 4\)"),
-        ({"alibi_slopes": torch.ones(4, dtype=torch.int32)}, "alibi_slopes is one number a query head"),
-        ({"alibi_slopes": torch.ones(4, requires_grad=True)}, "alibi_slopes gets no gradient"),
-        ({"seqused_k": torch.ones(2, dtype=torch.int32)}, "seqused_k is of packed sequences"),
-        ({"leftpad_k": torch.ones(2, dtype=torch.int32)}, "leftpad_k is of packed sequences"),
+        (lambda: {"alibi_slopes": torch.ones(3)}, r"alibi_slopes is one number a query head, \(4,\) or \(2, 4\)"),
+        (lambda: {"alibi_slopes": torch.ones(4, dtype=torch.int32)}, "alibi_slopes is one number a query head"),
+        (lambda: {"alibi_slopes": torch.ones(4, requires_grad=True)}, "alibi_slopes gets no gradient"),
+        (lambda: {"seqused_k": torch.ones(2, dtype=torch.int32)}, "seqused_k is of packed sequences"),
+        (lambda: {"leftpad_k": torch.ones(2, dtype=torch.int32)}, "leftpad_k is of packed sequences"),
     ],
 )
 def test_errors_name_the_argument(options, message):
     with pytest.raises(ValueError, match=message):
-        flash_attention(*(numbers(2, HEADS, 5, WIDTH) for _ in range(3)), **options)
+        flash_attention(*(numbers(2, HEADS, 5, WIDTH) for _ in range(3)), **options())
 
 
 def test_what_is_not_computed_is_refused():

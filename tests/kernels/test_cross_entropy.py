@@ -114,6 +114,19 @@ def test_every_option_and_vocabularies_longer_than_a_block(device, classes, dtyp
     assert_matches(ours, peer, {"logits": logits})
 
 
+@pytest.mark.parametrize("path", ["triton", "reference"])
+def test_one_row_without_other_dimensions(device, path):
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    target = torch.tensor(3, device=device)
+    expected = F.cross_entropy(logits, target)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    with backend(path):
+        loss = cross_entropy(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
 def test_reference_path_keeps_float64():
     logits = random_tensor((4, 50), torch.float64).requires_grad_()
     target = targets((4,), 50, "cpu")

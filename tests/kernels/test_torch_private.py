@@ -66,6 +66,17 @@ def test_a_tensor_that_requires_grad_is_found_among_other_values():
     assert private.any_requires_grad(plain, [plain, wanted])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_autocast_is_seen_whatever_its_device_is(device):
+    assert not private.is_any_autocast_enabled()
+    torch.set_autocast_enabled(device, True)  # ``torch.autocast`` refuses a device that is not there.
+    try:
+        assert private.is_any_autocast_enabled()
+    finally:
+        torch.set_autocast_enabled(device, False)
+    assert not private.is_any_autocast_enabled()
+
+
 def test_forward_mode_is_seen():
     assert not private.in_forward_mode()
     with torch.autograd.forward_ad.dual_level():

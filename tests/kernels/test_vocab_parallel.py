@@ -62,14 +62,14 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def test_alone_in_its_group_it_is_cross_entropy(one_process):
-    logits, target = random_tensor((6, 9)), torch.tensor([0, 8, 9, -1, 3, -100])
+def test_alone_in_its_group_it_is_cross_entropy(one_process, device):
+    logits = random_tensor((6, 9), device=device).requires_grad_()
+    target = torch.tensor([0, 8, 9, -1, 3, -100], device=device)
     options = {"reduction": "none", "z_loss": 0.1, "label_smoothing": 0.1}
-    torch.testing.assert_close(
-        vocab_parallel_cross_entropy(logits, target, **options),
-        cross_entropy(logits, target, **options),
-        equal_nan=True,
-    )
+    alone, plain = (loss(logits, target, **options) for loss in (vocab_parallel_cross_entropy, cross_entropy))
+    torch.testing.assert_close(alone, plain, equal_nan=True)
+    gradients = [torch.autograd.grad(losses[target >= 0].nansum(), logits)[0] for losses in (alone, plain)]
+    torch.testing.assert_close(*gradients, equal_nan=True)
 
 
 @pytest.mark.parametrize(
