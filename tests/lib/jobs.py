@@ -188,7 +188,7 @@ def divided_experts(world):
 
 def dry_run(world, config):
     """What ``--dry_run`` says in this process."""
-    console = Console(file=io.StringIO(), width=200, quiet=not world.is_main)
+    console = Console(file=io.StringIO(), width=300, quiet=not world.is_main)
     describe_run(config, console=console, world=world)
     return console.file.getvalue()
 

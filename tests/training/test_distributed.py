@@ -350,17 +350,23 @@ def test_experts_that_cannot_be_divided_are_refused(count, parallel, sentence):
 def test_a_dry_run_counts_what_each_process_holds(data, tmp_path):
     """Trap: every process describes a run of its own, with the memory of the whole model."""
 
-    def sizes(text):
-        (line,) = re.findall(r"memory +about (?:.|\n)*", text)
-        return {name: float(size) for name, size in re.findall(r"([a-z]+) ([\d.]+) [KM]iB", line)}
+    def config(parallel):
+        config = experts_config(data, parallel)
+        config.model = dataclasses.replace(config.model, width=256, head_width=None, ff_width=768, context=64)
+        return config
 
-    (whole,) = (sizes(jobs.dry_run(World(), experts_config(data))),)
-    both = run_ranks(jobs.dry_run, 2, experts_config(data, ParallelConfig("fsdp", experts=2)))
-    assert both[1] == ""
-    assert "on each of 2 GPUs" in both[0]
-    half = sizes(both[0])
+    def sizes(text):
+        (line,) = re.findall(r"^memory +about .*", text, re.MULTILINE)
+        return {name: float(size) for name, size in re.findall(r"([a-z]+) ([\d.]+) MiB", line)}
+
+    whole = sizes(jobs.dry_run(World(), config(ParallelConfig())))
+    described, silent = run_ranks(jobs.dry_run, 2, config(ParallelConfig("fsdp", experts=2)))
+    assert silent == ""
+    assert "on each of 2 GPUs" in described
+    half = sizes(described)
     for name in ("weights", "gradients", "optimizer", "activations"):
-        assert half[name] == pytest.approx(whole[name] / 2, rel=0.05), name
+        assert whole[name] >= 5
+        assert half[name] == pytest.approx(whole[name] / 2, abs=1), name
 
 
 def test_a_process_that_stands_still_is_named(data, tmp_path):
