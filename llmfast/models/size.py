@@ -30,6 +30,12 @@ def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
     return {part: count for part, count in parts.items() if count}
 
 
+def experts_share(config: DecoderConfig) -> float:
+    """The share of the parameters that belongs to experts."""
+    parts = parameters_by_part(config)
+    return parts.get("experts", 0) / sum(parts.values())
+
+
 def active_parameters(config: DecoderConfig) -> int:
     """Parameters that one token passes: of all experts, those it is sent to."""
     parts = parameters_by_part(config)

@@ -91,7 +91,7 @@ class TensorParallel:
         if any(isinstance(module, NF4Linear) for module in decoder.modules()):
             raise ValueError("parallel.tensor does not divide weights in 4 bits; use ddp or fsdp")
         if config.experts.count:
-            raise ValueError("parallel.tensor does not divide a mixture of experts; use fsdp")
+            raise ValueError("parallel.tensor does not divide a mixture of experts; use parallel.experts or fsdp")
         if config.qk_norm and config.qk_norm_over != "head":
             raise ValueError(
                 f"parallel.tensor does not divide model.qk_norm_over {config.qk_norm_over}, only head; use fsdp"
