@@ -93,7 +93,7 @@ def _qk_norms(config: DecoderConfig) -> int:
     """Weights of the norms of a layer's queries and keys."""
     if not config.qk_norm:
         return 0
-    heads = config.heads + config.kv_heads if config.qk_norm_over == "all" else 2
+    heads = 2 if config.qk_norm_over == "head" else config.heads + config.kv_heads
     return heads * config.head_width
 
 

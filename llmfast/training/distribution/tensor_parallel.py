@@ -92,9 +92,9 @@ class TensorParallel:
             raise ValueError("parallel.tensor does not divide weights in 4 bits; use ddp or fsdp")
         if config.experts.count:
             raise ValueError("parallel.tensor does not divide a mixture of experts; use parallel.experts or fsdp")
-        if config.qk_norm and config.qk_norm_over == "all":
+        if config.qk_norm and config.qk_norm_over != "head":
             raise ValueError(
-                "parallel.tensor does not divide model.qk_norm_over all, whose norm needs every head; use fsdp"
+                f"parallel.tensor does not divide model.qk_norm_over {config.qk_norm_over}, only head; use fsdp"
             )
         for name in ("kv_heads", "ff_width"):
             if getattr(config, name) % self.size:
