@@ -91,6 +91,7 @@ THEIRS |= {
     ),
     "cohere": ("Cohere", LLAMA | {"eos_token_id": 2, "logit_scale": 0.3}),
     "cohere, untied": ("Cohere", LLAMA | {"eos_token_id": 2, "tie_word_embeddings": False}),
+    "cohere, normed": ("Cohere", LLAMA | {"eos_token_id": 2, "use_qk_norm": True}),
     "cohere2": ("Cohere2", LLAMA | BY_LAYER | {"eos_token_id": 2, "logit_scale": 1.0}),
     "granite": ("Granite", LLAMA | GRANITE),
     "granite, tied": ("Granite", LLAMA | GRANITE | {"tie_word_embeddings": True}),
