@@ -75,7 +75,7 @@ def test_a_persistent_grid_takes_each_tile_once(device, capability, options):
     q, k, v = (random_tensor((1, 3, 300, 16), torch.float16, seed=i) for i in range(3))
     outs = []
     for multiprocessors in (2, 1000):
-        with launches_of(replace(CHIPS[capability], multiprocessors=multiprocessors), device):
+        with launches_of(CHIPS[capability]._replace(multiprocessors=multiprocessors), device):
             outs.append(flash_attention(q, k, v, **options, return_lse=True))
     for persistent, plain in zip(*outs, strict=True):
         assert torch.equal(persistent, plain)
