@@ -11,7 +11,6 @@ from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
 from .checks import (
-    check_block_mask,
     check_cu_seqlens,
     check_options,
     check_per_sequence,
