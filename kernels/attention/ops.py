@@ -100,7 +100,8 @@ class AttentionCall(NamedTuple):
 
     def allocate(self) -> tuple[Tensor, Tensor]:
         """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
-        return empty_rows(self.q), self.q.new_empty(as_heads(self.q).shape[:3], dtype=torch.float32)
+        shape = self.q.shape if self.cu_seqlens_q is None else as_heads(self.q).shape
+        return empty_rows(self.q), self.q.new_empty(shape[:3], dtype=torch.float32)
 
 
 class AttentionKept(NamedTuple):
@@ -137,10 +138,11 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         options = (sinks, alibi, None, 0, scale, call.left, right, softcap)
         return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
     out, lse = call.allocate()
-    if cu_q is not None:  # Tokens after the last sequence belong to no tile.
-        out.zero_()
+    q, k, v, out_heads = addressable(q), addressable(k), addressable(v), out
+    if cu_q is not None:
+        out.zero_()  # Tokens after the last sequence belong to no tile.
         lse.fill_(-math.inf)
-    q, k, v, out_heads = as_heads(addressable(q)), as_heads(addressable(k)), as_heads(addressable(v)), as_heads(out)
+        q, k, v, out_heads = as_heads(q), as_heads(k), as_heads(v), as_heads(out)
     chip, is_heavy = Chip.of(q.device), heavy(softcap, dropout_p)
     tile = for_mask(forward_tile(chip, q.shape[3], q.element_size(), is_heavy), mask is not None)
     layouts = (q.shape, k.shape, q.stride(), k.stride(), v.stride(), out_heads.stride())
@@ -272,7 +274,13 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
     of_keys = None if mask is None else block_lists(mask.mT)
-    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, mask_of_keys=of_keys, tiles=tiles)
+    launch(
+        keys_gradient_kernel,
+        tiles * k.shape[1] * B,
+        q,
+        tile,
+        {**shared, **own, "mask_of_keys": of_keys, "tiles": tiles},
+    )
     tile = for_mask(queries_gradient_tile(*choice), mask is not None)
     tiles = tile_count(S, tile.block_m, cu_q)
     own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
