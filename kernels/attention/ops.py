@@ -285,7 +285,7 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     tiles = tile_count(S, tile.block_m, cu_q)
     own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
     of_rows = None if mask is None else block_lists(mask)
-    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **own, mask=of_rows, tiles=tiles)
+    launch(queries_gradient_kernel, tiles * H * B, q, tile, {**shared, **own, "mask": of_rows, "tiles": tiles})
     return *gradients, delta
 
 
