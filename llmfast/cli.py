@@ -46,6 +46,7 @@ COMMANDS = {
     "tokenizer compare": Command("llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data dedup": Command("llmfast.commands.data:dedup", "Leave out documents that repeat an earlier one."),
+    "copy": Command("llmfast.commands.copy:copy", "Copy a run, model or data to an address, or back."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
     "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(
@@ -321,7 +322,7 @@ def _check_local(values: list[Any]) -> None:
     for value in values:
         if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(value)) and not value.exists():
             address = str(value).replace(":/", "://", 1)
-            raise ValueError(f"{address} is not a folder of this machine: llmfast reads and writes local files")
+            raise ValueError(f"{address} is not a folder of this machine: llmfast copy brings it here, or there")
 
 
 @contextlib.contextmanager

@@ -19,13 +19,14 @@ HEAVY = {
 }  # fmt: skip
 
 # What a part of llmfast may import of the rest of it, from the bottom up.
-_BASE = {"_bpe", "files", "config", "kernels", "tokenizer", "models", "data"}
+_BASE = {"_bpe", "files", "remote", "config", "kernels", "tokenizer", "models", "data"}
 LAYERS = {
     "kernels": set(),
     "files": set(),
+    "remote": {"files"},
     "config": {"files"},
     "tokenizer": {"_bpe", "files", "config"},
-    "data": {"_bpe", "files", "config", "tokenizer"},
+    "data": {"_bpe", "files", "remote", "config", "tokenizer"},
     "models": {"files", "config", "kernels", "tokenizer"},
     "integrations": {"files", "config", "kernels", "tokenizer", "models"},
     "visualization": {"files", "config", "kernels", "tokenizer", "models"},

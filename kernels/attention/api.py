@@ -11,6 +11,7 @@ from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
 from .checks import (
+    check_block_mask,
     check_cu_seqlens,
     check_options,
     check_per_sequence,
@@ -129,6 +130,7 @@ def flash_attention(
                 raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
             check_per_sequence(name, x, sequences, q)
         alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
+    check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
     left, right = window_bounds(causal, window)
     result = attend(
         q,
@@ -147,6 +149,8 @@ def flash_attention(
         used_k=seqused_k,
         pad_k=leftpad_k,
         alibi=alibi_slopes,
+        block_mask=block_mask,
+        block_size=block_size,
         return_lse=return_lse,
     )
     if fits:
@@ -199,8 +203,8 @@ def attend(
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
-    plain = softcap is None and sinks is None and alibi is None and block_mask is None and dropout_p == 0
-    plain = plain and used_q is None and used_k is None and pad_k is None
+    plain = softcap is None and sinks is None and alibi is None and dropout_p == 0
+    plain = plain and used_q is None and used_k is None and pad_k is None and block_mask is None
     plain = plain and not return_lse and not is_batch_invariant()
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)

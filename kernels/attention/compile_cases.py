@@ -40,7 +40,7 @@ ALL = {
     "mask of blocks": (128,),
 }
 COVERED = {
-    80: ALL | {"dropout packed": (128,)},
+    80: ALL | {"dropout packed": (128,), "dropout alibi padded": (128,)},
     86: {"causal": (64, 128, 256), "alibi": (128,), "mask of blocks": (128,)},
     89: {"causal": (128,), "alibi": (128,), "mask of blocks": (128,)},
     90: ALL
@@ -49,7 +49,9 @@ COVERED = {
         "dropout packed": (64, 128, 256),
         "alibi": (64, 128, 256),
         "mask of blocks": (64, 128, 256),
+        "dropout alibi padded": (128,),
         "fp32": (64, 128),
+        "fp32 alibi": (64,),
     },
     100: ALL | {"dropout packed": (64, 128)},
     120: ALL,
@@ -61,16 +63,19 @@ OPTIONS = {
     "alibi": ALIBI,
     "padded": PADDED,
     "mask of blocks": BLOCKS,
+    "dropout alibi padded": DROPOUT | ALIBI | PADDED,
     "fp32": PLAIN,
+    "fp32 alibi": ALIBI,
 }
 
 
 def compile_cases(chip: Chip) -> Iterator[CompileCase]:
     """Every tile of the launch functions for this chip, under the options that change what it holds."""
     for name, widths in COVERED[chip.capability].items():
-        dtype = torch.float32 if name == "fp32" else torch.bfloat16
+        fp32 = name.startswith("fp32")
+        dtype = torch.float32 if fp32 else torch.bfloat16
         for width in widths:
-            expected = None if name == "fp32" or width < 64 else products(chip)
+            expected = None if fp32 or width < 64 else products(chip)
             yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected, chip)
     for width in (64, 128):
         yield training_case(f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), chip, batch=MANY)

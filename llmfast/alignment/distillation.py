@@ -80,7 +80,7 @@ class DistillationObjective(Objective):
         weight = head_weight(self.model.head)
         if weight is None:
             raise ValueError("distillation needs an output head without dropout in its adapter: set lora.dropout 0")
-        weight = weight[: self.vocab_size]
+        weight, states = weight[: self.vocab_size], self.model.scaled(states)
         if self.teacher is None or theirs is None:
             return top_k_divergences(
                 states,

@@ -14,7 +14,7 @@ from llmfast.tokenizer import Tokenizer
 
 
 class Teacher(nn.Module):
-    """A frozen model; ``forward`` gives its last hidden states, and ``head`` is (V, E)."""
+    """A frozen model: logits are the product of what ``forward`` gives and ``head`` (V, E)."""
 
     def __init__(self, model: nn.Module, vocab_size: int):
         super().__init__()
@@ -37,8 +37,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, cu_seqlens: Tensor | None, is_real: Tensor | None) -> Tensor:
-        """Last hidden states (B, S, E)."""
-        return self.model.hidden(tokens, cu_seqlens=cu_seqlens, is_real=is_real).states
+        """Last hidden states (B, S, E), by the scale of the logits."""
+        return self.model.scaled(self.model.hidden(tokens, cu_seqlens=cu_seqlens, is_real=is_real).states)
 
 
 class TransformersTeacher(Teacher):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llmfast.commands.tasks import TaskName, task_named
+from llmfast.remote import upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,20 +152,31 @@ def run_task(
     with world(device, minutes=10.0 if config is None else config.parallel.timeout) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         session = _session(task, config, out, resume, learning_rate, console, this)
-        try:
-            fit(session, console=console, profile=profile)
-        except KeyboardInterrupt:
-            again = f"llmfast {task.command} --resume {session.run.folder}"
-            raise KeyboardInterrupt(
-                f"stopped at step {session.trainer.steps_done:,} and saved; resume with: {again}"
-            ) from None
-        figures = session.trainer.evaluate()
-        if this.is_main:
-            add_figures(session.run.folder, figures)
-        yield Finished(session, console, figures)
-        # A full disk costs the picture, not the run.
-        with contextlib.suppress(OSError):
-            _plot(session)
+        with _copied_at_the_end(session):
+            try:
+                fit(session, console=console, profile=profile)
+            except KeyboardInterrupt:
+                again = f"llmfast {task.command} --resume {session.run.folder}"
+                raise KeyboardInterrupt(
+                    f"stopped at step {session.trainer.steps_done:,} and saved; resume with: {again}"
+                ) from None
+            figures = session.trainer.evaluate()
+            if this.is_main:
+                add_figures(session.run.folder, figures)
+            yield Finished(session, console, figures)
+            # A full disk costs the picture, not the run.
+            with contextlib.suppress(OSError):
+                _plot(session)
+
+
+@contextlib.contextmanager
+def _copied_at_the_end(session: Session) -> Iterator[None]:
+    """Copies the run to ``training.copy_to`` however training ends."""
+    try:
+        yield
+    finally:
+        if (address := session.config.training.copy_to) and session.trainer.world.is_main:
+            upload(session.run.folder, address)
 
 
 def try_task(task: type[Task], config: Any, *, out: Path | None, resume: Path | None, dry_run: bool) -> None:

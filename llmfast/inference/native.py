@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,8 +16,8 @@ from llmfast import _decoder
 from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.layers import adapted_modules
 from llmfast.models.adapters.lora import dense
-from llmfast.models.config import DecoderConfig
-from llmfast.models.decoder import Block, Decoder, RMSNorm
+from llmfast.models.decoder import Decoder
+from llmfast.models.rewriting import rewritten
 
 if TYPE_CHECKING:
     from llmfast.inference.runner import Chunk
@@ -67,7 +68,7 @@ class NativeRunner:
         self.weights = weights
         self.vocab_size, self.context = model.config.vocab_size, model.config.context
         self.window = model.config.widest_window
-        packed = Packing(weights, threads or available_cpus()).model(model)
+        packed = Packing(model, weights, threads or available_cpus()).model()
         self.decoder = _decoder.Decoder(packed, threads or available_cpus(), instructions)
         self.cache: _decoder.Cache | None = None
 
@@ -130,7 +131,6 @@ _ONLY = {
     "norm_position": "before",
     "parallel_residual": False,
     "qk_norm_over": "head",
-    "attention_scale": None,
     "attention_softcap": None,
     "logit_softcap": None,
 }
@@ -156,23 +156,38 @@ def unsupported(model: nn.Module) -> str:
         return "its LayerNorm has no bias"
     if said := [name for name, only in _ONLY.items() if getattr(config, name) != only]:
         return f"it has model.{said[0]} {getattr(config, said[0])!r}"
+    if config.attention_scale is not None and config.positions == "learned":
+        return f"it has model.attention_scale {config.attention_scale} without rotary positions"
+    if config.residual_scale != 1 and config.qk_norm:
+        return f"it has model.residual_scale {config.residual_scale} beside model.qk_norm"
     if any(True for _ in adapted_modules(model)):
         return "it has adapters; merge one and remove them first (merge_and_remove)"
     return ""
 
 
 class Packing:
-    """Copies of a decoder's parameters in the form that the decoder in C++ reads."""
+    """Copies of a decoder's parameters in the form that the decoder in C++ reads.
 
-    def __init__(self, weights: Weights, threads: int):
+    What it has no setting for is joined with parameters in float32. Matrices keep their numbers, which are rounded
+    again otherwise: the scale of logits goes into the last norm and that of attention into cosines and sines, and the
+    residual stream is divided by its scale, which changes nothing behind a norm whose eps follows. Only the order of
+    rotated columns moves rows of matrices.
+    """
+
+    def __init__(self, model: Decoder, weights: Weights, threads: int):
+        self.decoder = model
+        self.config = dataclasses.replace(model.config, logit_scale=1.0, norm_weight_offset=0.0, rope_interleaved=False)
         self.weights = weights
         self.threads = threads
 
-    def model(self, model: Decoder) -> _decoder.Model:
-        config = model.config
+    def model(self) -> _decoder.Model:
+        model, config = self.decoder, self.config
+        # Of queries and keys: their products get its square.
+        scale = 1.0 if config.attention_scale is None else config.attention_scale * config.head_width**0.5
+        on_rotation = scale**0.5
         table_format = "int8" if self.weights == "int4" else self.weights
-        embedding = self.matrix(model.embedding.weight, table_format)
-        head = embedding if config.tie_embeddings else self.matrix(model.head.weight, table_format)
+        embedding = self.matrix("embedding.weight", model.embedding.weight, table_format)
+        head = embedding if config.tie_embeddings else self.matrix("head.weight", model.head.weight, table_format)
         packed = _decoder.Model(
             width=config.width,
             heads=config.heads,
@@ -181,50 +196,53 @@ class Packing:
             ff_width=config.ff_width,
             vocabulary=config.vocab_size,
             context=config.context,
-            norm_eps=config.norm_eps,
-            embedding_scale=config.width**0.5 if config.scale_embedding else 1.0,
+            norm_eps=config.norm_eps / config.residual_scale**2,
+            embedding_scale=config.embedding_factor / config.residual_scale,
             activation=config.activation,
             embedding=embedding,
             head=head,
             smear=None if model.smear is None else numbers(model.smear.weight),
-            positions=None if model.positions is None else numbers(model.positions.weight),
-            cos=numbers(model.cos) if config.positions == "rope" else None,
-            sin=numbers(model.sin) if config.positions == "rope" else None,
-            **norm("norm", model.norm),
+            positions=None if model.positions is None else numbers(model.positions.weight / config.residual_scale),
+            cos=numbers(model.cos * on_rotation) if config.positions == "rope" else None,
+            sin=numbers(model.sin * on_rotation) if config.positions == "rope" else None,
+            **self.norm("norm", "norm"),
         )
-        for index, block in enumerate(model.blocks):
-            self.add_layer(packed, block, config, index)
+        for index in range(config.layers):
+            self.add_layer(packed, index)
         return packed
 
-    def add_layer(self, packed: _decoder.Model, block: Block, config: DecoderConfig, index: int) -> None:
-        attention, feed_forward = block.attention, block.feed_forward
+    def add_layer(self, packed: _decoder.Model, index: int) -> None:
+        block = f"blocks.{index}"
         packed.add_layer(
-            **norm("attention_norm", block.attention_norm),
-            **self.linear("qkv", attention.qkv),
-            **norm("q_norm", attention.q_norm),
-            **norm("k_norm", attention.k_norm),
-            **self.linear("out", attention.out),
-            **norm("feed_forward_norm", block.feed_forward_norm),
-            **self.linear("up", feed_forward.gate_up if config.gated else feed_forward.up),
-            **self.linear("down", feed_forward.down),
-            window=config.window_of(index),
+            **self.norm("attention_norm", f"{block}.attention_norm"),
+            **self.linear("qkv", f"{block}.attention.qkv"),
+            **(self.norm("q_norm", f"{block}.attention.q_norm") if self.config.qk_norm else {}),
+            **(self.norm("k_norm", f"{block}.attention.k_norm") if self.config.qk_norm else {}),
+            **self.linear("out", f"{block}.attention.out"),
+            **self.norm("feed_forward_norm", f"{block}.feed_forward_norm"),
+            **self.linear("up", f"{block}.feed_forward.{'gate_up' if self.config.gated else 'up'}"),
+            **self.linear("down", f"{block}.feed_forward.down"),
+            window=self.config.window_of(index),
         )
 
-    def linear(self, name: str, layer: nn.Module) -> dict[str, _decoder.Matrix | npt.NDArray[np.float32]]:
+    def linear(self, name: str, module: str) -> dict[str, _decoder.Matrix | npt.NDArray[np.float32]]:
+        layer = self.decoder.get_submodule(module)
         weight = layer.quantized if isinstance(layer, NF4Linear) else layer.weight
-        found = {name: self.matrix(dense(weight), self.weights)}
-        return found if layer.bias is None else found | {f"{name}_bias": numbers(layer.bias)}
+        found = {name: self.matrix(f"{module}.weight", dense(weight), self.weights)}
+        return found if layer.bias is None else found | {f"{name}_bias": self.numbers(f"{module}.bias", layer.bias)}
 
-    def matrix(self, weight: Tensor, form: str) -> _decoder.Matrix:
-        return _decoder.Matrix(numbers(weight), form, self.threads)
+    def matrix(self, name: str, weight: Tensor, form: str) -> _decoder.Matrix:
+        return _decoder.Matrix(self.numbers(name, weight), form, self.threads)
 
+    def norm(self, name: str, module: str) -> dict[str, npt.NDArray[np.float32]]:
+        layer = self.decoder.get_submodule(module)
+        found = {name: self.numbers(f"{module}.weight", layer.weight)}
+        bias = getattr(layer, "bias", None)
+        return found if bias is None else found | {f"{name}_bias": self.numbers(f"{module}.bias", bias)}
 
-def norm(name: str, module: RMSNorm | None) -> dict[str, npt.NDArray[np.float32]]:
-    if module is None:
-        return {}
-    found = {name: numbers(module.weight)}
-    bias = getattr(module, "bias", None)
-    return found if bias is None else found | {f"{name}_bias": numbers(bias)}
+    def numbers(self, name: str, tensor: Tensor) -> npt.NDArray[np.float32]:
+        """A parameter of the decoder as the packed configuration has it; scales are joined in float32."""
+        return numbers(rewritten(name, tensor.detach().float(), self.decoder.config, self.config))
 
 
 def numbers(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfast.integrations.rotary_pairs import half_split, of_queries_and_keys
 from llmfast.models.config import DecoderConfig, RopeScaling
 from llmfast.models.decoder import Decoder
 from llmfast.models.rotary import frequencies
+from llmfast.models.rotary_pairs import half_split, of_queries_and_keys
 from llmfast.tokenizer import Tokenizer, patterns
 from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level, pre_tokenizer_of
 from llmfast.tokenizer.huggingface.reading import from_json

@@ -102,6 +102,8 @@ class DecoderConfig:
     rope_pattern: str = "r"
     """Which layers rotate queries and keys (r) and which use no positions (n), repeated over the layers: "rrrn" is
     three of four (SmolLM3)."""
+    rope_interleaved: bool = False
+    """Turn pairs of neighboring columns of a head (Cohere), and not columns half a head apart."""
     window_rope_base: float | None = None
     """Base of the rotary frequencies, then without scaling, of layers with a sliding window (Gemma 3); rope_base and
     rope_scaling if left out."""
@@ -111,6 +113,8 @@ class DecoderConfig:
     """Whether LayerNorm has a bias (Cohere has none)."""
     norm_eps: float = 1e-6
     """Added to the mean square (or the variance) inside the norms."""
+    norm_weight_offset: float = 0.0
+    """Added to the weights of RMSNorm (Gemma: 1, whose weights are differences from 1)."""
     norm_position: Literal["before", "after", "both"] = "before"
     """Where attention and feed-forward are normalised: their input, their output before it joins the residual stream
     (OLMo 2), or both (Gemma 2)."""
@@ -120,6 +124,12 @@ class DecoderConfig:
     """Normalise queries and keys before attention."""
     qk_norm_over: Literal["head", "all"] = "head"
     """head: qk_norm normalises each head (Qwen3); all: all heads of a token together (OLMo 2)."""
+    embedding_scale: float | None = None
+    """Factor on embeddings on their way in (Granite); 1 if left out, or that of scale_embedding."""
+    residual_scale: float = 1.0
+    """Factor on what attention and feed-forward add to the residual stream (Granite)."""
+    logit_scale: float = 1.0
+    """Factor on the logits of tokens (Granite, Cohere), before logit_softcap."""
     attention_scale: float | None = None
     """Factor on the products of queries and keys; 1 / sqrt(head_width) if left out."""
     attention_softcap: float | None = None
@@ -147,8 +157,9 @@ class DecoderConfig:
     matrix_init: Literal["fan_in", "linear", "normal"] = "fan_in"
     """Matrices of the blocks. fan_in: variance 1/in; linear: 2/(in + out); normal: standard deviation 0.02 (GPT-2)."""
     scale_embedding: bool = False
-    """Multiply embeddings by sqrt(E) on their way in (Vaswani et al. 2017, section 3.4; Gemma). With a tied table of
-    linear-layer size, tokens would otherwise start far quieter than what the blocks add to them."""
+    """Multiply embeddings by sqrt(E) on their way in, an embedding_scale that follows the width (Vaswani et al. 2017,
+    section 3.4; Gemma). With a tied table of linear-layer size, tokens would otherwise start far quieter than what the
+    blocks add to them."""
     smear: bool = False
     """Add to each embedding a learned share of the one before it, with which small models learn to copy early."""
 
@@ -194,6 +205,8 @@ class DecoderConfig:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, got {scaling.factor}")
         if scaling.kind != "none" and self.positions != "rope":
             raise ValueError(f"model.rope_scaling needs model.positions rope, but they are {self.positions}")
+        if self.rope_interleaved and self.positions != "rope":
+            raise ValueError(f"model.rope_interleaved needs model.positions rope, but they are {self.positions}")
         if self.window_rope_base is not None and scaling.kind == "dynamic":
             raise ValueError("model.window_rope_base does not go with dynamic model.rope_scaling")
 
@@ -202,12 +215,25 @@ class DecoderConfig:
             raise ValueError(
                 f"model.parallel_residual needs model.norm_position before, but it is {self.norm_position}"
             )
+        if not math.isfinite(self.norm_weight_offset):
+            raise ValueError(f"model.norm_weight_offset must be a finite number, got {self.norm_weight_offset}")
+        if self.norm_weight_offset and self.norm != "rms":
+            raise ValueError(f"model.norm_weight_offset needs model.norm rms, but it is {self.norm}")
 
     def _check_scores(self) -> None:
-        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+        for name in (
+            "embedding_scale",
+            "residual_scale",
+            "logit_scale",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"model.{name} must be a positive number, got {value}")
+        if self.scale_embedding and self.embedding_scale is not None:
+            raise ValueError(f"model.scale_embedding and model.embedding_scale {self.embedding_scale}: set one of them")
 
     def _check_experts(self) -> None:
         experts = self.experts
@@ -227,6 +253,16 @@ class DecoderConfig:
     def gated(self) -> bool:
         """Whether the feed-forward multiplies by a gate."""
         return ACTIVATIONS[self.activation].gated
+
+    @property
+    def embedding_factor(self) -> float:
+        """What embeddings are multiplied by on their way in."""
+        return self.width**0.5 if self.scale_embedding else self.embedding_scale or 1.0
+
+    @property
+    def attention_factor(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.attention_scale or self.head_width**-0.5
 
     @property
     def table_rows(self) -> int:

@@ -29,14 +29,15 @@ from llmfast.models.smear import Smear
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, weight_offset: float = 0.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), 1 - weight_offset))
         self.eps = eps
+        self.weight_offset = weight_offset
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The norm of x; with a residual, of ``h = x + residual``, and h beside it."""
-        return rms_norm(x, self.weight, eps=self.eps, residual=residual)
+        return rms_norm(x, self.weight, eps=self.eps, weight_offset=self.weight_offset, residual=residual)
 
 
 class LayerNorm(RMSNorm):
@@ -54,7 +55,7 @@ def norm(config: DecoderConfig, width: int) -> RMSNorm:
     return (
         LayerNorm(width, config.norm_eps, config.norm_bias)
         if config.norm == "layer"
-        else RMSNorm(width, config.norm_eps)
+        else RMSNorm(width, config.norm_eps, config.norm_weight_offset)
     )
 
 
@@ -92,7 +93,7 @@ class Attention(nn.Module):
         self.norms_heads = config.qk_norm_over == "head"
         self.q_norm = norm(config, self.head_width if self.norms_heads else query) if config.qk_norm else None
         self.k_norm = norm(config, self.head_width if self.norms_heads else key) if config.qk_norm else None
-        self.rotation = config.rotation_of(layer)
+        self.rotation, self.rope_interleaved = config.rotation_of(layer), config.rope_interleaved
         window = config.window_of(layer)
         self.scores = Scores(
             None if window is None else (window - 1, 0), config.attention_scale, config.attention_softcap
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         rotary = {"none": None, "all": places.rotary, "window": places.window_rotary}[self.rotation]
         if rotary is not None:
             cos, sin = rotary
-            q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin)
+            q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin, interleaved=self.rope_interleaved)
         return q, k, v
 
     def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
@@ -140,7 +141,8 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); beside it what its router did, if it has one.
 
     By ``config.norm_position`` the outputs of attention and feed-forward are normalized, too, or they alone. With
-    ``config.parallel_residual`` the block is x + attention(norm(x)) + feed_forward(norm(x)), of one norm.
+    ``config.parallel_residual`` the block is x + attention(norm(x)) + feed_forward(norm(x)), of one norm. What is added
+    to x is multiplied by ``config.residual_scale``.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -162,12 +164,13 @@ class Block(nn.Module):
             self.feed_forward = GatedFeedForward(config, config.ff_width) if config.gated else FeedForward(config)
         self.feed_forward_post_norm = norm_if(norms_outputs)
         self.dropout = dropout(config)
+        self.residual_scale = config.residual_scale
 
     def forward(
         self, x: Tensor, places: Places, cache: CachedStep | None = None, is_real: Tensor | None = None
     ) -> tuple[Tensor, Routed | None]:
         normed = self.attention_norm(x)
-        attended = self.dropout(self.attention_post_norm(self.attention(normed, places, cache)))
+        attended = self._scaled(self.dropout(self.attention_post_norm(self.attention(normed, places, cache))))
         if self.is_parallel:
             x = x + attended
         elif self.norms_inputs:
@@ -179,7 +182,11 @@ class Block(nn.Module):
             added, routed = self.feed_forward(normed, is_real)
         else:
             added, routed = self.feed_forward(normed), None
-        return x + self.dropout(self.feed_forward_post_norm(added)), routed
+        return x + self._scaled(self.dropout(self.feed_forward_post_norm(added))), routed
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        """What is added to the residual stream."""
+        return added if self.residual_scale == 1 else added * self.residual_scale
 
 
 class Hidden(NamedTuple):
@@ -310,15 +317,19 @@ class Decoder(nn.Module):
 
     def logits_of(self, states: Tensor) -> Tensor:
         """The logits (..., V) after last hidden states (..., E)."""
-        logits, cap = self.head(states)[..., : self.config.vocab_size], self.config.logit_softcap
+        logits, cap = self.head(self.scaled(states))[..., : self.config.vocab_size], self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """Last hidden states times ``config.logit_scale``, of which the output head alone makes the scaled logits."""
+        return states if self.config.logit_scale == 1 else states * self.config.logit_scale
 
     def losses_of(self, states: Tensor, targets: Tensor, *, reduction: Literal["mean", "none"] = "none") -> Tensor:
         """The cross entropy of ``targets`` (B, S) after last hidden states (B, S, E), never holding the logits."""
         weight = head_weight(self.head)
         if weight is not None:
             options = {"reduction": reduction, "softcap": self.config.logit_softcap}
-            return linear_cross_entropy(states, weight, targets, self._head_bias(states), **options)
+            return linear_cross_entropy(self.scaled(states), weight, targets, self._head_bias(states), **options)
         return cross_entropy(self.logits_of(states), targets, reduction=reduction)
 
     def hidden(
@@ -384,8 +395,8 @@ class Decoder(nn.Module):
         return self.dropout(x), Places((cos.to(self.cos), sin.to(self.sin)), rows)
 
     def _embeddings(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        return x * self.config.width**0.5 if self.config.scale_embedding else x
+        x, factor = self.embedding(tokens), self.config.embedding_factor
+        return x if factor == 1 else x * factor
 
     def _head_bias(self, x: Tensor) -> Tensor | None:
         """0 for tokens and far below every logit for the rows that fill up the table; None if there are none."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmfast.data.config import DataConfig
 from llmfast.models.config import Checkpointing, DecoderConfig
+from llmfast.remote import is_address
 from llmfast.training.optimizers.registry import OptimizerName
 
 
@@ -73,6 +74,9 @@ class TrainingConfig:
     """Keep the checkpoint with the lowest validation loss as well."""
     async_checkpoints: bool = False
     """Write checkpoints in the background, from a copy in memory."""
+    copy_to: str | None = None
+    """Address of a folder, as s3://bucket/run, at which the run is copied after each checkpoint, while training
+    continues, and at its end. llmfast copy brings it back, to be resumed on another machine."""
     sample_every: int = 250
     """Steps between samples shown while learning; 0 leaves them out."""
     evaluations: tuple[str, ...] = ()
@@ -115,6 +119,8 @@ class TrainingConfig:
         for name in ("warmup", "decay", "final_learning_rate", "batch_warmup", "context_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} is a share, from 0 to 1; got {getattr(self, name)}")
+        if self.copy_to is not None and not is_address(self.copy_to):
+            raise ValueError(f"training.copy_to is an address, such as s3://bucket/run; got {self.copy_to}")
         if self.spike != 0 and not self.spike > 1:
             raise ValueError(f"training.spike must be above 1, or 0 for none; got {self.spike}")
 

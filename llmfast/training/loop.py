@@ -111,6 +111,8 @@ class _Fit:
                     self.saver.poll()
                     if saves:
                         self.saver.save(validation_loss=self._validation_loss())
+                if failure := self.saver.poll_copying():
+                    self.display.say(f"not copied, the next checkpoint tries again: {failure}")
                 self.pace.resume_clock()
         if self.profiler and (message := self.profiler.finish()):
             self.display.say(message)
@@ -120,6 +122,7 @@ class _Fit:
         if not checkpoint_folder(self.folder.folder, trainer.steps_done).exists():
             self.saver.save(validation_loss=self._validation_loss())
             self.saver.wait()
+        self.saver.finish_copying()
         self.world.barrier()
         if stopped:
             raise KeyboardInterrupt

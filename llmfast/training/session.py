@@ -156,7 +156,7 @@ def resumed_session(
 
 CHANGEABLE = {
     *("steps", "evaluate_every", "evaluations", "sample_every", "on_bad_step", "spike"),
-    *("checkpoint_every", "keep_last", "keep_best", "async_checkpoints"),
+    *("checkpoint_every", "keep_last", "keep_best", "async_checkpoints", "copy_to"),
     *("track", "track_project", "track_group", "track_tags"),
     *("device", "compile", "accumulate", "activation_checkpointing"),
 }

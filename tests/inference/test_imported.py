@@ -26,6 +26,7 @@ GEMMA = {
     "layer_types": TYPES,
     "query_pre_attn_scalar": 20,
 }
+GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 7.0}
 FAMILIES = {
     "gpt2": ("GPT2", {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}),
     "llama": ("Llama", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
@@ -40,6 +41,7 @@ FAMILIES = {
     "gemma2": ("Gemma2", SIZES | GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("Gemma3Text", SIZES | GEMMA),
     "cohere": ("Cohere", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
+    "granite": ("Granite", SIZES | GRANITE | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
     "dynamic": (
         "Llama",
         SIZES | {

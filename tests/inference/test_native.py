@@ -38,6 +38,17 @@ SHAPES = {
     },
     "Qwen": {"kv_heads": 1, "biases": "qkv", "qk_norm": True, "norm_eps": 1e-5},
     "sliding windows": {"window": 9, "window_pattern": "sf"},
+    "scales": {
+        "embedding_scale": 3.0,
+        "residual_scale": 0.4,
+        "logit_scale": 0.3,
+        "attention_scale": 0.1,
+        "rope_interleaved": True,
+        "norm_weight_offset": 1.0,
+        "biases": "all",
+    },
+    "GPT-2, scaled": GPT2 | {"residual_scale": 0.4, "logit_scale": 0.3, "norm_eps": 1e-3},
+    "scales, qk_norm": {"attention_scale": 0.1, "rope_interleaved": True, "norm_weight_offset": 1.0, "qk_norm": True},
     "odd widths": {"width": 40, "heads": 2, "head_width": 24, "ff_width": 50, "activation": "geglu"},
     "geglu_tanh, yarn": {"activation": "geglu_tanh", "rope_scaling": RopeScaling("yarn", 2.0)},
 }
@@ -304,7 +315,8 @@ def test_models_it_cannot_compute_are_refused():
         ("model.norm_position 'both'", {"norm_position": "both"}),
         ("model.parallel_residual True", {"parallel_residual": True}),
         ("model.qk_norm_over 'all'", {"qk_norm": True, "qk_norm_over": "all"}),
-        ("model.attention_scale 0.2", {"attention_scale": 0.2}),
+        ("model.attention_scale 0.2 without rotary", {"attention_scale": 0.2, "positions": "learned"}),
+        ("model.residual_scale 0.2 beside model.qk_norm", {"residual_scale": 0.2, "qk_norm": True}),
         ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),
         ("model.logit_softcap 2.0", {"logit_softcap": 2.0}),
     ):

@@ -26,9 +26,9 @@ def test_every_pair_of_options(device, case):
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_tiles_of_other_chips(device, capability, causal):
     """Tensor descriptors, and on 9.0 a first tile outside of the loop, which may be of a hidden block."""
-    case = Case(16, 300, 290, 2, causal, None, None, False, 0.0, torch.float16, False, (True, True))
+    case = Case(16, 300, 290, 2, causal, None, None, False, 0.0, torch.float16, False, (False, True))
     with launches_of(CHIPS[capability], device):
-        assert_exact(case, device, batch=2)
+        assert_exact(case, device)
 
 
 @pytest.mark.parametrize("path", ["triton", "reference"])
@@ -71,10 +71,10 @@ def test_a_mask_that_hides_nothing_more_changes_no_bit(device, options, seen):
 
 @pytest.mark.parametrize("path", ["triton", "reference"])
 def test_alibi_is_of_positions_and_not_of_blocks(device, path):
-    tensors, slopes = inputs(device, dtype=torch.float32), torch.tensor([0.05, 0.02], device=device)
-    mask = BLIND.to(device)
-    seen = mask.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :300, :290]
-    distance = (torch.arange(300, device=device)[:, None] - 10 - torch.arange(290, device=device)).abs()
+    tensors, slopes = inputs(device, S=140, dtype=torch.float32), torch.tensor([0.05, 0.02], device=device)
+    mask = BLIND[..., [0, 2], :].to(device)
+    seen = mask.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :140, :290]
+    distance = (torch.arange(140, device=device)[:, None] + 150 - torch.arange(290, device=device)).abs()
 
     def right(q, k, v):
         scores = q @ k.mT / 4 - slopes[:, None, None] * distance
@@ -108,18 +108,18 @@ def test_hidden_blocks_cost_no_product(device, multiplied, causal):
     """Forward, dQ, and dK with dV: of each, just the share of the blocks that are seen."""
     if device != "cpu":
         pytest.skip("counted in the interpreter")
-    tensors = inputs(device, S=512, T=512, batch=2)
+    tensors = inputs(device, S=384, T=384)
 
     def cost(mask):
         del multiplied[:]
         results(lambda **x: flash_attention(**x, causal=causal, block_mask=mask), tensors)
         return sum(multiplied)
 
-    one = torch.zeros(2, 2, 4, 4, dtype=torch.bool)
+    one = torch.zeros(1, 2, 3, 3, dtype=torch.bool)
     assert cost(one) == 0
     below, above, many = one.clone(), one.clone(), one.clone()
-    below[0, 1, 3, 1], above[0, 1, 1, 3] = True, True
-    many[0, 0, 2, :2], many[1, 1, 3, 2] = True, True
+    below[0, 1, 2, 0], above[0, 1, 0, 2] = True, True
+    many[0, 0, 2, :2], many[0, 1, 1, 0] = True, True
     unit = cost(below)
     assert unit == (2 + 3 + 4) * BLOCK * BLOCK * 16
     assert cost(above) == (0 if causal else unit)
@@ -138,7 +138,7 @@ def test_batch_invariant_gives_a_row_the_same_bits_beside_any_other(device):
 
 
 def test_equal_bits_in_every_run_and_compiled_whole(device):
-    mask, tensors = BLIND.to(device), inputs(device, S=270, T=270)
+    mask, tensors = BLIND[..., :2, :2].to(device), inputs(device, S=150, T=150)
 
     def call(**x):
         return flash_attention(**x, causal=True, block_mask=mask)

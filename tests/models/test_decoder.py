@@ -38,7 +38,12 @@ CONFIGS = {
         attention_softcap=0.5,
         logit_softcap=0.7,
     ),
-    "cohere": DecoderConfig(**SMALL, norm="layer", norm_bias=False, parallel_residual=True),
+    "cohere": DecoderConfig(
+        **SMALL, norm="layer", norm_bias=False, parallel_residual=True, logit_scale=0.3, rope_interleaved=True
+    ),
+    "granite": DecoderConfig(
+        **SMALL, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.3, attention_scale=0.1, norm_weight_offset=1.0
+    ),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),

@@ -15,6 +15,7 @@ from typing import Any
 from llmfast.data.reading import datasets_hub, readers
 from llmfast.data.reading.decoding import InvalidUTF8, TextDecoder, sentence
 from llmfast.data.shards import Share
+from llmfast.remote import is_address, local_files
 
 FEW_DOCUMENTS = 20  # below this, text files are cut into pieces, so that some can be held out for validation
 PIECE_CHARACTERS = 16_384
@@ -46,12 +47,13 @@ def is_held_out(text: bytes, fraction: float) -> bool:
 class Corpus:
     """Documents from ``sources``, in a fixed order; iterate it as often as needed.
 
-    A source is a file, a folder (its files, recursively), a glob pattern, ``hf:NAME[:SPLIT[:COLUMN]]`` (a Hugging Face
-    dataset, streamed) or a short name of one (``fineweb-edu``, ``fineweb``, ``tinystories``, ``openwebtext``,
-    ``tinyshakespeare``); from Python also a ``datasets.Dataset``, a ``datasets.IterableDataset``, or any iterable of
-    texts. A file is one document, except ``.jsonl`` and ``.parquet``, in which each row is; any of them may be
-    compressed (``.gz``, ``.zst``). No source means the running interpreter's standard library: tens of megabytes of
-    Python and documentation strings that every machine with Python has.
+    A source is a file, a folder (its files, recursively), a glob pattern, any of these at an address that fsspec knows
+    (``s3://bucket/texts/*.jsonl.gz``, whose files are copied to this machine first), ``hf:NAME[:SPLIT[:COLUMN]]`` (a
+    Hugging Face dataset, streamed) or a short name of one (``fineweb-edu``, ``fineweb``, ``tinystories``,
+    ``openwebtext``, ``tinyshakespeare``); from Python also a ``datasets.Dataset``, a ``datasets.IterableDataset``, or
+    any iterable of texts. A file is one document, except ``.jsonl`` and ``.parquet``, in which each row is; any of them
+    may be compressed (``.gz``, ``.zst``). No source means the running interpreter's standard library: tens of megabytes
+    of Python and documentation strings that every machine with Python has.
 
     Documents that are not UTF-8 are skipped, repaired or an error; ``skipped`` and ``repaired`` name them (filled as
     iteration goes).
@@ -187,11 +189,13 @@ def _standard_library() -> list[Path]:
 
 
 def files_of(source: str) -> list[Path]:
-    """The files that a path, a folder or a glob pattern names, sorted.
+    """The files that a path, a folder or a glob pattern names, sorted; those at an address are copied first.
 
     Raises:
         ValueError: there are none.
     """
+    if is_address(source):
+        return local_files(source)
     path = Path(source).expanduser()
     if path.is_dir():
         found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))

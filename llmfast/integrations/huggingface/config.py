@@ -7,6 +7,7 @@ refused: the file is written, read back and compared.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from llmfast.config import to_dict
@@ -14,6 +15,7 @@ from llmfast.integrations.huggingface.families import DECODERS
 from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.rope_settings import SCALING, SCALING_KEYS
 from llmfast.models.config import DecoderConfig
+from llmfast.models.rewriting import with_scales_in_weights
 
 # Settings of training and of the layout of tables, which do not change what a model computes.
 _NOT_WRITTEN = {"embedding_init", "matrix_init", "vocab_multiple", "dropout"}
@@ -49,10 +51,30 @@ def to_config(config: DecoderConfig, kind: str | None = None) -> tuple[Family, d
     return family, file
 
 
+def families_of(config: DecoderConfig) -> list[str]:
+    """The families that can express all of ``config``."""
+    return [kind for kind, family in DECODERS.items() if _lost(config, family) == 0]
+
+
 def can_say(config: DecoderConfig, kind: str | None = None) -> bool:
     """Whether the family, or one of them all, can express all of ``config``."""
-    families = DECODERS.values() if kind is None else [DECODERS[kind]] if kind in DECODERS else []
-    return any(_lost(config, family) == 0 for family in families)
+    return kind in families_of(config) if kind is not None else bool(families_of(config))
+
+
+def as_said(config: DecoderConfig, kind: str | None = None) -> DecoderConfig:
+    """The configuration, or where the family (or each of them all) lacks a setting of it, one of the same model by
+    other weights (``llmfast.models.rewriting``); the configuration itself if there is none that fits."""
+    scaled = with_scales_in_weights(config)
+    if config.embedding_factor != 1:
+        scaled = dataclasses.replace(scaled, embedding_scale=None, scale_embedding=False, tie_embeddings=False)
+    for each in (config, scaled):
+        offsets = [each.norm_weight_offset, *({0.0, 1.0} - {each.norm_weight_offset} if each.norm == "rms" else ())]
+        orders = [each.rope_interleaved, *([not each.rope_interleaved] if each.positions == "rope" else ())]
+        for offset, order in itertools.product(offsets, orders):
+            changed = dataclasses.replace(each, norm_weight_offset=offset, rope_interleaved=order)
+            if can_say(changed, kind):
+                return changed
+    return config
 
 
 def family_of(config: DecoderConfig) -> str:
@@ -85,7 +107,8 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
         flat["window_rope_base"] = None
     flat["norm_bias"] = config.norm == "layer" and config.norm_bias
     flat["qk_norm_over"] = config.qk_norm_over if config.qk_norm else None
-    flat["attention_scale"] = config.attention_scale or config.head_width**-0.5
+    flat["attention_scale"] = config.attention_factor
+    flat["embedding_scale"], flat["scale_embedding"] = config.embedding_factor, None
     experts = flat.pop("experts")
     has = [config.has_experts(layer) for layer in range(config.layers)]
     if any(has):
@@ -102,8 +125,3 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
     if scaling["kind"] == "dynamic":  # the file has no bound on the sequence
         flat["context"] = None
     return flat
-
-
-def with_plain_embedding(config: DecoderConfig) -> DecoderConfig:
-    """The configuration without ``scale_embedding``, whose factor then has to be in the (untied) table."""
-    return dataclasses.replace(config, scale_embedding=False, tie_embeddings=False)

@@ -12,15 +12,13 @@ from llmfast.integrations.huggingface.rope_settings import SCALING_KEYS, NoRope,
 from llmfast.integrations.huggingface.settings import (
     Activation,
     Copies,
-    File,
     Fixed,
     GemmaScores,
-    Granite,
-    LogitScale,
     Only,
     QkvBias,
     Quantization,
     Renamed,
+    Scales,
     Setting,
     Unread,
 )
@@ -55,12 +53,16 @@ def _llama(
     )
 
 
+# The weights of norms are differences from 1.
+_GEMMA = {"scale_embedding": True, "norm_weight_offset": 1.0}
+
+
 def _gemma2(rope: Rope | RopeByLayer, window: AlternatingWindow, scores: GemmaScores) -> tuple[Setting, ...]:
     """The settings that Gemma 2 and 3 share."""
     return (
         *_llama(rope, activation="hidden_activation"),
         Unread("hidden_act"),
-        Fixed({"scale_embedding": True, "norm_position": "both"}),
+        Fixed(_GEMMA | {"norm_position": "both"}),
         window,
         scores,
     )
@@ -68,30 +70,19 @@ def _gemma2(rope: Rope | RopeByLayer, window: AlternatingWindow, scores: GemmaSc
 
 def _cohere(rope: Rope) -> tuple[Setting, ...]:
     """The settings that Cohere and Cohere 2 share."""
-    kinds = {"norm": "layer", "norm_bias": False, "parallel_residual": True}
-    return (Fixed(kinds), *_llama(rope, norm_eps="layer_norm_eps"), LogitScale())
+    kinds = {"norm": "layer", "norm_bias": False, "parallel_residual": True, "rope_interleaved": True}
+    return (Fixed(kinds), *_llama(rope, norm_eps="layer_norm_eps"), Scales({"logit_scale": "logit_scale"}))
 
 
 _OLMO2 = {"qk_norm": True, "qk_norm_over": "all", "norm_position": "after"}
 
 
-def cohere_factors(file: File) -> dict[str, float]:
-    """Cohere's factor on logits, as a factor of the weights of the norm before the head."""
-    return {"model.norm.weight": file["logit_scale"]}
-
-
-def granite_factors(file: File) -> dict[str, float]:
-    """Granite's multipliers, as factors of the weights that they can be joined with."""
-    heads, residual = file["num_attention_heads"], file["residual_multiplier"]
-    width = file.get("head_dim") or file["hidden_size"] // heads
-    return {
-        "embed_tokens.weight": file["embedding_multiplier"],
-        "q_proj.weight": file["attention_multiplier"] * width**0.5,  # in place of 1 / √D
-        "o_proj.weight": residual,
-        "down_proj.weight": residual,
-        "lm_head.weight": 1 / file["logits_scaling"],
-    }
-
+_GRANITE = {
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "attention_scale": "attention_multiplier",
+}
 
 _GPT2 = (
     Quantization(),
@@ -158,11 +149,10 @@ FAMILIES = {
                 Activation("hidden_act", gated=True, same_as={"gelu": "gelu_pytorch_tanh"}),
                 Unread("hidden_activation"),
                 Renamed({"tie_embeddings": "tie_word_embeddings"}),
-                Fixed({"scale_embedding": True}),
+                Fixed(_GEMMA),
             ),
             tensor_names.LLAMA,
             _GEMMA_MODULES,
-            norm_offset=1.0,
         ),
         Family(
             "gemma2",
@@ -170,7 +160,6 @@ FAMILIES = {
             _gemma2(Rope(), AlternatingWindow(2), GemmaScores(True)),
             tensor_names.GEMMA2,
             _GEMMA_MODULES,
-            norm_offset=1.0,
         ),
         Family(
             "gemma3_text",
@@ -186,7 +175,6 @@ FAMILIES = {
             ),
             tensor_names.GEMMA2,
             _GEMMA_MODULES,
-            norm_offset=1.0,
         ),
         Family(
             "phi3",
@@ -217,10 +205,9 @@ FAMILIES = {
         Family(
             "granite",
             "GraniteForCausalLM",
-            (*_llama(), Granite()),
+            (*_llama(), Scales(_GRANITE, divides=("logit_scale",))),
             tensor_names.LLAMA,
             _LLAMA_MODULES,
-            factors=granite_factors,
         ),
         Family("gpt_oss", "GptOssForCausalLM", patched={"RMSNorm": "rms_norm", "ForCausalLM": "loss"}),
         Family(
@@ -234,8 +221,6 @@ FAMILIES = {
             (*_cohere(Rope(500_000.0)), Only({"use_qk_norm": False})),
             tensor_names.COHERE,
             {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
-            factors=cohere_factors,
-            interleaved_rope=True,
         ),
         Family(
             "cohere2",
@@ -243,8 +228,6 @@ FAMILIES = {
             (*_cohere(Rope()), AlternatingWindow(4, "sliding_window_pattern", full_has_no_rope=True)),
             tensor_names.COHERE,
             {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
-            factors=cohere_factors,
-            interleaved_rope=True,
         ),
         Family(
             "mixtral",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,6 @@ class Family:
     """Whether linear layers of blocks are stored transposed (GPT-2's Conv1D)."""
     ignored: str = r".*rotary_emb\.inv_freq"
     """Tensors in published folders that are no parameters."""
-    norm_offset: float = 0.0
-    """What is added to the stored weights of norms (Gemma's are differences from 1)."""
-    interleaved_rope: bool = False
-    """Whether the pairs of columns that rotate together are neighbors; ours are half a head apart."""
-    factors: Callable[[File], Mapping[str, float]] | None = None
-    """What stored tensors are multiplied by, by the ends of their names, for settings that go into the weights."""
 
     @property
     def prefix(self) -> str:
@@ -68,10 +62,6 @@ class Family:
             found |= setting.read(reading)
         reading.check_all_used()
         return DecoderConfig(**found)
-
-    def factors_of(self, file: Mapping[str, Any]) -> Mapping[str, float]:
-        """``factors`` for a config.json."""
-        return {} if self.factors is None else self.factors(File(file, DEFAULTS[self.model_type]))
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The config.json that says most of ``config``; what it does not say shows when it is read again.

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.files import atomic_folder
-from llmfast.integrations.huggingface.config import can_say, from_config, to_config, with_plain_embedding
+from llmfast.integrations.huggingface.config import as_said, from_config, to_config
 from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.stored import stored_tensors
-from llmfast.integrations.rotary_pairs import half_split, interleaved, of_queries_and_keys
 from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
 from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
+from llmfast.models.rewriting import rewritten
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -74,7 +74,7 @@ def load_huggingface(
         raise ValueError(f"{config_file} cannot be used: {reason}") from None
     config = dataclasses.replace(config, vocab_multiple=vocab_multiple)
     with stored_tensors(folder) as (names, read):
-        reader = _Reader(family, config, names, read, family.factors_of(file))
+        reader = _Reader(family, config, names, read)
         if config.tie_embeddings and reader.has_other_head():
             config = reader.config = dataclasses.replace(config, tie_embeddings=False)
         with torch.device("meta"):
@@ -111,8 +111,9 @@ def save_huggingface(
 ) -> None:
     """Write the model as a new folder that transformers reads.
 
-    An embedding that is scaled on its way in (``scale_embedding``) becomes a table of its own with the factor in it,
-    but in Gemma, which has the factor. The tokens that begin and end a text are written as generation_config.json of
+    Tensors that were imported from such a folder are written as they were, to the bit. Scales that the family lacks
+    (``embedding_scale``, ``residual_scale``, ``logit_scale``, ``attention_scale``) move into the weights, that of
+    embeddings into a table of its own. The tokens that begin and end a text are written as generation_config.json of
     ``tokenizer_from`` names them, or as its tokenizer has them.
 
     Args:
@@ -129,18 +130,11 @@ def save_huggingface(
     from huggingface_hub import save_torch_state_dict
 
     check_new(folder)
-    config = model.config
-    if config.scale_embedding and not can_say(config, family):
-        config = with_plain_embedding(config)
+    config = as_said(model.config, family)
     chosen, file = to_config(config, family)
     tensors = {}
     for name, tensor in _own_tensors(model, config).items():
-        tensor = tensor.detach().cpu()
-        if name == "embedding.weight" and model.config.scale_embedding and not config.scale_embedding:
-            tensor = tensor * config.width**0.5
-        if chosen.norm_offset and name.endswith("norm.weight"):
-            tensor = tensor - chosen.norm_offset
-        tensors |= _theirs(chosen, config, name, tensor)
+        tensors |= _theirs(chosen, config, name, rewritten(name, tensor.detach().cpu(), model.config, config))
     dtype = dtype or narrowest(tensors.values())
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     special = special_tokens(tokenizer_from)
@@ -209,15 +203,8 @@ def _own_tensors(model: Decoder, config: DecoderConfig) -> dict[str, Tensor]:
 class _Reader:
     """Assembles our tensors from those of a folder."""
 
-    def __init__(
-        self,
-        family: Family,
-        config: DecoderConfig,
-        names: set[str],
-        read: Callable[[str], Tensor],
-        factors: Mapping[str, float],
-    ):
-        self.family, self.config, self.names, self.read, self.factors = family, config, names, read, factors
+    def __init__(self, family: Family, config: DecoderConfig, names: set[str], read: Callable[[str], Tensor]):
+        self.family, self.config, self.names, self.read = family, config, names, read
         self.used: set[str] = set()
         self.block_sizes: dict[str, set[int | None]] = {}
         """Of our tensors: the block sizes of those of theirs that are in 4 bits, and None where one is not."""
@@ -236,10 +223,6 @@ class _Reader:
         if name.endswith("router.bias"):
             return torch.zeros(like.shape)
         theirs = self.family.their_names(name)
-        is_tied_but_for_a_factor = name == "head.weight" and "embed_tokens.weight" in self.factors
-        if is_tied_but_for_a_factor and self.found(*theirs) is None:
-            factor = self.factors.get(theirs[0], 1.0) / self.factors["embed_tokens.weight"]
-            return self.tensor("embedding.weight", like) * factor
         self.current = self.block_sizes.setdefault(name, set())
         if "{x}" in theirs[0]:
             experts = range(self.config.experts.count)
@@ -251,15 +234,10 @@ class _Reader:
             self.current.add(None)
         if name in ("embedding.weight", "head.weight") and len(tensor) == self.config.vocab_size:
             tensor = torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), tensor.shape[1])])
-        if self.family.norm_offset and name.endswith("norm.weight"):
-            tensor = tensor.float() + self.family.norm_offset
         if tensor.shape != like.shape:
             raise ValueError(
                 f"{theirs[0]} has the shape {tuple(tensor.shape)}, but by config.json it is {tuple(like.shape)}"
             )
-        if self.family.interleaved_rope and name.endswith("attention.qkv.weight"):
-            self.current.add(None)
-            tensor = of_queries_and_keys(half_split, tensor, self.config)
         return tensor
 
     def _joined(self, names: list[str] | tuple[str, ...]) -> Tensor:
@@ -270,11 +248,7 @@ class _Reader:
         if found is None:
             raise ValueError(f"the tensor {name} is missing")
         self.used.add(found)
-        factor = next((value for end, value in self.factors.items() if name.endswith(end)), 1.0)
-        if factor != 1.0:
-            self.current.add(None)
-        tensor = self._stored(found)
-        return tensor if factor == 1.0 else tensor.float() * factor
+        return self._stored(found)
 
     def _stored(self, found: str) -> Tensor:
         if not has_bitsandbytes_state(self.names, found):
@@ -309,8 +283,6 @@ def _theirs(family: Family, config: DecoderConfig, name: str, tensor: Tensor) ->
         tensor = tensor[: config.vocab_size]
     if _is_transposed(family, name, tensor):
         tensor = tensor.T
-    if family.interleaved_rope and name.endswith("attention.qkv.weight"):
-        tensor = of_queries_and_keys(interleaved, tensor, config)
     if "{x}" not in names[0]:
         return dict(zip(names, _parts(tensor, config, len(names)), strict=True))
     return {

@@ -211,32 +211,45 @@ class QkvBias:
         return {}
 
 
-class Granite:
-    """Granite's multipliers, which go into the weights (``families.granite_factors``)."""
+@dataclass(frozen=True)
+class Scales:
+    """Factors on embeddings, attention, the residual stream and logits, which must be positive numbers."""
+
+    theirs: Mapping[str, str]
+    """Our names, and theirs."""
+    divides: tuple[str, ...] = ()
+    """Our names of those that the family divides by."""
 
     def read(self, file: File) -> dict[str, Any]:
-        embedding, logits = file["embedding_multiplier"], file["logits_scaling"]
-        for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"):
-            if type(file[name]) not in (int, float) or not math.isfinite(file[name]):
-                raise ValueError(f"{name} is {file[name]!r}, not a finite number")
-        # A table that serves at both ends can hold one factor only.
-        return {} if embedding == 1 / logits else {"tie_embeddings": False}
+        found = {}
+        for ours, theirs in self.theirs.items():
+            value = file[theirs]
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{theirs} is {value!r}, not a positive number")
+            found[ours] = inverse(value) if ours in self.divides else float(value)
+        return found
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"attention_multiplier": config.head_width**-0.5}
+        own = {
+            "embedding_scale": config.embedding_factor,
+            "attention_scale": config.attention_factor,
+            "residual_scale": config.residual_scale,
+            "logit_scale": config.logit_scale,
+        }
+        return {
+            theirs: inverse(own[ours]) if ours in self.divides else own[ours] for ours, theirs in self.theirs.items()
+        }
 
 
-class LogitScale:
-    """Cohere's factor on logits, which goes into the weights of the final norm (``families.cohere_factors``)."""
+def inverse(value: float) -> float:
+    """1 / value; of the numbers beside it that have the same inverse, the one with the fewest digits.
 
-    def read(self, file: File) -> dict[str, Any]:
-        scale = file["logit_scale"]
-        if type(scale) not in (int, float) or not math.isfinite(scale):
-            raise ValueError(f"logit_scale is {scale!r}, not a finite number")
-        return {}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"logit_scale": 1.0}
+    >>> 1 / (1 / 49.0), inverse(inverse(49.0))
+    (49.00000000000001, 49.0)
+    """
+    found = 1 / value
+    near = (found, math.nextafter(found, 0), math.nextafter(found, math.inf))
+    return min((each for each in near if 1 / each == value), key=lambda each: len(repr(each)), default=found)
 
 
 @dataclass(frozen=True)
@@ -260,7 +273,7 @@ class GemmaScores:
         return caps | {"attention_scale": None if scalar == file["head_dim"] else scalar**-0.5}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        scale = config.attention_scale or config.head_width**-0.5
+        scale = config.attention_factor
         return {
             "query_pre_attn_scalar": round(scale**-2),
             "final_logit_softcapping": config.logit_softcap,

@@ -92,7 +92,9 @@ class AlternatingWindow:
         return found
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        return {"sliding_window": config.window, "layer_types": _types(config)}
+        types = {"layer_types": _types(config)}
+        # The family always has a number there, which only layers with a window read.
+        return types if config.window is None else types | {"sliding_window": config.window}
 
 
 def _sliding(types: Any, layers: int) -> list[bool]:

@@ -6,7 +6,9 @@ import itertools
 
 from torch import Tensor, nn
 
-from llmfast.integrations.huggingface.config import to_config
+from llmfast.integrations.huggingface.config import families_of
+from llmfast.integrations.huggingface.families import DECODERS
+from llmfast.integrations.huggingface.family import Family
 from llmfast.models.adapters.lora import WHOLE
 from llmfast.models.adapters.targets import Target, candidates, modules_of
 from llmfast.models.decoder import Decoder
@@ -49,13 +51,11 @@ class Naming:
 
 
 class FamilyNaming(Naming):
-    """The names that transformers has for what this decoder is."""
+    """The names that a family of transformers has for what this decoder is."""
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, family: Family):
         super().__init__(decoder)
-        self.family, _ = to_config(decoder.config)
-        if self.family.interleaved_rope:
-            raise ValueError(f"{self.family.model_type} has the rows of queries and keys in another order")
+        self.family = family
         self.vocab_size = decoder.config.vocab_size
         self.transposed = self.family.conv1d
         self.sizes = {
@@ -90,6 +90,11 @@ class FamilyNaming(Naming):
             return [(theirs[[each.part for each in fused].index(target.part)], slice(None))]
         return list(zip(theirs, self._rows(target.module, target.rows), strict=True))
 
+    def has(self, keys: list[str]) -> bool:
+        """Whether every entry of a file, with a dot before its name, belongs to a module of the family."""
+        known = tuple(f".{name}." for names in self.modules.values() for name in names)
+        return all(key.startswith(known) for key in keys)
+
     def parts(self, module: str, leaf: str, tensor: Tensor) -> dict[str, Tensor]:
         if module in ("embedding", "head"):
             tensor = tensor[: self.vocab_size]
@@ -115,10 +120,11 @@ def naming_of(model: nn.Module, keys: list[str] | None = None) -> Naming:
     own names.
     """
     if isinstance(model, Decoder) and not (keys and any(".blocks." in key for key in keys)):
-        try:
-            return FamilyNaming(model)
-        except ValueError:  # no family is like it
-            pass
+        namings = [FamilyNaming(model, DECODERS[kind]) for kind in families_of(model.config)]
+        # Several families compute the same by other names (Phi-3 and Mistral).
+        fitting = [each for each in namings if keys and each.has(keys)]
+        if namings:
+            return (fitting or namings)[0]
     return Naming(model)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmfast.files import atomic_folder
 from llmfast.models.tensors import trained_tensors
+from llmfast.remote import upload
 from llmfast.training.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -42,6 +43,8 @@ class Saver:
         self.run, self.trainer = run, trainer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future, Callable[[], None]] | None = None
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
+        self._copying: Future[None] | None = None
         # Background saves use their own process group, so that their messages do not mix with those of training.
         in_background = trainer.training.async_checkpoints and trainer.placement.saves_in_parts
         self._group = dist.new_group(backend="gloo") if in_background else None
@@ -67,10 +70,10 @@ class Saver:
                 name: value.clone() if isinstance(value, Tensor) else value for name, value in state["source"].items()
             }
             copies = [_on_cpu(model), _on_cpu(optimizer)]
-            self._pending = self._thread.submit(self._write, state, *copies), self._drop_old
+            self._pending = self._thread.submit(self._write, state, *copies), self._complete
         else:
             self._write(state, model, optimizer)
-            self._drop_old()
+            self._complete()
         if not background:
             self.wait()
 
@@ -91,6 +94,20 @@ class Saver:
             (waiting,) = self.trainer.world.any(waiting)
         if not waiting:
             self.wait()
+
+    def finish_copying(self) -> str | None:
+        """Wait until the newest copy at ``training.copy_to`` is whole; returns why it is not, if it failed."""
+        copying, self._copying = self._copying, None
+        if copying is None:
+            return None
+        error = copying.exception()
+        if error is not None and not isinstance(error, ValueError):
+            raise error
+        return None if error is None else str(error)
+
+    def poll_copying(self) -> str | None:
+        """Why the newest copy at ``training.copy_to`` failed, if it did by now."""
+        return self.finish_copying() if self._copying is not None and self._copying.done() else None
 
     def _write(self, state: dict[str, Any], model: Tensors, optimizer: Tensors) -> None:
         save_checkpoint(self.run, state, model=model, optimizer=optimizer, save_assets=self.trainer.task.save_assets)
@@ -120,13 +137,17 @@ class Saver:
             world.barrier()
             world.on_main(complete)
             if world.is_main:
-                self._drop_old()
+                self._complete()
 
         return write_sharded(partial, model, optimizer, self._group), finish
 
-    def _drop_old(self) -> None:
+    def _complete(self) -> None:
+        """What the first process does once a checkpoint is on the disk."""
         training = self.trainer.training
         drop_old_checkpoints(self.run, keep_last=training.keep_last, keep_best=training.keep_best)
+        # While one copy is under way no other begins; the one after it takes the newest files.
+        if training.copy_to and (self._copying is None or self._copying.done()):
+            self._copying = self._copier.submit(upload, self.run, training.copy_to)
 
 
 def restore(trainer: Trainer, folder: Path) -> None:
