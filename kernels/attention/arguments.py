@@ -21,10 +21,10 @@ def addressable(x):
     """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits
     reach within a tile."""
     batch, head, row, element = x.stride() if x.dim() == 4 else (0, *x.stride())
-    if element == 1 and row < 2**23 and not (batch | head | row | x.storage_offset()) & 7:  # nearly always
+    if element == 1 and row < 2**23 and not ((batch | head | row) & 7 or x.data_ptr() & 15):  # nearly always
         return x
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
-    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
+    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.data_ptr() % 16 == 0
     return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
