@@ -18,6 +18,8 @@ CHOSEN = [
     "tests/kernels/test_attention_hopper.py::test_on_a_chip_all_forms_agree",
     "tests/kernels/test_attention_decode.py::test_decode_is_the_last_rows_of_forward",
     "tests/kernels/test_attention_decode.py::test_shuffled_pages_give_the_bits_of_a_contiguous_cache",
+    "tests/kernels/test_attention_block_mask.py::test_every_pair_of_options",
+    "tests/kernels/test_attention_block_mask.py::test_queries_whose_blocks_are_all_hidden",
     "tests/kernels/test_attention_options.py::test_alibi",
     "tests/kernels/test_attention_options.py::test_only_tokens_that_count_are_seen",
     "tests/kernels/test_attention_options.py::test_decoding_with_alibi_and_padding",

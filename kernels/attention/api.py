@@ -11,6 +11,7 @@ from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
 from .checks import (
+    check_block_mask,
     check_cu_seqlens,
     check_options,
     check_per_sequence,
@@ -42,6 +43,8 @@ def flash_attention(
     seqused_k: Tensor | None = None,
     leftpad_k: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    block_mask: Tensor | None = None,
+    block_size: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Exact attention in memory proportional to S + T; gradients for q, k, v, sinks and through the lse.
@@ -56,8 +59,8 @@ def flash_attention(
     (Milakov and Gimelshein 2018). The backward pass is deterministic: each dQ, dK and dV tile belongs to one
     program.
 
-    Scores that a function computes, other than ALiBi's, and masks by rule are out of scope: for those,
-    ``torch.nn.attention.flex_attention``.
+    Scores that a function computes, other than ALiBi's, and masks by rule, other than blocks, are out of scope: for
+    those, ``torch.nn.attention.flex_attention``.
 
     Args:
         q: (B, H, S, D), any strides, so ``x.view(B, S, H, D).transpose(1, 2)`` costs no copy; or (N, H, D)
@@ -85,6 +88,10 @@ def flash_attention(
             nobody sees; among those that ``seqused_k`` counts.
         alibi_slopes: (H,), or (B, H) or (sequences, H): slope · |distance of positions| is subtracted from each score,
             after ``softcap`` (ALiBi: Press et al. 2022, arXiv:2108.12409). They get no gradient.
+        block_mask: (B or 1, H or 1, ceil(S / block_size), ceil(T / block_size)) bool: False hides a block of keys from
+            a block of queries, in addition to the other options. No pass computes products of hidden blocks
+            (block-sparse FlashAttention: Dao et al. 2022, arXiv:2205.14135, section 3.3). Not with ``cu_seqlens_q``.
+        block_size: Queries and keys of a block, a multiple of 128.
         return_lse: Also return the log of the softmax denominator.
 
     Returns:
@@ -123,6 +130,7 @@ def flash_attention(
                 raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
             check_per_sequence(name, x, sequences, q)
         alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
+    check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
     left, right = window_bounds(causal, window)
     result = attend(
         q,
@@ -141,6 +149,8 @@ def flash_attention(
         used_k=seqused_k,
         pad_k=leftpad_k,
         alibi=alibi_slopes,
+        block_mask=block_mask,
+        block_size=block_size,
         return_lse=return_lse,
     )
     if fits:
@@ -177,6 +187,8 @@ def attend(
     used_k: Tensor | None = None,
     pad_k: Tensor | None = None,
     alibi: Tensor | None = None,
+    block_mask: Tensor | None = None,
+    block_size: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``flash_attention`` after its checks, with the window as signed bounds (``None``: no bound)."""
@@ -185,14 +197,14 @@ def attend(
     if scale < 0:  # Kernels, PyTorch's too, take the maximum before they scale.
         q, scale = -q, -scale
     if use_triton(q, k, v):
-        options = (scale, left, right, softcap, dropout_p)
+        options = (scale, left, right, softcap, dropout_p, block_size)
         packing = (cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k)
-        out, lse = attention_op(q, k, v, sinks, alibi, seed, *packing, *options)
+        out, lse = attention_op(q, k, v, sinks, alibi, seed, *packing, block_mask, *options)
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
     plain = softcap is None and sinks is None and alibi is None and dropout_p == 0
-    plain = plain and used_q is None and used_k is None and pad_k is None
+    plain = plain and used_q is None and used_k is None and pad_k is None and block_mask is None
     plain = plain and not return_lse and not is_batch_invariant()
     if plain and cu_seqlens_q is None:
         return reference.plain_attention(q, k, v, scale=scale, left=left, right=right)
@@ -217,6 +229,8 @@ def attend(
         used_k=used_k,
         pad_k=pad_k,
         alibi=alibi,
+        block_mask=block_mask,
+        block_size=block_size,
     )
     return (out, lse) if return_lse else out
 

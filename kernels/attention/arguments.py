@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 from ..frame.launch import cdiv
 from .launch import padded_width
@@ -106,6 +107,23 @@ def scalar_arguments(scale, left, right, softcap):
         "left": left,
         "right": right,
     }
+
+
+def block_lists(mask):
+    """(B or 1, H or 1, rows, 2, columns + 1) int32 of a mask of blocks (B or 1, H or 1, rows, columns): for each row of
+    blocks the columns that it sees, in order and filled up with the number of columns, which stands for a block past
+    the end; and how many of those it sees come before each column, and before the end."""
+    columns = mask.shape[-1]
+    column = torch.arange(columns, dtype=torch.int32, device=mask.device)
+    seen = F.pad(torch.where(mask, column, columns).sort(-1).values, (0, 1), value=columns)
+    return torch.stack([seen, F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))], -2)
+
+
+def mask_arguments(mask, block):
+    """How blocks lie in a mask (B or 1, H or 1, rows, columns); the lists of it are the kernel's own argument."""
+    if mask is None:
+        return {"MASK_BLOCK": 0, "MASK_BY_ENTRY": False, "MASK_BY_HEAD": False}
+    return {"MASK_BLOCK": block, "MASK_BY_ENTRY": mask.shape[0] > 1, "MASK_BY_HEAD": mask.shape[1] > 1}
 
 
 def dropout_arguments(seed, dropout_p):

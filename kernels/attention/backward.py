@@ -12,8 +12,11 @@ from .tiles import (
     PRECISION,
     RUNTIME_INTEGERS,
     alibi_slope,
+    in_listed_blocks,
+    in_sequence,
     keep_mask,
     key_ranges,
+    listed_blocks,
     load_rows,
     locate,
     logits,
@@ -76,15 +79,14 @@ def score_gradient(p, dp, x, delta, softcap, keep, keep_scale):
 
 @triton.jit
 def gather_keys_gradient(
-    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, keys,
-    S, T, left,
-    right, scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    dk, dv, k, v, q_source, d_out_source, lse, delta, q_row, d_out_row, low, full_low, full_high, high, blocks, keys,
+    S, T, left, right, scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds to dK and dV of a tile of keys what the masked rows or the full ones of one head give. Scores
     stand transposed, so that P and dS enter their products from registers."""
     for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_M, MASKED)):
-        first = step_start(step, low, full_low, full_high, BLOCK_M, MASKED)
+        first = in_sequence(step_start(step, low, full_low, full_high, BLOCK_M, MASKED), blocks, MASK_BLOCK)
         rows = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_source, first, q_row, S, D, BLOCK_M, BLOCK_D, TMA, MASKED)
         product = tl.dot(k, q.T, input_precision=PRECISION)
@@ -107,7 +109,7 @@ def gather_keys_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def keys_gradient_kernel(
-    q, k, v, d_out, lse, delta, dk, dv, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
+    q, k, v, d_out, lse, delta, dk, dv, alibi, mask_of_keys, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -117,7 +119,8 @@ def keys_gradient_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32,
     natural_scale: tl.float32, softcap, threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, MASK_BY_ENTRY: tl.constexpr, MASK_BY_HEAD: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)  # Under a causal mask the first tile of keys is seen by the most queries.
     kv_head = program // tiles % (heads // GROUP)
@@ -144,11 +147,16 @@ def keys_gradient_kernel(
         )
         row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
         slope = alibi_slope(alibi, sequence, heads, head)
+        blocks = listed_blocks(
+            mask_of_keys, entry, head, heads, first_key, T, S, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD
+        )
+        ranges = in_listed_blocks(low, full_low, full_high, high, blocks, S, BLOCK_M, MASK_BLOCK)
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
                 dk_tile, dv_tile, k_tile, v_tile, q_source, d_out_source, lse + row_offset, delta +
-                row_offset, q_row, d_out_row, low, full_low, full_high, high, keys, S, T, left, right, scale,
-                softcap, slope, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D, TMA, phase == 1,
+                row_offset, q_row, d_out_row, ranges[0], ranges[1], ranges[2], ranges[3], blocks, keys, S, T, left,
+                right, scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D, BLOCK_M, BLOCK_D,
+                MASK_BLOCK, TMA, phase == 1,
             )  # fmt: skip
     dk_source = make_source(dk, entry, kv_head, k_start, dk_batch, dk_head, dk_row, T, D, BLOCK_N, BLOCK_D, TMA)
     store_tile(dk_source, first_key, dk_row, T, dk_tile * natural_scale, D, BLOCK_N, BLOCK_D, TMA)
@@ -158,14 +166,13 @@ def keys_gradient_kernel(
 
 @triton.jit
 def gather_queries_gradient(
-    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, rows, S, T,
-    left, right,
-    scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    dq, q, d_out, lse, delta, k_source, v_source, k_row, v_row, low, full_low, full_high, high, blocks, rows,
+    S, T, left, right, scale, softcap, slope, seed, threshold, keep_scale, sequence, head, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds to dQ of a tile of rows what the masked keys or the full ones give."""
     for step in tl.range(0, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
-        first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
+        first = in_sequence(step_start(step, low, full_low, full_high, BLOCK_N, MASKED), blocks, MASK_BLOCK)
         keys = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_source, first, k_row, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         product = tl.dot(q, k.T, input_precision=PRECISION)
@@ -185,7 +192,7 @@ def gather_queries_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def queries_gradient_kernel(
-    q, k, v, d_out, lse, delta, dq, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
+    q, k, v, d_out, lse, delta, dq, alibi, mask, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -194,7 +201,8 @@ def queries_gradient_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32,
     natural_scale: tl.float32, softcap, threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, MASK_BY_ENTRY: tl.constexpr, MASK_BY_HEAD: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     head = program // tiles % heads
@@ -223,11 +231,13 @@ def queries_gradient_kernel(
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slope = alibi_slope(alibi, sequence, heads, head)
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
+    blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
+    low, full_low, full_high, high = in_listed_blocks(low, full_low, full_high, high, blocks, T, BLOCK_N, MASK_BLOCK)
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         dq_tile = gather_queries_gradient(
             dq_tile, q_tile, d_out_tile, row_lse, row_delta, k_source, v_source, k_row, v_row,
-            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope,
-            seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, TMA, phase == 1,
+            low, full_low, full_high, high, blocks, rows, S, T, left, right, scale, softcap, slope,
+            seed, threshold, keep_scale, sequence, head, D, BLOCK_N, BLOCK_D, MASK_BLOCK, TMA, phase == 1,
         )  # fmt: skip
     dq_source = make_source(dq, entry, head, q_start, dq_batch, dq_head, dq_row, S, D, BLOCK_M, BLOCK_D, TMA)
     store_tile(dq_source, first_row, dq_row, S, dq_tile * natural_scale, D, BLOCK_M, BLOCK_D, TMA)

@@ -27,6 +27,7 @@ DROPOUT = {"causal": True, "dropout_p": 0.1, "packed": True}
 CAPPED = {"causal": True, "window": 1024, "softcap": 50.0, "sinks": True}
 ALIBI = {"causal": True, "alibi": True}
 PADDED = {"causal": True, "packed": True, "used": True}
+BLOCKS = {"causal": True, "mask": True}
 
 # What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
 # with less in them; float32 has the same tiles on all chips, so one shows that they hold.
@@ -36,17 +37,21 @@ ALL = {
     "window softcap sinks": (128,),
     "alibi": (128,),
     "padded": (128,),
+    "mask of blocks": (128,),
 }
 COVERED = {
-    80: ALL | {"dropout packed": (128,)},
-    86: {"causal": (64, 128, 256), "alibi": (128,)},
-    89: {"causal": (128,), "alibi": (128,)},
+    80: ALL | {"dropout packed": (128,), "dropout alibi padded": (128,)},
+    86: {"causal": (64, 128, 256), "alibi": (128,), "mask of blocks": (128,)},
+    89: {"causal": (128,), "alibi": (128,), "mask of blocks": (128,)},
     90: ALL
     | {
         "causal": (16, 32, 64, 128, 256),
         "dropout packed": (64, 128, 256),
         "alibi": (64, 128, 256),
+        "mask of blocks": (64, 128, 256),
+        "dropout alibi padded": (128,),
         "fp32": (64, 128),
+        "fp32 alibi": (64,),
     },
     100: ALL | {"dropout packed": (64, 128)},
     120: ALL,
@@ -57,16 +62,20 @@ OPTIONS = {
     "window softcap sinks": CAPPED,
     "alibi": ALIBI,
     "padded": PADDED,
+    "mask of blocks": BLOCKS,
+    "dropout alibi padded": DROPOUT | ALIBI | PADDED,
     "fp32": PLAIN,
+    "fp32 alibi": ALIBI,
 }
 
 
 def compile_cases(chip: Chip) -> Iterator[CompileCase]:
     """Every tile of the launch functions for this chip, under the options that change what it holds."""
     for name, widths in COVERED[chip.capability].items():
-        dtype = torch.float32 if name == "fp32" else torch.bfloat16
+        fp32 = name.startswith("fp32")
+        dtype = torch.float32 if fp32 else torch.bfloat16
         for width in widths:
-            expected = None if name == "fp32" or width < 64 else products(chip)
+            expected = None if fp32 or width < 64 else products(chip)
             yield training_case(f"{width} {name}", dtype, width, OPTIONS[name], expected, chip)
     for width in (64, 128):
         yield training_case(f"{width} causal, short", torch.bfloat16, width, PLAIN, products(chip), chip, batch=MANY)
@@ -104,7 +113,7 @@ def training_case(
     is persistent then, and in another form."""
     packed = options.get("packed", False)
     float_options = (width**-0.5, options.get("window"), 0 if options.get("causal") else None)
-    arguments = (*float_options, options.get("softcap"), options.get("dropout_p", 0.0))
+    arguments = (*float_options, options.get("softcap"), options.get("dropout_p", 0.0), 128)
 
     def meta(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -118,8 +127,9 @@ def training_case(
         seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
         alibi = meta(2, 8, dtype=torch.float32) if options.get("alibi") else None
         used = meta(2, dtype=torch.int32) if options.get("used") else None
+        mask = meta(batch, 8, 4, 4, dtype=torch.bool) if options.get("mask") else None
         with choosing(forward=form) if form else contextlib.nullcontext():
-            call = AttentionCall(q, k, k, sinks, alibi, seed, cu, cu, used, used, used, *arguments)
+            call = AttentionCall(q, k, k, sinks, alibi, seed, cu, cu, used, used, used, mask, *arguments)
             out, lse = forward(call)
         if batch != MANY and form is None:
             backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))

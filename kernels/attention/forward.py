@@ -14,8 +14,11 @@ from .tiles import (
     PRECISION,
     RUNTIME_INTEGERS,
     alibi_slope,
+    in_listed_blocks,
+    in_sequence,
     keep_mask,
     key_ranges,
+    listed_blocks,
     load_rows,
     locate,
     logits,
@@ -58,15 +61,15 @@ def softmax_step(
 @triton.jit
 def attend_keys(
     acc, denominator, maximum, waiting, before, begin, q, k_source, v_source, k_stride, v_stride,
-    low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope, seed, threshold, sequence, head,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr,
-    MASKED: tl.constexpr,
+    low, full_low, full_high, high, blocks, rows, S, T, left, right, scale, softcap, slope, seed, threshold, sequence,
+    head, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr,
+    MASK_BLOCK: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Adds the masked tiles of keys or the full ones, from step ``begin`` on. ROTATED: ``waiting`` are the
     probabilities of the tile at ``before``, whose product with their values runs while the tensor cores would
     otherwise wait for the softmax of the next tile."""
     for step in tl.range(begin, steps(low, full_low, full_high, high, BLOCK_N, MASKED)):
-        first = step_start(step, low, full_low, full_high, BLOCK_N, MASKED)
+        first = in_sequence(step_start(step, low, full_low, full_high, BLOCK_N, MASKED), blocks, MASK_BLOCK)
         k = load_rows(k_source, first, k_stride, T, D, BLOCK_N, BLOCK_D, TMA, MASKED)
         product = tl.dot(q, k.T, input_precision=PRECISION)
         if ROTATED:
@@ -88,12 +91,13 @@ def attend_keys(
 
 @triton.jit
 def attend_rows(
-    q, k, v, out, lse, sinks, alibi, seed,
+    q, k, v, out, lse, sinks, alibi, mask, seed,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     entry, sequence, head, heads, rows_in_all, first_row, q_start, k_start, S, T, left, right, scale, softcap,
     threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, IN_ORDER: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, MASK_BY_ENTRY: tl.constexpr, MASK_BY_HEAD: tl.constexpr,
+    TMA: tl.constexpr, ROTATED: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
     kv_head = head // GROUP
@@ -116,9 +120,12 @@ def attend_rows(
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
     if IN_ORDER:  # Every tile of keys by the same arithmetic, first to last, whichever rows are beside a row.
         full_high = full_low
+    blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
+    low, full_low, full_high, high = in_listed_blocks(low, full_low, full_high, high, blocks, T, BLOCK_N, MASK_BLOCK)
     waiting, before, taken = 0, 0, 0
     if ROTATED:  # The first tile, whose values the loop takes, is not in the loop.
         before = tl.where(full_high > full_low, full_low, step_start(0, low, full_low, full_high, BLOCK_N, True))
+        before = in_sequence(before, blocks, MASK_BLOCK)
         k_tile = load_rows(k_source, before, k_row, T, D, BLOCK_N, BLOCK_D, TMA, True)
         waiting, denominator, maximum, _ = softmax_step(
             tl.dot(q_tile, k_tile.T, input_precision=PRECISION), denominator, maximum, rows, before,
@@ -128,8 +135,8 @@ def attend_rows(
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         acc, denominator, maximum, waiting, before = attend_keys(
             acc, denominator, maximum, waiting, before, taken, q_tile, k_source, v_source, k_row, v_row,
-            low, full_low, full_high, high, rows, S, T, left, right, scale, softcap, slope,
-            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, ROTATED, phase == 1,
+            low, full_low, full_high, high, blocks, rows, S, T, left, right, scale, softcap, slope,
+            seed, threshold, sequence, head, D, BLOCK_N, BLOCK_D, TMA, ROTATED, MASK_BLOCK, phase == 1,
         )  # fmt: skip
         if ROTATED:
             taken = tl.where(full_high > full_low, 0, 1)
@@ -172,7 +179,7 @@ def tile_of_turn(turn, tiles, PERSISTENT: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
-    q, k, v, out, lse, sinks, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k,
+    q, k, v, out, lse, sinks, alibi, mask, seed, cu_q, cu_k, used_q, used_k, pad_k,
     q_batch: tl.int64, q_head: tl.int64, q_row: tl.int64,
     k_batch: tl.int64, k_head: tl.int64, k_row: tl.int64,
     v_batch: tl.int64, v_head: tl.int64, v_row: tl.int64,
@@ -180,8 +187,8 @@ def forward_kernel(
     rows_in_all: tl.int64, batch, heads, tiles, S, T, left, right, scale: tl.float32, softcap,
     threshold, keep_scale: tl.float32,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, TMA: tl.constexpr, ROTATED: tl.constexpr, PERSISTENT: tl.constexpr,
-    IN_ORDER: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASK_BLOCK: tl.constexpr, MASK_BY_ENTRY: tl.constexpr, MASK_BY_HEAD: tl.constexpr,
+    TMA: tl.constexpr, ROTATED: tl.constexpr, PERSISTENT: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     for turn in tl.range(0, turns(tiles, heads * batch, PERSISTENT), disable_licm=True):
         tile, head_in_all, exists = tile_of_turn(turn, tiles, PERSISTENT)
@@ -190,9 +197,10 @@ def forward_kernel(
         )
         if exists & (tile * BLOCK_M < rows):
             attend_rows(
-                q, k, v, out, lse, sinks, alibi, seed,
+                q, k, v, out, lse, sinks, alibi, mask, seed,
                 q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
                 out_batch, out_head, out_row, sequence if cu_q is None else 0, sequence, head_in_all % heads,
                 heads, rows_in_all, tile * BLOCK_M, q_start, k_start, rows, keys, left, right, scale, softcap,
-                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, TMA, ROTATED, IN_ORDER,
+                threshold, keep_scale, GROUP, D, BLOCK_M, BLOCK_N, BLOCK_D, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD,
+                TMA, ROTATED, IN_ORDER,
             )  # fmt: skip

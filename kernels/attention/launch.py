@@ -23,6 +23,7 @@ from ..frame.launch import Chip, cdiv
 from ..frame.tuned import tuned
 
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
+BLOCK_MULTIPLE = 128  # of the blocks of a mask; the rows and keys of a tile divide it
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,13 @@ def for_packed(tile: Tile, chip: Chip, head_dim: int, packed: bool) -> Tile:
     the dense tile would spill in the loop."""
     spills = packed and chip.capability == 90 and padded_width(head_dim) == 128 and tile.block_n == 128
     return replace(tile, block_n=64, warps=4) if spills else tile
+
+
+def for_mask(tile: Tile, masked: bool) -> Tile:
+    """A tile that lies in one block of a mask; one that was measured may be larger than those chosen here."""
+    if not masked:
+        return tile
+    return replace(tile, block_m=min(tile.block_m, BLOCK_MULTIPLE), block_n=min(tile.block_n, BLOCK_MULTIPLE))
 
 
 @tuned("attention", Tile)

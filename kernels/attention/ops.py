@@ -18,8 +18,10 @@ from ..frame.operator import define
 from .arguments import (
     addressable,
     as_heads,
+    block_lists,
     dropout_arguments,
     empty_rows,
+    mask_arguments,
     matrices,
     scalar_arguments,
     size_arguments,
@@ -38,6 +40,7 @@ from .launch import (
     WARP_GROUPS,
     Tile,
     chosen,
+    for_mask,
     for_packed,
     forward_form,
     forward_tile,
@@ -81,11 +84,13 @@ class AttentionCall(NamedTuple):
     used_q: Tensor | None  # int32 (sequences,), as the following
     used_k: Tensor | None
     pad_k: Tensor | None
+    block_mask: Tensor | None  # bool (B or 1, H or 1, S / block, T / block)
     scale: float
     left: int | None
     right: int | None
     softcap: float | None
     dropout_p: float
+    block_size: int  # rows and keys of a block of the mask
 
     @property
     def packing(self) -> tuple:
@@ -118,12 +123,13 @@ class AttentionBackwardCall(NamedTuple):
 
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    q, k, v, sinks, alibi, seed, cu_q, *_, scale, left, right, softcap, dropout_p = call
+    q, k, v, sinks, alibi, seed, cu_q, *_, mask, scale, left, right, softcap, dropout_p, block = call
     invariant = is_batch_invariant()
     if (
         not invariant
         and cu_q is None
         and seed is None
+        and mask is None
         and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2])
     ):
         options = (sinks, alibi, None, 0, scale, left, right, softcap)
@@ -135,13 +141,14 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     q, k, v, out_heads = (as_heads(x) for x in (addressable(q), addressable(k), addressable(v), out))
     B, H, S, D = q.shape
     chip, is_heavy = Chip.of(q.device), heavy(softcap, dropout_p)
-    tile = forward_tile(chip, D, q.element_size(), is_heavy)
+    tile = for_mask(forward_tile(chip, D, q.element_size(), is_heavy), mask is not None)
     tiles = tile_count(S, tile.block_m, cu_q)
-    pairs_up = cu_q is None and not is_heavy  # Packed tiles are no pairs; heavy ones share multiprocessors.
+    # Packed tiles, and those of a mask, are no pairs; heavy ones share multiprocessors.
+    pairs_up = cu_q is None and mask is None and not is_heavy
     steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
     form = TILES if invariant else forward_form(chip, D, tile, tiles, B * H, steps, pairs_up)
     if form in (WARP_GROUPS, ALTERNATING):
-        assert pairs_up, "warp groups have no dropout, softcap or packed sequences"
+        assert pairs_up, "warp groups have no dropout, softcap, packed sequences or masks of blocks"
         assert sinks is None, "warp groups have no sinks"
         assert alibi is None, "warp groups have no ALiBi"
         assert left is None, "warp groups have no window to the left"
@@ -155,10 +162,12 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         **size_arguments(q, k, call.packing),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
+        **mask_arguments(mask, block),
         **tile_arguments(tile, {"q": q, "out": out_heads}, {"k": k, "v": v}, cu_q is not None),
         lse=lse,
         sinks=sinks,
         alibi=alibi,
+        mask=None if mask is None else block_lists(mask),
         tiles=tiles,
         ROTATED=tile.rotated,
         PERSISTENT=form == PERSISTENT,
@@ -170,7 +179,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
 def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
     d_out, d_lse, (out, lse, forward_call) = call
-    q, k, v, _, alibi, seed, cu_q, cu_k, *_, scale, left, right, softcap, dropout_p = forward_call
+    q, k, v, _, alibi, seed, cu_q, cu_k, *_, mask, scale, left, right, softcap, dropout_p, block = forward_call
     *gradients, delta = call.allocate()
     if cu_q is not None:
         for gradient in gradients:
@@ -197,6 +206,7 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
         **size_arguments(q, k, forward_call.packing),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(seed, dropout_p),
+        **mask_arguments(mask, block),
         "alibi": alibi,
         "natural_scale": scale,
         "lse": lse,
@@ -205,13 +215,16 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
     choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
     tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), *choice[:2], cu_q is not None)
+    tile = for_mask(tile, mask is not None)
     tiles = tile_count(k.shape[2], tile.block_n, cu_k)
     own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
-    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, tiles=tiles)
-    tile = queries_gradient_tile(*choice)
+    of_keys = None if mask is None else block_lists(mask.mT)
+    launch(keys_gradient_kernel, tiles * k.shape[1] * B, q, tile, **shared, **own, mask_of_keys=of_keys, tiles=tiles)
+    tile = for_mask(queries_gradient_tile(*choice), mask is not None)
     tiles = tile_count(S, tile.block_m, cu_q)
     own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
-    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **own, tiles=tiles)
+    of_rows = None if mask is None else block_lists(mask)
+    launch(queries_gradient_kernel, tiles * H * B, q, tile, **shared, **own, mask=of_rows, tiles=tiles)
     return *gradients, delta
 
 

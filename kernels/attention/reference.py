@@ -34,6 +34,8 @@ def attention(
     used_k=None,
     pad_k=None,
     alibi=None,
+    block_mask=None,
+    block_size=128,
 ):
     """Returns ``(out, lse)``; see ``llmfast.kernels.flash_attention``.
 
@@ -54,6 +56,8 @@ def attention(
         position = rows + k.shape[2] - q.shape[2]
         columns = torch.arange(k.shape[2], device=q.device)
         sequence = torch.arange(q.shape[0], device=q.device)[:, None]
+    if block_mask is not None:
+        mask = mask & in_blocks(block_mask, block_size, rows, columns)
     with torch.autocast(q.device.type, enabled=False):  # the products too are in float32
         bias = None
         if alibi is not None:  # (1 or B, H, N or 1, 1) times (S, T)
@@ -151,6 +155,11 @@ def within(position, key, left, right):
     if right is not None:
         seen = seen & (key <= position + right)
     return seen
+
+
+def in_blocks(block_mask, block_size, rows, columns):
+    """Boolean (B or 1, H or 1, rows, columns): whether their blocks of ``block_mask`` see each other."""
+    return block_mask[..., (rows // block_size)[:, None], columns // block_size]
 
 
 def _packed_geometry(cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k, n_q, n_k, left, right):

@@ -126,6 +126,59 @@ def step_start(step, low, full_low, full_high, BLOCK: tl.constexpr, MASKED: tl.c
 
 
 @triton.jit
+def listed_blocks(
+    mask, entry, head, heads, first, S, T, BLOCK: tl.constexpr, BY_ENTRY: tl.constexpr, BY_HEAD: tl.constexpr
+):  # fmt: skip
+    """Pointer to what ``arguments.block_lists`` wrote about the block of rows that begins at or before ``first``, of S
+    rows, by T keys, or the other way round; None without a mask. The mask may be one for all entries or heads."""
+    if mask is None:
+        return None
+    else:  # noqa: RET505 (Triton compiles what follows a return, too)
+        matrix_of_blocks = entry * 0
+        if BY_ENTRY:
+            matrix_of_blocks = entry
+        if BY_HEAD:
+            matrix_of_blocks = matrix_of_blocks * heads + head
+        row = matrix_of_blocks.to(tl.int64) * tl.cdiv(S, BLOCK) + first // BLOCK
+        return mask + row * (2 * tl.cdiv(T, BLOCK) + 2)
+
+
+@triton.jit
+def laid_end_to_end(position, blocks, length, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a position, rounded up to a tile, would stand if there were no blocks but the listed ones."""
+    if blocks is None:
+        return position
+    else:  # noqa: RET505
+        count = tl.cdiv(length, BLOCK)
+        position = tl.cdiv(position, TILE) * TILE
+        block = min(position // BLOCK, count)
+        before = tl.load(blocks + count + 1 + block)
+        is_listed = tl.load(blocks + count + 1 + min(block + 1, count)) > before
+        return before * BLOCK + tl.where(is_listed, position % BLOCK, 0)
+
+
+@triton.jit
+def in_listed_blocks(low, full_low, full_high, high, blocks, length, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """Ranges as those of ``key_ranges``, over the listed blocks alone: ``steps`` counts no tile of another block."""
+    return (
+        laid_end_to_end(low, blocks, length, TILE, BLOCK),
+        laid_end_to_end(full_low, blocks, length, TILE, BLOCK),
+        laid_end_to_end(full_high, blocks, length, TILE, BLOCK),
+        laid_end_to_end(high, blocks, length, TILE, BLOCK),
+    )
+
+
+@triton.jit
+def in_sequence(start, blocks, BLOCK: tl.constexpr):
+    """The position that ``laid_end_to_end`` moved to ``start``."""
+    if blocks is None:
+        return start
+    else:  # noqa: RET505
+        start = start.to(tl.uint32)  # Division of what may be negative takes registers.
+        return tl.load(blocks + start // BLOCK) * BLOCK + (start % BLOCK).to(tl.int32)
+
+
+@triton.jit
 def sees(rows, keys, S, T, left, right):
     """Which of the keys the rows see; rows and keys broadcast."""
     seen = (keys < T) & (rows < S)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from . import reference
-from .checks import check_options, check_qkv, window_bounds
+from .checks import check_block_mask, check_options, check_qkv, slopes_by_sequence, window_bounds
 
 
 def attention_weights(
@@ -23,6 +23,9 @@ def attention_weights(
     window: tuple[int, int] | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    block_mask: Tensor | None = None,
+    block_size: int = 128,
 ) -> Tensor:
     """Probabilities p[i, j] of ``flash_attention``, without computing those of other heads and rows.
 
@@ -32,8 +35,8 @@ def attention_weights(
             it the chosen rows are normalized here; the result is the same but for rounding.
         heads, rows: Sequences or tensors of indices into H and S, negative ones from the end; all if left
             out.
-        causal, scale, window, softcap, sinks: as for ``flash_attention``. Rows sum to 1 less what the sink
-            takes.
+        causal, scale, window, softcap, sinks, alibi_slopes, block_mask, block_size: as for ``flash_attention``. Rows
+            sum to 1 less what the sink takes.
 
     Returns:
         (B, heads, rows, T) float32 (float64 for float64 inputs), before dropout, differentiable. Memory is
@@ -50,7 +53,9 @@ def attention_weights(
     q, k = autocast(q, k)
     check_qkv(q, k, k)
     check_options(q, scale, softcap, sinks, 0.0)
+    check_block_mask(block_mask, block_size, q, k, packed=False)
     B, H, S, D = q.shape
+    alibi = slopes_by_sequence(alibi_slopes, q, B)
     if lse is not None and lse.shape != (B, H, S):
         raise ValueError(f"lse has q's batch, heads and length {(B, H, S)}; got {tuple(lse.shape)}")
     heads, rows = indices("heads", heads, H, q.device), indices("rows", rows, S, q.device)
@@ -58,11 +63,18 @@ def attention_weights(
     chosen = q[:, heads][:, :, rows]
     keys = k[:, heads // (H // k.shape[1])]
     position = rows[:, None] + k.shape[2] - S
-    mask = reference.within(position, torch.arange(k.shape[2], device=q.device), *window_bounds(causal, window))
+    columns = torch.arange(k.shape[2], device=q.device)
+    mask = reference.within(position, columns, *window_bounds(causal, window))
+    if block_mask is not None:
+        of_heads = block_mask[:, heads] if block_mask.shape[1] > 1 else block_mask
+        mask = mask & reference.in_blocks(of_heads, block_size, rows, columns)
+    bias = None if alibi is None else -alibi[:, heads, None, None] * (position - columns).abs()
     if lse is None:
         sinks = None if sinks is None else sinks[heads]
-        return reference.attention_probabilities(chosen, keys, mask, scale=scale, softcap=softcap, sinks=sinks)[0]
+        options = {"scale": scale, "softcap": softcap, "sinks": sinks, "bias": bias}
+        return reference.attention_probabilities(chosen, keys, mask, **options)[0]
     scores = reference.attention_scores(chosen, keys, scale=scale, softcap=softcap)
+    scores = scores if bias is None else scores + bias
     chosen_lse = lse[:, heads][:, :, rows].to(scores.dtype)
     # Rows that see nothing have lse -inf; where the mask hides a key, s - lse may overflow before it is
     # dropped.

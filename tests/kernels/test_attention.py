@@ -1,11 +1,10 @@
 """flash_attention: as exact as PyTorch's own ops, for every width, length and option, forward and backward."""
 
-import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import FEW, OPTIONS, Case, assert_exact, eager_attention, pairwise, steps_of
+from attention_cases import FEW, OPTIONS, Case, assert_exact, eager_attention, launches_of, pairwise, steps_of
 from kernel_testing import (
     assert_compiles,
     assert_keeps_inputs,
@@ -15,7 +14,7 @@ from kernel_testing import (
     results,
 )
 from llmfast.kernels import backend, flash_attention
-from llmfast.kernels.frame.launch import CHIPS, Chip, set_chip
+from llmfast.kernels.frame.launch import CHIPS
 
 LENGTHS = OPTIONS["S"]
 PLAIN = Case(16, 65, 70, 2, True, None, None, False, 0.0, torch.float32, False)
@@ -45,20 +44,6 @@ def test_eight_heads_on_one_key_head(device):
 def test_every_pair_of_options_at_length(case):
     with backend("triton"):
         assert_exact(case, "cuda", batch=2, kv_heads=2)
-
-
-@contextlib.contextmanager
-def launches_of(chip, device):
-    """Launch choices for another chip, in the interpreter."""
-    if device != "cpu":
-        pytest.skip("a GPU takes its own launches")
-    here = torch.device("cpu")
-    before = Chip.of(here)
-    set_chip(here, chip)
-    try:
-        yield
-    finally:
-        set_chip(here, before)
 
 
 @pytest.mark.parametrize("capability", [90, 120])

@@ -1,15 +1,20 @@
 """Attention written out in plain PyTorch, as user code would, the option combinations its tests meet, and how exact
 flash_attention must be."""
 
+import contextlib
 import itertools
 import random
 from dataclasses import dataclass
 
+import pytest
 import torch
 from attention_steps import flash_attention_steps
 from kernel_testing import assert_as_exact_as, assert_matches
 from llmfast.kernels import flash_attention
 from llmfast.kernels.attention.reference import dropout_keep
+from llmfast.kernels.frame.launch import Chip, set_chip
+
+BLOCK = 128  # rows and keys of a block of a mask
 
 OPTIONS = {
     "D": (16, 40, 64, 80, 96, 128, 160, 192, 256),
@@ -23,6 +28,7 @@ OPTIONS = {
     "dropout_p": (0.0, 0.3),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
     "heads_last": (False, True),
+    "mask": (None, (True, False), (False, True)),
 }
 # What the interpreter takes, which multiplies bfloat16 wrongly; a GPU meets all of it.
 FEW = OPTIONS | {
@@ -30,6 +36,18 @@ FEW = OPTIONS | {
     "T": (1, 63, 64, 127),
     "ratio": (1, 3),
     "dtype": (torch.float32, torch.float16),
+    "mask": (None,),
+}
+# Of several blocks.
+BLOCKS = FEW | {
+    "D": (16, 40),
+    "S": (130,),
+    "T": (129, 300),
+    "ratio": (1, 2),
+    "window": (None, (150, -1), (5, 9)),
+    "dtype": (torch.float16,),
+    "heads_last": (False,),
+    "mask": ((True, True), (True, False), (False, True), (False, False)),
 }
 
 
@@ -46,9 +64,11 @@ class Case:
     dropout_p: float
     dtype: torch.dtype
     heads_last: bool
+    mask: tuple | None = None  # of blocks, whether it differs by entry and by head
 
     def __str__(self):
         flags = [name for name in ("causal", "window", "softcap", "sinks", "dropout_p") if getattr(self, name)]
+        flags += ["mask" + "".join(by for by, is_by in zip("BH", self.mask, strict=True) if is_by)] if self.mask else []
         return f"D{self.D} S{self.S} T{self.T} H/K{self.ratio} {str(self.dtype)[6:]} {'+'.join(flags) or 'plain'}"
 
     def inputs(self, device, batch=1, kv_heads=1, logits=1):
@@ -66,9 +86,29 @@ class Case:
             made["sinks"] = torch.randn(H, generator=generator, dtype=torch.float64).to(device, self.dtype)
         return made
 
+    def block_mask(self, batch, heads, device):
+        """Of random blocks, half of which are seen."""
+        shape = [n if by else 1 for n, by in zip((batch, heads), self.mask, strict=True)]
+        blocks = [-(-n // BLOCK) for n in (self.S, self.T)]
+        return (torch.rand(*shape, *blocks, generator=torch.Generator().manual_seed(self.S + self.T)) < 0.5).to(device)
+
     def options(self):
         names = ("causal", "window", "softcap", "dropout_p")
         return {name: getattr(self, name) for name in names} | {"seed": 7 if self.dropout_p else None}
+
+
+@contextlib.contextmanager
+def launches_of(chip, device):
+    """Launch choices for another chip, in the interpreter."""
+    if device != "cpu":
+        pytest.skip("a GPU takes its own launches")
+    here = torch.device("cpu")
+    before = Chip.of(here)
+    set_chip(here, chip)
+    try:
+        yield
+    finally:
+        set_chip(here, before)
 
 
 def pairwise(options, seed=0):
@@ -91,8 +131,9 @@ def pairwise(options, seed=0):
     return cases
 
 
-def hidden_keys(S, T, causal=False, window=None, device="cpu"):
-    """Boolean (S, T): the keys that a query does not see; the last query stands at the last key."""
+def hidden_keys(S, T, causal=False, window=None, device="cpu", block_mask=None):
+    """Boolean (S, T), or with a mask (B or 1, H or 1, S, T): the keys that a query does not see; the last query stands
+    at the last key."""
     position = torch.arange(S, device=device)[:, None] + T - S
     key = torch.arange(T, device=device)
     left, right = window or (-1, -1)
@@ -103,6 +144,9 @@ def hidden_keys(S, T, causal=False, window=None, device="cpu"):
         hidden |= key < position - left
     if right >= 0:
         hidden |= key > position + right
+    if block_mask is not None:
+        seen = block_mask.repeat_interleave(BLOCK, -2)[..., :S, :].repeat_interleave(BLOCK, -1)[..., :T]
+        hidden = hidden | ~seen
     return hidden
 
 
@@ -119,6 +163,7 @@ def eager_attention(
     seed=None,
     scale=None,
     keep=None,
+    block_mask=None,
 ):
     """softmax(q kᵀ) v in the dtype of q, one PyTorch op after another; returns (out, lse)."""
     S, T = q.shape[2], k.shape[2]
@@ -126,7 +171,7 @@ def eager_attention(
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    hidden = hidden_keys(S, T, causal, window, q.device)
+    hidden = hidden_keys(S, T, causal, window, q.device, block_mask)
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         column = sinks[:, None, None].expand(*scores.shape[:3], 1).to(scores.dtype)
@@ -150,11 +195,11 @@ def seen_keys_only(function):
     return wrapped
 
 
-def steps_of(dtype, *, causal=False, window=None, seed=None, **options):
+def steps_of(dtype, *, causal=False, window=None, seed=None, block_mask=None, **options):
     """The kernels' own steps for inputs of ``dtype``, with the arguments of ``eager_attention``."""
 
     def steps(q, k, v, sinks=None):
-        hidden = hidden_keys(q.shape[2], k.shape[2], causal, window, q.device)
+        hidden = hidden_keys(q.shape[2], k.shape[2], causal, window, q.device, block_mask)
         return flash_attention_steps(q, k, v, sinks, hidden=hidden, dtype=dtype, **options)
 
     return steps
@@ -163,19 +208,21 @@ def steps_of(dtype, *, causal=False, window=None, seed=None, **options):
 def assert_exact(case, device, logits=1, **sizes):
     """flash_attention and its gradients are as exact as ``eager_attention``; arguments as for ``Case.inputs``."""
     inputs = case.inputs(device, logits=logits, **sizes)
-    keep = None
+    B, H = inputs["q"].shape[:2]
+    options, keep = case.options(), None
+    if case.mask:
+        options["block_mask"] = case.block_mask(B, H, device)
     if case.dropout_p:
-        B, H = inputs["q"].shape[:2]
         axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (B, H, case.S, case.T)), indexing="ij")
         keep = dropout_keep(torch.tensor(7, device=device), case.dropout_p, *axes)
 
     def ours(**tensors):
-        return flash_attention(**tensors, **case.options(), return_lse=True)
+        return flash_attention(**tensors, **options, return_lse=True)
 
     def peer(**tensors):
-        return eager_attention(**tensors, **case.options(), keep=keep)
+        return eager_attention(**tensors, **options, keep=keep)
 
-    steps = steps_of(case.dtype, **case.options(), keep=keep)
+    steps = steps_of(case.dtype, **options, keep=keep)
     assert_matches(*(seen_keys_only(function) for function in (ours, peer)), inputs, algorithm=seen_keys_only(steps))
 
 

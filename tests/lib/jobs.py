@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from llmfast.data.prepare import open_prepared
 from llmfast.models.config import DecoderConfig, ExpertsConfig
-from llmfast.models.experts import Experts
+from llmfast.models.experts import Experts, Router
 from llmfast.training.checkpoints.saver import Saver, restore
 from llmfast.training.distribution.expert_parallel import DividedExperts
 from llmfast.training.loop import save
@@ -47,6 +47,21 @@ def figures(world, folder, config, steps):
     trainer = session(world, folder, config).trainer
     results = [trainer.step() for _ in range(steps)]
     return [{"loss": float(result.loss), **result.figures} for result in results]
+
+
+def router_dtypes(world, folder, config):
+    """The dtypes of the routers' weights and of their outputs while they choose, in one step."""
+    trainer = session(world, folder, config).trainer
+    found = set()
+
+    def look(router, inputs, outputs):
+        found.update((router.weight.dtype, outputs[1].dtype))
+
+    for module in trainer.model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(look)
+    trainer.step()
+    return found
 
 
 def evaluate(world, folder, config):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+import torch
 from ranks import run_ranks
 from small_run import small_config, write_corpus
 
@@ -324,6 +325,15 @@ def test_divided_experts_compute_what_whole_ones_do(tmp_path):
     for parts in run_ranks(jobs.divided_experts, 3):
         for divided, whole in parts:
             assert divided == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig("fsdp"), ParallelConfig("fsdp", experts=2)], ids=["fsdp", "experts"]
+)
+def test_routers_choose_in_float32_when_parameters_are_gathered_in_bfloat16(data, tmp_path, parallel):
+    """Trap: which of two close experts gets a token depends on rounding, and on whether FSDP2 divides the model."""
+    for found in run_ranks(jobs.router_dtypes, 2, tmp_path, experts_config(data, parallel, precision="bfloat16")):
+        assert found == {torch.float32}
 
 
 def test_evaluation_of_divided_experts_has_the_result_of_one(data, tmp_path):

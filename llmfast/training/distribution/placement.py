@@ -102,6 +102,8 @@ class Placement:
             if isinstance(block, Block):
                 if experts is not None and block.has_experts:
                     fully_shard(block.feed_forward.experts, mesh=experts, **options)
+                if low and block.has_experts:  # a router chooses in float32, whatever its block computes in
+                    fully_shard(block.feed_forward.router, mesh=mesh, **options | {"mp_policy": MixedPrecisionPolicy()})
                 fully_shard(block, mesh=mesh, **options)
         fully_shard(model, mesh=mesh, **options)
         for name, buffer in model.named_buffers():
