@@ -279,7 +279,7 @@ class PolicyConfig(FinetuningConfig):
                 f"training.batch_size {training.batch_size} times rollouts.minibatches {rollouts.minibatches} must be "
                 f"a multiple of rollouts.samples {rollouts.samples}"
             )
-        if self.parallel.strategy != "ddp" or self.parallel.tensor > 1:
+        if self.parallel.strategy != "ddp" or self.parallel.tensor > 1 or self.parallel.experts > 1:
             raise ValueError("rollouts need parallel.strategy ddp: each process samples with a whole model")
 
 

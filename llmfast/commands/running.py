@@ -194,7 +194,7 @@ def try_task(task: type[Task], config: Any, *, out: Path | None, resume: Path | 
         raise ValueError("--dry_run and --overfit_one_batch write nothing: leave --out and --resume out")
     with world(config.training.device, minutes=config.parallel.timeout) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
-        (describe_run if dry_run else overfit)(config, task=task, console=console)
+        (describe_run if dry_run else overfit)(config, task=task, console=console, world=this)
 
 
 def _check_folders(out: Path | None, resume: Path | None, learning_rate: float | None) -> None:

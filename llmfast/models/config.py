@@ -122,8 +122,9 @@ class DecoderConfig:
     """Attention and feed-forward read the same normalised input, and their outputs are added together (Cohere)."""
     qk_norm: bool = False
     """Normalise queries and keys before attention."""
-    qk_norm_over: Literal["head", "all"] = "head"
-    """head: qk_norm normalises each head (Qwen3); all: all heads of a token together (OLMo 2)."""
+    qk_norm_over: Literal["head", "own_head", "all"] = "head"
+    """head: qk_norm normalises each head, with weights that all heads share (Qwen3); own_head: with weights of its own
+    (Cohere); all: all heads of a token together (OLMo 2)."""
     embedding_scale: float | None = None
     """Factor on embeddings on their way in (Granite); 1 if left out, or that of scale_embedding."""
     residual_scale: float = 1.0

@@ -29,9 +29,9 @@ from llmfast.models.smear import Smear
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
 
-    def __init__(self, width: int, eps: float, weight_offset: float = 0.0):
+    def __init__(self, shape: int | tuple[int, ...], eps: float, weight_offset: float = 0.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.full((width,), 1 - weight_offset))
+        self.weight = nn.Parameter(torch.full((shape,) if isinstance(shape, int) else shape, 1 - weight_offset))
         self.eps = eps
         self.weight_offset = weight_offset
 
@@ -43,19 +43,20 @@ class RMSNorm(nn.Module):
 class LayerNorm(RMSNorm):
     """Layer norm with a learned scale and, if it has one, a bias (Ba et al. 2016)."""
 
-    def __init__(self, width: int, eps: float, bias: bool = True):
-        super().__init__(width, eps)
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+    def __init__(self, shape: int | tuple[int, ...], eps: float, bias: bool = True):
+        super().__init__(shape, eps)
+        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         return layer_norm(x, self.weight, self.bias, eps=self.eps, residual=residual)
 
 
-def norm(config: DecoderConfig, width: int) -> RMSNorm:
+def norm(config: DecoderConfig, shape: int | tuple[int, ...]) -> RMSNorm:
+    """A norm with weights of this shape, of which it normalizes the last dimension."""
     return (
-        LayerNorm(width, config.norm_eps, config.norm_bias)
+        LayerNorm(shape, config.norm_eps, config.norm_bias)
         if config.norm == "layer"
-        else RMSNorm(width, config.norm_eps, config.norm_weight_offset)
+        else RMSNorm(shape, config.norm_eps, config.norm_weight_offset)
     )
 
 
@@ -90,9 +91,13 @@ class Attention(nn.Module):
         # The parts of fused layers, which adapters may be of.
         query, key = self.heads * self.head_width, self.kv_heads * self.head_width
         self.fused = {"qkv": {"q": query, "k": key, "v": key}}
-        self.norms_heads = config.qk_norm_over == "head"
-        self.q_norm = norm(config, self.head_width if self.norms_heads else query) if config.qk_norm else None
-        self.k_norm = norm(config, self.head_width if self.norms_heads else key) if config.qk_norm else None
+        self.norms_heads = config.qk_norm_over != "all"
+        D = self.head_width
+        of_queries, of_keys = {"head": (D, D), "own_head": ((self.heads, D), (self.kv_heads, D)), "all": (query, key)}[
+            config.qk_norm_over
+        ]
+        self.q_norm = norm(config, of_queries) if config.qk_norm else None
+        self.k_norm = norm(config, of_keys) if config.qk_norm else None
         self.rotation, self.rope_interleaved = config.rotation_of(layer), config.rope_interleaved
         window = config.window_of(layer)
         self.scores = Scores(

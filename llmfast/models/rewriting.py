@@ -41,7 +41,8 @@ def rewritten(name: str, tensor: Tensor, before: DecoderConfig, after: DecoderCo
         if part.startswith("attention.qkv."):
             tensor = of_queries_and_keys(order, tensor, before)
         elif part.startswith(("attention.q_norm.", "attention.k_norm.")):
-            tensor = order(tensor, len(tensor) // before.head_width)
+            flat = tensor.flatten()  # heads with weights of their own have a row each
+            tensor = order(flat, len(flat) // before.head_width).view(tensor.shape)
     return tensor
 
 

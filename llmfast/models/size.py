@@ -30,6 +30,12 @@ def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
     return {part: count for part, count in parts.items() if count}
 
 
+def experts_share(config: DecoderConfig) -> float:
+    """The share of the parameters that belongs to experts."""
+    parts = parameters_by_part(config)
+    return parts.get("experts", 0) / sum(parts.values())
+
+
 def active_parameters(config: DecoderConfig) -> int:
     """Parameters that one token passes: of all experts, those it is sent to."""
     parts = parameters_by_part(config)
@@ -87,7 +93,7 @@ def _qk_norms(config: DecoderConfig) -> int:
     """Weights of the norms of a layer's queries and keys."""
     if not config.qk_norm:
         return 0
-    heads = config.heads + config.kv_heads if config.qk_norm_over == "all" else 2
+    heads = 2 if config.qk_norm_over == "head" else config.heads + config.kv_heads
     return heads * config.head_width
 
 

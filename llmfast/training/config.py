@@ -138,6 +138,10 @@ class ParallelConfig:
     """Processes that divide each matrix product (tensor parallel) and see the same part of a batch. The strategy holds
     between such groups: ddp copies what they divide, fsdp and hsdp divide it further. Not compiled, and without samples
     on the way."""
+    experts: int = 1
+    """Processes that divide the experts of each layer and send each other tokens (expert parallel); each has its own
+    part of a batch. The strategy holds for the rest, and between processes with the same experts. Not compiled, and
+    without samples on the way."""
     cpu_offload: bool = False
     """Keep parameters and optimizer state in CPU memory between their uses (fsdp and hsdp)."""
     timeout: float = 10.0
@@ -145,12 +149,24 @@ class ParallelConfig:
     preparation of data and the writing of checkpoints by the first process take as long as they take."""
 
     def __post_init__(self) -> None:
-        if self.tensor < 1 or self.group < 0:
-            raise ValueError(f"parallel.tensor {self.tensor} or parallel.group {self.group} is too small")
+        for name, least in (("tensor", 1), ("experts", 1), ("group", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"parallel.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.tensor > 1 and self.experts > 1:
+            raise ValueError("parallel.tensor does not divide a mixture of experts; use parallel.experts alone")
         if self.cpu_offload and self.strategy == "ddp":
             raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
         if not self.timeout > 0:
             raise ValueError(f"parallel.timeout must be above 0 minutes, got {self.timeout}")
+
+    def check_experts(self, count: int) -> None:
+        """Check that the ``count`` experts of a model can be divided as ``experts`` says.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.experts > 1 and (not count or count % self.experts):
+            raise ValueError(f"parallel.experts {self.experts} does not divide model.experts.count {count}")
 
 
 @dataclass
@@ -164,3 +180,7 @@ class RunConfig:
     start: str | None = None
     """Weights to start from instead of random ones: a run (its newest checkpoint), a checkpoint, or a Hugging Face
     folder. The model's settings and, unless data.tokenizer names another, the tokenizer come from there."""
+
+    def __post_init__(self) -> None:
+        if self.start is None:  # otherwise the model's settings are not known yet
+            self.parallel.check_experts(self.model.experts.count)

@@ -178,7 +178,7 @@ class _Fit:
         training = self.training
         if _due(training.evaluate_every, step):
             self._evaluate(step)
-        if _due(training.sample_every, step) and self.trainer.placement.tensor is None:
+        if _due(training.sample_every, step) and self.trainer.placement.is_whole:
             try:
                 sample = self.task.sample(self.trainer)
             # A run that diverged cannot be sampled; its policy for bad steps decides whether it ends.

@@ -16,7 +16,7 @@ from llmfast.data.journal import JOURNAL
 from llmfast.models.folder import checkpoints
 from llmfast.training.checkpoints.saver import restore
 from llmfast.training.config import RunConfig
-from llmfast.training.distribution.mesh import mesh_shape
+from llmfast.training.distribution.mesh import check_division
 from llmfast.training.distribution.world import World
 from llmfast.training.pretraining import Pretraining
 from llmfast.training.run_folder import RunFolder
@@ -56,7 +56,7 @@ def new_session(
     Raises:
         ValueError: the folder holds something already; or what the task and ``Trainer`` refuse.
     """
-    mesh_shape(config.parallel, world)  # before data is prepared
+    check_division(config.parallel, world)  # before data is prepared
     run = RunFolder(folder)
     made: list[Path] = []
 

@@ -18,6 +18,7 @@ from llmfast.data.order import random_integer
 from llmfast.evaluation.team import Team
 from llmfast.models.adapters.count import count_parameters
 from llmfast.models.base import Base, check_base
+from llmfast.models.size import experts_share
 from llmfast.models.tensors import load_trained_tensors, trained_tensors
 from llmfast.training.checkpoints.base import base_of
 from llmfast.training.checkpoints.checkpoint import Checkpoint
@@ -89,7 +90,7 @@ class Trainer:
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.compiled = training.compile and can_compile(self.device)
-        check_memory(task.memory(), parallel, world, self.device)
+        check_memory(task.memory(), parallel, world, self.device, experts=experts_share(task.config.model))
         if self.device.type == "cpu":
             prepare_process()
         objective = task.objective()
@@ -282,7 +283,7 @@ class Trainer:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizers' state, named, for a checkpoint."""
-        divided = self.placement.is_divided or self.placement.tensor is not None
+        divided = self.placement.is_divided or not self.placement.is_whole
         return optimizer_tensors(self.optimizers, self.model, divided=divided)
 
     def state(self) -> dict[str, Any]:

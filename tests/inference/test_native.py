@@ -315,6 +315,7 @@ def test_models_it_cannot_compute_are_refused():
         ("model.norm_position 'both'", {"norm_position": "both"}),
         ("model.parallel_residual True", {"parallel_residual": True}),
         ("model.qk_norm_over 'all'", {"qk_norm": True, "qk_norm_over": "all"}),
+        ("model.qk_norm_over 'own_head'", {"qk_norm": True, "qk_norm_over": "own_head"}),
         ("model.attention_scale 0.2 without rotary", {"attention_scale": 0.2, "positions": "learned"}),
         ("model.residual_scale 0.2 beside model.qk_norm", {"residual_scale": 0.2, "qk_norm": True}),
         ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),

@@ -1,19 +1,25 @@
 """What tests run in several processes (see ranks.py)."""
 
 import dataclasses
+import io
 import time
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from small_run import trainer_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
+from llmfast.models.config import DecoderConfig, ExpertsConfig
+from llmfast.models.experts import Experts, Router
 from llmfast.training.checkpoints.saver import Saver, restore
+from llmfast.training.distribution.expert_parallel import DividedExperts
 from llmfast.training.loop import save
 from llmfast.training.optimizers.adamw_8bit import AdamW8bit
 from llmfast.training.optimizers.muon import Muon
+from llmfast.training.preflight.checks import describe_run
 from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import Session
 
@@ -41,6 +47,21 @@ def figures(world, folder, config, steps):
     trainer = session(world, folder, config).trainer
     results = [trainer.step() for _ in range(steps)]
     return [{"loss": float(result.loss), **result.figures} for result in results]
+
+
+def router_dtypes(world, folder, config):
+    """The dtypes of the routers' weights and of their outputs while they choose, in one step."""
+    trainer = session(world, folder, config).trainer
+    found = set()
+
+    def look(router, inputs, outputs):
+        found.update((router.weight.dtype, outputs[1].dtype))
+
+    for module in trainer.model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(look)
+    trainer.step()
+    return found
 
 
 def evaluate(world, folder, config):
@@ -149,6 +170,42 @@ def resumed_8_bit(world):
             set_gradients([parameter], step)
             each.step()
     return whole_numbers([whole]), whole_numbers([resumed])
+
+
+def divided_experts(world):
+    """Output, and gradients of the input and of this process's experts, of experts that all processes divide and of
+    whole ones: of tokens that are routed unevenly, and of such that all have one expert; the last process has none."""
+    config = DecoderConfig(width=8, heads=1, experts=ExpertsConfig(count=2 * world.size, width=16))
+    torch.manual_seed(0)
+    whole = Experts(config).double()
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter)
+    mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("experts",))
+    own = DividedExperts(whole, mesh, torch.device("cpu"))
+    found = []
+    for counts in (
+        [[3, 0, 1, 7, 0, 2], [0, 5, 0, 0, 1, 0], [0] * 6],
+        [[0, 4, 0, 0, 0, 0], [0, 9, 0, 0, 0, 0], [0] * 6],
+    ):
+        inputs = [torch.randn(sum(each), 8, dtype=torch.float64, requires_grad=True) for each in counts]
+        ends = [torch.tensor(each).cumsum(0).to(torch.int32) for each in counts]
+        outputs = [whole(x, each) for x, each in zip(inputs, ends, strict=True)]
+        grads = torch.autograd.grad(sum(out.pow(3).sum() for out in outputs), [inputs[world.rank], *whole.parameters()])
+        x = inputs[world.rank].detach().clone().requires_grad_()
+        out = own(x, ends[world.rank])
+        ours = torch.autograd.grad(out.pow(3).sum(), [x, *own.parameters()])
+        part = slice(2 * world.rank, 2 * world.rank + 2)
+        expected = [outputs[world.rank], grads[0], *(grad[part] for grad in grads[1:])]
+        pairs = zip([out, ours[0], *(grad.to_local() for grad in ours[1:])], expected, strict=True)
+        found += [(one.flatten().tolist(), other.flatten().tolist()) for one, other in pairs]
+    return found
+
+
+def dry_run(world, config):
+    """What ``--dry_run`` says in this process."""
+    console = Console(file=io.StringIO(), width=300, quiet=not world.is_main)
+    describe_run(config, console=console, world=world)
+    return console.file.getvalue()
 
 
 def stand_still(model, tokenizer):

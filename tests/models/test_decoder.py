@@ -41,6 +41,9 @@ CONFIGS = {
     "cohere": DecoderConfig(
         **SMALL, norm="layer", norm_bias=False, parallel_residual=True, logit_scale=0.3, rope_interleaved=True
     ),
+    "cohere, normed": DecoderConfig(
+        **SMALL, kv_heads=2, norm="layer", norm_bias=False, qk_norm=True, qk_norm_over="own_head", rope_interleaved=True
+    ),
     "granite": DecoderConfig(
         **SMALL, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.3, attention_scale=0.1, norm_weight_offset=1.0
     ),

@@ -3,21 +3,23 @@
 import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jobs
 import pytest
+import torch
 from ranks import run_ranks
 from small_run import small_config, write_corpus
 
 from llmfast import config as config_files
 from llmfast.data.prepare import prepare
-from llmfast.models.config import ExpertsConfig
+from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.folder import checkpoints, load_model
 from llmfast.training.checkpoints.checkpoint import read_checkpoint
-from llmfast.training.config import ParallelConfig
+from llmfast.training.config import ParallelConfig, RunConfig
 from llmfast.training.distribution.world import World
 from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import new_session
@@ -148,6 +150,8 @@ def test_a_failure_of_the_first_rank_ends_all():
         (ParallelConfig("fsdp", tensor=4), "parallel.tensor 4 does not divide the 6 processes"),
         (ParallelConfig("hsdp", group=4), "parallel.group 4 does not divide the 6 processes"),
         (ParallelConfig("hsdp", group=3, tensor=2), "parallel.tensor 2 does not divide parallel.group 3"),
+        (ParallelConfig(experts=4), "parallel.experts 4 does not divide the 6 processes"),
+        (ParallelConfig("hsdp", group=3, experts=2), "parallel.experts 2 does not divide parallel.group 3"),
     ],
 )
 def test_a_division_that_the_processes_cannot_have_is_refused_before_data_is_prepared(tmp_path, parallel, sentence):
@@ -262,17 +266,117 @@ def test_a_person_reads_once_why_it_failed(data, tmp_path, settings, sentence):
     assert report_of_torchrun.count("Traceback") == 1
 
 
-def test_experts_of_two_processes_are_balanced_as_those_of_one(data, tmp_path):
+def experts_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
+    config = run_config(data, parallel, **training)
+    experts = ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01, bias_rate=0.01)
+    config.model = dataclasses.replace(config.model, experts=experts)
+    return config
+
+
+EXPERT_LAYOUTS = {
+    "ddp": (2, ParallelConfig()),
+    "experts": (2, ParallelConfig(experts=2)),
+    "experts in fsdp": (4, ParallelConfig("fsdp", experts=2)),
+}
+
+
+@pytest.mark.parametrize(("size", "parallel"), EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
+def test_experts_of_several_processes_are_balanced_as_those_of_one(data, tmp_path, size, parallel):
     """Trap: each process balances its own part, and the figures of the first one alone are logged."""
-    config = run_config(data, accumulate=2)
-    config.model = dataclasses.replace(
-        config.model, experts=ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01, bias_rate=0.01)
-    )
-    (alone,) = (jobs.figures(World(), tmp_path / "alone", config, 8),)
-    both = run_ranks(jobs.figures, 2, tmp_path / "both", config, 8)
-    assert both[0] == both[1]
-    for ours, theirs in zip(both[0], alone, strict=True):
+    alone = jobs.figures(World(), tmp_path / "alone", experts_config(data), 8)
+    every = run_ranks(jobs.figures, size, tmp_path / "every", experts_config(data, parallel), 8)
+    assert all(found == every[0] for found in every)
+    for ours, theirs in zip(every[0], alone, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "parallel"),
+    [
+        ("adamw", ParallelConfig("hsdp", group=2, experts=2)),
+        ("adamw8bit", ParallelConfig("fsdp", experts=2)),  # codes of whole experts, divided twice
+    ],
+    ids=["adamw, hsdp", "adamw8bit, fsdp"],
+)
+def test_divided_experts_are_saved_whole_and_resume_with_any_number(data, tmp_path, optimizer, parallel):
+    """Traps: gradients of experts that are clipped by a norm in which they count twice, or by a part of it; experts
+    averaged over processes that have different ones."""
+
+    def config(parallel=ParallelConfig()):  # noqa: B008
+        return experts_config(data, parallel, optimizer=optimizer, learning_rate=1e-3)
+
+    alone = jobs.train(World(), tmp_path / "alone", config(), 9)
+    start = None
+    for done, size, each in ((0, 4, ParallelConfig(experts=2)), (3, 1, ParallelConfig()), (6, 4, parallel)):
+        folder = tmp_path / f"{done}"
+        found = run_ranks(jobs.train, size, folder, config(each), 3, start)
+        assert all(each == found[0] for each in found)
+        losses, norms = zip(*alone[done : done + 3], strict=True)
+        assert [loss for loss, _ in found[0]] == pytest.approx(losses, rel=1e-4)
+        # A last bit of a gradient can be the next of 256 codes.
+        assert [norm for _, norm in found[0]] == pytest.approx(norms, rel=1e-4 if optimizer == "adamw" else 2**-8)
+        (start,) = checkpoints(folder / "run")
+    whole, _ = load_model(start)
+    assert whole.blocks[0].feed_forward.experts.gate_up.shape[0] == 4
+
+
+def test_divided_experts_compute_what_whole_ones_do(tmp_path):
+    """In float64, where nothing hides: all tokens of an uneven batch sent to one expert, and processes without any."""
+    for parts in run_ranks(jobs.divided_experts, 3):
+        for divided, whole in parts:
+            assert divided == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig("fsdp"), ParallelConfig("fsdp", experts=2)], ids=["fsdp", "experts"]
+)
+def test_routers_choose_in_float32_when_parameters_are_gathered_in_bfloat16(data, tmp_path, parallel):
+    """Trap: which of two close experts gets a token depends on rounding, and on whether FSDP2 divides the model."""
+    for found in run_ranks(jobs.router_dtypes, 2, tmp_path, experts_config(data, parallel, precision="bfloat16")):
+        assert found == {torch.float32}
+
+
+def test_evaluation_of_divided_experts_has_the_result_of_one(data, tmp_path):
+    alone, batches = jobs.evaluate(World(), tmp_path, experts_config(data))
+    for found, calls in run_ranks(jobs.evaluate, 2, tmp_path, experts_config(data, ParallelConfig(experts=2))):
+        assert calls == (batches + 1) // 2
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "parallel", "sentence"),
+    [
+        (3, {"experts": 2}, "parallel.experts 2 does not divide model.experts.count 3"),
+        (0, {"experts": 2}, "parallel.experts 2 does not divide model.experts.count 0"),
+        (4, {"experts": 0}, "parallel.experts must be at least 1, got 0"),
+        (4, {"experts": 2, "tensor": 2}, "parallel.tensor does not divide a mixture of experts"),
+    ],
+)
+def test_experts_that_cannot_be_divided_are_refused(count, parallel, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RunConfig(model=DecoderConfig(experts=ExpertsConfig(count=count)), parallel=ParallelConfig(**parallel))
+
+
+def test_a_dry_run_counts_what_each_process_holds(data, tmp_path):
+    """Trap: every process describes a run of its own, with the memory of the whole model."""
+
+    def config(parallel):
+        config = experts_config(data, parallel)
+        config.model = dataclasses.replace(config.model, width=256, head_width=None, ff_width=768, context=64)
+        return config
+
+    def sizes(text):
+        (line,) = re.findall(r"^memory +about .*", text, re.MULTILINE)
+        return {name: float(size) for name, size in re.findall(r"([a-z]+) ([\d.]+) MiB", line)}
+
+    whole = sizes(jobs.dry_run(World(), config(ParallelConfig())))
+    described, silent = run_ranks(jobs.dry_run, 2, config(ParallelConfig("fsdp", experts=2)))
+    assert silent == ""
+    assert "on each of 2 GPUs" in described
+    half = sizes(described)
+    for name in ("weights", "gradients", "optimizer", "activations"):
+        assert whole[name] >= 5
+        assert half[name] == pytest.approx(whole[name] / 2, abs=1), name
 
 
 def test_a_process_that_stands_still_is_named(data, tmp_path):

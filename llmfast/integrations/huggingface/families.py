@@ -20,6 +20,7 @@ from llmfast.integrations.huggingface.settings import (
     Renamed,
     Scales,
     Setting,
+    Switched,
     Unread,
 )
 from llmfast.integrations.huggingface.window_settings import AlternatingWindow, SwitchedWindow, Window
@@ -218,7 +219,7 @@ FAMILIES = {
         Family(
             "cohere",
             "CohereForCausalLM",
-            (*_cohere(Rope(500_000.0)), Only({"use_qk_norm": False})),
+            (*_cohere(Rope(500_000.0)), Switched("use_qk_norm", {"qk_norm": True, "qk_norm_over": "own_head"})),
             tensor_names.COHERE,
             {"LayerNorm": "layer_norm_without_bias", "MLP": "gated_mlp", "ForCausalLM": "loss"},
         ),

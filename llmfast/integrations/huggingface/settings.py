@@ -132,6 +132,23 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Switched:
+    """A key of theirs that switches some settings of ours on."""
+
+    theirs: str
+    ours: Mapping[str, Any]
+
+    def read(self, file: File) -> dict[str, Any]:
+        found = file.get(self.theirs, False)
+        if type(found) is not bool:
+            raise ValueError(f"{self.theirs} is {found!r}, neither true nor false")
+        return dict(self.ours) if found else {}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        return {self.theirs: all(getattr(config, name) == value for name, value in self.ours.items())}
+
+
+@dataclass(frozen=True)
 class Only:
     """Keys of theirs of which the decoder knows one value, which is also what they are where they are missing."""
 

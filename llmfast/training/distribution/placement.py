@@ -16,6 +16,7 @@ from llmfast.data.shards import Share
 from llmfast.evaluation.team import Team
 from llmfast.models.decoder import Block
 from llmfast.training.config import ParallelConfig
+from llmfast.training.distribution.expert_parallel import divide_experts, finish_gradients
 from llmfast.training.distribution.mesh import MeshShape, device_mesh, mesh_shape, models_mesh
 from llmfast.training.distribution.sharding import Sharding, local, norm, placed, sharding_of
 from llmfast.training.distribution.tensor_parallel import TensorParallel
@@ -51,6 +52,10 @@ class Placement:
         self.tensor: TensorParallel | None = None
         shape = mesh_shape(config, world)
         mesh = device_mesh(shape, device) if self.is_divided or config.tensor > 1 else None
+        self.experts = config.experts
+        if self.divides_experts:
+            experts = device_mesh(mesh_shape(config, world, "experts"), device, "experts")
+            divide_experts(model, config, experts["experts"] if self.is_divided else experts["copy", "experts"], device)
         if not self.is_divided:  # FSDP2 moves its parts alone
             model.to(device)
         if config.tensor > 1:
@@ -58,7 +63,8 @@ class Placement:
             self.tensor = TensorParallel(model, mesh.get_group("tensor"), device)
         if self.is_divided:
             assert mesh is not None
-            self._divide(mesh["shard"] if config.strategy == "fsdp" else mesh["copy", "shard"], config, precision)
+            dimensions = "shard" if config.strategy == "fsdp" else ("copy", "shard")
+            self._divide(mesh[dimensions], experts[dimensions] if self.divides_experts else None, config, precision)
         for child in objective.children():
             if child is not model:
                 child.to(device)
@@ -67,20 +73,24 @@ class Placement:
         self.shardings = self._shardings(shape)
         # The compiled module shares its parameters; checkpoints are made of the plain one, so that no name in them
         # carries the compiler's prefix.
-        self.forward: nn.Module = torch.compile(objective) if compile and self.tensor is None else objective
+        self.forward: nn.Module = torch.compile(objective) if compile and self.is_whole else objective
         if self.data_share.count > 1 and not self.is_divided:
             # The processes that hold copies of this process's parameters; None means all processes.
             group = None if mesh is None else mesh.get_group("copy")
+            if self.divides_experts:
+                own = [name for name, each in objective.named_parameters() if isinstance(each, DTensor)]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)
             self.forward = DistributedDataParallel(
                 self.forward, process_group=group, gradient_as_bucket_view=True, **_OWN_BUFFERS
             )
 
-    def _divide(self, mesh: DeviceMesh, config: ParallelConfig, precision: torch.dtype) -> None:
+    def _divide(
+        self, mesh: DeviceMesh, experts: DeviceMesh | None, config: ParallelConfig, precision: torch.dtype
+    ) -> None:
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         model, low = self.model, precision != torch.float32
         options = {
-            "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
             if low
             else MixedPrecisionPolicy(),
@@ -90,8 +100,12 @@ class Placement:
         }
         for block in model.modules():
             if isinstance(block, Block):
-                fully_shard(block, **options)
-        fully_shard(model, **options)
+                if experts is not None and block.has_experts:
+                    fully_shard(block.feed_forward.experts, mesh=experts, **options)
+                if low and block.has_experts:  # a router chooses in float32, whatever its block computes in
+                    fully_shard(block.feed_forward.router, mesh=mesh, **options | {"mp_policy": MixedPrecisionPolicy()})
+                fully_shard(block, mesh=mesh, **options)
+        fully_shard(model, mesh=mesh, **options)
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, buffer.to(self.device))
@@ -109,10 +123,20 @@ class Placement:
         return found
 
     @property
+    def divides_experts(self) -> bool:
+        """Whether processes have different experts."""
+        return self.experts > 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each process computes with the whole model, of which FSDP2 may gather the parts."""
+        return self.tensor is None and not self.divides_experts
+
+    @property
     def saves_in_parts(self) -> bool:
         """Whether each process writes its part of a checkpoint. The parts of tensor parallel are no slices of a tensor:
         the first process writes them whole."""
-        return self.is_divided and self.tensor is None
+        return self.tensor is None and (self.is_divided or self.divides_experts)
 
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
@@ -128,6 +152,9 @@ class Placement:
         if self.tensor is not None:
             self.tensor.finish_gradients()
             return self.tensor.gradient_norm()
+        if self.divides_experts:
+            # FSDP2 has taken means over the processes with the same experts, DDP leaves their gradients alone.
+            finish_gradients(self.model, 1 / (self.experts if self.is_divided else self.world.size))
         return norm([each.grad for each in self.model.parameters() if each.grad is not None], self.device)
 
     def scale_gradients(self, factor: float) -> None:

@@ -8,12 +8,13 @@ that the work on them is divided too.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,21 @@ def sharding_of(tensor: Tensor) -> Sharding | None:
     return Sharding(cuts, mesh.get_group(place), torch.device(mesh.device_type))
 
 
+def first_row(tensor: Tensor) -> int:
+    """Which row of a tensor that is divided by rows, perhaps twice, is the first that this process holds."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mesh, start, rows = tensor.device_mesh, 0, len(tensor)
+    for place in reversed(range(mesh.ndim)):  # FSDP2, which comes first, divides further what others have divided
+        if not isinstance(tensor.placements[place], Replicate):
+            each = -(-rows // mesh.size(place))
+            start += mesh.get_local_rank(place) * each
+            rows = min(each, max(0, rows - mesh.get_local_rank(place) * each))
+    return start
+
+
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that FSDP2 divides; any other as it is."""
+    """This process's part of a DTensor; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -108,9 +122,24 @@ def placed(part: Tensor, like: Tensor) -> Tensor:
 
 
 def norm(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """The norm of all numbers in ``tensors``, in those of all processes where FSDP2 divides them."""
-    total = torch.nn.utils.get_total_norm(tensors)
-    return (total.full_tensor() if isinstance(total, DTensor) else total).to(device)
+    """The norm of all numbers in ``tensors``, in those of all processes where they are divided; copies count once."""
+    lists = defaultdict(list)
+    for tensor in tensors:
+        lists[(tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None].append(tensor)
+    totals = [_norm_of_alike(alike, device) for alike in lists.values()] or [torch.zeros((), device=device)]
+    return totals[0] if len(totals) == 1 else torch.nn.utils.get_total_norm(totals).to(device)
+
+
+def _norm_of_alike(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """That of tensors that are divided alike, in one sum over the processes of each dimension."""
+    own = torch.nn.utils.get_total_norm([local(tensor) for tensor in tensors]).to(device)
+    if not isinstance(tensors[0], DTensor):
+        return own
+    squares = own.double().square()  # whose range holds the squares of all that float32 does
+    for place, how in enumerate(tensors[0].placements):
+        if not isinstance(how, Replicate):
+            dist.all_reduce(squares, group=tensors[0].device_mesh.get_group(place))
+    return squares.sqrt().to(own.dtype)
 
 
 def gather_in_turn(parts: list[Tensor], shardings: list[Sharding]) -> list[Tensor]:

@@ -91,10 +91,10 @@ class TensorParallel:
         if any(isinstance(module, NF4Linear) for module in decoder.modules()):
             raise ValueError("parallel.tensor does not divide weights in 4 bits; use ddp or fsdp")
         if config.experts.count:
-            raise ValueError("parallel.tensor does not divide a mixture of experts; use fsdp")
-        if config.qk_norm and config.qk_norm_over == "all":
+            raise ValueError("parallel.tensor does not divide a mixture of experts; use parallel.experts or fsdp")
+        if config.qk_norm and config.qk_norm_over != "head":
             raise ValueError(
-                "parallel.tensor does not divide model.qk_norm_over all, whose norm needs every head; use fsdp"
+                f"parallel.tensor does not divide model.qk_norm_over {config.qk_norm_over}, only head; use fsdp"
             )
         for name in ("kv_heads", "ff_width"):
             if getattr(config, name) % self.size:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from llmfast.kernels import adamw_, adamw_8bit_
 from llmfast.kernels.optimizers.adamw_ops import code_tables
 from llmfast.kernels.optimizers.adamw_reference import BLOCK, decode, encode
-from llmfast.training.distribution.sharding import local, placed, sharding_of
+from llmfast.training.distribution.sharding import first_row, local, placed
 from llmfast.training.optimizers.adamw import (
     Rounding,
     add_master,
@@ -202,8 +202,8 @@ def with_numbers(state: dict[str, Tensor], *, whole_maxima: bool = False) -> dic
 
 def _first_element(codes: Tensor) -> int:
     """The index, in the whole parameter, of the first element that this process holds."""
-    sharding, part = sharding_of(codes), local(codes)
-    return int(sharding.cuts[sharding.rank][0][0]) * part[0].numel() if sharding and part.numel() else 0
+    part = local(codes)
+    return first_row(codes) * part[0].numel() if part.numel() else 0
 
 
 def _decode_from(start: int, codes: Tensor, largest: Tensor, table: Tensor) -> Tensor:

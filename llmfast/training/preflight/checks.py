@@ -19,9 +19,12 @@ from llmfast.data.batch import IGNORED, Batch
 from llmfast.kernels import NF4Linear
 from llmfast.models.classifier import SequenceClassifier
 from llmfast.models.decoder import Decoder
+from llmfast.models.size import experts_share
 from llmfast.tokenizer import Tokenizer
+from llmfast.training.distribution.world import World
 from llmfast.training.monitoring.display import clock, size
 from llmfast.training.preflight.hardware import memory_in_use
+from llmfast.training.preflight.limits import share_of_process
 from llmfast.training.preflight.memory import TrainingSetup, training_memory
 from llmfast.training.pretraining import Pretraining
 from llmfast.training.session import Session, new_session
@@ -33,7 +36,13 @@ SHOWN_ROWS, SHOWN_CHARACTERS = 2, 600
 TRAINED_STYLE = "bold green"
 
 
-def overfit(config: Any, *, task: type[Task] = Pretraining, console: Console) -> tuple[float, float]:
+def overfit(
+    config: Any,
+    *,
+    task: type[Task] = Pretraining,
+    console: Console,
+    world: World = World(),  # noqa: B008
+) -> tuple[float, float]:
     """Train on the first batch alone, up to ``config.training.steps`` times; (first loss, last loss).
 
     A correct model can memorize one batch.
@@ -43,7 +52,7 @@ def overfit(config: Any, *, task: type[Task] = Pretraining, console: Console) ->
     """
     plain = {"schedule": "constant", "weight_decay": 0.0, "batch_warmup": 0.0, "context_warmup": 0.0}
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **plain))
-    with _trial(config, task, console) as session:
+    with _trial(config, task, console, world) as session:
         trainer = session.trainer
         losses, beginning = [], trainer.source.state()
         while len(losses) < config.training.steps:
@@ -61,9 +70,15 @@ def overfit(config: Any, *, task: type[Task] = Pretraining, console: Console) ->
     return losses[0], losses[-1]
 
 
-def describe_run(config: Any, *, task: type[Task] = Pretraining, console: Console) -> None:
+def describe_run(
+    config: Any,
+    *,
+    task: type[Task] = Pretraining,
+    console: Console,
+    world: World = World(),  # noqa: B008
+) -> None:
     """Say what a run would be: its size, memory and time as measured over a few steps, and its first batch as text."""
-    with _trial(config, task, console) as session:
+    with _trial(config, task, console, world) as session:
         trainer, training, model = session.trainer, config.training, config.model
         tokens = training.steps * trainer.tokens_per_step
         console.print(f"model       {model.parameters:,} parameters, {model.flops_per_token():.3g} FLOPs per token")
@@ -79,7 +94,8 @@ def describe_run(config: Any, *, task: type[Task] = Pretraining, console: Consol
             f"{clock(seconds * training.steps)} for the run, without evaluations"
         )
         estimate = _memory(session)
-        console.print(f"memory      about {size(sum(estimate.values()))} on a GPU: {_listed(estimate)}")
+        where = "a GPU" if world.size == 1 else f"each of {world.size} GPUs"
+        console.print(f"memory      about {size(sum(estimate.values()))} on {where}: {_listed(estimate)}")
         console.print(f"            {size(memory_in_use(trainer.device))} was the peak of this process here")
 
 
@@ -88,9 +104,13 @@ def _listed(sizes: dict[str, float]) -> str:
 
 
 def _memory(session: Session) -> dict[str, float]:
-    """Bytes of each component at the peak of a step on a GPU, with adapters, and with a base as it is stored."""
-    parts = training_memory(session.config.model, _setup(session)) | session.task.memory()
-    return {part: count for part, count in parts.items() if count}
+    """Bytes of each component that a process has at the peak of a step on a GPU, with adapters, and with a base as it
+    is stored."""
+    model, fixed = session.config.model, session.task.memory()
+    share = share_of_process(session.config.parallel, session.trainer.world, experts_share(model))
+    parts = training_memory(model, _setup(session)) | fixed
+    divided = {"weights in bfloat16", *fixed}
+    return {part: count * (share if part in divided else 1) for part, count in parts.items() if count}
 
 
 def _setup(session: Session) -> TrainingSetup:
@@ -99,7 +119,7 @@ def _setup(session: Session) -> TrainingSetup:
     decoder = next(module for module in trainer.model.modules() if isinstance(module, Decoder))
     is_trained = any(parameter.requires_grad for parameter in decoder.head.parameters())
     return TrainingSetup(
-        batch_size=training.batch_size // training.accumulate,
+        batch_size=training.batch_size // training.accumulate // trainer.placement.data_share.count,
         precision="float32" if trainer.precision == torch.float32 else "bfloat16",
         optimizer=training.optimizer,
         checkpointing=training.activation_checkpointing,
@@ -150,7 +170,9 @@ def trained_text(tokenizer: Tokenizer, tokens: Tensor, targets: Tensor) -> Text:
 
 
 @contextlib.contextmanager
-def _trial(config: Any, task: type[Task], console: Console) -> Iterator[Session]:
-    """A session in a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="llmfast-") as folder:
-        yield new_session(Path(folder) / "run", config, task=task, report=console.print)
+def _trial(config: Any, task: type[Task], console: Console, world: World) -> Iterator[Session]:
+    """A session of all processes in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="llmfast-") if world.is_main else contextlib.nullcontext("") as own:
+        folder = Path(world.broadcast(own)) / "run"
+        yield new_session(folder, config, task=task, report=console.print, world=world)
+        world.barrier()

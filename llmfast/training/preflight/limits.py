@@ -30,7 +30,24 @@ def check_batch_size(training: TrainingConfig, context: int, processes: int) -> 
         raise ValueError(f"training.context_warmup needs a context divisible by 8, got {context}")
 
 
-def check_memory(memory: dict[str, float], parallel: ParallelConfig, world: World, device: torch.device) -> None:
+def share_of_process(parallel: ParallelConfig, world: World, experts: float) -> float:
+    """The share of weights, gradients and optimizer state that one process keeps.
+
+    Args:
+        parallel: how they are divided between processes.
+        world: the processes.
+        experts: the share of them that belongs to experts.
+
+    Raises:
+        ValueError: they cannot be divided so.
+    """
+    rest, own = mesh_shape(parallel, world).copy, mesh_shape(parallel, world, "experts").copy
+    return ((1 - experts) * rest + experts * own) / world.size
+
+
+def check_memory(
+    memory: dict[str, float], parallel: ParallelConfig, world: World, device: torch.device, *, experts: float = 0.0
+) -> None:
     """Check that weights, gradients and optimizer state, which no batch size changes, fit the device.
 
     Args:
@@ -38,6 +55,7 @@ def check_memory(memory: dict[str, float], parallel: ParallelConfig, world: Worl
         parallel: how they are divided between processes.
         world: the processes.
         device: of this process.
+        experts: the share of the weights that belongs to experts.
 
     Raises:
         ValueError: they cannot fit; says what they need and what there is. Or ``parallel`` cannot be had with this
@@ -45,7 +63,7 @@ def check_memory(memory: dict[str, float], parallel: ParallelConfig, world: Worl
     """
     if parallel.cpu_offload:
         device = torch.device("cpu")
-    needed = sum(memory.values()) * mesh_shape(parallel, world).copy / world.size
+    needed = sum(memory.values()) * share_of_process(parallel, world, experts)
     available = total_memory(device) / (world.local_size if device.type == "cpu" else 1)
     if needed > available:
         raise ValueError(

@@ -95,7 +95,7 @@ def _block_activations(config: DecoderConfig, layer: int, setup: TrainingSetup) 
     kept = E + packed + mixed + (turned if config.positions == "rope" else 0)
     per_norm = 8 if config.norm == "layer" else 4
     norms = norms_of_block(config) * (stream + per_norm)
-    norms += per_norm * (H + K if config.qk_norm_over == "head" else 2) if config.qk_norm else 0
+    norms += per_norm * (2 if config.qk_norm_over == "all" else H + K) if config.qk_norm else 0
     masks = 2 * E if config.dropout else 0
     return norms + c * kept + 4 * H + masks + _feed_forward_activations(config, layer, c)
 
