@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..frame.descriptors import descriptor
 from ..frame.launch import cdiv
 from .launch import padded_width
 from .reference import dropout_threshold
@@ -20,10 +21,10 @@ def addressable(x):
     """x, or a copy where the kernels cannot address it: rows of 16-byte units, not further apart than 32 bits
     reach within a tile."""
     batch, head, row, element = x.stride() if x.dim() == 4 else (0, *x.stride())
-    if element == 1 and row < 2**23 and not (batch | head | row | x.storage_offset()) & 7:  # nearly always
+    if element == 1 and row < 2**23 and not ((batch | head | row) & 7 or x.data_ptr() & 15):  # nearly always
         return x
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
-    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.storage_offset() % 8 == 0
+    aligned = x.stride(-1) == 1 and all(s % 8 == 0 for s in strides if s != 1) and x.data_ptr() % 16 == 0
     return x if aligned and x.stride(-2) * 256 < 2**31 else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -72,11 +73,9 @@ def tile_arguments(tile, by_rows, by_keys, packed):
     if tile.tma:
         how = DEVICE if packed or not all(map(can_describe, tensors.values())) else HOST
     if how is HOST:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
         for group, rows in ((by_rows, tile.block_m), (by_keys, tile.block_n)):
             for name, x in group.items():
-                arguments[name] = TensorDescriptor(x, *shape_and_strides(x), [1, 1, rows, width])
+                arguments[name] = descriptor(x, *shape_and_strides(x), (1, 1, rows, width))
     return {
         **arguments,
         "D": head_dim,
@@ -126,15 +125,12 @@ def mask_arguments(mask, block):
     return {"MASK_BLOCK": block, "MASK_BY_ENTRY": mask.shape[0] > 1, "MASK_BY_HEAD": mask.shape[1] > 1}
 
 
-def dropout_arguments(seed, dropout_p):
-    return {"seed": seed, "threshold": dropout_threshold(dropout_p), "keep_scale": 1 / (1 - dropout_p)}
+def dropout_arguments(dropout_p):
+    return {"threshold": dropout_threshold(dropout_p), "keep_scale": 1 / (1 - dropout_p)}
 
 
-def size_arguments(q, k, packing):
-    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch, which lie where
-    ``packing`` says: (cu_q, cu_k, used_q, used_k, pad_k)."""
-    cu_q, cu_k, used_q, used_k, pad_k = packing
+def size_arguments(q, k, cu_q):
+    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch."""
     B, H, S, _ = q.shape
     batch = B if cu_q is None else cu_q.numel() - 1
-    sizes = {"rows_in_all": S, "batch": batch, "heads": H, "S": S, "T": k.shape[2], "GROUP": H // k.shape[1]}
-    return {**sizes, "cu_q": cu_q, "cu_k": cu_k, "used_q": used_q, "used_k": used_k, "pad_k": pad_k}
+    return {"rows_in_all": S, "batch": batch, "heads": H, "S": S, "T": k.shape[2], "GROUP": H // k.shape[1]}

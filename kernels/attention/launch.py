@@ -17,6 +17,7 @@ Where a measurement on a chip decides otherwise, its comment says so, or a row o
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from ..frame.launch import Chip, cdiv
@@ -81,6 +82,7 @@ def is_datacenter(chip: Chip) -> bool:
 
 
 @tuned("attention", Tile)
+@lru_cache
 def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:

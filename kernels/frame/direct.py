@@ -34,7 +34,7 @@ Pick = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], tuple[
 # What describes the values of a launch whose arguments have certain types, and what was compiled for each description.
 Form = tuple[Describe, dict[tuple, tuple]]
 # What picks the values of a launch whose arguments are passed in some way, and the forms of such launches by types.
-Call = tuple[Pick, dict[tuple, "Form | None"]]
+Call = tuple[Pick, dict[tuple, Form]]
 
 NoneType = type(None)
 TENSORS = (torch.Tensor, torch.nn.Parameter)
@@ -42,6 +42,8 @@ TENSORS = (torch.Tensor, torch.nn.Parameter)
 CONSTANTS = (int, bool, str, NoneType)
 # In place of the form of arguments among which are tuples: it is found by the types of their elements.
 BY_ELEMENT: Any = object()
+# In place of the form of arguments among which one is of a type that is not known: such launches are Triton's own.
+TRITONS: Any = object()
 
 
 class Direct:
@@ -60,11 +62,11 @@ class Direct:
         pick, forms = call
         values, settings = pick(args, options)
         types = tuple(map(type, values))
-        form = forms[types] if types in forms else self.add_form(forms, types)
+        form = forms.get(types) or self.add_form(forms, types)
         if form is BY_ELEMENT:
             types = tuple([(tuple, *map(type, each)) if type(each) is tuple else type(each) for each in values])
-            form = forms[types] if types in forms else self.add_form(forms, types)
-        if form is None or is_watched(self.kernel):
+            form = forms.get(types) or self.add_form(forms, types)
+        if form is TRITONS or is_watched(self.kernel):
             self.kernel[grid](*args, **options)
             return
         describe, compiled = form
@@ -81,12 +83,12 @@ class Direct:
         x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
         run(x, y, z, driver.get_current_stream(device), function, metadata, None, None, None, *values)
 
-    def add_form(self, forms: dict[tuple, "Form | None"], types: tuple) -> "Form | None":
+    def add_form(self, forms: dict[tuple, Form], types: tuple) -> Form:
         if tuple in types:
             form = BY_ELEMENT
         else:
             describe = _describer(self.kernel.params, types)
-            form = None if describe is None else (describe, {})
+            form = TRITONS if describe is None else (describe, {})
         forms[types] = form
         return form
 

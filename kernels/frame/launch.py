@@ -4,7 +4,7 @@ Launch choices are pure functions of shape, dtype and ``Chip``, so that the comp
 every chip on a machine that has none.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from .direct import launch
 KIB = 1024
 
 
-@dataclass(frozen=True)
-class Chip:
-    """The facts about a chip that launch choices depend on."""
+class Chip(NamedTuple):
+    """The facts about a chip that launch choices depend on. (A tuple, whose hash a memory of choices gets at once.)"""
 
     capability: int  # 10 · major + minor
     shared_memory: int  # bytes that one program may take

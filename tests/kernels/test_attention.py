@@ -1,7 +1,5 @@
 """flash_attention: as exact as PyTorch's own ops, for every width, length and option, forward and backward."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from attention_cases import FEW, OPTIONS, Case, assert_exact, eager_attention, launches_of, pairwise, steps_of
@@ -60,7 +58,7 @@ def test_a_persistent_grid_takes_each_tile_once(device, capability, options):
     q, k, v = (random_tensor((1, 3, 300, 16), torch.float16, seed=i) for i in range(3))
     outs = []
     for multiprocessors in (2, 1000):
-        with launches_of(replace(CHIPS[capability], multiprocessors=multiprocessors), device):
+        with launches_of(CHIPS[capability]._replace(multiprocessors=multiprocessors), device):
             outs.append(flash_attention(q, k, v, **options, return_lse=True))
     for persistent, plain in zip(*outs, strict=True):
         assert torch.equal(persistent, plain)
@@ -70,6 +68,44 @@ def test_equal_bits_in_every_run(device):
     """The trap: a backward pass with atomic additions to dQ, deterministic in name."""
     inputs = EVERYTHING.inputs(device)
     assert_same_bits(lambda **tensors: flash_attention(**tensors, **EVERYTHING.options()), inputs)
+
+
+def test_calls_that_differ_in_one_thing_are_launched_apart(device):
+    """The trap: what a call launches is kept for calls like it, and one is not like it in something that counts."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, other = (torch.randn(2, 4, 4, 16, generator=generator).to(device) for _ in range(4))
+    alike = {"q": q, "k": k, "v": v}
+    cu_seqlens = torch.tensor([0, 3, 4], dtype=torch.int32, device=device)
+    packed = {name: x[0].contiguous() for name, x in alike.items()} | {"cu_seqlens_q": cu_seqlens}
+    mask = torch.tensor([True, False], device=device).repeat(4).view(2, 4, 1, 1)
+    calls = [
+        alike,
+        *({**alike, name: x.transpose(1, 2).contiguous().transpose(1, 2)} for name, x in alike.items()),
+        *({**alike, name: torch.stack((x, other), -2)[..., 0, :]} for name, x in alike.items()),
+        {**alike, "q": q[:1], "k": k[:1], "v": v[:1]},
+        {**alike, "q": q[:, :, :3]},
+        {**alike, "k": k[:, :, :3], "v": v[:, :, :3]},
+        {**alike, "k": k[:, :2], "v": v[:, :2]},
+        {**alike, "causal": True},
+        {**alike, "window": (1, 0)},
+        {**alike, "window": (1, 1)},
+        {**alike, "scale": 0.5},
+        {**alike, "softcap": 2.0},
+        {**alike, "softcap": 1.0},
+        {**alike, "sinks": torch.zeros(4, device=device)},
+        {**alike, "alibi_slopes": torch.full((4,), 0.5, device=device)},
+        {**alike, "dropout_p": 0.5, "seed": 1},
+        {**alike, "dropout_p": 0.3, "seed": 1},
+        {**alike, "block_mask": mask},
+        {name: x.half() for name, x in alike.items()},
+        packed,
+        {**packed, "cu_seqlens_q": torch.tensor([0, 1, 2, 4], dtype=torch.int32, device=device)},
+        {**packed, "seqused_k": torch.tensor([1, 1], dtype=torch.int32, device=device)},
+    ]
+    for call in (*calls, *reversed(calls)):
+        with backend("reference"):
+            expected = flash_attention(**call)
+        torch.testing.assert_close(flash_attention(**call), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_inputs_are_kept(device):

@@ -100,6 +100,7 @@ def load_adapter(
         )
     add_adapter(model, config, name)
     try:
+        tensors = _without_base(tensors, model, name, naming, folder)
         _fill(adapter_entries(model, name, naming), tensors, folder)
     except ValueError:
         remove_adapter(model, name)
@@ -173,6 +174,29 @@ def _saved(model: nn.Module, name: str, naming: Naming) -> list[str]:
 def _shares_weight(adapter: nn.Module, own: set[int]) -> bool:
     """Whether a copy has a bias of its own and nothing else (``bias`` all)."""
     return any(id(parameter) in own for parameter in adapter.parameters())
+
+
+_BASE_WEIGHT = "base_layer.weight"
+
+
+def _without_base(
+    tensors: dict[str, Tensor], model: nn.Module, name: str, naming: Naming, folder: Path
+) -> dict[str, Tensor]:
+    """The tensors of the files without the frozen tables that PEFT writes beside their updates.
+
+    Raises:
+        ValueError: a table that is not the one of the model.
+    """
+    if not any(key.endswith(f".{_BASE_WEIGHT}") for key in tensors):
+        return tensors
+    own: dict[str, Tensor] = {}
+    for module_name, module in adapted_modules(model):
+        if isinstance(module.adapter(name), LayerAdapter):
+            own |= naming.parts(module_name, _BASE_WEIGHT, module.plain_weight())
+    for key in tensors.keys() & own.keys():
+        if not torch.equal(own[key].to(tensors[key]), tensors[key]):
+            raise ValueError(f"{key} in {folder / MODEL_FILE} differs from the base: the adapter is of another model")
+    return {key: tensor for key, tensor in tensors.items() if key not in own}
 
 
 def _fill(entries: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
