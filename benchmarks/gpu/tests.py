@@ -1,5 +1,5 @@
 """The GPU tests that a call runs first: each op against its definition, and what only a GPU can show. With the marker
-``gpu`` they are some 140; those that compile with PyTorch, or that fill the memory, come with the others later."""
+``gpu`` they are some 160; those that compile with PyTorch, or that fill the memory, come with the others later."""
 
 from __future__ import annotations
 
