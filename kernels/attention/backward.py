@@ -146,10 +146,12 @@ def keys_gradient_kernel(
             d_out, entry, head, q_start, d_out_batch, d_out_head, d_out_row, S, D, BLOCK_M, BLOCK_D, TMA
         )
         row_offset = (entry * heads + head) * rows_in_all.to(tl.int64) + q_start
-        slope = alibi_slope(alibi, sequence, heads, head)
-        blocks = listed_blocks(
-            mask_of_keys, entry, head, heads, first_key, T, S, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD
-        )
+        slope = None if alibi is None else alibi_slope(alibi, sequence, heads, head)
+        blocks = None
+        if mask_of_keys is not None:
+            blocks = listed_blocks(
+                mask_of_keys, entry, head, heads, first_key, T, S, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD
+            )
         ranges = in_listed_blocks(low, full_low, full_high, high, blocks, S, BLOCK_M, MASK_BLOCK)
         for phase in tl.static_range(2):  # First without masks, then the boundaries.
             dk_tile, dv_tile = gather_keys_gradient(
@@ -229,9 +231,11 @@ def queries_gradient_kernel(
     row_lse = load_lse(lse + row_offset, rows, S)
     row_delta = tl.load(delta + row_offset + rows, mask=rows < S, other=0.0)
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    slope = alibi_slope(alibi, sequence, heads, head)
+    slope = None if alibi is None else alibi_slope(alibi, sequence, heads, head)
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
-    blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
+    blocks = None
+    if mask is not None:
+        blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
     low, full_low, full_high, high = in_listed_blocks(low, full_low, full_high, high, blocks, T, BLOCK_N, MASK_BLOCK)
     for phase in tl.static_range(2):  # First without masks, then the boundaries.
         dq_tile = gather_queries_gradient(

@@ -101,7 +101,7 @@ def attend_rows(
 ):  # fmt: skip
     """The BLOCK_M rows of a head of a sequence from first_row on."""
     kv_head = head // GROUP
-    slope = alibi_slope(alibi, sequence, heads, head)
+    slope = None if alibi is None else alibi_slope(alibi, sequence, heads, head)
     k_source = make_source(k, entry, kv_head, k_start, k_batch, k_head, k_row, T, D, BLOCK_N, BLOCK_D, TMA)
     v_source = make_source(v, entry, kv_head, k_start, v_batch, v_head, v_row, T, D, BLOCK_N, BLOCK_D, TMA)
     q_source = make_source(q, entry, head, q_start, q_batch, q_head, q_row, S, D, BLOCK_M, BLOCK_D, TMA)
@@ -120,7 +120,9 @@ def attend_rows(
     low, full_low, full_high, high = key_ranges(first_row, S, T, left, right, BLOCK_M, BLOCK_N)
     if IN_ORDER:  # Every tile of keys by the same arithmetic, first to last, whichever rows are beside a row.
         full_high = full_low
-    blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
+    blocks = None
+    if mask is not None:
+        blocks = listed_blocks(mask, entry, head, heads, first_row, S, T, MASK_BLOCK, MASK_BY_ENTRY, MASK_BY_HEAD)
     low, full_low, full_high, high = in_listed_blocks(low, full_low, full_high, high, blocks, T, BLOCK_N, MASK_BLOCK)
     waiting, before, taken = 0, 0, 0
     if ROTATED:  # The first tile, whose values the loop takes, is not in the loop.

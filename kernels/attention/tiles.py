@@ -130,17 +130,14 @@ def listed_blocks(
     mask, entry, head, heads, first, S, T, BLOCK: tl.constexpr, BY_ENTRY: tl.constexpr, BY_HEAD: tl.constexpr
 ):  # fmt: skip
     """Pointer to what ``arguments.block_lists`` wrote about the block of rows that begins at or before ``first``, of S
-    rows, by T keys, or the other way round; None without a mask. The mask may be one for all entries or heads."""
-    if mask is None:
-        return None
-    else:  # noqa: RET505 (Triton compiles what follows a return, too)
-        matrix_of_blocks = entry * 0
-        if BY_ENTRY:
-            matrix_of_blocks = entry
-        if BY_HEAD:
-            matrix_of_blocks = matrix_of_blocks * heads + head
-        row = matrix_of_blocks.to(tl.int64) * tl.cdiv(S, BLOCK) + first // BLOCK
-        return mask + row * (2 * tl.cdiv(T, BLOCK) + 2)
+    rows, by T keys, or the other way round. The mask may be one for all entries or heads."""
+    matrix_of_blocks = entry * 0
+    if BY_ENTRY:
+        matrix_of_blocks = entry
+    if BY_HEAD:
+        matrix_of_blocks = matrix_of_blocks * heads + head
+    row = matrix_of_blocks.to(tl.int64) * tl.cdiv(S, BLOCK) + first // BLOCK
+    return mask + row * (2 * tl.cdiv(T, BLOCK) + 2)
 
 
 @triton.jit
@@ -291,11 +288,8 @@ def logits(product, scale, softcap):
 
 @triton.jit
 def alibi_slope(alibi, sequence, heads, head):
-    """What ALiBi subtracts from a logit in base 2 for each position between a query and a key; None without it."""
-    if alibi is None:
-        return None
-    else:  # noqa: RET505 (Triton compiles what follows a return, too)
-        return tl.load(alibi + sequence * heads + head) * LOG2_E
+    """What ALiBi subtracts from a logit in base 2 for each position between a query and a key."""
+    return tl.load(alibi + sequence * heads + head) * LOG2_E
 
 
 @triton.jit

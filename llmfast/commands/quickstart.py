@@ -77,6 +77,7 @@ def quickstart(
         where = f"stopped at step {trainer.steps_done:,} of {trainer.training.steps:,} and saved"
         again = f"llmfast quickstart --resume --out {session.run.folder}"
         raise KeyboardInterrupt(f"{where}; resume with: {again}") from None
+    _correct_speed(session)
     _finish(session, console)
 
 
@@ -164,6 +165,20 @@ def remember_speed(trainer: Trainer, speed: float) -> None:
         atomic_write(_speed_file(), json.dumps(speeds, indent=2) + "\n")
     except OSError:
         return
+
+
+def _correct_speed(session: Session) -> None:
+    """Remember the speed that a run had, if the remembered one is wrong by half or more: it was measured beside other
+    programs."""
+    from llmfast.training.summary import read_summary
+
+    trainer = session.trainer
+    summary, planned = read_summary(session.run.folder), remembered_speed(trainer)
+    if summary is None or summary.tokens_per_second is None or planned is None:
+        return
+    speed = summary.tokens_per_second / (trainer.training.batch_size * trainer.task.config.model.context)
+    if not 2 / 3 < speed / planned < 3 / 2:
+        remember_speed(trainer, speed)
 
 
 def _speeds() -> dict[str, float]:

@@ -46,7 +46,7 @@ def test_ppo_learns_to_sort_six_digits_and_keeps_it(tmp_path):
     ).trainer  # fmt: skip
     found = [trainer.step().figures for _ in range(steps)]
     rewards = [sum(each["reward"] for each in some) / 10 for some in (found[:10], found[-10:])]
-    assert rewards[0] < 0.65
+    assert rewards[0] < 0.7
     assert rewards[1] > 0.8
     assert found[-1]["truncated"] < 0.1
 

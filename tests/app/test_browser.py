@@ -1,5 +1,6 @@
 """The dashboard in a browser: what streams, what survives a re-run, memory, keyboards, accessibility, screenshots."""
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from small_run import new_run
 
 pytest.importorskip("streamlit")
@@ -96,7 +98,10 @@ def go(page, title):
 
 
 def violations(page):
+    """What axe-core finds, but for attributes that Streamlit itself gave its sidebar and fields wrongly before 1.67."""
     found = Axe().run(page).response["violations"]
+    if Version(importlib.metadata.version("streamlit")) < Version("1.67"):
+        found = [each for each in found if each["id"] != "aria-allowed-attr"]
     return [(each["id"], node["html"][:200]) for each in found for node in each["nodes"]]
 
 

@@ -185,8 +185,12 @@ def test_a_base_of_4_bits_is_divided_by_fsdp2_and_refused_by_tensor_parallel(tmp
     config = session.config
     alone = train_adapters(World(), config, session.run.data, 3)
     config.parallel = ParallelConfig("fsdp")
-    both = run_ranks(train_adapters, 2, config, session.run.data, 3)
-    assert both[0] == close(alone)
+    if torch.__version__ < "2.12":
+        with pytest.raises(AssertionError, match="divides weights in 4 bits from torch"):
+            run_ranks(train_adapters, 2, config, session.run.data, 1)
+    else:
+        both = run_ranks(train_adapters, 2, config, session.run.data, 3)
+        assert both[0] == close(alone)
     config.parallel = ParallelConfig(tensor=2)
     with pytest.raises(AssertionError, match="does not divide weights in 4 bits; use ddp or fsdp"):
         run_ranks(train_adapters, 2, config, session.run.data, 1)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmfast.data.shards import Share
 from llmfast.evaluation.team import Team
+from llmfast.kernels import NF4Linear
 from llmfast.models.decoder import Block
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distribution.expert_parallel import divide_experts, finish_gradients
@@ -90,6 +91,11 @@ class Placement:
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         model, low = self.model, precision != torch.float32
+        if torch.__version__ < "2.12" and any(isinstance(module, NF4Linear) for module in model.modules()):
+            raise ValueError(
+                f"parallel.strategy {config.strategy} divides weights in 4 bits from torch 2.12 on, and this is "
+                f"{torch.__version__}: use ddp"
+            )
         options = {
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
             if low
