@@ -18,8 +18,12 @@ function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
-is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled  # on any type of device
 any_requires_grad: Callable[..., bool] = torch._C._any_requires_grad  # of tensors among other values, also in lists
+
+
+def is_any_autocast_enabled() -> bool:
+    """Whether autocast is on for any type of device: PyTorch's own answer leaves out Apple's."""
+    return torch._C._is_any_autocast_enabled() or torch.is_autocast_enabled("mps")
 
 
 def in_forward_mode() -> bool:

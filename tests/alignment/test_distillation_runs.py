@@ -41,9 +41,9 @@ def run(folder, kind="distill", **settings):
     return new_session(folder / "run", from_dict(config, tree), task=task, report=lambda line: None)
 
 
-def teacher(folder, steps=5, **training):
+def teacher(folder, steps=5, logit_scale=0.7, **training):
     """A finetuned model, larger than the students."""
-    write_model(folder / "start", width=32, layers=2, logit_scale=0.7)
+    write_model(folder / "start", width=32, layers=2, logit_scale=logit_scale)
     settings = {"start": str(folder / "start"), "model": {}, "training": {"steps": steps} | training}
     session = run(folder, "sft", data={"template": "chatml"}, **settings)
     fit(session)
@@ -111,7 +111,7 @@ def test_a_student_learns_more_from_a_teacher_than_alone(tmp_path):
 def test_a_teacher_of_transformers_gives_the_losses_of_our_own(tmp_path):
     """Also where its table has more rows than there are tokens, whose logits must not take part."""
     transformers = pytest.importorskip("transformers")
-    ours = teacher(tmp_path / "t")
+    ours = teacher(tmp_path / "t", logit_scale=1.0)
     assert main(["model", "export", str(ours), str(tmp_path / "hf")]) == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     model.resize_token_embeddings(model.config.vocab_size + 24)

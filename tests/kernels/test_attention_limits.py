@@ -162,7 +162,7 @@ def gather(storage, starts, x):
 def launches_far(run, stride, names):
     """``run`` as if the named tensors had rows ``stride`` elements apart, and no other sizes changed."""
 
-    def launch(*positional, **arguments):
+    def launch(kernel, programs, like, tile, arguments):
         compact = {name: arguments[name] for name in names if arguments.get(name) is not None}
         far = {}
         for name, x in compact.items():
@@ -170,7 +170,7 @@ def launches_far(run, stride, names):
             far[name] = [row * stride for row in range(rows)]
             arguments[name] = spread(x, far[name])
         arguments["rows_in_all"] = stride
-        run(*positional, **arguments)
+        run(kernel, programs, like, tile, arguments)
         for name, x in compact.items():
             gather(arguments[name], far[name], x)
 
