@@ -46,8 +46,8 @@ COMMANDS = {
     "tokenizer compare": Command("llmfast.commands.tokenizer:compare", "Count the tokens of different tokenizers."),
     "data prepare": Command("llmfast.commands.data:prepare", "Turn text into a tokenizer and token shards."),
     "data dedup": Command("llmfast.commands.data:dedup", "Leave out documents that repeat an earlier one."),
-    "copy": Command("llmfast.commands.copy:copy", "Copy a run, model or data to an address, or back."),
     "data report": Command("llmfast.commands.data:report", "Show what prepared data is made of."),
+    "copy": Command("llmfast.commands.copy:copy", "Copy a run, model or data to an address, or back."),
     "model info": Command("llmfast.commands.model:info", "Show a model's size, memory and what fits a GPU."),
     "model import": Command(
         "llmfast.commands.huggingface:import_model", "Turn a Hugging Face folder into one of llmfast."

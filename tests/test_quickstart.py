@@ -134,3 +134,18 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
     assert main(["quickstart", "--data", "corpus", "--vocab_size", "300", "--out", "run"]) == 2
     assert "no space left on device" in capsys.readouterr().err.lower()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_speed_measured_beside_other_programs_is_corrected(finished, folder, tmp_path):
+    """Trap: a machine that was busy once plans a hundredth of the steps for ever."""
+    measured = json.loads((folder / "cache" / "llmfast" / "speed.json").read_text())
+    cache = tmp_path / "cache" / "llmfast"
+    cache.mkdir(parents=True)
+    (cache / "speed.json").write_text(json.dumps({machine: speed / 1000 for machine, speed in measured.items()}))
+    options = ["--data", "corpus", "--vocab_size", 320, "--minutes", 0.01, "--out", tmp_path / "run"]
+    done = llmfast("quickstart", *options, folder=folder, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "as measured here before" in done.stdout
+    corrected = json.loads((cache / "speed.json").read_text())
+    assert corrected.keys() == measured.keys()
+    assert all(corrected[machine] > 2 * speed / 1000 for machine, speed in measured.items())

@@ -17,15 +17,13 @@ import torch
 
 from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, is_empty
-from llmfast.data.chat.prepared import PreparedChat, check_shards
+from llmfast.data.chat.prepared import PreparedChat, open_prepared_chat
 from llmfast.data.chat.preparing import LABELS, preparing
 from llmfast.data.chat.records import read_conversations
 from llmfast.data.config import InstructionDataConfig
-from llmfast.data.prepare import SPLITS
 from llmfast.data.shards import TokenShards
 from llmfast.data.windows import PackedWindows
 from llmfast.files import read_checked_json
-from llmfast.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
 
@@ -134,16 +132,18 @@ def open_instructions(folder: Path, *, max_tokens: int, verify: bool = True) -> 
     Raises:
         ValueError: something is missing or damaged, or no example of a side has anything to train.
     """
-    tokenizer = Tokenizer.load(folder)
-    splits = [ExampleSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in SPLITS]
-    for split in splits:
-        check_shards(split.shards, tokenizer)
+    prepared = open_prepared_chat(
+        folder,
+        lambda side: ExampleSplit(side, max_tokens=max_tokens, verify=verify),
+        lambda split: split.shards,
+    )
+    for split in (prepared.train, prepared.validation):
         if not len(split):
             raise ValueError(
                 f"of the {split.lost:,} examples in {split.shards.folder} none has an answer within the first "
                 f"{max_tokens} tokens: data.max_tokens is too small"
             )
-    return PreparedInstructions(tokenizer, *splits)
+    return prepared
 
 
 def describe_instructions(prepared: PreparedInstructions, report: Report) -> None:

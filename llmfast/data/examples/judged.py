@@ -15,14 +15,12 @@ import torch
 
 from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, is_empty
-from llmfast.data.chat.prepared import PreparedChat, check_shards
+from llmfast.data.chat.prepared import PreparedChat, open_prepared_chat
 from llmfast.data.chat.preparing import preparing
 from llmfast.data.config import PreferenceDataConfig
 from llmfast.data.examples.instructions import ExampleSplit
 from llmfast.data.examples.preferences import CHOSEN, answered_conversation
-from llmfast.data.prepare import SPLITS
 from llmfast.files import json_sha256
-from llmfast.tokenizer import Tokenizer
 
 
 class JudgedSplit:
@@ -110,11 +108,11 @@ def open_judged(folder: Path, *, max_tokens: int, verify: bool = True) -> Prepar
     Raises:
         ValueError: something is missing or damaged.
     """
-    tokenizer = Tokenizer.load(folder)
-    splits = [JudgedSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in SPLITS]
-    for split in splits:
-        check_shards(split.examples.shards, tokenizer)
-    return PreparedJudgments(tokenizer, *splits)
+    return open_prepared_chat(
+        folder,
+        lambda side: JudgedSplit(side, max_tokens=max_tokens, verify=verify),
+        lambda split: split.examples.shards,
+    )
 
 
 def describe_judged(prepared: PreparedJudgments, report: Callable[[str], None]) -> None:

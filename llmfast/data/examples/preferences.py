@@ -19,14 +19,12 @@ import torch
 from llmfast.data.batch import IGNORED, ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation, conversation, is_empty
 from llmfast.data.chat.encoder import Encoded
-from llmfast.data.chat.prepared import PreparedChat, check_shards
+from llmfast.data.chat.prepared import PreparedChat, open_prepared_chat
 from llmfast.data.chat.preparing import preparing
 from llmfast.data.config import PreferenceDataConfig
 from llmfast.data.examples.instructions import (
     ExampleSplit,
 )
-from llmfast.data.prepare import SPLITS
-from llmfast.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
 CHOSEN, REJECTED, MISMATCHED = range(3)
@@ -159,11 +157,11 @@ def open_pairs(folder: Path, *, max_tokens: int, mismatched: bool = False, verif
     Raises:
         ValueError: something is missing or damaged.
     """
-    tokenizer = Tokenizer.load(folder)
-    splits = [PairSplit(folder / s, max_tokens=max_tokens, mismatched=mismatched, verify=verify) for s in SPLITS]
-    for split in splits:
-        check_shards(split.examples.shards, tokenizer)
-    return PreparedPairs(tokenizer, *splits)
+    return open_prepared_chat(
+        folder,
+        lambda side: PairSplit(side, max_tokens=max_tokens, mismatched=mismatched, verify=verify),
+        lambda split: split.examples.shards,
+    )
 
 
 def describe_pairs(prepared: PreparedPairs, report: Report) -> None:

@@ -16,13 +16,12 @@ import torch
 
 from llmfast.data.batch import ROUNDED, Batch
 from llmfast.data.chat.conversation import Conversation
-from llmfast.data.chat.prepared import PreparedChat, check_shards
+from llmfast.data.chat.prepared import PreparedChat, open_prepared_chat
 from llmfast.data.chat.preparing import Preparation, preparing
 from llmfast.data.config import PreferenceDataConfig
 from llmfast.data.examples.instructions import ExampleSplit
 from llmfast.data.examples.judged import judged_answer
 from llmfast.data.examples.preferences import answered_conversation
-from llmfast.data.prepare import SPLITS
 from llmfast.files import json_sha256
 from llmfast.tokenizer import Tokenizer
 
@@ -115,11 +114,11 @@ def open_steps(folder: Path, *, max_tokens: int, verify: bool = True) -> Prepare
     Raises:
         ValueError: something is missing or damaged.
     """
-    tokenizer = Tokenizer.load(folder)
-    splits = [StepSplit(folder / split, max_tokens=max_tokens, verify=verify) for split in SPLITS]
-    for split in splits:
-        check_shards(split.examples.shards, tokenizer)
-    return PreparedSteps(tokenizer, *splits)
+    return open_prepared_chat(
+        folder,
+        lambda side: StepSplit(side, max_tokens=max_tokens, verify=verify),
+        lambda split: split.examples.shards,
+    )
 
 
 def describe_steps(prepared: PreparedSteps, report: Callable[[str], None]) -> None:
