@@ -121,14 +121,16 @@ def flash_attention(
     if not fits and width == k.shape[-1:]:
         q, k, v, scale = widened(q, k, v, scale)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
-    cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
-    check_options(q, scale, softcap, sinks, dropout_p)
+    cu_seqlens_q, cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
+    sinks = check_options(q, scale, softcap, sinks, dropout_p)
     if not (seqused_q is None and seqused_k is None and leftpad_k is None and alibi_slopes is None):
         sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
-        for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
+        per_sequence = {"seqused_q": seqused_q, "seqused_k": seqused_k, "leftpad_k": leftpad_k}
+        for name, x in per_sequence.items():
             if x is not None and cu_seqlens_q is None:
                 raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
-            check_per_sequence(name, x, sequences, q)
+            per_sequence[name] = check_per_sequence(name, x, sequences, q)
+        seqused_q, seqused_k, leftpad_k = per_sequence.values()
         alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
     check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
     left, right = window_bounds(causal, window)

@@ -1,4 +1,6 @@
-"""What the attention functions accept: a ValueError names the argument, what it got, and what is wanted."""
+"""What the attention functions accept: a ValueError names the argument, what it got, and what is wanted.
+
+Kernels read vectors (boundaries, lengths, sinks) element after element, so the checks return them contiguous."""
 
 import math
 import operator
@@ -6,6 +8,7 @@ import operator
 import torch
 
 from ..frame.checks import on_one_device
+from ..frame.launch import contiguous
 from .launch import BLOCK_MULTIPLE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -57,15 +60,15 @@ def check_qkv(q, k, v, packed=False):
 
 
 def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
-    """Returns ``cu_seqlens_k``, filled in."""
+    """Returns both, ``cu_seqlens_k`` filled in."""
     if cu_seqlens_q is None:
         if cu_seqlens_k is not None:
             raise ValueError("cu_seqlens_k is given without cu_seqlens_q")
-        return None
+        return None, None
     if cu_seqlens_k is None:
         if q.shape[0] != k.shape[0]:
             raise ValueError(f"cu_seqlens_k is needed: q has {q.shape[0]} tokens, k has {k.shape[0]}")
-        cu_seqlens_k = cu_seqlens_q
+        cu_seqlens_k = cu_seqlens_q = cu_seqlens_q.contiguous()
     for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if cu.dtype != torch.int32 or cu.dim() != 1 or cu.numel() < 2 or cu.device != q.device:
             raise ValueError(
@@ -77,10 +80,11 @@ def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
             "cu_seqlens_q and cu_seqlens_k bound equally many sequences;"
             f" got {cu_seqlens_q.numel() - 1} and {cu_seqlens_k.numel() - 1}"
         )
-    return cu_seqlens_k
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
 
 
 def check_options(q, scale, softcap, sinks, dropout_p):
+    """Returns ``sinks``."""
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is finite; got {scale}")
     if softcap is not None and not 0 < softcap < math.inf:
@@ -94,6 +98,7 @@ def check_options(q, scale, softcap, sinks, dropout_p):
                 f"sinks is one number a query head, ({heads},) on {q.device};"
                 f" got {sinks.dtype} of shape {tuple(sinks.shape)} on {sinks.device}"
             )
+    return contiguous(sinks)
 
 
 def check_per_sequence(name, x, sequences, q):
@@ -103,6 +108,7 @@ def check_per_sequence(name, x, sequences, q):
             f"{name} is one int32 a sequence, ({sequences},) on {q.device};"
             f" got {x.dtype} of shape {tuple(x.shape)} on {x.device}"
         )
+    return contiguous(x)
 
 
 def check_block_mask(mask, block_size, q, k, packed):
@@ -140,7 +146,7 @@ def slopes_by_sequence(slopes, q, sequences):
     return slopes.to(dtype).expand(sequences, heads).contiguous()
 
 
-def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
+def check_cache(q, k_cache, v_cache, page_table):
     for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():
             raise ValueError(
@@ -157,15 +163,16 @@ def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
         raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {D}")
     if page_table is None and k_cache.shape[0] != B:
         raise ValueError(f"q has the batch {B}, the cache {k_cache.shape[0]}; pages need a page_table")
-    for name, x, shape in (("cache_seqlens", cache_seqlens, (B,)), ("page_table", page_table, None)):
-        if x is None and name == "page_table":
-            continue
-        fits = x.shape == shape if shape else x.dim() == 2 and x.shape[0] == B
-        if x.dtype != torch.int32 or x.device != q.device or not fits:
-            raise ValueError(
-                f"{name} is int32 of shape {shape or (B, 'pages of an entry')} on {q.device};"
-                f" got {x.dtype} {tuple(x.shape)} on {x.device}"
-            )
+    if page_table is not None and (
+        page_table.dtype != torch.int32
+        or page_table.device != q.device
+        or page_table.dim() != 2
+        or page_table.shape[0] != B
+    ):
+        raise ValueError(
+            f"page_table is int32 of shape {(B, 'pages of an entry')} on {q.device};"
+            f" got {page_table.dtype} {tuple(page_table.shape)} on {page_table.device}"
+        )
 
 
 def check_new(q, k_cache, k_new, v_new):
