@@ -14,6 +14,7 @@ from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
 from ..frame.invariance import is_batch_invariant
+from ..frame.launch import contiguous
 from .checks import check_options, check_target, finish
 from .cross_entropy import cross_entropy
 from .launch import METHODS, capability_of, strategy, tiles_fit
@@ -132,7 +133,7 @@ def linear_cross_entropy(
     rows = hidden.reshape(tokens, hidden.shape[-1])
     asked = Asked(return_lse, return_z_loss, return_token_accuracy)
     call = LinearCrossEntropyCall(
-        rows, weight, bias, flat_target, class_weight, gradient_filter, how, return_token_accuracy, options
+        rows, weight, contiguous(bias), flat_target, class_weight, gradient_filter, how, return_token_accuracy, options
     )
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and not per_token:
