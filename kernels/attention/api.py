@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
@@ -17,6 +16,7 @@ from .checks import (
     check_per_sequence,
     check_qkv,
     slopes_by_sequence,
+    widened,
     window_bounds,
 )
 from .documents import documents_op
@@ -160,15 +160,6 @@ def flash_attention(
     out, *lse = result if isinstance(result, tuple) else (result,)
     out = out[..., : value_width[0]]
     return (out, *lse) if lse else out
-
-
-def widened(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
-    that q has."""
-    width = q.shape[-1]
-    common = -(-max(width, v.shape[-1], 1) // 8) * 8
-    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
-    return q, k, v, max(width, 1) ** -0.5 if scale is None else scale
 
 
 def attend(

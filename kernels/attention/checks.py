@@ -6,6 +6,7 @@ import math
 import operator
 
 import torch
+import torch.nn.functional as F
 
 from ..frame.checks import on_one_device
 from ..frame.launch import contiguous
@@ -33,6 +34,15 @@ def as_window(name, window):
     if left < -1 or right < -1:
         raise ValueError(f"{name} is two integers (left, right), each at least 0, or -1 for no bound; got {window}")
     return left, right
+
+
+def widened(q, k, v, scale):
+    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
+    that q has."""
+    width = q.shape[-1]
+    common = -(-max(width, v.shape[-1], 1) // 8) * 8
+    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
+    return q, k, v, max(width, 1) ** -0.5 if scale is None else float(scale)
 
 
 def check_qkv(q, k, v, packed=False):

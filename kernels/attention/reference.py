@@ -172,7 +172,6 @@ def _packed_geometry(cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k, n_q, n_k
     """
     sequence_q, rows = _place(cu_seqlens_q, n_q)
     sequence_k, columns = _place(cu_seqlens_k, n_k)
-    last = cu_seqlens_q.numel() - 1
     length_q, length_k = (
         F.pad(cu.diff() if used is None else torch.minimum(used, cu.diff()), (0, 1)).long()
         for cu, used in ((cu_seqlens_q, used_q), (cu_seqlens_k, used_k))

@@ -14,7 +14,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_target(target: Tensor, rows: Tensor, rows_name: str) -> Tensor:
-    """Returns the target in int64, which holds every ``ignore_index``: compared with uint8, PyTorch wraps -100 to 156."""
+    """Returns the target in int64, which holds every ``ignore_index``: beside uint8, PyTorch takes -100 for 156."""
     if target.is_floating_point() or target.is_complex() or target.shape != rows.shape[:-1]:
         raise ValueError(
             f"target must hold integer class indices of shape {tuple(rows.shape[:-1])} "
