@@ -18,13 +18,20 @@ SIZES = {
     "intermediate_size": 48,
 }
 TYPES = ["sliding_attention", "full_attention"]
-GEMMA = {
+WINDOWED = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 96,
     "sliding_window": 7,
     "layer_types": TYPES,
-    "query_pre_attn_scalar": 20,
+}
+GEMMA = WINDOWED | {"query_pre_attn_scalar": 20}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "rope_theta": 150_000.0,
+    "original_max_position_embeddings": 24,
+    "truncate": False,
 }
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 7.0}
 FAMILIES = {
@@ -42,6 +49,10 @@ FAMILIES = {
     "gemma3": ("Gemma3Text", SIZES | GEMMA),
     "cohere": ("Cohere", SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
     "granite": ("Granite", SIZES | GRANITE | {"num_key_value_heads": 2, "max_position_embeddings": 96}),
+    "gpt_oss": (
+        "GptOss",
+        SIZES | WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": YARN},
+    ),
     "dynamic": (
         "Llama",
         SIZES | {
