@@ -61,6 +61,7 @@ FAMILIES = {
         },
     ),
 }  # fmt: skip
+SEEDS = {"gpt_oss": 1}  # whose text has no end token within 40
 BEGIN, END, TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 TEXT = "the red fox, the red dog"
 
@@ -85,7 +86,7 @@ def folder(request, tmp_path):
     name, settings = FAMILIES[request.param]
     config = getattr(transformers, f"{name}Config")(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     config.tie_word_embeddings = request.param in ("gpt2", "qwen3")
-    torch.manual_seed(0)
+    torch.manual_seed(SEEDS.get(request.param, 0))
     kind = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():

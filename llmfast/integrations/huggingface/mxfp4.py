@@ -24,14 +24,9 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     Raises:
         ValueError: other shapes or dtypes.
     """
-    if (
-        blocks.dtype != torch.uint8
-        or scales.dtype != torch.uint8
-        or blocks.ndim != 4
-        or blocks.shape[:3] != scales.shape
-    ):
-        shapes = f"{tuple(blocks.shape)} {blocks.dtype} and {tuple(scales.shape)} {scales.dtype}"
-        raise ValueError(f"blocks and scales of MXFP4 are uint8, (X, out, in/32, 16) and (X, out, in/32); got {shapes}")
+    if {blocks.dtype, scales.dtype} != {torch.uint8} or blocks.ndim != 4 or blocks.shape[:3] != scales.shape:
+        said = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in (blocks, scales))
+        raise ValueError(f"blocks and scales of MXFP4 are uint8, (X, out, in/32, 16) and (X, out, in/32); got {said}")
     codes = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)  # the lower half of a byte comes first
     numbers = torch.tensor(_NUMBERS)[codes.int()]
     exponents = scales.int() - _BIAS
