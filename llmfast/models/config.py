@@ -153,7 +153,8 @@ class DecoderConfig:
     swiglu_alpha: float = 1.702
     """clamped_swiglu: factor on the gate inside the sigmoid."""
     biases: Literal["none", "qkv", "all"] = "none"
-    """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2)."""
+    """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2). Experts have a
+    setting of their own, experts.biases."""
     window: int | None = None
     """Sliding-window attention: each token sees this many, itself included; all before it if left out."""
     window_pattern: str = "s"
