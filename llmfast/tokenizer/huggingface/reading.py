@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken, read_added_tokens
 from llmfast.tokenizer.huggingface.byte_text import bytes_of_texts, decoded_bytes, token_text
-from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.huggingface.contents import AROUND, Contents
 from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, shown, token_id
 from llmfast.tokenizer.huggingface.merges import Ranked, ranks_of
+from llmfast.tokenizer.huggingface.post_processors import tokens_around
 from llmfast.tokenizer.huggingface.pre_tokenizers import read_pre_tokenizer, steps_of
 from llmfast.tokenizer.text_rules import NFC, TextRules
 
@@ -91,7 +92,9 @@ def from_json(file: Any) -> Contents:
     rules = rules.replace(ids=ranked.ids, decoded=decoded)
     library.check_parts(None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model)
     specials = {token.content: token.id for token in added if token.special}
-    return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None)
+    tokens_around(file.get("post_processor"))  # which checks it
+    around = {name: file[name] for name in AROUND if file.get(name) is not None}
+    return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None, around=around)
 
 
 # ---- The model
