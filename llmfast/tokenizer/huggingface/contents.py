@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from llmfast.tokenizer.text_rules import TextRules
 
-
 # Parts of a ``tokenizer.json`` that are kept as they are: what is done to the ids of a whole text.
 AROUND = ("truncation", "padding", "post_processor")
 
