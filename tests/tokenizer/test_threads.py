@@ -68,7 +68,9 @@ def results(encoding: Encoding, texts: list[str]) -> dict[str, object]:
         "count": [encoding.count(text) for text in texts],
         "decode": [encoding.decode(one) for one in ids],
         "decode_bytes": [encoding.decode_bytes(one) for one in ids],
-        "stream_decoder": ["".join(map(stream.push, one)) + stream.finish() for stream, one in zip(streams, ids)],
+        "stream_decoder": [
+            "".join(map(stream.push, one)) + stream.finish() for stream, one in zip(streams, ids[:5], strict=True)
+        ],
         "added": encoding.with_added_tokens(["etao"], special=False).encode(texts[0]),
         "values": encoding.token_byte_values(),
     }
@@ -87,7 +89,7 @@ def test_eight_threads_get_what_one_gets(pat_str):
 
 
 def test_work_of_all_kinds_at_once():
-    """Texts are encoded while others train, build encodings, and change the lists, dicts and buffers that were passed."""
+    """Texts are encoded while others train, build encodings, and change the lists, dicts and buffers that are read."""
     texts = texts_of(2)
     alone = fresh()
     expected = [alone.encode_ordinary(text) for text in texts]
