@@ -14,7 +14,7 @@ from llmfast.tokenizer.huggingface.contents import AROUND, Contents
 from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, shown, token_id
 from llmfast.tokenizer.huggingface.merges import Ranked, ranks_of
 from llmfast.tokenizer.huggingface.post_processors import tokens_around
-from llmfast.tokenizer.huggingface.pre_tokenizers import read_pre_tokenizer, steps_of
+from llmfast.tokenizer.huggingface.pre_tokenizers import leaves_bytes, read_pre_tokenizer, steps_of
 from llmfast.tokenizer.text_rules import NFC, TextRules
 
 Read = TypeVar("Read")
@@ -55,6 +55,10 @@ def from_json(file: Any) -> Contents:
     to_bytes = sum(kind_of(step) == "ByteLevel" for step in steps_of(normalizer, "normalizers"))
     _check_is_byte_level(model, file.get("pre_tokenizer"), to_bytes)
     splitting = read_pre_tokenizer(file.get("pre_tokenizer"), to_bytes)
+    if normalizer not in (None, NFC) and any(
+        step.get("prepend_scheme") == "first" for step in steps_of(file.get("pre_tokenizer"), "pretokenizers")
+    ):  # a text that a normalizer has taken the beginning of has none
+        raise ValueError("its Metaspace step has prepend_scheme 'first', which is not supported behind a normalizer")
     added = read_added_tokens(file.get("added_tokens"), vocabulary)
     merges = _merges(model, vocabulary)
     bytes_of = bytes_of_texts(vocabulary)
@@ -64,7 +68,7 @@ def from_json(file: Any) -> Contents:
     ranked = None
     if not tokens:
         raise ValueError("its vocabulary has no token")
-    if _merges_natively(model, tokens):
+    if _merges_natively(model, tokens) and not leaves_bytes(normalizer, file.get("pre_tokenizer")):
         pairs = [(bytes_of[left], bytes_of[right]) for left, right in merges if left in bytes_of and right in bytes_of]
         ranked = ranks_of(tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest)
     rules = TextRules(
