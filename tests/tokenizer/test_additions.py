@@ -97,6 +97,7 @@ def test_what_cannot_be_added_is_named(make, special):
     before = make()
     for tokens, message in [
         ([""], r"tokens\[0\] is empty"),
+        (["\ud800"], r"tokens\[0\] is '\\ud800', which no UTF-8 writes"),
         (["<a>", "<a>"], r"tokens\[1\] is '<a>', which is a token already"),
         (["<|endoftext|>"], "which is a token already"),
         (["h"], "which is a token already"),

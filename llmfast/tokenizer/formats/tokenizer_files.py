@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 from llmfast.tokenizer import training
 from llmfast.tokenizer.formats import rank_files, tekken
 from llmfast.tokenizer.huggingface import vocab_and_merges
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.huggingface.fields import parsed
 from llmfast.tokenizer.huggingface.post_processors import tokens_around
 from llmfast.tokenizer.huggingface.reading import from_json, reading
 from llmfast.tokenizer.text_rules import TextRules
@@ -52,7 +51,7 @@ def read(path: Path, pattern: str | None) -> Contents:
 
 
 def _from_json(source: bytes) -> Contents:
-    file: Any = json.loads(source.decode("utf-8"))
+    file = parsed(source)
     if tekken.is_tekken(file):
         return tekken.from_tekken(file)
     return from_json(file)._replace(source=source)

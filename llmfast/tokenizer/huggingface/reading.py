@@ -11,7 +11,7 @@ from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken, read_added_tokens
 from llmfast.tokenizer.huggingface.byte_text import bytes_of_texts, decoded_bytes, token_text
 from llmfast.tokenizer.huggingface.contents import AROUND, Contents
-from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, shown, token_id
+from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, parsed, shown, token_id
 from llmfast.tokenizer.huggingface.merges import Ranked, ranks_of
 from llmfast.tokenizer.huggingface.post_processors import tokens_around
 from llmfast.tokenizer.huggingface.pre_tokenizers import leaves_bytes, read_pre_tokenizer, steps_of
@@ -25,7 +25,7 @@ def read_tokenizer_json(path: Path) -> Contents:
 
     def read() -> Contents:
         source = path.read_bytes()
-        return from_json(json.loads(source.decode("utf-8")))._replace(source=source)
+        return from_json(parsed(source))._replace(source=source)
 
     return reading(path, read)
 
