@@ -41,22 +41,21 @@ def forget_plans() -> None:
         kept.cache_clear()
 
 
-class Plan:
+class Plan(Prepared):
     """``launch.run(kernel, grid, like, *tensors, *numbers, **options)`` for any tensors; these are the kernel's first
     parameters, None included."""
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: Any, **options: Any):
+        super().__init__(kernel, grid, numbers, launches.settled(options))
         self.is_empty = 0 in grid
-        self.prepared = Prepared(kernel, grid, numbers, launches.settled(options))
 
     def run(self, like: Tensor, *tensors: Any) -> None:
         if self.is_empty:
             return
         if like.is_meta:
-            prepared = self.prepared
-            launches.compile_only(prepared.kernel, prepared.grid, (*tensors, *prepared.numbers), {**prepared.options})
+            launches.compile_only(self.kernel, self.grid, (*tensors, *self.numbers), {**self.options})
         elif launches.is_elsewhere(like):
             with torch.cuda.device(like.device):
-                self.prepared.launch(tensors)
+                self.launch(tensors)
         else:
-            self.prepared.launch(tensors)
+            self.launch(tensors)

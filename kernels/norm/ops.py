@@ -81,7 +81,7 @@ class NormBackwardCall(NamedTuple):
 def _groups(weight: Tensor | None, bias: Tensor | None) -> int:
     """How many rows of parameters there are: H for per-head parameters (H, D), else 1."""
     parameter = bias if weight is None else weight
-    return 1 if parameter is None or parameter.dim() == 1 else parameter.shape[0]
+    return 1 if parameter is None or parameter.dim() == 1 else max(parameter.shape[0], 1)
 
 
 @planned
