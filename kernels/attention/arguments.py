@@ -129,7 +129,7 @@ def block_lists(mask):
 
 
 def mask_arguments(shape, block):
-    """How blocks lie in a mask (B or 1, H or 1, rows, columns); the lists of it are the kernel's own argument."""
+    """How blocks lie in a mask whose lists have this shape, (B or 1, H or 1, ...)."""
     if shape is None:
         return {"MASK_BLOCK": 0, "MASK_BY_ENTRY": False, "MASK_BY_HEAD": False}
     return {"MASK_BLOCK": block, "MASK_BY_ENTRY": shape[0] > 1, "MASK_BY_HEAD": shape[1] > 1}

@@ -20,7 +20,6 @@ from ..frame.plan import Plan, planned
 from .arguments import (
     Layout,
     addressable,
-    block_lists,
     dropout_arguments,
     empty_rows,
     mask_arguments,
@@ -102,7 +101,8 @@ class AttentionCall(NamedTuple):
     used_q: Tensor | None  # int32 (sequences,), as the following
     used_k: Tensor | None
     pad_k: Tensor | None
-    block_mask: Tensor | None  # bool (B or 1, H or 1, S / block, T / block)
+    of_queries: Tensor | None  # int32, the ``block_lists`` of each block of queries, where there is a mask
+    of_keys: Tensor | None  # and of each block of keys, for the backward pass
     scale: float
     left: int | None
     right: int | None
@@ -138,17 +138,18 @@ class AttentionBackwardCall(NamedTuple):
 
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    q, k, v, sinks, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k, mask, scale, left, right, softcap, *_ = call
+    (q, k, v, sinks, alibi, seed, cu_q, cu_k, *used, lists, _), options = call[:13], call[13:]
+    scale, left, right, softcap, _, _ = options
     invariant = is_batch_invariant()
     if (
         not invariant
         and cu_q is None
         and seed is None
-        and mask is None
+        and lists is None
         and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2])
     ):
-        options = (sinks, alibi, None, 0, scale, left, right, softcap)
-        return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
+        full = (None, None, sinks, alibi, None, 0)
+        return run_decode(DecodeCall(q, addressable(k), addressable(v), *full, scale, left, right, softcap))
     out, lse = call.allocate()
     q, k, v = addressable(q), addressable(k), addressable(v)
     if cu_q is not None:
@@ -156,15 +157,14 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         lse.fill_(-math.inf)
     chip = Chip.of(q.device)
     layouts = (q.shape, k.shape, q.stride(), k.stride(), v.stride(), out.stride())
-    sequences, mask_shape = None if cu_q is None else cu_q.shape[0] - 1, None if mask is None else mask.shape
-    plan = forward_plan(chip, q.element_size(), invariant, layouts, sequences, mask_shape, *call[12:])
+    sequences, mask_shape = None if cu_q is None else cu_q.shape[0] - 1, None if lists is None else lists.shape
+    plan = forward_plan(chip, q.element_size(), invariant, layouts, sequences, mask_shape, *options)
     if plan.tiles is None:
         assert sinks is None, "warp groups have no sinks"
         assert alibi is None, "warp groups have no ALiBi"
         launch_warp_groups(chip, q, k, v, out, lse, scale, right, alternate=plan.form == ALTERNATING)
         return out, lse
-    lists = None if mask is None else block_lists(mask)
-    plan.tiles.run(q, q, k, v, out, lse, sinks, alibi, lists, seed, cu_q, cu_k, used_q, used_k, pad_k)
+    plan.tiles.run(q, q, k, v, out, lse, sinks, alibi, lists, seed, cu_q, cu_k, *used)
     return out, lse
 
 
@@ -180,7 +180,7 @@ def forward_plan(
     invariant: bool,
     layouts: tuple[tuple[int, ...], ...],  # shapes of q and k, strides of q, k, v and out
     sequences: int | None,  # in a packed batch
-    mask_shape: tuple[int, ...] | None,
+    mask_shape: tuple[int, ...] | None,  # of its lists
     scale: float,
     left: int | None,
     right: int | None,
@@ -221,7 +221,8 @@ def forward_plan(
 def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
     d_out, d_lse, (out, lse, forward_call) = call
-    q, k, v, _, alibi, seed, cu_q, cu_k, *used, mask, _, _, _, _, _, _ = forward_call
+    q, k, v, _, alibi, seed, cu_q, cu_k, *used, of_queries, of_keys = forward_call[:13]
+    assert (of_queries is None) == (of_keys is None), "the lists of keys are for the backward pass"
     *gradients, delta = call.allocate()
     dq, dk, dv = gradients
     if cu_q is not None:
@@ -230,13 +231,12 @@ def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tenso
     q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
     strides = tuple([x.stride() for x in (q, k, v, out, d_out, dq, dk, dv)])
     sequences = None if cu_q is None else (cu_q.shape[0] - 1, cu_k.shape[0] - 1)
-    mask_shape = None if mask is None else mask.shape
+    mask_shape = None if of_queries is None else of_queries.shape
     layouts = (q.shape, k.shape, *strides)
-    plan = backward_plan(Chip.of(q.device), q.element_size(), layouts, sequences, mask_shape, *forward_call[12:])
+    plan = backward_plan(Chip.of(q.device), q.element_size(), layouts, sequences, mask_shape, *forward_call[13:])
     plan.delta.run(q, out, d_out, None if d_lse is None else d_lse.contiguous(), delta)
-    of_keys, of_rows = (None, None) if mask is None else (block_lists(mask.mT), block_lists(mask))
     plan.keys.run(q, q, k, v, d_out, lse, delta, dk, dv, alibi, of_keys, seed, cu_q, cu_k, *used)
-    plan.queries.run(q, q, k, v, d_out, lse, delta, dq, alibi, of_rows, seed, cu_q, cu_k, *used)
+    plan.queries.run(q, q, k, v, d_out, lse, delta, dq, alibi, of_queries, seed, cu_q, cu_k, *used)
     return *gradients, delta
 
 
@@ -252,7 +252,7 @@ def backward_plan(
     itemsize: int,
     layouts: tuple[tuple[int, ...], ...],  # shapes of q and k, strides of q, k, v, out, d_out, dq, dk, dv
     sequences: tuple[int, int] | None,  # by queries and by keys
-    mask_shape: tuple[int, ...] | None,
+    mask_shape: tuple[int, ...] | None,  # of its lists
     scale: float,
     left: int | None,
     right: int | None,

@@ -148,7 +148,7 @@ def attention(*, B, H, K, S, T, D, dtype, lies, packed, form, alibi, sinks, **op
     if options.get("dropout_p"):
         options["seed"] = 1
     if options.pop("mask") and not packed:
-        options["block_mask"] = torch.ones(1, H, 1, 1, dtype=torch.bool)
+        options["block_mask"] = kernels.BlockMask(torch.ones(1, H, 1, 1, dtype=torch.bool))
     with choosing(**form) if form else nullcontext():
         out, lse = kernels.flash_attention(*inputs, return_lse=True, **options)
         torch.autograd.grad((out, lse), inputs, (torch.ones_like(out), torch.ones_like(lse)))
