@@ -114,8 +114,8 @@ def tritons_launch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Makes kernels accept CPU tensors, after what is asked about a CUDA tensor's device, compiles them for a chip that is
-    not there, and launches them into nothing."""
+    """Makes kernels accept CPU tensors, of which is asked what is asked of CUDA tensors, compiles them for a chip that
+    is not there, and launches them into nothing."""
     import triton
     from llmfast.kernels.compile_check.measure import StandIn
     from llmfast.kernels.frame.launch import INTERPRETER

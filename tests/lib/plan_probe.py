@@ -319,7 +319,7 @@ MEMORY = torch.zeros(2 * plan.MOST_PLANS)
 
 if __name__ == "__main__":
     found = {}
-    for name, run in [*((op, lambda op=op: check(op)) for op in OPS), ("bounded", plans_are_bounded)]:
+    for name, run in [*((op, lambda op=op: check(op)) for op in OPS), (plans_are_bounded.__name__, plans_are_bounded)]:
         try:
             run()
             found[name] = ""
