@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def check_stage(step: Step, named: dict[str, Any], out: Path) -> None:
-    """Check that the files, libraries and processes that a stage names are there, or are made by an earlier stage.
+    """Check that the files, libraries and processes that a stage names are there, or are made by an earlier stage, and
+    that its datasets can be reached.
 
     Args:
         step: the stage.
@@ -22,6 +23,7 @@ def check_stage(step: Step, named: dict[str, Any], out: Path) -> None:
         ModuleNotFoundError: a library that the command needs is not installed.
     """
     from llmfast.data.available import check_sources
+    from llmfast.data.reading.datasets_hub import is_dataset, load_rows
     from llmfast.training.distribution.world import World
     from llmfast.training.preflight.needs import check_needs
     from llmfast.training.sweep import combinations, read_grid
@@ -30,24 +32,27 @@ def check_stage(step: Step, named: dict[str, Any], out: Path) -> None:
         return path.is_relative_to(out)
 
     config = named.get("config")
+    sources = getattr(getattr(config, "data", config), "sources", None) or named.get("sources") or ()
     if hasattr(config, "training"):
         grid = read_grid(named["grid"]) if "grid" in named else {}
         world = World(size=step.processes, local_size=step.processes)
         for _, each in combinations(grid, config):
             check_needs(each, world, will_exist=is_made)
-    elif hasattr(config, "sources"):
-        check_sources(config.sources, will_exist=is_made)
-    elif "data" in named or "sources" in named:
-        check_sources(named.get("data") or named.get("sources") or (), will_exist=is_made)
-    if named.get("tasks"):
-        _check_tasks(named["tasks"], has_file=bool(named["data"]))
+    elif named.get("tasks"):
+        _check_tasks(named["tasks"], named["data"])
+    else:
+        sources = sources or named.get("data") or ()
+        check_sources(sources, will_exist=is_made)
+    for source in sources:
+        if is_dataset(str(source)):
+            load_rows(str(source))
     for word, portable in zip(step.words, step.portable, strict=True):
         if "$" in portable:  # a file of this machine, which a script may be given as well
             check_sources([word.partition("=")[2] or word], will_exist=is_made)
 
 
-def _check_tasks(names: tuple[str, ...], *, has_file: bool) -> None:
-    """Check the libraries of the tasks of an evaluation."""
+def _check_tasks(names: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    """Check that the libraries of an evaluation's tasks are installed, and that their questions can be read."""
     import importlib
 
     from llmfast.evaluation.tasks import TEXT, WritingTask, task_named
@@ -55,5 +60,4 @@ def _check_tasks(names: tuple[str, ...], *, has_file: bool) -> None:
     for task in (task_named(name) for name in names if name != TEXT):
         if isinstance(task, WritingTask) and task.library:
             importlib.import_module(task.library)
-        if not has_file:
-            importlib.import_module("datasets")
+        task.rows(files[0] if files else None)
