@@ -80,6 +80,14 @@ def test_a_layer_is_what_the_definition_says_token_by_token(choices):
     assert routed.counts.sum() == 6 * module.router.config.active
 
 
+def test_sigmoid_scores_that_are_all_1_do_not_hide_which_logit_is_the_largest():
+    module = layer(score="sigmoid", active=1).float()
+    module.router.weight.data = torch.eye(5, 16)
+    chosen, weights, _ = module.router(20 + torch.randn(64, 16).abs())
+    assert torch.equal(weights, torch.ones_like(weights))
+    assert len(chosen.unique()) == 5
+
+
 @pytest.mark.parametrize("sizes", [[3, 5, 4], [0, 12, 0], [12, 0, 0]])
 def test_grouped_products_are_those_of_the_groups(sizes):
     x = torch.randn(12, 8, dtype=torch.float64, requires_grad=True)

@@ -121,6 +121,7 @@ _LLAMA4 = (
     Chunks(),
     Temperature(),
     Llama4Experts(),
+    Unread("for_llm_compressor"),
 )
 
 _GPT2 = (
