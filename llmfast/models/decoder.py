@@ -1,7 +1,7 @@
 """The decoder, read top to bottom: embedding, blocks of attention and feed-forward, final norm, head.
 
-By its configuration it is GPT-2, Llama, Qwen, Mixtral, Gemma, OLMo, Cohere, GPT-OSS or what lies between. Shape letters:
-B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model width,
+By its configuration it is GPT-2, Llama, Qwen, Mixtral, Gemma, OLMo, Cohere, GPT-OSS or what lies between. Shape
+letters: B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model width,
 F feed-forward width, V vocabulary, N tokens (B·S flattened).
 """
 

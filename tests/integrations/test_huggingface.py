@@ -225,7 +225,7 @@ ADAPTED = {
     "olmo2": ["q_proj", "v_proj", "down_proj"],
     "phi3": ["qkv_proj", "down_proj"],
     "gpt_oss": ["q_proj", "k_proj", "o_proj"],
-    "llama4": ["q_proj", "k_proj", "up_proj", "down_proj"],
+    "llama4": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
 
 
