@@ -363,4 +363,5 @@ class DecoderConfig:
 
 def _check_pattern(name: str, pattern: str, letters: str) -> None:
     if not pattern or set(pattern) - set(letters):
-        raise ValueError(f"{name} is made of the letters {' and '.join(letters)}, got {pattern!r}")
+        said = f"{', '.join(letters[:-1])} and {letters[-1]}"
+        raise ValueError(f"{name} is made of the letters {said}, got {pattern!r}")
