@@ -6,7 +6,6 @@ import operator
 import torch
 
 from ..frame.checks import on_one_device
-from .launch import BLOCK_MULTIPLE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -102,23 +101,6 @@ def check_per_sequence(name, x, sequences, q):
         raise ValueError(
             f"{name} is one int32 a sequence, ({sequences},) on {q.device};"
             f" got {x.dtype} of shape {tuple(x.shape)} on {x.device}"
-        )
-
-
-def check_block_mask(mask, block_size, q, k, packed):
-    """Of blocks of queries by blocks of keys, which the tiles of the kernels divide."""
-    if mask is None:
-        return
-    if packed:
-        raise ValueError("block_mask is of padded sequences: leave out cu_seqlens_q, or the mask")
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1 or block_size % BLOCK_MULTIPLE:
-        raise ValueError(f"block_size is a positive multiple of {BLOCK_MULTIPLE}; got {block_size!r}")
-    (B, H), blocks = q.shape[:2], [-(-x.shape[2] // block_size) for x in (q, k)]
-    fits = mask.dim() == 4 and mask.shape[0] in (1, B) and mask.shape[1] in (1, H) and list(mask.shape[2:]) == blocks
-    if mask.dtype != torch.bool or mask.device != q.device or not fits:
-        raise ValueError(
-            f"block_mask is bool of shape (1 or {B}, 1 or {H}, {blocks[0]}, {blocks[1]}) on {q.device};"
-            f" got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}"
         )
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from . import reference
-from .checks import check_block_mask, check_options, check_qkv, slopes_by_sequence, window_bounds
+from .block_mask import BlockMask, check_block_mask, tensor_of
+from .checks import check_options, check_qkv, slopes_by_sequence, window_bounds
 
 
 def attention_weights(
@@ -24,7 +25,7 @@ def attention_weights(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-    block_mask: Tensor | None = None,
+    block_mask: Tensor | BlockMask | None = None,
     block_size: int = 128,
 ) -> Tensor:
     """Probabilities p[i, j] of ``flash_attention``, without computing those of other heads and rows.
@@ -53,7 +54,8 @@ def attention_weights(
     q, k = autocast(q, k)
     check_qkv(q, k, k)
     check_options(q, scale, softcap, sinks, 0.0)
-    check_block_mask(block_mask, block_size, q, k, packed=False)
+    if block_mask is not None:
+        block_size = check_block_mask(block_mask, block_size, q, k, packed=False)
     B, H, S, D = q.shape
     alibi = slopes_by_sequence(alibi_slopes, q, B)
     if lse is not None and lse.shape != (B, H, S):
@@ -65,8 +67,9 @@ def attention_weights(
     position = rows[:, None] + k.shape[2] - S
     columns = torch.arange(k.shape[2], device=q.device)
     mask = reference.within(position, columns, *window_bounds(causal, window))
-    if block_mask is not None:
-        of_heads = block_mask[:, heads] if block_mask.shape[1] > 1 else block_mask
+    seen = tensor_of(block_mask)
+    if seen is not None:
+        of_heads = seen[:, heads] if seen.shape[1] > 1 else seen
         mask = mask & reference.in_blocks(of_heads, block_size, rows, columns)
     bias = None if alibi is None else -alibi[:, heads, None, None] * (position - columns).abs()
     if lse is None:
