@@ -61,6 +61,12 @@ def training_memory(config: DecoderConfig, setup: TrainingSetup) -> dict[str, fl
     return {part: size for part, size in parts.items() if size}
 
 
+def lasting_memory(config: DecoderConfig, optimizer: OptimizerName) -> dict[str, float]:
+    """Bytes of the weights, their gradients and the optimizer's state, which no batch size changes."""
+    parts = training_memory(config, TrainingSetup(precision="float32", optimizer=optimizer))
+    return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
+
+
 def largest_batch(config: DecoderConfig, setup: TrainingSetup, memory: float) -> int:
     """The most sequences that train in ``memory`` bytes at once; 0 if not one does."""
 
