@@ -14,6 +14,7 @@ from llmfast.models.decoder import Decoder
 from llmfast.models.quantize import quantize_decoder
 from llmfast.models.size import flops_by_part
 from llmfast.models.vocabulary import grow_vocabulary
+from llmfast.training.optimizers.build import is_matrix_of_block
 from llmfast.training.optimizers.registry import OPTIMIZERS
 
 
@@ -78,8 +79,9 @@ def finetuning_memory(config: FinetuningConfig, model: DecoderConfig) -> dict[st
     choice = OPTIMIZERS[config.training.optimizer]
     state = 0.0
     for name, parameter in trained.items():
-        is_matrix = choice.matrix_state_bytes is not None and name.startswith("blocks.") and parameter.ndim == 2
-        state += parameter.numel() * (choice.matrix_state_bytes if is_matrix else choice.state_bytes)
+        is_matrix = parameter.ndim == 2 and is_matrix_of_block(name, parameter)
+        of_matrix = choice.matrix_state_bytes if is_matrix else None
+        state += parameter.numel() * (choice.state_bytes if of_matrix is None else of_matrix)
     return {
         "weights": float(sum(parameter.nbytes for parameter in decoder.parameters())),
         "gradients": float(sum(parameter.nbytes for parameter in trained.values())),

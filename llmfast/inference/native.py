@@ -133,6 +133,7 @@ _ONLY = {
     "qk_norm_over": "head",
     "attention_softcap": None,
     "logit_softcap": None,
+    "attention_sinks": False,
 }
 
 
@@ -152,6 +153,8 @@ def unsupported(model: nn.Module) -> str:
         return "it has a mixture of experts"
     if config.rope_scaling.kind == "dynamic":
         return "its RoPE scaling is dynamic"
+    if config.activation == "clamped_swiglu":
+        return "its activation is clamped_swiglu"
     if config.norm == "layer" and not config.norm_bias:
         return "its LayerNorm has no bias"
     if said := [name for name, only in _ONLY.items() if getattr(config, name) != only]:

@@ -14,7 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ActivationName = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]
+ActivationName = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "clamped_swiglu"]
+
+
+def clamped_swiglu(packed: Tensor, *, limit: float, alpha: float) -> Tensor:
+    """min(gate, limit) · sigmoid(alpha · min(gate, limit)) · (1 + up between -limit and limit), of GPT-OSS.
+
+    Args:
+        packed: ``[gate | up]`` (..., 2F).
+        limit: the bound of gate, from above, and of up, on both sides.
+        alpha: the factor inside the sigmoid.
+
+    Returns:
+        (..., F).
+    """
+    gate, up = packed.chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * (gate * (alpha * gate).sigmoid())
 
 
 @dataclass(frozen=True)
@@ -23,21 +39,22 @@ class Activation:
 
     gated: bool
     """Whether it maps packed ``[gate | up]`` (..., 2F) to (..., F), and not (..., F) to (..., F)."""
-    kernel: str
-    """The function of ``llmfast.kernels``."""
+    kernel: str | Callable[..., Tensor]
+    """The name of the function in ``llmfast.kernels``, or a function in plain PyTorch."""
     options: dict[str, Any]
     """Its keyword arguments."""
     transformers: tuple[str, ...]
-    """Its names in a config.json; the first is the one that is written."""
+    """Its names in a config.json; the first is the one that is written. None where the family implies it."""
     modules: tuple[str, ...]
     """Classes of torch.nn and transformers.activations that compute it, without their gate."""
 
-    def function(self) -> Callable[..., Tensor]:
-        """What a feed-forward calls, with the packed tensor, or with gate and up."""
+    def function(self, **settings: float) -> Callable[..., Tensor]:
+        """What a feed-forward calls, with the packed tensor, or with gate and up; ``settings`` are those of a model."""
         from llmfast import kernels
 
-        function = getattr(kernels, self.kernel)
-        return partial(function, **self.options) if self.options else function
+        function = getattr(kernels, self.kernel) if isinstance(self.kernel, str) else self.kernel
+        options = self.options | settings
+        return partial(function, **options) if options else function
 
 
 _EXACT, _TANH = {"approximate": "none"}, {"approximate": "tanh"}
@@ -50,6 +67,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "geglu_tanh": Activation(True, "geglu", _TANH, ("gelu_pytorch_tanh",), _TANH_MODULES),
     "gelu": Activation(False, "gelu", _EXACT, ("gelu",), _EXACT_MODULES),
     "gelu_tanh": Activation(False, "gelu", _TANH, ("gelu_new", "gelu_pytorch_tanh"), _TANH_MODULES),
+    "clamped_swiglu": Activation(True, clamped_swiglu, {}, (), ()),
 }
 assert tuple(ACTIVATIONS) == get_args(ActivationName)
 

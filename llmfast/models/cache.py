@@ -23,6 +23,7 @@ class Scores(NamedTuple):
     window: tuple[int, int] | None
     scale: float | None
     softcap: float | None
+    sinks: Tensor | None
 
 
 class LayerPages:
@@ -209,7 +210,7 @@ def _attend(group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, sc
     if triton and is_exact:
         held = (each.transpose(1, 2) for each in (pages.keys, pages.values))
         return flash_decode(q, *held, group.lengths, page_table=group.page_table, **scores._asdict())
-    if triton or invariant or scores.softcap is not None:
+    if triton or invariant or scores.softcap is not None or scores.sinks is not None:
         held = (each.transpose(1, 2) for each in pages.read(group.all_places(), q.dtype))
         return flash_decode(q, *held, group.lengths, **scores._asdict())
     places, mask = group.seen(None if scores.window is None else scores.window[0] + 1)

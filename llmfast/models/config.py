@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmfast.models.activations import ACTIVATIONS, ActivationName
 from llmfast.models.size import flops_by_part, parameters_by_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Checkpointing = Literal["none", "selective", "full"]
 """none: keep everything; selective: keep matrix products and attention, compute norms, rotations and activations again;
@@ -57,6 +61,8 @@ class ExpertsConfig:
     """Divide the scores of a token's experts by their sum."""
     shared_width: int = 0
     """Width of an expert that every token passes (DeepSeek's n shared experts are one n times as wide); 0 for none."""
+    biases: bool = False
+    """Whether the router and the experts have biases (GPT-OSS)."""
     shared_gate: bool = False
     """Weigh the shared expert by a sigmoid of the token (Qwen2-MoE)."""
     auxiliary_weight: float = 0.01
@@ -137,10 +143,18 @@ class DecoderConfig:
     """Bound c of attention scores s, which become c·tanh(s / c) (Gemma 2: 50); none if left out."""
     logit_softcap: float | None = None
     """The same for the logits of tokens (Gemma 2: 30)."""
+    attention_sinks: bool = False
+    """Each head of attention has a learned logit, which joins the softmax and stands for no value (GPT-OSS)."""
     activation: ActivationName = "swiglu"
-    """Activation of the feed-forward; swiglu and geglu are gated. tanh: GPT-2's approximation of gelu."""
+    """Activation of the feed-forward; swiglu, geglu and clamped_swiglu (GPT-OSS) are gated. tanh: GPT-2's approximation
+    of gelu."""
+    swiglu_limit: float = 7.0
+    """clamped_swiglu: bound of the gate, from above, and of what it multiplies, on both sides."""
+    swiglu_alpha: float = 1.702
+    """clamped_swiglu: factor on the gate inside the sigmoid."""
     biases: Literal["none", "qkv", "all"] = "none"
-    """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2)."""
+    """Which linear layers of the blocks have a bias; qkv: those of queries, keys and values (Qwen2). Experts have a
+    setting of their own, experts.biases."""
     window: int | None = None
     """Sliding-window attention: each token sees this many, itself included; all before it if left out."""
     window_pattern: str = "s"
@@ -229,6 +243,8 @@ class DecoderConfig:
             "attention_scale",
             "attention_softcap",
             "logit_softcap",
+            "swiglu_limit",
+            "swiglu_alpha",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -242,7 +258,7 @@ class DecoderConfig:
         if not experts.count:
             return
         if not self.gated:
-            raise ValueError(f"model.experts need a gated model.activation (swiglu, geglu), not {self.activation}")
+            raise ValueError(f"model.experts need a gated model.activation, such as swiglu, not {self.activation}")
         if not 1 <= experts.active <= experts.count:
             raise ValueError(
                 f"model.experts.active must be from 1 to model.experts.count {experts.count}, got {experts.active}"
@@ -254,6 +270,11 @@ class DecoderConfig:
     def gated(self) -> bool:
         """Whether the feed-forward multiplies by a gate."""
         return ACTIVATIONS[self.activation].gated
+
+    def activation_function(self) -> Callable[..., Tensor]:
+        """The activation of the feed-forward; see ``llmfast.models.activations``."""
+        settings = {"limit": self.swiglu_limit, "alpha": self.swiglu_alpha}
+        return ACTIVATIONS[self.activation].function(**settings if self.activation == "clamped_swiglu" else {})
 
     @property
     def embedding_factor(self) -> float:

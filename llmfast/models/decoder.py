@@ -100,10 +100,14 @@ class Attention(nn.Module):
         self.k_norm = norm(config, of_keys) if config.qk_norm else None
         self.rotation, self.rope_interleaved = config.rotation_of(layer), config.rope_interleaved
         window = config.window_of(layer)
-        self.scores = Scores(
-            None if window is None else (window - 1, 0), config.attention_scale, config.attention_softcap
-        )
+        self.window = None if window is None else (window - 1, 0)
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
         self.dropout = config.dropout
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(self.window, self.scale, self.softcap, self.sinks)
 
     def queries_keys_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """What attention computes with, of x (B, S, E): queries (B, S, H, D), keys and values (B, S, K, D), normed and

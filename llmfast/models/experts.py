@@ -5,6 +5,7 @@ Beside the shape letters of ``decoder.py``: X experts, k experts a token is sent
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfast.kernels import is_batch_invariant, linear
-from llmfast.models.activations import ACTIVATIONS
 from llmfast.models.config import DecoderConfig
 from llmfast.models.feed_forward import GatedFeedForward
 from llmfast.models.grouped import grouped_linear
@@ -40,6 +40,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config.experts
         self.weight = nn.Parameter(torch.empty(self.config.count, config.width))
+        self.logit_bias = nn.Parameter(torch.empty(self.config.count)) if self.config.biases else None
         # Moved by Decoder.balance_experts and not by gradients; it decides which experts are chosen, not their weight.
         self.register_buffer("bias", torch.zeros(self.config.count))
 
@@ -53,7 +54,8 @@ class Router(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.promote_types(x.dtype, torch.float32)
             product = linear if is_batch_invariant() else F.linear
-            logits = product(x.to(wide), self.weight.to(wide))  # (N, X)
+            bias = None if self.logit_bias is None else self.logit_bias.to(wide)
+            logits = product(x.to(wide), self.weight.to(wide), bias)  # (N, X)
             scores = logits.softmax(-1) if self.config.score == "softmax" else logits.sigmoid()
             chosen = (scores + self.bias).topk(self.config.active, dim=-1).indices
             weights = scores.gather(-1, chosen)
@@ -78,13 +80,24 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         X, E, W = config.experts.count, config.width, config.expert_width
-        self.activation = ACTIVATIONS[config.activation].function()
+        self.activation = config.activation_function()
         self.gate_up = nn.Parameter(torch.empty(X, 2 * W, E))
         self.down = nn.Parameter(torch.empty(X, E, W))
+        has_biases = config.experts.biases
+        self.gate_up_bias = nn.Parameter(torch.empty(X, 2 * W)) if has_biases else None
+        self.down_bias = nn.Parameter(torch.empty(X, E)) if has_biases else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """x (tokens, E) sorted by expert; ``ends`` (X,) int32, behind each expert's last token."""
-        return grouped_linear(self.activation(grouped_linear(x, self.gate_up, ends)), self.down, ends)
+        return expert_outputs(self.activation, x, ends, dict(self.named_parameters()))
+
+
+def expert_outputs(
+    activation: Callable[[Tensor], Tensor], x: Tensor, ends: Tensor, weights: Mapping[str, Tensor]
+) -> Tensor:
+    """What ``Experts`` computes with these of its parameters, by name: all of them, or those that a process has."""
+    packed = grouped_linear(x, weights["gate_up"], ends, weights.get("gate_up_bias"))
+    return grouped_linear(activation(packed), weights["down"], ends, weights.get("down_bias"))
 
 
 class MixtureOfExperts(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llmfast.kernels.lora import swiglu_linear
-from llmfast.models.activations import ACTIVATIONS
 from llmfast.models.adapters.layers import as_adapted
 from llmfast.models.config import DecoderConfig
 
@@ -18,7 +17,7 @@ class FeedForward(nn.Module):
         bias = config.biases == "all"
         self.up = nn.Linear(config.width, config.ff_width, bias=bias)
         self.down = nn.Linear(config.ff_width, config.width, bias=bias)
-        self.activation = ACTIVATIONS[config.activation].function()
+        self.activation = config.activation_function()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))
@@ -34,7 +33,7 @@ class GatedFeedForward(nn.Module):
         self.is_swiglu = config.activation == "swiglu"
         self.fused = {"gate_up": {"gate": ff_width, "up": ff_width}}
         self.down = nn.Linear(ff_width, config.width, bias=bias)
-        self.activation = ACTIVATIONS[config.activation].function()
+        self.activation = config.activation_function()
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.gate_up(x)

@@ -9,8 +9,8 @@ from torch import Tensor
 from llmfast.kernels import is_batch_invariant, linear
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows of group g times ``weight[g]`` transposed.
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Rows of group g times ``weight[g]`` transposed, plus ``bias[g]``.
 
     On a GPU in bfloat16 this is one launch of PyTorch's grouped product, without waiting for the sizes of the groups;
     otherwise, and in batch-invariant mode, a product a group.
@@ -19,10 +19,15 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         x: (N, E), rows sorted by group.
         weight: (X, F, E), a matrix a group. Under autocast both are cast as for ``torch.nn.functional.linear``.
         ends: (X,) int32, behind each group's last row; the last is N. Groups may be empty.
+        bias: (X, F), a row a group, in any floating dtype.
 
     Returns:
         (N, F).
     """
+    if bias is not None:
+        out = grouped_linear(x, weight, ends)
+        group = torch.searchsorted(ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)
+        return out + bias.to(out.dtype)[group]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)

@@ -19,7 +19,7 @@ def initialize(model: Decoder, generator: torch.Generator | None = None) -> None
 
     Matrices follow ``config.matrix_init``; those that write to the residual stream are divided by sqrt(2·layers) so
     that its variance does not grow with depth (GPT-2, section 2.3). The embedding table, and a table of positions,
-    follow ``config.embedding_init``. Norms start as the identity, biases at 0.
+    follow ``config.embedding_init``. Norms start as the identity, biases and the sinks of attention at 0.
     """
     config = model.config
 
@@ -52,7 +52,7 @@ def initialize(model: Decoder, generator: torch.Generator | None = None) -> None
         matrix(block.attention.out.weight, residual)
         feed_forward(block.feed_forward)
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
+        if name.endswith(("bias", ".sinks")):
             parameter.zero_()
 
 

@@ -57,7 +57,7 @@ def _factor(part: str, before: DecoderConfig, after: DecoderConfig) -> float:
         return before.attention_factor / after.attention_factor
     if before.norm_position == "before":
         adds = module in ("attention.out", "feed_forward.down", "feed_forward.shared.down")
-        adds = adds or part == "feed_forward.experts.down"
+        adds = adds or part in ("feed_forward.experts.down", "feed_forward.experts.down_bias")
     else:
         adds = module in ("attention_post_norm", "feed_forward_post_norm")
     return before.residual_scale / after.residual_scale if adds else 1.0

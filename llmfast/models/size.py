@@ -21,9 +21,9 @@ def parameters_by_part(config: DecoderConfig) -> dict[str, int]:
         "smear": E if config.smear else 0,
         "attention": layers * _attention(config),
         "feed-forward": (layers - moe_layers) * _feed_forward(config, config.ff_width),
-        "experts": moe_layers * experts.count * 3 * E * config.expert_width,
+        "experts": moe_layers * experts.count * _expert(config),
         "shared experts": moe_layers * _feed_forward(config, experts.shared_width) if experts.shared_width else 0,
-        "routers": moe_layers * E * (experts.count + experts.shared_gate),
+        "routers": moe_layers * (E * (experts.count + experts.shared_gate) + experts.count * experts.biases),
         "norms": per_norm * norms,
         "head": 0 if config.tie_embeddings else config.table_rows * E,
     }
@@ -76,7 +76,13 @@ def _attention_matrices(config: DecoderConfig) -> int:
 
 def _attention(config: DecoderConfig) -> int:
     biases = (config.heads + 2 * config.kv_heads) * config.head_width if config.biases != "none" else 0
-    return _attention_matrices(config) + biases + (config.width if config.biases == "all" else 0)
+    sinks = config.heads if config.attention_sinks else 0
+    return _attention_matrices(config) + biases + (config.width if config.biases == "all" else 0) + sinks
+
+
+def _expert(config: DecoderConfig) -> int:
+    E, W = config.width, config.expert_width
+    return 3 * E * W + (2 * W + E if config.experts.biases else 0)
 
 
 def _feed_forward(config: DecoderConfig, F: int) -> int:

@@ -320,6 +320,8 @@ def test_models_it_cannot_compute_are_refused():
         ("model.residual_scale 0.2 beside model.qk_norm", {"residual_scale": 0.2, "qk_norm": True}),
         ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),
         ("model.logit_softcap 2.0", {"logit_softcap": 2.0}),
+        ("model.attention_sinks True", {"attention_sinks": True}),
+        ("its activation is clamped_swiglu", {"activation": "clamped_swiglu"}),
     ):
         with pytest.raises(ValueError, match=said):
             NativeRunner(decoder(**changes))

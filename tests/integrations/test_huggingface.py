@@ -74,6 +74,7 @@ THEIRS = {
     "gemma": ("Gemma", LLAMA | {"head_dim": 16, "pad_token_id": 0}),
     "phi3": ("Phi3", LLAMA | {"sliding_window": 7, "pad_token_id": 0}),
 }
+MOE_OF_32 = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = LLAMA | {"head_dim": 16, "pad_token_id": 0, "sliding_window": 7, "query_pre_attn_scalar": 20}
 BY_LAYER = {"layer_types": TYPES, "sliding_window": 7}
@@ -96,6 +97,11 @@ THEIRS |= {
     "cohere2": ("Cohere2", LLAMA | BY_LAYER | {"eos_token_id": 2, "logit_scale": 1.0}),
     "granite": ("Granite", LLAMA | GRANITE),
     "granite, tied": ("Granite", LLAMA | GRANITE | {"tie_word_embeddings": True}),
+}
+GPT_OSS = LLAMA | MOE_OF_32 | {"head_dim": 16, "sliding_window": 7, "rope_parameters": YARN | {"truncate": False}}
+THEIRS |= {
+    "gpt_oss": ("GptOss", GPT_OSS | {"swiglu_limit": 1.5, "swiglu_alpha": 1.3}),
+    "gpt_oss, without biases": ("GptOss", GPT_OSS | {"attention_bias": False, "layer_types": TYPES[::-1]}),
 }
 YARN_WITH_MSCALE = LLAMA | {"rope_parameters": YARN | {"mscale": 1.2, "mscale_all_dim": 0.7}}
 

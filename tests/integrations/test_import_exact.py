@@ -10,6 +10,7 @@ import torch
 from llmfast.integrations.huggingface import load_huggingface, save_huggingface
 from llmfast.integrations.huggingface.defaults import DEFAULTS, HARMLESS
 from llmfast.integrations.huggingface.families import DECODERS
+from llmfast.integrations.huggingface.mxfp4 import dequantize_mxfp4
 from llmfast.integrations.opening import open_start
 from llmfast.models.config import DecoderConfig
 from llmfast.models.decoder import Decoder
@@ -188,6 +189,40 @@ def test_the_table_of_defaults_is_that_of_transformers(kind):
                 assert name in ("max_window_layers", "head_dim")
                 continue
             assert fields[name].default == value, name
+
+
+def test_published_weights_of_gpt_oss_are_decoded_as_transformers_does(folders, tmp_path):
+    """Traps: the halves of a byte, the sign of zero, gate and up in turns, matrices (in, out)."""
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    source, generator = folders("gpt_oss", intermediate_size=32), torch.Generator().manual_seed(0)
+    tensors = load_file(source / "model.safetensors")
+    shutil.copytree(source, tmp_path / "plain")
+    packed = dict(tensors)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        count, width_in, width_out = packed.pop(name).shape
+        shape = (count, width_out, width_in // 32)
+        blocks = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(120, 128, shape, dtype=torch.uint8, generator=generator)
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        every = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256).reshape(1, 3, 16, 16)
+        of_every = torch.randint(1, 250, (1, 3, 16), dtype=torch.uint8, generator=generator)
+        found, expected = dequantize_mxfp4(every, of_every), convert_moe_packed_tensors(every, of_every)
+        assert torch.equal(found.bfloat16().view(torch.int16), expected.view(torch.int16))
+    save_file(tensors, tmp_path / "plain" / "model.safetensors")
+    quantized = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    rewritten(source, tmp_path / "packed", lambda file: file.update(quantized))
+    save_file(packed, tmp_path / "packed" / "model.safetensors")
+    models = [load_huggingface(tmp_path / each).state_dict() for each in ("plain", "packed")]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+    assert_equal_or_refused(tmp_path / "plain", "")
+    with pytest.raises(ValueError, match=r"blocks and scales of MXFP4 are uint8, .*; got \(1, 3, 256\) torch.uint8"):
+        dequantize_mxfp4(every.flatten(2), of_every)
+    rewritten(folders("llama"), tmp_path / "llama", lambda file: file.update(quantized))
+    with pytest.raises(ValueError, match=r"its weights are quantized \(mxfp4\); supported are the 4 bits"):
+        load_huggingface(tmp_path / "llama")
 
 
 ROPE = {

@@ -47,6 +47,17 @@ CONFIGS = {
     "granite": DecoderConfig(
         **SMALL, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.3, attention_scale=0.1, norm_weight_offset=1.0
     ),
+    "gpt_oss": DecoderConfig(
+        **SMALL,
+        kv_heads=2,
+        window=5,
+        window_pattern="sf",
+        biases="all",
+        attention_sinks=True,
+        activation="clamped_swiglu",
+        swiglu_limit=0.5,
+        experts=ExpertsConfig(count=4, width=16, biases=True),
+    ),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),
@@ -57,6 +68,9 @@ def decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
     model = Decoder(config, generator=torch.Generator().manual_seed(seed)).double()
     if config.smear:
         torch.nn.init.constant_(model.smear.weight, 0.3)  # at 0, where it starts, it would do nothing
+    for name, parameter in model.named_parameters():
+        if config.attention_sinks and name.endswith(("bias", "sinks")):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
     return model
 
 

@@ -36,6 +36,12 @@ VARIANTS = {
     "filled": {"vocab_multiple": 64, "kv_heads": 2, "qk_norm": True, "biases": "qkv"},
     "untied": {"tie_embeddings": False, "norm": "layer", "qk_norm": True, "biases": "all"},
     "experts": {"experts": ExpertsConfig(count=4, pattern="de")},
+    "gpt_oss": {
+        "experts": ExpertsConfig(count=4, biases=True),
+        "biases": "all",
+        "attention_sinks": True,
+        "activation": "clamped_swiglu",
+    },
     "shared": {"experts": ExpertsConfig(count=4, width=32, shared_width=64, shared_gate=True)},
 }
 
@@ -132,6 +138,7 @@ def kept_for_backward(config: DecoderConfig, setup: memory.TrainingSetup) -> int
         ("filled", "bfloat16", "selective", 0),
         ("filled", "bfloat16", "full", 0),
         ("shared", "bfloat16", "none", 0.07),
+        ("gpt_oss", "bfloat16", "none", 0.07),
     ],
 )
 def test_activation_memory_is_what_a_forward_pass_keeps(name, precision, checkpointing, tolerance):

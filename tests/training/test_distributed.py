@@ -49,7 +49,9 @@ def data(tmp_path_factory):
 def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
     config = small_config(data, **({"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, "steps": 12} | training))
     config.data = dataclasses.replace(config.data, sources=(), prepared=str(data))
-    config.model = dataclasses.replace(config.model, layers=2, kv_heads=2, qk_norm=True, biases="all")
+    config.model = dataclasses.replace(
+        config.model, layers=2, kv_heads=2, qk_norm=True, biases="all", attention_sinks=True
+    )
     config.parallel = parallel
     return config
 
@@ -268,7 +270,7 @@ def test_a_person_reads_once_why_it_failed(data, tmp_path, settings, sentence):
 
 def experts_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
     config = run_config(data, parallel, **training)
-    experts = ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01, bias_rate=0.01)
+    experts = ExpertsConfig(count=4, active=2, auxiliary_weight=0.1, z_loss_weight=0.01, bias_rate=0.01, biases=True)
     config.model = dataclasses.replace(config.model, experts=experts)
     return config
 

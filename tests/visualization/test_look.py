@@ -24,6 +24,7 @@ CONFIGS = {
     "gpt2": {"positions": "learned", "norm": "layer", "biases": "all", "activation": "gelu_tanh"},
     "grouped": {"kv_heads": 2, "qk_norm": True, "smear": True},
     "sliding": {"kv_heads": 1, "window": 5, "window_pattern": "sf"},
+    "sinks": {"kv_heads": 2, "attention_sinks": True},
     "dropout": {"dropout": 0.5},
 }
 
@@ -46,7 +47,7 @@ def of_own_queries_and_keys(model, tokens, monkeypatch):
 
     def recording(q, k, v, **options):
         out = original(q, k, v, **options)
-        calls.append((q.double(), k.double(), v.double(), options["window"], out))
+        calls.append((q.double(), k.double(), v.double(), options["window"], options["sinks"], out))
         return out
 
     original = decoder_module.flash_attention
@@ -54,12 +55,14 @@ def of_own_queries_and_keys(model, tokens, monkeypatch):
         patched.setattr(decoder_module, "flash_attention", recording)
         model(torch.tensor([tokens]))
     weights, errors = [], []
-    for q, k, v, window, out in calls:
+    for q, k, v, window, sinks, out in calls:
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         distance = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
         seen = (distance >= 0) & (distance <= (window[0] if window else len(tokens)))
         scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen, -math.inf)
-        weights.append(scores.softmax(-1)[0])
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(1, -1, len(tokens), 1)), -1)
+        weights.append(scores.softmax(-1)[0][..., : len(tokens)])
         errors.append((weights[-1] @ v[0] - out[0]).abs().max() / v.abs().max())
     return torch.stack(weights), max(errors)
 

@@ -109,6 +109,8 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
     flat["qk_norm_over"] = config.qk_norm_over if config.qk_norm else None
     flat["attention_scale"] = config.attention_factor
     flat["embedding_scale"], flat["scale_embedding"] = config.embedding_factor, None
+    if config.activation != "clamped_swiglu":
+        flat["swiglu_limit"] = flat["swiglu_alpha"] = None
     experts = flat.pop("experts")
     has = [config.has_experts(layer) for layer in range(config.layers)]
     if any(has):

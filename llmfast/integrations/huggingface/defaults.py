@@ -107,6 +107,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cohere2": _COHERE | {"sliding_window": 4096},
     "phi3": _LLAMA
     | {"intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
+    "gpt_oss": _LLAMA
+    | {
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 2880,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 128,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "attention_bias": True,
+    },
     "granite": _LLAMA
     | {
         "embedding_multiplier": 1.0,

@@ -9,11 +9,16 @@ from llmfast.integrations.huggingface.settings import File, joined
 from llmfast.models.config import DecoderConfig, ExpertsConfig
 
 
-class MixtralExperts:
-    """Experts in every layer, as wide as the feed-forward."""
+@dataclass(frozen=True)
+class LocalExperts:
+    """Experts in every layer, as wide as the feed-forward (Mixtral)."""
+
+    biases: bool = False
+    """Whether they and their router have biases (GPT-OSS)."""
 
     def read(self, file: File) -> dict[str, Any]:
-        return {"experts": ExpertsConfig(file["num_local_experts"], file["num_experts_per_tok"])}
+        experts = ExpertsConfig(file["num_local_experts"], file["num_experts_per_tok"], biases=self.biases)
+        return {"experts": experts}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         experts = _experts_of(config)

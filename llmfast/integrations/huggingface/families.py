@@ -6,7 +6,7 @@ Where several families can say a decoder, it is written as the first of them.
 from __future__ import annotations
 
 from llmfast.integrations.huggingface import tensor_names
-from llmfast.integrations.huggingface.expert_settings import MixtralExperts, QwenExperts
+from llmfast.integrations.huggingface.expert_settings import LocalExperts, QwenExperts
 from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.rope_settings import SCALING_KEYS, NoRope, Rope, RopeByLayer
 from llmfast.integrations.huggingface.settings import (
@@ -23,6 +23,7 @@ from llmfast.integrations.huggingface.settings import (
     Switched,
     Unread,
 )
+from llmfast.integrations.huggingface.tensor_layouts import PAIRED, PAIRED_TRANSPOSED, TRANSPOSED
 from llmfast.integrations.huggingface.window_settings import AlternatingWindow, SwitchedWindow, Window
 
 _SIZES = {
@@ -84,6 +85,27 @@ _GRANITE = {
     "logit_scale": "logits_scaling",
     "attention_scale": "attention_multiplier",
 }
+
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_GPT_OSS = (
+    Quantization(("mxfp4",)),
+    Renamed(_SIZES, required=_NEEDED),
+    Rope(150_000.0, default=_GPT_OSS_ROPE),
+    Renamed({"tie_embeddings": "tie_word_embeddings"}),
+    Fixed({"activation": "clamped_swiglu", "attention_sinks": True}),
+    Scales({"swiglu_limit": "swiglu_limit", "swiglu_alpha": "swiglu_alpha"}),
+    Switched("attention_bias", {"biases": "all"}),
+    AlternatingWindow(2),
+    LocalExperts(biases=True),
+    Unread("hidden_act", "initial_context_length", "experts_per_token"),
+)
 
 _GPT2 = (
     Quantization(),
@@ -210,7 +232,18 @@ FAMILIES = {
             tensor_names.LLAMA,
             _LLAMA_MODULES,
         ),
-        Family("gpt_oss", "GptOssForCausalLM", patched={"RMSNorm": "rms_norm", "ForCausalLM": "loss"}),
+        Family(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            _GPT_OSS,
+            tensor_names.GPT_OSS,
+            {"RMSNorm": "rms_norm", "ForCausalLM": "loss"},
+            layouts={
+                "blocks.{i}.feed_forward.experts.gate_up": PAIRED_TRANSPOSED,
+                "blocks.{i}.feed_forward.experts.gate_up_bias": PAIRED,
+                "blocks.{i}.feed_forward.experts.down": TRANSPOSED,
+            },
+        ),
         Family(
             "llama4_text",
             "Llama4ForCausalLM",
@@ -233,7 +266,7 @@ FAMILIES = {
         Family(
             "mixtral",
             "MixtralForCausalLM",
-            (*_llama(Rope(1e6)), Window(), MixtralExperts()),
+            (*_llama(Rope(1e6)), Window(), LocalExperts()),
             tensor_names.MIXTRAL,
             _MIXTRAL_MODULES,
         ),

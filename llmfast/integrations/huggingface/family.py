@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmfast.integrations.huggingface.defaults import DEFAULTS
 from llmfast.integrations.huggingface.settings import File, Setting
+from llmfast.integrations.huggingface.tensor_layouts import TRANSPOSED, Layout
 from llmfast.integrations.huggingface.tensor_names import Table
 from llmfast.models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LINEAR = (
     "attention.qkv",
@@ -39,6 +43,8 @@ class Family:
     module that it is, one of ``llmfast.integrations.replacements.REPLACEMENTS``."""
     conv1d: bool = False
     """Whether linear layers of blocks are stored transposed (GPT-2's Conv1D)."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """How other tensors are stored that are not laid out as ours, by the names of ``names``."""
     ignored: str = r".*rotary_emb\.inv_freq"
     """Tensors in published folders that are no parameters."""
 
@@ -79,11 +85,17 @@ class Family:
     def their_names(self, name: str) -> tuple[str, ...]:
         """The tensors that make up our tensor ``name``; those with ``{x}`` are for each expert."""
         layer = re.search(r"\.(\d+)\.", name)
-        pattern = re.sub(r"\.\d+\.", ".{i}.", name, count=1)
+        pattern = _pattern(name)
         module, _, kind = pattern.rpartition(".")
         suffix = "" if pattern in self.names else f".{kind}"
         theirs = self.names[pattern if not suffix else module]
         return tuple(each.replace("{i}", layer[1] if layer else "") + suffix for each in theirs)
+
+    def layout_of(self, name: str, tensor: Tensor) -> Layout | None:
+        """How the family stores our tensor ``name``; None where it is as ours."""
+        if self.conv1d:
+            return TRANSPOSED if name.startswith("blocks.") and tensor.ndim == 2 else None
+        return self.layouts.get(_pattern(name))
 
     @property
     def adapter_targets(self) -> dict[str, tuple[str, ...]]:
@@ -96,3 +108,8 @@ class Family:
             for ours in _LINEAR
             if f"blocks.{{i}}.{ours}" in self.names
         }
+
+
+def _pattern(name: str) -> str:
+    """The name of a tensor with ``{i}`` for its layer."""
+    return re.sub(r"\.\d+\.", ".{i}.", name, count=1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmfast.files import atomic_folder
 from llmfast.integrations.huggingface.config import as_said, from_config, to_config
 from llmfast.integrations.huggingface.family import Family
+from llmfast.integrations.huggingface.mxfp4 import dequantize_mxfp4, packed_names
 from llmfast.integrations.huggingface.stored import stored_tensors
 from llmfast.kernels import NF4Linear, dequantize_nf4, from_bitsandbytes_state
 from llmfast.kernels.nf4.interchange import bitsandbytes_names, has_bitsandbytes_state
@@ -49,11 +50,12 @@ def load_huggingface(
 
     The model computes what transformers does, or is refused: what config.json leaves out is what transformers takes for
     the family, and a setting that the decoder does not have is named in the error. Weights that bitsandbytes stored in
-    4 bits are decoded.
+    4 bits are decoded, and so is the MXFP4 of GPT-OSS.
 
     Args:
         folder: A model of the family GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma,
-            Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite, Cohere or Cohere 2.
+            Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite, GPT-OSS, Cohere or
+            Cohere 2.
         dtype: The dtype of the parameters.
         vocab_multiple: Pad the embedding table to a multiple of this (64 for GPT-2's 50257 tokens).
         keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:
@@ -95,7 +97,7 @@ def _pack_again(model: Decoder, block_sizes: dict[str, set[int]]) -> None:
     This changes nothing: the largest number of a block stands for 1, so that scale and codes come out as they were.
     """
     for name, sizes in block_sizes.items():
-        module = model.get_submodule(name.removesuffix(".weight"))
+        module = model.get_submodule(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if type(module) is nn.Linear and len(sizes) == 1 and None not in sizes:
             model.set_submodule(name.removesuffix(".weight"), NF4Linear.from_linear(module, min(sizes), False))
 
@@ -229,8 +231,8 @@ class _Reader:
             tensor = torch.stack([self._joined([each.replace("{x}", str(x)) for each in theirs]) for x in experts])
         else:
             tensor = self._joined(theirs)
-        if _is_transposed(self.family, name, tensor):
-            tensor = tensor.T
+        if layout := self.family.layout_of(name, tensor):
+            tensor = layout.read(tensor)
             self.current.add(None)
         if name in ("embedding.weight", "head.weight") and len(tensor) == self.config.vocab_size:
             tensor = torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), tensor.shape[1])])
@@ -244,6 +246,11 @@ class _Reader:
         return torch.cat([self._one(name) for name in names]) if len(names) > 1 else self._one(names[0])
 
     def _one(self, name: str) -> Tensor:
+        packed = [self.found(each) for each in packed_names(name)]
+        if None not in packed:
+            self.used.update(packed)
+            self.current.add(None)
+            return dequantize_mxfp4(*map(self.read, packed))
         found = self.found(name)
         if found is None:
             raise ValueError(f"the tensor {name} is missing")
@@ -281,8 +288,8 @@ def _theirs(family: Family, config: DecoderConfig, name: str, tensor: Tensor) ->
     names = family.their_names(name)
     if name in ("embedding.weight", "head.weight"):
         tensor = tensor[: config.vocab_size]
-    if _is_transposed(family, name, tensor):
-        tensor = tensor.T
+    if layout := family.layout_of(name, tensor):
+        tensor = layout.write(tensor)
     if "{x}" not in names[0]:
         return dict(zip(names, _parts(tensor, config, len(names)), strict=True))
     return {
@@ -301,7 +308,3 @@ def _parts(tensor: Tensor, config: DecoderConfig, count: int) -> list[Tensor]:
     }[count]
     # Views of one storage would be taken for tied tensors.
     return [part.clone() for part in tensor.split(sizes)]
-
-
-def _is_transposed(family: Family, name: str, tensor: Tensor) -> bool:
-    return family.conv1d and name.startswith("blocks.") and tensor.ndim == 2

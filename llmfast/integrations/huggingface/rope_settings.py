@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmfast.integrations.huggingface.settings import FULL, SLIDING, File, joined
@@ -54,9 +54,12 @@ class Rope:
     kinds: tuple[str, ...] = tuple(SCALING_KEYS)
     """The kinds of scaling that the family has."""
 
+    default: Mapping[str, Any] = field(default_factory=dict)
+    """What ``rope_parameters`` are where the file has none."""
+
     def read(self, file: File) -> dict[str, Any]:
         old, new = file.get("rope_scaling"), file.get("rope_parameters")
-        return self.read_table(file, dict(old or new or {}))
+        return self.read_table(file, dict(old or new or (self.default if new is None else {})))
 
     def read_table(self, file: File, given: dict[str, Any]) -> dict[str, Any]:
         """As ``read``, of what ``rope_parameters`` holds."""

@@ -230,7 +230,7 @@ class QkvBias:
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors on embeddings, attention, the residual stream and logits, which must be positive numbers."""
+    """Factors on embeddings, attention, the residual stream and logits, and bounds, which must be positive numbers."""
 
     theirs: Mapping[str, str]
     """Our names, and theirs."""
@@ -247,12 +247,7 @@ class Scales:
         return found
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        own = {
-            "embedding_scale": config.embedding_factor,
-            "attention_scale": config.attention_factor,
-            "residual_scale": config.residual_scale,
-            "logit_scale": config.logit_scale,
-        }
+        own = vars(config) | {"embedding_scale": config.embedding_factor, "attention_scale": config.attention_factor}
         return {
             theirs: inverse(own[ours]) if ours in self.divides else own[ours] for ours, theirs in self.theirs.items()
         }
@@ -298,14 +293,21 @@ class GemmaScores:
         }
 
 
+@dataclass(frozen=True)
 class Quantization:
     """The quantization of the stored weights, of which 4 bits of bitsandbytes can be decoded."""
 
+    others: tuple[str, ...] = ()
+    """Other methods of which the family's weights can be decoded."""
+
     def read(self, file: File) -> dict[str, Any]:
         found = file.get("quantization_config")
-        if found and not (found.get("quant_method", "bitsandbytes") == "bitsandbytes" and found.get("load_in_4bit")):
+        if not found or found.get("quant_method") in self.others:
+            return {}
+        if not (found.get("quant_method", "bitsandbytes") == "bitsandbytes" and found.get("load_in_4bit")):
             method = found.get("quant_method", "bitsandbytes in 8 bits")
-            raise ValueError(f"its weights are quantized ({method}); supported are the 4 bits of bitsandbytes")
+            known = ", ".join(("the 4 bits of bitsandbytes", *self.others))
+            raise ValueError(f"its weights are quantized ({method}); supported are {known}")
         return {}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:

@@ -83,6 +83,22 @@ QWEN_MOE = {
         },
     ),
 }
+GPT_OSS = {
+    **_AROUND_LLAMA,
+    **_ATTENTION,
+    **_blocks(
+        "model.layers.{i}",
+        {
+            "attention.sinks": ("self_attn.sinks",),
+            "feed_forward.router": ("mlp.router",),
+            "feed_forward.router.logit_bias": ("mlp.router.bias",),
+            "feed_forward.experts.gate_up": ("mlp.experts.gate_up_proj",),
+            "feed_forward.experts.gate_up_bias": ("mlp.experts.gate_up_proj_bias",),
+            "feed_forward.experts.down": ("mlp.experts.down_proj",),
+            "feed_forward.experts.down_bias": ("mlp.experts.down_proj_bias",),
+        },
+    ),
+}
 GPT2 = {
     "embedding": ("transformer.wte",),
     "positions": ("transformer.wpe",),

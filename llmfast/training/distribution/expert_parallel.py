@@ -14,8 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from llmfast.models.decoder import Decoder
-from llmfast.models.experts import Experts, MixtureOfExperts
-from llmfast.models.grouped import grouped_linear
+from llmfast.models.experts import Experts, MixtureOfExperts, expert_outputs
 from llmfast.training.config import ParallelConfig
 from llmfast.training.distribution.sharding import local
 
@@ -72,11 +71,9 @@ class DividedExperts(nn.Module):
         return collectives.all_to_all_single_autograd(out.contiguous(), to_each, from_each, self.group)
 
     def _compute(self, x: Tensor, ends: Tensor) -> Tensor:
-        gate_up, down = (self._part(parameter) for parameter in (self.gate_up, self.down))
-        return grouped_linear(self.activation(grouped_linear(x, gate_up, ends)), down, ends)
-
-    def _part(self, parameter: DTensor) -> Tensor:
-        return parameter.to_local(grad_placements=self.gradient_placements)
+        placements = self.gradient_placements
+        own = {name: each.to_local(grad_placements=placements) for name, each in self.named_parameters()}
+        return expert_outputs(self.activation, x, ends, own)
 
 
 def finish_gradients(model: nn.Module, factor: float) -> None:

@@ -106,6 +106,9 @@ class TensorParallel:
         widths = (H * D, K * D, K * D)
         self._divide_outputs(attention.qkv, f"{name}.qkv", starts, widths)
         attention.out = self._divide_inputs(attention.out, f"{name}.out")
+        if attention.sinks is not None:
+            heads = [self._share(0, H, rank) for rank in range(self.size)]
+            attention.sinks = self._keep(f"{name}.sinks", attention.sinks, 0, heads)
         attention.heads, attention.kv_heads = H // self.size, K // self.size
         attention.register_forward_pre_hook(self._copy_in)
 

@@ -31,7 +31,7 @@ def build_optimizers(
         shardings: those of the parameters that tensor parallelism divides, by name.
     """
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    inside = [parameter for name, parameter in parameters.items() if ".blocks." in f".{name}"]
+    inside = [parameter for name, parameter in parameters.items() if is_matrix_of_block(name, parameter)]
     matrices = [parameter for parameter in inside if parameter.ndim == 2]
     stacks = [parameter for parameter in inside if parameter.ndim > 2]
     decaying = set(map(id, matrices + stacks))
@@ -52,6 +52,15 @@ def build_optimizers(
     if groups:
         optimizers.append(choice.rest(groups, config))
     return optimizers
+
+
+def is_matrix_of_block(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix of a block, or a stack of them. Norms whose heads, and biases whose experts, have a row
+    each have two dimensions and are none."""
+    return ".blocks." in f".{name}" and parameter.ndim >= 2 and not _NO_MATRIX.search(name)
+
+
+_NO_MATRIX = re.compile(r"(_norm\.weight|bias)$")
 
 
 def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:

@@ -103,12 +103,19 @@ def _block_activations(config: DecoderConfig, layer: int, setup: TrainingSetup) 
 def _feed_forward_activations(config: DecoderConfig, layer: int, c: int) -> float:
     E, F, W, k = config.width, config.ff_width, config.expert_width, config.experts.active
     if not config.has_experts(layer):
-        return c * (E + (3 if config.gated else 2) * F)
+        return c * (E + _kept_units(config) * F)
     shared = config.experts.shared_width
-    # Each of a token's k experts keeps its input, [gate | up], their product and its result; the router keeps its
+    # Each of a token's k experts keeps its input, what is between its products and its result; the router keeps its
     # input and scores in float32, and where each copy of the token went.
-    routing = 4 * E + 4 * 4 * config.experts.count + 8 * 4 * k
-    return routing + c * (k * (2 * E + 3 * W) + (E + 3 * shared if shared else 0))
+    routing, units = 4 * E + 4 * 4 * config.experts.count + 8 * 4 * k, _kept_units(config)
+    return routing + c * (k * (2 * E + units * W) + (E + units * shared if shared else 0))
+
+
+def _kept_units(config: DecoderConfig) -> int:
+    """Numbers kept for each hidden unit: what enters the activation, what comes out, and what is between in PyTorch's
+    own functions."""
+    between = 4 if config.activation == "clamped_swiglu" else 0
+    return (3 if config.gated else 2) + between
 
 
 def _feed_forward_products(config: DecoderConfig, layer: int, c: int) -> float:
