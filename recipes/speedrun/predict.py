@@ -8,7 +8,6 @@ measured it on this GPU (python -m benchmarks), else a share of the datasheet's 
 
 import glob
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,7 +125,7 @@ def main(recipe: Path, folder: Path, files: Sequence[Path]) -> None:
         per_second, source = rate(part, reports)
         row = {"part": part.name, "counted": part.formula, "work": part.work, "unit": part.unit, "rate": per_second}
         rows.append(row | {"source": source, "milliseconds": 1e3 * part.work / per_second})
-    seconds = math.fsum(row["milliseconds"] for row in rows) / 1e3  # sum rounds in another way from Python 3.12 on
+    seconds = sum(row["milliseconds"] for row in rows) / 1e3
     minutes = seconds * config.training.steps / 60
     content = {
         "parts": rows,

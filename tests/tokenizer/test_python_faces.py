@@ -129,7 +129,7 @@ def test_a_call_that_fails_leaves_no_memory_behind(threads):
                 call()
         memory.append(resident())
     assert sys.getrefcount(good) == references
-    # One array of ids that is lost each time would be twice that; what threads give back to the allocator stays with it.
+    # One array of ids that is lost each time would be twice that; the allocator keeps what threads gave back.
     assert memory[-1] - memory[3] < 16 * 1_000_000
 
 
