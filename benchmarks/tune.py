@@ -10,22 +10,18 @@ The compile check then checks the new choices as well.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import compare, measure
 from .results import OURS, ROOT, describe_machine, write_json
 from .tune_questions import QUESTIONS, Question
-
-if TYPE_CHECKING:
-    from llmfast.kernels.frame.tuned import Tuned
 
 TABLES = ROOT / "kernels" / "tables"
 MARGIN = 0.02  # two runs of the same choice differ by this much
@@ -115,7 +111,7 @@ class Search:
         samplers = {}
         for choice in dict.fromkeys(choices):
             try:
-                with forced(self.question.function, self.key, choice):
+                with self.question.function.forced(self.key, choice):
                     samplers[choice] = self.sampler(choice)
             except Exception as error:  # it does not compile, or needs more than the chip has
                 self.faults[choice] = compare.one_line(error)
@@ -137,7 +133,7 @@ class Search:
             call = compare.call(case, ours, self.question.pass_, compare.leaves(case, inputs))
 
             def run() -> object:
-                with forced(self.question.function, self.key, choice):
+                with self.question.function.forced(self.key, choice):
                     return call()
 
             return run
@@ -172,20 +168,6 @@ class Search:
                 **{name: machine[name] for name in ("gpu", "time", "revision", "versions")},
             },
         }
-
-
-@contextlib.contextmanager
-def forced(function: Tuned, key: tuple, choice: Any) -> Iterator[None]:
-    """Makes the launch function return this choice, as if it came from its table."""
-    before = function.rows.get(key)
-    function.rows[key] = choice
-    try:
-        yield
-    finally:
-        if before is None:
-            del function.rows[key]
-        else:
-            function.rows[key] = before
 
 
 def neighbours(choice: Any, fixed: tuple[str, ...] = ()) -> Iterator[Any]:

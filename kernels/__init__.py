@@ -2,6 +2,7 @@
 
 from .activation import geglu, gelu, swiglu, tiled_mlp
 from .attention import (
+    BlockMask,
     attention_weights,
     flash_attention,
     flash_attn_func,
@@ -34,6 +35,7 @@ from .rope import rope
 
 __all__ = [
     "Adapted",
+    "BlockMask",
     "NF4Linear",
     "NF4Tensor",
     "adamw_",

@@ -13,6 +13,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -94,17 +95,30 @@ def repeated(call: measure.Call, path: str, launch: Callable) -> measure.Call:
     return calls
 
 
-def tritons_launch() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def tritons_launch() -> Iterator[None]:
     """Every launch goes the way of ``kernel[grid](...)``."""
-    launches = sys.modules["llmfast.kernels.frame.launch"]
-    return mock.patch.object(launches, "launch", lambda kernel, grid, args, options: kernel[grid](*args, **options))
+
+    def launch(kernel: Any, grid: tuple, args: tuple, options: dict) -> None:
+        kernel[grid](*args, **options)
+
+    def launch_prepared(plan: Any, tensors: tuple) -> None:
+        launch(plan.kernel, plan.grid, (*tensors, *plan.numbers), plan.options)
+
+    with (
+        mock.patch.object(sys.modules["llmfast.kernels.frame.launch"], "launch", launch),
+        mock.patch.object(sys.modules["llmfast.kernels.frame.direct"].Prepared, "launch", launch_prepared),
+    ):
+        yield
 
 
 @contextlib.contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Makes kernels accept CPU tensors, compiles them for a chip that is not there, and launches them into nothing."""
+    """Makes kernels accept CPU tensors, of which is asked what is asked of CUDA tensors, compiles them for a chip that
+    is not there, and launches them into nothing."""
     import triton
     from llmfast.kernels.compile_check.measure import StandIn
+    from llmfast.kernels.frame.launch import INTERPRETER
     from triton.backends.compiler import GPUTarget
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -121,12 +135,17 @@ def nothing_launched() -> Iterator[None]:
         def launcher_cls(self, source: object, metadata: object) -> Callable:
             return lambda *launch: None
 
+    def ask_as_of_cuda(device: torch.device) -> None:
+        dispatcher._why_unsupported(0)
+
     def nothing(self: object, *args: object, **options: object) -> None:
         pass
 
     dispatcher = sys.modules["llmfast.kernels.frame.backend"]  # the name in the package is that of the public class
+    chips = sys.modules["llmfast.kernels.frame.launch"]._chips
     with (
-        mock.patch.object(dispatcher, "INTERPRETING", True),
+        mock.patch.dict(chips, {torch.device("cuda", 0): INTERPRETER}),
+        mock.patch.object(dispatcher, "_require_triton", ask_as_of_cuda),
         mock.patch.object(triton.runtime.driver, "_active", Driver(DEVICE, GPUTarget("cuda", 80, 32))),
         mock.patch.object(InterpretedFunction, "run", nothing),
     ):

@@ -96,6 +96,12 @@ inline std::string_view text_of(nanobind::handle value, nanobind::object& owner)
     return bytes_of(owner, "text");
 }
 
+// The (key, value) tuples of a dict, in a list that keeps them: signal handlers, the garbage collector and other
+// threads may change the dict while its items are read.
+inline nanobind::list items_of(nanobind::handle dict) {
+    return nanobind::steal<nanobind::list>(checked(PyDict_Items(dict.ptr())).release());
+}
+
 // What PyUnicode_DecodeUTF8 returns, but signals are handled while a long text is decoded.
 inline nanobind::object decoded(const char* utf8, Py_ssize_t size, const char* errors) {
     constexpr Py_ssize_t kWindow = 1 << 22;

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 #include "bind/gil.h"
@@ -22,6 +23,26 @@ using namespace llmfast;
 
 namespace {
 
+// A corpus counts for one call at a time: a second one, on another thread or by the progress function of the first, is
+// refused.
+struct SharedCorpus : Corpus {
+    using Corpus::Corpus;
+    std::atomic<bool> in_use{false};
+};
+
+class Use {
+  public:
+    explicit Use(SharedCorpus& corpus) : in_use_(corpus.in_use) {
+        if (in_use_.exchange(true)) throw std::runtime_error("this Corpus is in use by another call");
+    }
+    ~Use() { in_use_ = false; }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+  private:
+    std::atomic<bool>& in_use_;
+};
+
 // A progress function that takes the GIL for the call. What `call` raises ends the work.
 template <typename Count>
 std::function<void(Count)> progress_of(const nb::object& call, WithoutGil& released) {
@@ -36,29 +57,34 @@ std::string_view document_of(nb::handle document, nb::object& owner) {
     return PyUnicode_Check(document.ptr()) ? utf8_of(document, owner) : bytes_of(document, "a document");
 }
 
-void add_documents(Corpus& corpus, nb::handle documents) {
+void add_documents(SharedCorpus& corpus, nb::handle documents) {
     std::vector<nb::object> owners;
     const std::vector<std::string_view> texts = texts_of(documents, "documents", owners, document_of);
+    const Use use(corpus);
     const WithoutGil released;
     corpus.add_documents(texts);
 }
 
-void add_file(Corpus& corpus, const std::string& path, const nb::object& progress) {
+void add_file(SharedCorpus& corpus, const std::string& path, const nb::object& progress) {
+    const Use use(corpus);
     WithoutGil released;
     corpus.add_file(path, progress_of<uint64_t>(progress, released));
 }
 
-void add_words(Corpus& corpus, const nb::dict& counts) {
+void add_words(SharedCorpus& corpus, const nb::dict& counts) {
+    const Use use(corpus);
     SignalCounter counter;
-    for (auto [word, count] : counts) {
+    for (const nb::handle item : items_of(counts)) {
         counter.add(16);
+        const nb::handle word = PyTuple_GET_ITEM(item.ptr(), 0), count = PyTuple_GET_ITEM(item.ptr(), 1);
         corpus.add_word(bytes_of(word, "a word"), nb::cast<uint64_t>(count));
     }
 }
 
 // [(left, right)] for every merge.
-nb::list learn(Corpus& corpus, size_t merges, uint64_t min_frequency, TieBreak tie_break, const nb::bytes& byte_order,
-               const nb::object& progress) {
+nb::list learn(SharedCorpus& corpus, size_t merges, uint64_t min_frequency, TieBreak tie_break,
+               const nb::bytes& byte_order, const nb::object& progress) {
+    const Use use(corpus);
     TrainOptions options;
     options.merges = merges;
     options.min_frequency = std::max<uint64_t>(min_frequency, 1);
@@ -82,7 +108,8 @@ nb::list learn(Corpus& corpus, size_t merges, uint64_t min_frequency, TieBreak t
     return list;
 }
 
-nb::list words(Corpus& corpus) {
+nb::list words(SharedCorpus& corpus) {
+    const Use use(corpus);
     std::vector<Word> all;
     {
         const WithoutGil released;
@@ -133,20 +160,24 @@ void bind_training(nb::module_& m) {
 
     m.def("derive_merges", &derive, nb::arg("ranks").none());
 
-    nb::class_<Corpus>(m, "Corpus", "Counts the words of documents and files, and learns merges from the counts.")
+    nb::class_<SharedCorpus>(m, "Corpus", "Counts the words of documents and files, and learns merges from the counts.")
         .def(
             "__init__",
-            [](Corpus* self, std::string_view pattern, const nb::list& separators, unsigned threads) {
+            [](SharedCorpus* self, std::string_view pattern, const nb::list& separators, unsigned threads) {
                 std::vector<std::string> owned;
                 for (nb::handle separator : separators) owned.emplace_back(bytes_of(separator, "a separator"));
-                new (self) Corpus(pattern_named(pattern), std::move(owned), threads);
+                new (self) SharedCorpus(pattern_named(pattern), std::move(owned), threads);
             },
             nb::arg("pattern"), nb::arg("separators"), nb::arg("threads"))
         .def("add_documents", &add_documents, nb::arg("documents").none())
         .def("add_file", &add_file, nb::arg("path"), nb::arg("progress").none())
         .def("add_words", &add_words, nb::arg("counts"))
         .def("words", &words)
-        .def_prop_ro("bytes_read", &Corpus::bytes_read)
+        .def_prop_ro("bytes_read",
+                     [](SharedCorpus& corpus) {
+                         const Use use(corpus);
+                         return corpus.bytes_read();
+                     })
         .def("learn_merges", &learn, nb::arg("merges"), nb::arg("min_frequency"), nb::arg("tie_break"),
              nb::arg("byte_order"), nb::arg("progress").none());
 }

@@ -38,7 +38,7 @@ class Tokens {
   public:
     explicit Tokens(nanobind::handle ranks) {
         if (PyDict_Check(ranks.ptr())) {
-            take(nanobind::borrow<nanobind::dict>(ranks));
+            take(ranks);
         } else if (PyBytes_Check(ranks.ptr())) {
             parse(bytes_of(ranks, "mergeable_ranks"));
         } else {
@@ -52,8 +52,8 @@ class Tokens {
     std::vector<uint32_t> ids;
 
   private:
-    void take(nanobind::dict ranks) {
-        kept_ = checked(PyDict_Items(ranks.ptr()));  // keeps the tokens, whatever becomes of the dict
+    void take(nanobind::handle ranks) {
+        kept_ = items_of(ranks);
         const Py_ssize_t count = PyList_GET_SIZE(kept_.ptr());
         bytes.reserve(static_cast<size_t>(count));
         ids.reserve(static_cast<size_t>(count));
@@ -90,7 +90,8 @@ inline std::vector<Special> specials_from(nanobind::handle specials) {
     }
     std::vector<Special> all;
     SignalCounter counter;
-    for (const auto& [text, id] : nanobind::borrow<nanobind::dict>(specials)) {
+    for (const nanobind::handle item : items_of(specials)) {
+        const nanobind::handle text = PyTuple_GET_ITEM(item.ptr(), 0), id = PyTuple_GET_ITEM(item.ptr(), 1);
         if (!PyUnicode_Check(text.ptr())) {
             throw_type_error(std::string("special_tokens must be a dict of str to int, but has a key of type ") +
                              kind_of(text));

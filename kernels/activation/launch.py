@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import Tensor
-
 from ..frame.launch import Chip, cdiv, next_power_of_2
 from ..frame.tuned import tuned
 
@@ -28,8 +26,8 @@ def launch(chip: Chip, kernel: str, columns: int) -> ActivationLaunch:
     return ActivationLaunch(columns, max(1, columns // 256))
 
 
-def launch_for(kernel: str, x: Tensor, columns: int) -> ActivationLaunch:
-    return launch(Chip.of(x.device), kernel, min(max(next_power_of_2(columns), 128), LONG))
+def launch_for(kernel: str, chip: Chip, columns: int) -> ActivationLaunch:
+    return launch(chip, kernel, min(max(next_power_of_2(columns), 128), LONG))
 
 
 def bias_programs(rows: int, columns: int, chosen: ActivationLaunch, chip: Chip) -> int:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..frame.launch import Chip, cdiv, contiguous, empty, run
+from ..frame.launch import Chip, cdiv, contiguous, empty
 from ..frame.operator import define
 from ..frame.partials import sum_partials
+from ..frame.plan import Plan, planned
 from ..frame.rows import evenly_spaced_rows, row_count
 from .kernels import gated_backward, gated_forward, gelu_backward, gelu_forward
 from .launch import MOST_PROGRAMS, bias_programs, launch_for
@@ -45,13 +46,22 @@ def _as_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[Tensor, int]]]:
     return row_count(tensors[0]), tensors[0].shape[-1], [evenly_spaced_rows(t) for t in tensors]
 
 
+_KERNELS = {"gated_forward": gated_forward, "gated_backward": gated_backward, "gelu_forward": gelu_forward}
+
+
+@planned
+def _plan(kernel: str, chip: Chip, rows: int, columns: int, strides: tuple[int, ...], kind: str) -> Plan:
+    """A program for each block of columns of each row."""
+    chosen = launch_for(kernel, chip, columns)
+    grid = (rows * cdiv(columns, chosen.block),)
+    return Plan(_KERNELS[kernel], grid, columns, *strides, kind, chosen.block, num_warps=chosen.warps)
+
+
 def gated(call: GatedCall) -> Tensor:
     out = call.allocate()
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*call.halves())
-    chosen = launch_for("gated_forward", out, columns)
-    grid = (rows * cdiv(columns, chosen.block),)
-    arguments = (gate, up, out, columns, gate_stride, up_stride, call.kind, chosen.block)
-    run(gated_forward, grid, out, *arguments, num_warps=chosen.warps)
+    plan = _plan("gated_forward", Chip.of(out.device), rows, columns, (gate_stride, up_stride), call.kind)
+    plan.run(out, gate, up, out)
     return out
 
 
@@ -62,11 +72,9 @@ def gated_gradients(call: GatedBackwardCall) -> tuple[Tensor, Tensor]:
     grad_gate, grad_up = split(gradients[0]) if forward.up is None else gradients
     grad_stride = grad_gate.shape[-1] * (2 if forward.up is None else 1) if grad_gate.dim() else 1
     rows, columns, ((gate, gate_stride), (up, up_stride)) = _as_rows(*forward.halves())
-    chosen = launch_for("gated_backward", grad_gate, columns)
-    grid = (rows * cdiv(columns, chosen.block),)
-    tensors = (grad.contiguous(), gate, up, grad_gate, grad_up)
-    arguments = (*tensors, columns, gate_stride, up_stride, grad_stride, forward.kind, chosen.block)
-    run(gated_backward, grid, grad, *arguments, num_warps=chosen.warps)
+    strides = (gate_stride, up_stride, grad_stride)
+    plan = _plan("gated_backward", Chip.of(grad.device), rows, columns, strides, forward.kind)
+    plan.run(grad, grad.contiguous(), gate, up, grad_gate, grad_up)
     return gradients
 
 
@@ -113,28 +121,30 @@ class BiasedBackwardCall(NamedTuple):
 def biased(call: BiasedCall) -> Tensor:
     out = call.allocate()
     rows, columns, x, stride = call.rows()
-    chosen = launch_for("gelu_forward", x, columns)
-    grid = (rows * cdiv(columns, chosen.block),)
-    arguments = (x, contiguous(call.bias), out, columns, stride, call.kind, chosen.block)
-    run(gelu_forward, grid, x, *arguments, num_warps=chosen.warps)
+    plan = _plan("gelu_forward", Chip.of(x.device), rows, columns, (stride,), call.kind)
+    plan.run(x, x, contiguous(call.bias), out)
     return out
+
+
+@planned
+def _biased_backward_plan(
+    chip: Chip, rows: int, columns: int, stride: int, kind: str, bias_gradient: bool
+) -> tuple[int, Plan]:
+    """How many programs write partial gradients of the bias, and the launch."""
+    chosen = launch_for("gelu_backward", chip, columns)
+    programs = bias_programs(rows, columns, chosen, chip) if bias_gradient else rows
+    grid = (cdiv(columns, chosen.block), min(programs, MOST_PROGRAMS))
+    return programs, Plan(gelu_backward, grid, rows, columns, stride, kind, chosen.block, num_warps=chosen.warps)
 
 
 def biased_gradients(call: BiasedBackwardCall) -> tuple[Tensor, Tensor]:
     grad, bias_gradient, forward = call
-    bias, kind = forward.bias, forward.kind
+    bias = forward.bias
     grad_x = empty(forward.x)
     rows, columns, x, stride = forward.rows()
-    chosen = launch_for("gelu_backward", x, columns)
-    programs = rows
-    partials = None
-    if bias_gradient:
-        programs = bias_programs(rows, columns, chosen, Chip.of(x.device))
-        partials = x.new_empty((programs, columns), dtype=torch.float32)
-    programs = min(programs, MOST_PROGRAMS)
-    arguments = (grad.contiguous(), x, contiguous(bias), grad_x, partials, rows, columns, stride)
-    grid = (cdiv(columns, chosen.block), programs)
-    run(gelu_backward, grid, x, *arguments, kind, chosen.block, num_warps=chosen.warps)
+    programs, plan = _biased_backward_plan(Chip.of(x.device), rows, columns, stride, forward.kind, bias_gradient)
+    partials = x.new_empty((programs, columns), dtype=torch.float32) if bias_gradient else None
+    plan.run(x, grad.contiguous(), x, contiguous(bias), grad_x, partials)
     grad_bias = sum_partials(partials, bias.shape, bias.dtype) if bias_gradient else x.new_empty(0)
     return grad_x, grad_bias
 

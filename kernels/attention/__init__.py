@@ -1,6 +1,7 @@
 """Attention for training and decoding."""
 
 from .api import flash_attention as flash_attention
+from .block_mask import BlockMask as BlockMask
 from .compat import flash_attn_func as flash_attn_func
 from .compat import flash_attn_kvpacked_func as flash_attn_kvpacked_func
 from .compat import flash_attn_qkvpacked_func as flash_attn_qkvpacked_func

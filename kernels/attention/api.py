@@ -3,20 +3,20 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
 from ..frame.invariance import is_batch_invariant
 from . import reference
+from .block_mask import BlockMask, check_block_mask, lists_of, tensor_of
 from .checks import (
-    check_block_mask,
     check_cu_seqlens,
     check_options,
     check_per_sequence,
     check_qkv,
     slopes_by_sequence,
+    widened,
     window_bounds,
 )
 from .documents import documents_op
@@ -43,7 +43,7 @@ def flash_attention(
     seqused_k: Tensor | None = None,
     leftpad_k: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-    block_mask: Tensor | None = None,
+    block_mask: Tensor | BlockMask | None = None,
     block_size: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -91,7 +91,8 @@ def flash_attention(
         block_mask: (B or 1, H or 1, ceil(S / block_size), ceil(T / block_size)) bool: False hides a block of keys from
             a block of queries, in addition to the other options. No pass computes products of hidden blocks
             (block-sparse FlashAttention: Dao et al. 2022, arXiv:2205.14135, section 3.3). Not with ``cu_seqlens_q``.
-        block_size: Queries and keys of a block, a multiple of 128.
+            A ``BlockMask`` is such a mask, prepared for many calls.
+        block_size: Queries and keys of a block, a multiple of 128; a ``BlockMask`` has its own.
         return_lse: Also return the log of the softmax denominator.
 
     Returns:
@@ -121,16 +122,19 @@ def flash_attention(
     if not fits and width == k.shape[-1:]:
         q, k, v, scale = widened(q, k, v, scale)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
-    cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
-    check_options(q, scale, softcap, sinks, dropout_p)
+    cu_seqlens_q, cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
+    sinks = check_options(q, scale, softcap, sinks, dropout_p)
     if not (seqused_q is None and seqused_k is None and leftpad_k is None and alibi_slopes is None):
         sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
-        for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
+        per_sequence = {"seqused_q": seqused_q, "seqused_k": seqused_k, "leftpad_k": leftpad_k}
+        for name, x in per_sequence.items():
             if x is not None and cu_seqlens_q is None:
                 raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
-            check_per_sequence(name, x, sequences, q)
+            per_sequence[name] = check_per_sequence(name, x, sequences, q)
+        seqused_q, seqused_k, leftpad_k = per_sequence.values()
         alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
-    check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
+    if block_mask is not None:
+        block_size = check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
     left, right = window_bounds(causal, window)
     result = attend(
         q,
@@ -160,15 +164,6 @@ def flash_attention(
     return (out, *lse) if lse else out
 
 
-def widened(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
-    that q has."""
-    width = q.shape[-1]
-    common = -(-max(width, v.shape[-1], 1) // 8) * 8
-    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
-    return q, k, v, max(width, 1) ** -0.5 if scale is None else scale
-
-
 def attend(
     q: Tensor,
     k: Tensor,
@@ -187,7 +182,7 @@ def attend(
     used_k: Tensor | None = None,
     pad_k: Tensor | None = None,
     alibi: Tensor | None = None,
-    block_mask: Tensor | None = None,
+    block_mask: Tensor | BlockMask | None = None,
     block_size: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -199,7 +194,8 @@ def attend(
     if use_triton(q, k, v):
         options = (scale, left, right, softcap, dropout_p, block_size)
         packing = (cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k)
-        out, lse = attention_op(q, k, v, sinks, alibi, seed, *packing, block_mask, *options)
+        lists = lists_of(block_mask, q, k, v, sinks)
+        out, lse = attention_op(q, k, v, sinks, alibi, seed, *packing, *lists, *options)
         if not return_lse:
             return out
         return out, lse if cu_seqlens_q is None else lse[0].transpose(0, 1)
@@ -229,7 +225,7 @@ def attend(
         used_k=used_k,
         pad_k=pad_k,
         alibi=alibi,
-        block_mask=block_mask,
+        block_mask=tensor_of(block_mask),
         block_size=block_size,
     )
     return (out, lse) if return_lse else out

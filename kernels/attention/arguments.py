@@ -1,20 +1,30 @@
 """Tensors and options as the kernels take them."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ..frame.descriptors import descriptor
 from ..frame.launch import cdiv
 from .launch import padded_width
 from .reference import dropout_threshold
 from .tiles import DEVICE, HOST, POINTERS
 
 
-def as_heads(x):
-    """(N, H, D) -> (1, H, N, D); four dimensions stay."""
-    return x if x.dim() == 4 else x.transpose(0, 1)[None]
+class Layout(NamedTuple):
+    """Of a tensor (B, H, S, D), or of packed tokens (N, H, D) as one batch entry with N rows."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @staticmethod
+    def of(shape, strides):
+        """Of a tensor with this shape and these strides."""
+        if len(shape) == 4:
+            return Layout(shape, strides)
+        rows, heads, width = shape
+        return Layout((1, heads, rows, width), (0, strides[1], strides[0], strides[2]))
 
 
 def addressable(x):
@@ -35,19 +45,18 @@ def empty_rows(x):
 
 
 def matrices(**named):
-    """Launch arguments for tensors (B, H, S, D): the tensor, and its strides in units of eight elements."""
-    arguments = dict(named)
-    for name, x in named.items():
-        (B, H, S, _), (batch, head, row, _) = x.shape, x.stride()
+    """Launch arguments for tensors (B, H, S, D) of these layouts: strides in units of eight elements."""
+    arguments = {}
+    for name, ((B, H, S, _), (batch, head, row, _)) in named.items():
         arguments[f"{name}_batch"] = batch // 8 if B > 1 else 0
         arguments[f"{name}_head"] = head // 8 if H > 1 else 0
         arguments[f"{name}_row"] = row // 8 if S > 1 else 0
     return arguments
 
 
-def tile_count(rows, block, cu_seqlens):
-    """Tiles of a head over all its rows; for packed sequences the upper bound that ``tiles.locate`` uses."""
-    return cdiv(rows, block) if cu_seqlens is None else rows // block + cu_seqlens.numel() - 1
+def tile_count(rows, block, sequences):
+    """Tiles of a head over all its rows; for packed ``sequences`` the upper bound that ``tiles.locate`` uses."""
+    return cdiv(rows, block) if sequences is None else rows // block + sequences
 
 
 def typical_keys(S, T, left, right):
@@ -59,42 +68,43 @@ def typical_keys(S, T, left, right):
 
 
 def tile_arguments(tile, by_rows, by_keys, packed):
-    """Launch arguments for a tile: its sizes, and the tensors that it addresses, of which ``by_rows`` are taken
-    BLOCK_M rows at a time and ``by_keys`` BLOCK_N.
+    """Launch arguments for a tile: its sizes, and strides of the tensors that it addresses, of which ``by_rows`` are
+    taken BLOCK_M rows at a time and ``by_keys`` BLOCK_N; and for each that arrives as a tensor descriptor its shape,
+    strides and block.
 
     Dense tensors arrive as tensor descriptors where tiles come by TMA: made here, each costs the kernel nothing, while
     a program that makes its own waits for each to reach memory. Packed sequences end where only the chip knows.
     """
-    head_dim = next(iter(by_rows.values())).shape[3]
+    layouts = {**by_rows, **by_keys}
+    head_dim = next(iter(layouts.values())).shape[3]
     width = padded_width(head_dim)
-    tensors = {**by_rows, **by_keys}
-    arguments = matrices(**tensors)
-    how = POINTERS
+    how, described = POINTERS, {}
     if tile.tma:
-        how = DEVICE if packed or not all(map(can_describe, tensors.values())) else HOST
+        how = DEVICE if packed or not all(map(can_describe, layouts.values())) else HOST
     if how is HOST:
         for group, rows in ((by_rows, tile.block_m), (by_keys, tile.block_n)):
-            for name, x in group.items():
-                arguments[name] = descriptor(x, *shape_and_strides(x), (1, 1, rows, width))
-    return {
-        **arguments,
+            described |= {name: (*shape_and_strides(layout), (1, 1, rows, width)) for name, layout in group.items()}
+    arguments = {
+        **matrices(**layouts),
         "D": head_dim,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": width,
         "TMA": how.value,
     }
+    return arguments, described
 
 
-def can_describe(x):
-    """Whether a tensor descriptor can address x: it has none for an expanded dimension or an empty tensor."""
-    return x.numel() > 0 and all(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
+def can_describe(layout):
+    """Whether a tensor descriptor can address it: there is none for an expanded dimension or an empty tensor."""
+    return all(size and (stride or size == 1) for size, stride in zip(*layout, strict=True))
 
 
-def shape_and_strides(x):
-    """For a descriptor of x (B, H, S, D); the stride of a dimension of one element, which may be anything, is D."""
-    strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape, x.stride(), strict=True)]
-    return list(x.shape), [*strides[:3], 1]
+def shape_and_strides(layout):
+    """For a descriptor of (B, H, S, D); the stride of a dimension of one element, which may be anything, is D."""
+    shape, strides = layout
+    strides = [stride if size > 1 else shape[3] for size, stride in zip(shape, strides, strict=True)]
+    return list(shape), [*strides[:3], 1]
 
 
 def scalar_arguments(scale, left, right, softcap):
@@ -118,19 +128,19 @@ def block_lists(mask):
     return torch.stack([seen, F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))], -2)
 
 
-def mask_arguments(mask, block):
-    """How blocks lie in a mask (B or 1, H or 1, rows, columns); the lists of it are the kernel's own argument."""
-    if mask is None:
+def mask_arguments(shape, block):
+    """How blocks lie in a mask whose lists have this shape, (B or 1, H or 1, ...)."""
+    if shape is None:
         return {"MASK_BLOCK": 0, "MASK_BY_ENTRY": False, "MASK_BY_HEAD": False}
-    return {"MASK_BLOCK": block, "MASK_BY_ENTRY": mask.shape[0] > 1, "MASK_BY_HEAD": mask.shape[1] > 1}
+    return {"MASK_BLOCK": block, "MASK_BY_ENTRY": shape[0] > 1, "MASK_BY_HEAD": shape[1] > 1}
 
 
 def dropout_arguments(dropout_p):
     return {"threshold": dropout_threshold(dropout_p), "keep_scale": 1 / (1 - dropout_p)}
 
 
-def size_arguments(q, k, cu_q):
-    """Sizes of q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch."""
+def size_arguments(q, k, sequences):
+    """Sizes of layouts q (B, H, S, D) and k (B, K, T, D); ``batch`` counts the sequences of a packed batch."""
     B, H, S, _ = q.shape
-    batch = B if cu_q is None else cu_q.numel() - 1
+    batch = B if sequences is None else sequences
     return {"rows_in_all": S, "batch": batch, "heads": H, "S": S, "T": k.shape[2], "GROUP": H // k.shape[1]}

@@ -127,9 +127,9 @@ def training_case(
         seed = meta(dtype=torch.int64) if options.get("dropout_p") else None
         alibi = meta(2, 8, dtype=torch.float32) if options.get("alibi") else None
         used = meta(2, dtype=torch.int32) if options.get("used") else None
-        mask = meta(batch, 8, 4, 4, dtype=torch.bool) if options.get("mask") else None
+        lists = meta(batch, 8, 4, 2, 5, dtype=torch.int32) if options.get("mask") else None
         with choosing(forward=form) if form else contextlib.nullcontext():
-            call = AttentionCall(q, k, k, sinks, alibi, seed, cu, cu, used, used, used, mask, *arguments)
+            call = AttentionCall(q, k, k, sinks, alibi, seed, cu, cu, used, used, used, lists, lists, *arguments)
             out, lse = forward(call)
         if batch != MANY and form is None:
             backward(AttentionBackwardCall(out, None, AttentionKept(out, lse, call)))

@@ -9,10 +9,11 @@ from torch import Tensor
 from ..frame.backend import use_triton
 from ..frame.call import MutatedTensor
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, run
+from ..frame.launch import Chip, cdiv, contiguous
 from ..frame.operator import define
+from ..frame.plan import Plan, planned
 from . import reference
-from .arguments import addressable, empty_rows, matrices, scalar_arguments
+from .arguments import Layout, addressable, empty_rows, matrices, scalar_arguments
 from .checks import check_cache, check_new, check_options, check_per_sequence, slopes_by_sequence, window_bounds
 from .decode_kernels import append_kernel, combine_kernel, decode_kernel
 from .launch import decode_splits, decode_tile, padded_width
@@ -75,9 +76,10 @@ def flash_decode(
     >>> out.shape
     torch.Size([1, 8, 1, 64])
     """
-    check_cache(q, k_cache, v_cache, cache_seqlens, page_table)
-    check_options(q, scale, softcap, sinks, 0.0)
-    check_per_sequence("leftpad", leftpad, q.shape[0], q)
+    check_cache(q, k_cache, v_cache, page_table)
+    sinks = check_options(q, scale, softcap, sinks, 0.0)
+    cache_seqlens = check_per_sequence("cache_seqlens", cache_seqlens, q.shape[0], q)
+    leftpad = check_per_sequence("leftpad", leftpad, q.shape[0], q)
     alibi = slopes_by_sequence(alibi_slopes, q, q.shape[0])
     new = check_new(q, k_cache, k_new, v_new)
     tensors = (q, k_cache, v_cache, k_new, v_new, sinks)
@@ -137,27 +139,29 @@ def check_addressable(name: str, cache: Tensor) -> None:
         )
 
 
-def page_arguments(cache: Tensor, page_table: Tensor | None) -> dict[str, Any]:
+def page_arguments(cache: tuple[int, ...], page_table: tuple[int, ...] | None) -> dict[str, Any]:
+    """Of a cache of this shape, with a table of this shape."""
     if page_table is None:
-        return {"page_table": None, "pages_per_entry": 0, "PAGE": 0, "T": cache.shape[2]}
-    pages, size = page_table.shape[1], cache.shape[2]
-    return {"page_table": page_table.contiguous(), "pages_per_entry": pages, "PAGE": size, "T": pages * size}
+        return {"pages_per_entry": 0, "PAGE": 0, "T": cache[2]}
+    return {"pages_per_entry": page_table[1], "PAGE": cache[2], "T": page_table[1] * cache[2]}
 
 
-def run_append(call: AppendCall) -> None:
-    k_cache, v_cache, k_new, v_new, cache_seqlens, page_table = call
-    check_addressable("k_cache", k_cache)
-    check_addressable("v_cache", v_cache)
-    k_new, v_new = addressable(k_new), addressable(v_new)
-    B, K, new, D = k_new.shape
+@planned
+def append_plan(
+    shape: tuple[int, ...],
+    cache: tuple[int, ...],
+    page_table: tuple[int, ...] | None,
+    strides: tuple[tuple[int, ...], ...],
+) -> Plan:
+    """``shape`` of the new rows; strides of both caches and both kinds of new rows."""
+    B, K, new, D = shape
     block = min(16, 1 << (new - 1).bit_length())
-    run(
+    layouts = map(Layout, (cache, cache, shape, shape), strides)
+    return Plan(
         append_kernel,
         (cdiv(new, block), K, B),
-        k_new,
-        **matrices(k=k_cache, v=v_cache, k_new=k_new, v_new=v_new),
-        **page_arguments(k_cache, page_table),
-        lengths=cache_seqlens,
+        **matrices(**dict(zip(("k", "v", "k_new", "v_new"), layouts, strict=True))),
+        **page_arguments(cache, page_table),
         new=new,
         D=D,
         BLOCK_M=block,
@@ -166,67 +170,88 @@ def run_append(call: AppendCall) -> None:
     )
 
 
+def run_append(call: AppendCall) -> None:
+    k_cache, v_cache, k_new, v_new, cache_seqlens, page_table = call
+    check_addressable("k_cache", k_cache)
+    check_addressable("v_cache", v_cache)
+    k_new, v_new = addressable(k_new), addressable(v_new)
+    pages = None if page_table is None else page_table.shape
+    strides = (k_cache.stride(), v_cache.stride(), k_new.stride(), v_new.stride())
+    plan = append_plan(k_new.shape, k_cache.shape, pages, strides)
+    plan.run(k_new, k_cache, v_cache, k_new, v_new, cache_seqlens, contiguous(page_table))
+
+
+class DecodePlan(NamedTuple):
+    decode: Plan
+    splits: int
+    combine: Plan | None
+
+
+@planned
+def decode_plan(
+    chip: Chip,
+    itemsize: int,
+    invariant: bool,
+    shape: tuple[int, ...],
+    cache: tuple[int, ...],
+    page_table: tuple[int, ...] | None,
+    strides: tuple[tuple[int, ...], ...],
+    new: int,
+    scale: float,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+) -> DecodePlan:
+    """``shape`` of q; strides of q, both caches and out."""
+    q, k, v, out = map(Layout, (shape, cache, cache, shape), strides)
+    B, H, S, D = shape
+    K = cache[1]
+    rows = S * (H // K)
+    # In batch-invariant mode one tile for any number of rows, and one order of the keys.
+    tile = decode_tile(chip, D, itemsize, 64 if invariant else rows)
+    pages = page_arguments(cache, page_table)
+    splits = 1 if invariant else decode_splits(chip, cdiv(rows, tile.block_m) * K * B, pages["T"])
+    part = out if splits == 1 else Layout(shape, (H * S * D, S * D, D, 1))
+    sizes = {"rows_in_all": B * H * S, "heads": H, "S": S, "splits": splits, "D": D, "BLOCK_D": padded_width(D)}
+    decode = Plan(
+        decode_kernel,
+        (cdiv(rows, tile.block_m) * splits, K, B),
+        **matrices(q=q, k=k, v=v, part=part),
+        **pages,
+        **scalar_arguments(scale, left, right, softcap),
+        **sizes,
+        new=new,
+        GROUP=H // K,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    combine = None
+    if splits > 1:
+        combine = Plan(combine_kernel, (B * H * S,), **matrices(out=out), **sizes, BLOCK_N=16, num_warps=2)
+    return DecodePlan(decode, splits, combine)
+
+
 def run_decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     q, k_cache, v_cache, cache_seqlens, page_table, sinks, alibi, leftpad, new, scale, left, right, softcap = call
     check_addressable("k_cache", k_cache)
     check_addressable("v_cache", v_cache)
     out, lse = call.allocate()
     q = addressable(q)
-    B, H, S, D = q.shape
-    K = k_cache.shape[1]
-    chip = Chip.of(q.device)
-    rows = S * (H // K)
-    invariant = is_batch_invariant()  # One tile for any number of rows, and one order of the keys.
-    tile = decode_tile(chip, D, q.element_size(), 64 if invariant else rows)
-    pages = page_arguments(k_cache, page_table)
-    splits = 1 if invariant else decode_splits(chip, cdiv(rows, tile.block_m) * K * B, pages["T"])
+    pages = None if page_table is None else page_table.shape
+    strides = (q.stride(), k_cache.stride(), v_cache.stride(), out.stride())
+    layouts = (q.shape, k_cache.shape, pages, strides)
+    options = (new, scale, left, right, softcap)
+    plan = decode_plan(Chip.of(q.device), q.element_size(), is_batch_invariant(), *layouts, *options)
     part, part_lse = out, lse
-    if splits > 1:
-        part = q.new_empty((splits, B, H, S, D), dtype=torch.float32)
-        part_lse = lse.new_empty((splits, B, H, S))
-    run(
-        decode_kernel,
-        (cdiv(rows, tile.block_m) * splits, K, B),
-        q,
-        **matrices(q=q, k=k_cache, v=v_cache, part=part if splits == 1 else part[0]),
-        **pages,
-        **scalar_arguments(scale, left, right, softcap),
-        part_lse=part_lse,
-        lengths=cache_seqlens,
-        sinks=sinks,
-        alibi=alibi,
-        leftpad=leftpad,
-        rows_in_all=B * H * S,
-        heads=H,
-        S=S,
-        new=new,
-        splits=splits,
-        GROUP=H // K,
-        D=D,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_D=padded_width(D),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    if splits > 1:
-        run(
-            combine_kernel,
-            (B * H * S,),
-            q,
-            **matrices(out=out),
-            part=part,
-            part_lse=part_lse,
-            lse=lse,
-            rows_in_all=B * H * S,
-            heads=H,
-            S=S,
-            splits=splits,
-            D=D,
-            BLOCK_N=16,
-            BLOCK_D=padded_width(D),
-            num_warps=2,
-        )
+    if plan.combine is not None:
+        part = q.new_empty((plan.splits, *q.shape), dtype=torch.float32)
+        part_lse = lse.new_empty((plan.splits, *lse.shape))
+    caches = (k_cache, v_cache)
+    plan.decode.run(q, q, *caches, part, part_lse, cache_seqlens, contiguous(page_table), sinks, alibi, leftpad)
+    if plan.combine is not None:
+        plan.combine.run(q, part, part_lse, out, lse)
     return out, lse
 
 

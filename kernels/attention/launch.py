@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..frame.launch import Chip, cdiv
+from ..frame.plan import forget_plans
 from ..frame.tuned import tuned
 
 WIDTHS = (16, 32, 64, 128, 256)  # Head widths are padded to the next of these.
@@ -55,11 +56,13 @@ def choosing(**choices: Any) -> Iterator[None]:
     and ``keys_gradient``, a ``Tile``. For the whole process: the backward pass runs in a thread of its own."""
     before = _chosen.copy()
     _chosen.update(choices)
+    forget_plans()
     try:
         yield
     finally:
         _chosen.clear()
         _chosen.update(before)
+        forget_plans()
 
 
 def chosen(name: str) -> Any:

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..frame._triton import triton
 from ..frame.descriptors import descriptor
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, run
+from ..frame.launch import Chip, cdiv
 from ..frame.operator import define
+from ..frame.plan import Plan, planned
 from .arguments import (
+    Layout,
     addressable,
-    as_heads,
-    block_lists,
     dropout_arguments,
     empty_rows,
     mask_arguments,
@@ -57,21 +57,36 @@ from .tiles import DEVICE
 DELTA_TILE = Tile(64, 0, 4, 1)  # One pass over out and its gradient: memory-bound.
 
 
-def launch(kernel, programs, like, tile, arguments):
-    """``run``, with memory for the descriptors that some TMA kernels build, set for this launch alone."""
-    arguments |= {"num_warps": tile.warps, "num_stages": tile.stages}
-    if arguments.get("TMA") != DEVICE.value:
-        run(kernel, (programs,), like, **arguments)
-        return
+class TilePlan(NamedTuple):
+    """A launch whose tiles may arrive by TMA."""
 
-    def allocate(size, alignment, stream):
-        return torch.empty(size, dtype=torch.int8, device=like.device)
+    plan: Plan
+    described: list[tuple[int, tuple]]  # which tensors arrive as descriptors, and how
 
-    def run_with_allocator():
-        triton.set_allocator(allocate)
-        run(kernel, (programs,), like, **arguments)
+    @staticmethod
+    def of(
+        kernel: Any, programs: int, tile: Tile, arguments: dict[str, Any], described: dict[str, tuple]
+    ) -> "TilePlan":
+        plan = Plan(kernel, (programs,), **arguments, num_warps=tile.warps, num_stages=tile.stages)
+        return TilePlan(plan, [(kernel.arg_names.index(name), how) for name, how in described.items()])
 
-    contextvars.copy_context().run(run_with_allocator)
+    def run(self, like: Tensor, *tensors: Tensor | None) -> None:
+        """With memory for the descriptors that some TMA kernels build, set for this launch alone."""
+        plan, described = self
+        if described:
+            given: list[Any] = [*tensors]
+            for i, how in described:
+                given[i] = descriptor(given[i], *how)
+            plan.run(like, *given)
+        elif plan.options["TMA"] != DEVICE.value:
+            plan.run(like, *tensors)
+        else:
+            contextvars.copy_context().run(run_with_allocator, plan, like, tensors)
+
+
+def run_with_allocator(plan: Plan, like: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=like.device))
+    plan.run(like, *tensors)
 
 
 class AttentionCall(NamedTuple):
@@ -86,7 +101,8 @@ class AttentionCall(NamedTuple):
     used_q: Tensor | None  # int32 (sequences,), as the following
     used_k: Tensor | None
     pad_k: Tensor | None
-    block_mask: Tensor | None  # bool (B or 1, H or 1, S / block, T / block)
+    of_queries: Tensor | None  # int32, the ``block_lists`` of each block of queries, where there is a mask
+    of_keys: Tensor | None  # and of each block of keys, for the backward pass
     scale: float
     left: int | None
     right: int | None
@@ -94,13 +110,9 @@ class AttentionCall(NamedTuple):
     dropout_p: float
     block_size: int  # rows and keys of a block of the mask
 
-    @property
-    def packing(self) -> tuple:
-        return self[6:11]
-
     def allocate(self) -> tuple[Tensor, Tensor]:
         """out like q, and lse as (B, H, S) float32; packed (1, H, N)."""
-        shape = self.q.shape if self.cu_seqlens_q is None else as_heads(self.q).shape
+        shape = Layout.of(self.q.shape, self.q.stride()).shape
         return empty_rows(self.q), self.q.new_empty(shape[:3], dtype=torch.float32)
 
 
@@ -126,167 +138,169 @@ class AttentionBackwardCall(NamedTuple):
 
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    q, k, v, sinks, alibi, seed, cu_q, cu_k, used_q, used_k, pad_k, mask, scale, _, right, softcap, dropout_p, _ = call
+    (q, k, v, sinks, alibi, seed, cu_q, cu_k, *used, lists, _), options = call[:13], call[13:]
+    scale, left, right, softcap, _, _ = options
     invariant = is_batch_invariant()
     if (
         not invariant
         and cu_q is None
         and seed is None
-        and mask is None
+        and lists is None
         and splits_keys(q.shape[2], q.shape[1] // k.shape[1], k.shape[2])
     ):
-        options = (sinks, alibi, None, 0, scale, call.left, right, softcap)
-        return run_decode(DecodeCall(q, addressable(k), addressable(v), None, None, *options))
+        full = (None, None, sinks, alibi, None, 0)
+        return run_decode(DecodeCall(q, addressable(k), addressable(v), *full, scale, left, right, softcap))
     out, lse = call.allocate()
-    q, k, v, out_heads = addressable(q), addressable(k), addressable(v), out
+    q, k, v = addressable(q), addressable(k), addressable(v)
     if cu_q is not None:
         out.zero_()  # Tokens after the last sequence belong to no tile.
         lse.fill_(-math.inf)
-        q, k, v, out_heads = as_heads(q), as_heads(k), as_heads(v), as_heads(out)
-    chip, is_heavy = Chip.of(q.device), heavy(softcap, dropout_p)
-    tile = for_mask(forward_tile(chip, q.shape[3], q.element_size(), is_heavy), mask is not None)
-    layouts = (q.shape, k.shape, q.stride(), k.stride(), v.stride(), out_heads.stride())
-    lengths = None if cu_q is None else cu_q.shape, None if mask is None else mask.shape
-    key = chip, tile, chosen("forward"), invariant, *layouts, *lengths, *call[12:]
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= MOST_PLANS:
-            _plans.clear()
-        plan = _plans[key] = plan_forward(chip, tile, invariant, call, q, k, v, out_heads)
-    if plan.form in (WARP_GROUPS, ALTERNATING):
+    chip = Chip.of(q.device)
+    layouts = (q.shape, k.shape, q.stride(), k.stride(), v.stride(), out.stride())
+    sequences, mask_shape = None if cu_q is None else cu_q.shape[0] - 1, None if lists is None else lists.shape
+    plan = forward_plan(chip, q.element_size(), invariant, layouts, sequences, mask_shape, *options)
+    if plan.tiles is None:
         assert sinks is None, "warp groups have no sinks"
         assert alibi is None, "warp groups have no ALiBi"
-        launch_warp_groups(chip, q, k, v, out_heads, lse, scale, right, alternate=plan.form == ALTERNATING)
+        launch_warp_groups(chip, q, k, v, out, lse, scale, right, alternate=plan.form == ALTERNATING)
         return out, lse
-    arguments = {
-        **plan.arguments,
-        "q": q,
-        "k": k,
-        "v": v,
-        "out": out_heads,
-        "lse": lse,
-        "sinks": sinks,
-        "alibi": alibi,
-        "seed": seed,
-        "cu_q": cu_q,
-        "cu_k": cu_k,
-        "used_q": used_q,
-        "used_k": used_k,
-        "pad_k": pad_k,
-        "mask": None if mask is None else block_lists(mask),
-    }
-    for name, how in plan.described:
-        arguments[name] = descriptor(arguments[name], *how)
-    launch(forward_kernel, plan.programs, q, tile, arguments)
+    plan.tiles.run(q, q, k, v, out, lse, sinks, alibi, lists, seed, cu_q, cu_k, *used)
     return out, lse
 
 
 class ForwardPlan(NamedTuple):
-    """What a forward pass launches, but for its tensors."""
-
     form: str
-    programs: int
-    arguments: dict[str, Any]
-    described: list[tuple[str, tuple]]  # which tensors are described to TMA, and how
+    tiles: TilePlan | None  # None for warp groups
 
 
-# Choices and arguments of a call follow from its layouts and options, and take the host longer than to find those of a
-# call like it.
-_plans: dict[tuple, ForwardPlan] = {}
-MOST_PLANS = 4096
-
-
-def plan_forward(
-    chip: Chip, tile: Tile, invariant: bool, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+@planned
+def forward_plan(
+    chip: Chip,
+    itemsize: int,
+    invariant: bool,
+    layouts: tuple[tuple[int, ...], ...],  # shapes of q and k, strides of q, k, v and out
+    sequences: int | None,  # in a packed batch
+    mask_shape: tuple[int, ...] | None,  # of its lists
+    scale: float,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    block: int,
 ) -> ForwardPlan:
-    """For q and out (B, H, S, D), k and v (B, K, T, D) of a call."""
-    cu_q, mask, (scale, left, right, softcap, dropout_p, block) = call.cu_seqlens_q, call.block_mask, call[12:]
+    shape, k_shape, *strides = layouts
+    q, k, v, out = map(Layout.of, (shape, k_shape, k_shape, shape), strides)
     B, H, S, D = q.shape
-    tiles = tile_count(S, tile.block_m, cu_q)
+    packed, masked, is_heavy = sequences is not None, mask_shape is not None, heavy(softcap, dropout_p)
+    tile = for_mask(forward_tile(chip, D, itemsize, is_heavy), masked)
+    tiles = tile_count(S, tile.block_m, sequences)
     # Packed tiles, and those of a mask, are no pairs; heavy ones share multiprocessors.
-    pairs_up = cu_q is None and mask is None and not heavy(softcap, dropout_p)
-    steps = typical_keys(S, k.shape[2], left, right) / tile.block_n
-    form = TILES if invariant else forward_form(chip, D, tile, tiles, B * H, steps, pairs_up)
+    pairs_up = not packed and not masked and not is_heavy
+    keys = typical_keys(S, k.shape[2], left, right) / tile.block_n
+    form = TILES if invariant else forward_form(chip, D, tile, tiles, B * H, keys, pairs_up)
     if form in (WARP_GROUPS, ALTERNATING):
         assert pairs_up, "warp groups have no dropout, softcap, packed sequences or masks of blocks"
         assert left is None, "warp groups have no window to the left"
+        return ForwardPlan(form, None)
+    own, described = tile_arguments(tile, {"q": q, "out": out}, {"k": k, "v": v}, packed)
     arguments = {
-        **size_arguments(q, k, cu_q),
+        **own,
+        **size_arguments(q, k, sequences),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(dropout_p),
-        **mask_arguments(mask, block),
-        **tile_arguments(tile, {"q": q, "out": out}, {"k": k, "v": v}, cu_q is not None),
+        **mask_arguments(mask_shape, block),
         "tiles": tiles,
         "ROTATED": tile.rotated,
         "PERSISTENT": form == PERSISTENT,
         "IN_ORDER": invariant,
     }
-    tensors = [(name, arguments.pop(name)) for name in ("q", "k", "v", "out")]
-    described = [(name, (x.shape, x.strides, tuple(x.block_shape))) for name, x in tensors if not isinstance(x, Tensor)]
     programs = persistent_programs(chip, tile.warps) if form == PERSISTENT else tiles * H * B
-    return ForwardPlan(form, programs, arguments, described)
+    return ForwardPlan(form, TilePlan.of(forward_kernel, programs, tile, arguments, described))
 
 
 def backward(call: AttentionBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, and delta = rowsum(out ∘ d_out) - d_lse, which gives the gradient of sinks."""
     d_out, d_lse, (out, lse, forward_call) = call
-    q, k, v, _, alibi, seed, cu_q, cu_k, *_, mask, scale, left, right, softcap, dropout_p, block = forward_call
+    q, k, v, _, alibi, seed, cu_q, cu_k, *used, of_queries, of_keys = forward_call[:13]
+    assert (of_queries is None) == (of_keys is None), "the lists of keys are for the backward pass"
     *gradients, delta = call.allocate()
+    dq, dk, dv = gradients
     if cu_q is not None:
         for gradient in gradients:
             gradient.zero_()
     q, k, v, out, d_out = (addressable(x) for x in (q, k, v, out, d_out))
-    q, k, v, out, d_out, dq, dk, dv = (as_heads(x) for x in (q, k, v, out, d_out, *gradients))
+    strides = tuple([x.stride() for x in (q, k, v, out, d_out, dq, dk, dv)])
+    sequences = None if cu_q is None else (cu_q.shape[0] - 1, cu_k.shape[0] - 1)
+    mask_shape = None if of_queries is None else of_queries.shape
+    layouts = (q.shape, k.shape, *strides)
+    plan = backward_plan(Chip.of(q.device), q.element_size(), layouts, sequences, mask_shape, *forward_call[13:])
+    plan.delta.run(q, out, d_out, None if d_lse is None else d_lse.contiguous(), delta)
+    plan.keys.run(q, q, k, v, d_out, lse, delta, dk, dv, alibi, of_keys, seed, cu_q, cu_k, *used)
+    plan.queries.run(q, q, k, v, d_out, lse, delta, dq, alibi, of_queries, seed, cu_q, cu_k, *used)
+    return *gradients, delta
+
+
+class BackwardPlan(NamedTuple):
+    delta: Plan
+    keys: TilePlan
+    queries: TilePlan
+
+
+@planned
+def backward_plan(
+    chip: Chip,
+    itemsize: int,
+    layouts: tuple[tuple[int, ...], ...],  # shapes of q and k, strides of q, k, v, out, d_out, dq, dk, dv
+    sequences: tuple[int, int] | None,  # by queries and by keys
+    mask_shape: tuple[int, ...] | None,  # of its lists
+    scale: float,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    block: int,
+) -> BackwardPlan:
+    shape, k_shape, *strides = layouts
+    shapes = (shape, k_shape, k_shape, shape, shape, shape, k_shape, k_shape)
+    q, k, v, out, d_out, dq, dk, dv = map(Layout.of, shapes, strides)
     B, H, S, D = q.shape
-    launch(
+    by_queries, by_keys = sequences or (None, None)
+    packed, masked = sequences is not None, mask_shape is not None
+    tiles = cdiv(S, DELTA_TILE.block_m)
+    delta = Plan(
         delta_kernel,
-        cdiv(S, DELTA_TILE.block_m) * H * B,
-        q,
-        DELTA_TILE,
-        {
-            **matrices(out=out, d_out=d_out),
-            "d_lse": None if d_lse is None else d_lse.contiguous(),
-            "delta": delta,
-            "rows_in_all": S,
-            "heads": H,
-            "tiles": cdiv(S, DELTA_TILE.block_m),
-            "D": D,
-            "BLOCK_M": DELTA_TILE.block_m,
-            "BLOCK_D": padded_width(D),
-        },
+        (tiles * H * B,),
+        **matrices(out=out, d_out=d_out),
+        rows_in_all=S,
+        heads=H,
+        tiles=tiles,
+        D=D,
+        BLOCK_M=DELTA_TILE.block_m,
+        BLOCK_D=padded_width(D),
+        num_warps=DELTA_TILE.warps,
+        num_stages=DELTA_TILE.stages,
     )
     shared = {
-        **size_arguments(q, k, cu_q),
-        **dict(zip(("cu_q", "cu_k", "used_q", "used_k", "pad_k"), forward_call.packing, strict=True)),
+        **size_arguments(q, k, by_queries),
         **scalar_arguments(scale, left, right, softcap),
         **dropout_arguments(dropout_p),
-        "seed": seed,
-        **mask_arguments(mask, block),
-        "alibi": alibi,
+        **mask_arguments(mask_shape, block),
         "natural_scale": scale,
-        "lse": lse,
-        "delta": delta,
     }
-    by_rows, by_keys = {"q": q, "d_out": d_out}, {"k": k, "v": v}
-    choice = (Chip.of(q.device), D, q.element_size(), heavy(softcap, dropout_p))
-    tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), *choice[:2], cu_q is not None)
-    tile = for_mask(tile, mask is not None)
-    tiles = tile_count(k.shape[2], tile.block_n, cu_k)
-    own = tile_arguments(tile, by_rows, {**by_keys, "dk": dk, "dv": dv}, cu_q is not None)
-    of_keys = None if mask is None else block_lists(mask.mT)
-    launch(
-        keys_gradient_kernel,
-        tiles * k.shape[1] * B,
-        q,
-        tile,
-        {**shared, **own, "mask_of_keys": of_keys, "tiles": tiles},
-    )
-    tile = for_mask(queries_gradient_tile(*choice), mask is not None)
-    tiles = tile_count(S, tile.block_m, cu_q)
-    own = tile_arguments(tile, {**by_rows, "dq": dq}, by_keys, cu_q is not None)
-    of_rows = None if mask is None else block_lists(mask)
-    launch(queries_gradient_kernel, tiles * H * B, q, tile, {**shared, **own, "mask": of_rows, "tiles": tiles})
-    return *gradients, delta
+    rows_read, keys_read = {"q": q, "d_out": d_out}, {"k": k, "v": v}
+    choice = (chip, D, itemsize, heavy(softcap, dropout_p))
+    tile = chosen("keys_gradient") or for_packed(keys_gradient_tile(*choice), chip, D, packed)
+    tile = for_mask(tile, masked)
+    tiles = tile_count(k.shape[2], tile.block_n, by_keys)
+    own, described = tile_arguments(tile, rows_read, {**keys_read, "dk": dk, "dv": dv}, packed)
+    arguments = {**shared, **own, "tiles": tiles}
+    of_keys = TilePlan.of(keys_gradient_kernel, tiles * k.shape[1] * B, tile, arguments, described)
+    tile = for_mask(queries_gradient_tile(*choice), masked)
+    tiles = tile_count(S, tile.block_m, by_queries)
+    own, described = tile_arguments(tile, {**rows_read, "dq": dq}, keys_read, packed)
+    arguments = {**shared, **own, "tiles": tiles}
+    of_queries = TilePlan.of(queries_gradient_kernel, tiles * H * B, tile, arguments, described)
+    return BackwardPlan(delta, of_keys, of_queries)
 
 
 _backward_op = define("attention_backward", AttentionBackwardCall, backward)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ._triton import HAS_TRITON, INTERPRETING
+from .launch import Chip
 from .torch_private import constant_while_traced, in_forward_mode, transforms_active
 
 CHOICES = ("auto", "triton", "reference")
-OLDEST_CAPABILITY = (8, 0)
+OLDEST_CAPABILITY = 80
 KERNEL_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 _choice = "auto"
@@ -90,15 +91,15 @@ def _require_triton(device: torch.device) -> None:
 
 
 @constant_while_traced
-def _why_unsupported(device_index: int | None) -> str:
+def _why_unsupported(device_index: int) -> str:
     """Why the kernels cannot run on this CUDA device; empty where they can."""
     if not HAS_TRITON:
         return "the package triton is not installed"
     if torch.version.hip:
         return "the kernels are not proven on AMD GPUs"
-    capability = torch.cuda.get_device_capability(device_index)
+    capability = Chip.of(torch.device("cuda", device_index)).capability  # PyTorch would ask the driver in every call.
     if capability < OLDEST_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
+        return f"compute capability {capability // 10}.{capability % 10} is older than 8.0"
     return ""
 
 

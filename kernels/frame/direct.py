@@ -33,6 +33,8 @@ Describe = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 Pick = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], tuple[Any, ...]]]
 # What describes the values of a launch whose arguments have certain types, and what was compiled for each description.
 Form = tuple[Describe, dict[tuple, tuple]]
+# What gives a compiled kernel to the driver, the kernel, and what Triton knows of it.
+Compiled = tuple[Callable[..., None], Any, Any]
 # What picks the values of a launch whose arguments are passed in some way, and the forms of such launches by types.
 Call = tuple[Pick, dict[tuple, Form]]
 
@@ -53,13 +55,9 @@ class Direct:
         self.kernel = kernel
         self.calls: dict[tuple[Any, ...], Call] = {}
 
-    def launch(self, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """What ``kernel[grid](*args, **options)`` does."""
-        names = (len(args), *options)
-        call = self.calls.get(names)
-        if call is None:
-            call = self.calls[names] = _picker(self.kernel.params, names), {}
-        pick, forms = call
+    def launch(self, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Compiled | None:
+        """What ``kernel[grid](*args, **options)`` does; what it launched, unless Triton keeps that to itself."""
+        pick, forms = self.call(args, options)
         values, settings = pick(args, options)
         types = tuple(map(type, values))
         form = forms.get(types) or self.add_form(forms, types)
@@ -68,7 +66,7 @@ class Direct:
             form = forms.get(types) or self.add_form(forms, types)
         if form is TRITONS or is_watched(self.kernel):
             self.kernel[grid](*args, **options)
-            return
+            return None
         describe, compiled = form
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
@@ -77,20 +75,72 @@ class Direct:
         if found is None:
             kernel = self.kernel.run(*args, grid=grid, warmup=False, **options)
             if type(kernel) is CompiledKernel:  # Not None or a promise, where a hook or a mode of Triton's compiles.
-                compiled[key] = kernel.run, kernel.function, kernel.packed_metadata
-            return
+                found = compiled[key] = kernel.run, kernel.function, kernel.packed_metadata
+            return found
         run, function, metadata = found
-        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        x, y, z = in_three(grid)
         run(x, y, z, driver.get_current_stream(device), function, metadata, None, None, None, *values)
+        return found
+
+    def call(self, args: tuple[Any, ...], options: dict[str, Any]) -> Call:
+        names = (len(args), *options)
+        call = self.calls.get(names)
+        if call is None:
+            call = self.calls[names] = _picker(self.kernel.params, names), {}
+        return call
 
     def add_form(self, forms: dict[tuple, Form], types: tuple) -> Form:
-        if tuple in types:
-            form = BY_ELEMENT
-        else:
-            describe = _describer(self.kernel.params, types)
-            form = TRITONS if describe is None else (describe, {})
-        forms[types] = form
+        form = forms[types] = BY_ELEMENT if tuple in types else _form(self.kernel.params, types)
         return form
+
+
+class Prepared:
+    """The launches ``kernel[grid](*tensors, *numbers, **options)`` of which only the tensors differ, the kernel's first
+    parameters: descriptions of the others are left out of the key."""
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[Any, ...], options: dict[str, Any]):
+        self.kernel, self.grid, self.numbers, self.options = kernel, grid, numbers, options
+        self.direct = _direct(kernel)
+        self.programs = in_three(grid)
+        self.forms: dict[tuple, Form] = {}
+        self.values: tuple[Any, ...] | None = None  # of the other parameters, in their order
+
+    def launch(self, tensors: tuple[Any, ...]) -> None:
+        if self.direct is None:
+            self.kernel[self.grid](*tensors, *self.numbers, **self.options)
+            return
+        types = tuple(map(type, tensors))
+        form = self.forms.get(types)
+        if form is None:
+            form = self.forms[types] = _form(self.kernel.params[: len(types)], types)
+        if form is TRITONS or is_watched(self.kernel):
+            self.direct.launch(self.grid, (*tensors, *self.numbers), self.options)
+            return
+        describe, compiled = form
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        key = driver, device, describe(tensors)
+        found = compiled.get(key)
+        if found is None:
+            args = (*tensors, *self.numbers)
+            pick, _ = self.direct.call(args, self.options)
+            self.values = pick(args, self.options)[0][len(tensors) :]
+            found = self.direct.launch(self.grid, args, self.options)
+            if found is not None:
+                compiled[key] = found
+            return
+        run, function, metadata = found
+        stream = driver.get_current_stream(device)
+        run(*self.programs, stream, function, metadata, None, None, None, *tensors, *self.values)
+
+
+def _form(params: list[Any], types: tuple) -> Form:
+    describe = _describer(params, types)
+    return TRITONS if describe is None else (describe, {})
+
+
+def in_three(grid: tuple[int, ...]) -> tuple[int, int, int]:
+    return grid if len(grid) == 3 else (*grid, 1, 1)[:3]
 
 
 def is_watched(kernel: Any) -> bool:
@@ -186,13 +236,19 @@ _directs: dict[int, Direct] = {}
 
 def launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """``kernel[grid](*args, **options)`` on the current device, by the short way where that is known to be the same."""
-    direct = _directs.get(id(kernel))  # The kernel's own hash takes longer than a launch; its entry keeps it alive.
+    direct = _direct(kernel)
     if direct is None:
-        if not is_known(kernel):
-            kernel[grid](*args, **options)
-            return
+        kernel[grid](*args, **options)
+    else:
+        direct.launch(grid, args, options)
+
+
+def _direct(kernel: Any) -> Direct | None:
+    """The launches of a kernel; None for a kernel of whose launches not all is known."""
+    direct = _directs.get(id(kernel))  # The kernel's own hash takes longer than a launch; its entry keeps it alive.
+    if direct is None and is_known(kernel):
         direct = _directs[id(kernel)] = Direct(kernel)
-    direct.launch(grid, args, options)
+    return direct
 
 
 def is_known(kernel: Any) -> bool:

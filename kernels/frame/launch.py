@@ -4,7 +4,7 @@ Launch choices are pure functions of shape, dtype and ``Chip``, so that the comp
 every chip on a machine that has none.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,16 +67,27 @@ def run(kernel, grid: tuple[int, ...], like: Tensor, *args, **options) -> None:
     """
     if 0 in grid:
         return
-    if torch.version.hip:
-        options.pop("maxnreg", None)  # NVIDIA's alone
-    options["enable_fp_fusion"] = True  # Triton's default up to 3.9: slower and less exact without
+    options = settled(options)
     if like.is_meta:
         compile_only(kernel, grid, args, options)
-    elif like.is_cuda and like.get_device() != torch.cuda.current_device():
+    elif is_elsewhere(like):
         with torch.cuda.device(like.device):
             launch(kernel, grid, args, options)
     else:
         launch(kernel, grid, args, options)
+
+
+def settled(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a launch, with those that are the same for all kernels."""
+    if torch.version.hip:
+        options.pop("maxnreg", None)  # NVIDIA's alone
+    options["enable_fp_fusion"] = True  # Triton's default up to 3.9: slower and less exact without
+    return options
+
+
+def is_elsewhere(like: Tensor) -> bool:
+    """Whether a tensor is on a CUDA device that is not the current one."""
+    return like.is_cuda and like.get_device() != torch.cuda.current_device()
 
 
 def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .launch import cdiv, run
+from .launch import cdiv
+from .plan import Plan, planned
 
 PROGRAMS = 64  # rows in flight: a few steps cover a few hundred rows
 
@@ -27,11 +28,15 @@ def _sum_partials(partials, out, programs, width, PROGRAMS: tl.constexpr, COLUMN
     tl.store(out + columns, sums.to(out.dtype.element_ty), columns < width)
 
 
+@planned
+def _plan(programs: int, width: int) -> Plan:
+    columns = columns_a_program(width)
+    grid, warps = (cdiv(width, columns),), 4 if columns == 32 else 8
+    return Plan(_sum_partials, grid, programs, width, PROGRAMS, columns, num_warps=warps)
+
+
 def sum_partials(partials: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The sum over the first dimension of ``partials`` (programs, width) float32, rounded to ``dtype``."""
-    programs, width = partials.shape
     out = partials.new_empty(shape, dtype=dtype)
-    columns = columns_a_program(width)
-    arguments = (partials, out, programs, width, PROGRAMS, columns)
-    run(_sum_partials, (cdiv(width, columns),), partials, *arguments, num_warps=4 if columns == 32 else 8)
+    _plan(*partials.shape).run(partials, partials, out)
     return out

@@ -6,12 +6,14 @@ that say so. Without such a row the function itself chooses.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, update_wrapper
 from pathlib import Path
 from typing import Any
 
 from .launch import Chip
+from .plan import forget_plans
 
 TABLES = Path(__file__).parent.parent / "tables"
 
@@ -33,6 +35,18 @@ class Tuned:
             if row["function"] == rule.__name__
         }
         update_wrapper(self, rule)
+
+    @contextmanager
+    def forced(self, key: tuple[Any, ...], choice: Any) -> Iterator[None]:
+        """Makes it answer this, as if its table said so: what tries choices."""
+        before = self.rows.copy()
+        self.rows[key] = choice
+        forget_plans()
+        try:
+            yield
+        finally:
+            self.rows = before
+            forget_plans()
 
     def __call__(self, device: Chip, *arguments: Any) -> Any:
         return self.rows.get((device.capability, *arguments)) or self.rule(device, *arguments)

@@ -8,9 +8,10 @@ from torch import Tensor
 from ..frame.autocast import without_autocast
 from ..frame.dtypes import widen
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, run
+from ..frame.launch import Chip, cdiv
 from ..frame.operator import define
 from ..frame.partials import sum_partials
+from ..frame.plan import Plan, planned
 from ..frame.rows import evenly_spaced_rows
 from ..nf4.launch import few_tokens_launch_for, tile_splits, tiles_launch_for
 from ..nf4.products import linear
@@ -68,12 +69,17 @@ def by_few_tokens(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) 
     x, x_stride = evenly_spaced_rows(x)
     tokens, (rows, width) = x.shape[0], codes.shape
     y = x.new_empty((tokens, rows))
-    chosen = few_tokens_launch_for("int8", x, rows)
-    run(
+    _few_tokens_plan(Chip.of(x.device), tokens, rows, width, x_stride).run(x, x, codes, scale, bias, y)
+    return y
+
+
+@planned
+def _few_tokens_plan(chip: Chip, tokens: int, rows: int, width: int, x_stride: int) -> Plan:
+    chosen = few_tokens_launch_for("int8", chip, tokens, rows)
+    return Plan(
         int8_few_tokens,
         (cdiv(rows, chosen.rows) if tokens else 0,),
-        x,
-        *(x, codes, scale, bias, y, tokens, rows, width, x_stride),
+        *(tokens, rows, width, x_stride),
         ROWS=chosen.rows,
         TOKENS=chosen.tokens,
         PARTS=chosen.warps,
@@ -81,29 +87,34 @@ def by_few_tokens(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) 
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
-    return y
 
 
 def by_tiles(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     x, x_stride = evenly_spaced_rows(x)
     tokens, (rows, width) = x.shape[0], codes.shape
-    chosen = tiles_launch_for("int8", x)
+    splits, plan = _tiles_plan(Chip.of(x.device), tokens, rows, width, x_stride)
+    y = x.new_empty((splits, tokens, rows), dtype=torch.float32 if splits > 1 else x.dtype)
+    plan.run(x, x, codes, scale, bias, y)
+    return y[0] if splits == 1 else sum_partials(y.view(splits, -1), torch.Size((tokens, rows)), x.dtype)
+
+
+@planned
+def _tiles_plan(chip: Chip, tokens: int, rows: int, width: int, x_stride: int) -> tuple[int, Plan]:
+    """In how many parts the width is cut, and the launch."""
+    chosen = tiles_launch_for("int8", chip, tokens)
     tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
     steps = width // STEP
-    splits = tile_splits(tiles[0] * tiles[1], steps, Chip.of(x.device))
-    y = x.new_empty((splits, tokens, rows), dtype=torch.float32 if splits > 1 else x.dtype)
-    run(
+    splits = tile_splits(tiles[0] * tiles[1], steps, chip)
+    return splits, Plan(
         int8_tiles,
         (*tiles, splits),
-        x,
-        *(x, codes, scale, bias, y, tokens, rows, width, x_stride, cdiv(steps, splits)),
+        *(tokens, rows, width, x_stride, cdiv(steps, splits)),
         ROWS=chosen.rows,
         TOKENS=chosen.tokens,
         STEP=STEP,
         num_warps=chosen.warps,
         num_stages=chosen.stages - 1,
     )
-    return y[0] if splits == 1 else sum_partials(y.view(splits, -1), torch.Size((tokens, rows)), x.dtype)
 
 
 def backward(call: Int8LinearBackwardCall) -> Tensor:

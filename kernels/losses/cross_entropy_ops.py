@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, contiguous, empty, run
+from ..frame.launch import Chip, cdiv, contiguous, empty
 from ..frame.operator import define
-from ..frame.rows import aligned, rows_of
+from ..frame.plan import Plan, planned
+from ..frame.rows import Rows, aligned, rows_of
 from .cross_entropy_kernels import cross_entropy_backward, cross_entropy_forward, reduce_loss
 from .launch import cross_entropy_backward_launch, cross_entropy_forward_launch, unit_of
 from .objective import LossOptions, Objective, objective
@@ -63,9 +64,13 @@ def forward(call: CrossEntropyCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     programs = cdiv(target.numel(), tile.rows)
     partials = lse.new_empty((2, programs))
     forward_rows(logits, target, chosen, None, lse, found, partials)
-    mean = reduction == "mean"
-    run(reduce_loss, (1,), logits, partials, loss, scale, programs, MEAN=mean, BLOCK=4096, num_warps=16)
+    _reduce_plan(programs, reduction == "mean").run(logits, partials, loss, scale)
     return loss, lse, scale, correct
+
+
+@planned
+def _reduce_plan(programs: int, mean: bool) -> Plan:
+    return Plan(reduce_loss, (1,), programs, MEAN=mean, BLOCK=4096, num_warps=16)
 
 
 def backward(call: CrossEntropyBackwardCall) -> Tensor:
@@ -74,6 +79,27 @@ def backward(call: CrossEntropyBackwardCall) -> Tensor:
     chosen = objective(class_weight, *options)
     backward_rows(grad_loss, grad_lse, scale, logits, target, chosen, lse, grad_logits)
     return grad_logits
+
+
+@planned
+def _forward_plan(chip: Chip, rows: Rows, unit: int, numbers: tuple[float | None, ...]) -> Plan:
+    """``numbers`` of an ``Objective``."""
+    how = cross_entropy_forward_launch(chip, rows.width)
+    tile = {"ROWS": how.rows, "BLOCK": how.block, "UNIT": unit, "num_warps": how.warps}
+    numbers = (rows.count, rows.width, *rows.strides, *numbers)
+    return Plan(cross_entropy_forward, (cdiv(rows.count, how.rows),), *numbers, STRIDED=rows.strided, **tile)
+
+
+@planned
+def _backward_plan(
+    chip: Chip, rows: Rows, unit: int, numbers: tuple[float | None, ...], gradient_filter: float | None
+) -> Plan:
+    how = cross_entropy_backward_launch(chip, rows.width)
+    tile = {"ROWS": how.rows, "BLOCK": how.block, "UNIT": unit, "num_warps": how.warps}
+    *options, classes = numbers
+    numbers = (rows.count, rows.width, *rows.strides, *options, gradient_filter, classes)
+    grid = (cdiv(rows.count, how.rows), cdiv(rows.width + unit - 1, how.block))
+    return Plan(cross_entropy_backward, grid, *numbers, STRIDED=rows.strided, **tile)
 
 
 def forward_rows(
@@ -88,22 +114,10 @@ def forward_rows(
     """Fills ``loss``, ``lse`` and ``correct`` of each row of ``logits``, and the sums ``partials`` of each program."""
     invariant = is_batch_invariant()
     logits, rows = rows_of(aligned(logits) if invariant else logits)
-    how = cross_entropy_forward_launch(Chip.of(logits.device), rows.width)
     # Units make the order of a row's sum depend on where it starts.
-    unit = 1 if invariant else unit_of(logits)
-    run(
-        cross_entropy_forward,
-        (cdiv(rows.count, how.rows),),
-        logits,
-        *(logits, target.contiguous(), chosen.weight, chosen.weight_sum, loss, lse, correct, partials),
-        *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
-        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, chosen.classes),
-        STRIDED=rows.strided,
-        ROWS=how.rows,
-        BLOCK=how.block,
-        UNIT=unit,
-        num_warps=how.warps,
-    )
+    plan = _forward_plan(Chip.of(logits.device), rows, 1 if invariant else unit_of(logits), chosen.numbers)
+    found = (loss, lse, correct, partials)
+    plan.run(logits, logits, target.contiguous(), chosen.weight, chosen.weight_sum, *found)
 
 
 def backward_rows(
@@ -122,22 +136,9 @@ def backward_rows(
     ``grad_loss`` is one number a row, or with ``scale`` one number for all, to be multiplied by ``scale``.
     """
     logits, rows = rows_of(logits)
-    how = cross_entropy_backward_launch(Chip.of(logits.device), rows.width)
-    unit = unit_of(logits)
-    run(
-        cross_entropy_backward,
-        (cdiv(rows.count, how.rows), cdiv(rows.width + unit - 1, how.block)),
-        logits,
-        *(grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous()),
-        *(chosen.weight, chosen.weight_sum, lse, grad_logits),
-        *(rows.count, rows.width, *rows.strides, chosen.ignore_index),
-        *(chosen.label_smoothing, chosen.z_loss, chosen.softcap, gradient_filter, chosen.classes),
-        STRIDED=rows.strided,
-        ROWS=how.rows,
-        BLOCK=how.block,
-        UNIT=unit,
-        num_warps=how.warps,
-    )
+    plan = _backward_plan(Chip.of(logits.device), rows, unit_of(logits), chosen.numbers, gradient_filter)
+    inputs = (grad_loss.contiguous(), contiguous(grad_lse), scale, logits, target.contiguous())
+    plan.run(logits, *inputs, chosen.weight, chosen.weight_sum, lse, grad_logits)
 
 
 _backward_op = define("cross_entropy_backward", CrossEntropyBackwardCall, backward)

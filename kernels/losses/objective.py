@@ -33,6 +33,10 @@ class Objective(NamedTuple):
     softcap: float | None
     classes: int | None = None  # how many there are in all, where the logits are of a part of them
 
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        return self[2:]
+
 
 def objective(
     class_weight: Tensor | None,

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..frame._triton import tl, triton
 from ..frame.backend import use_triton
-from ..frame.launch import Chip, cdiv, run
+from ..frame.launch import Chip, cdiv
 from ..frame.operator import define
+from ..frame.plan import Plan, planned
 from . import reference
 from .decode import coded_scales, plain_scales, scales_of_codes
 from .launch import dequantize_launch
@@ -59,16 +60,13 @@ def dequantize_kernel(
         tl.store(out + place, values.to(out.dtype.element_ty), place < numbers)
 
 
-def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """All numbers, by the kernel."""
-    out = torch.empty(layout.shape, dtype=dtype, device=record.device)
-    chosen = dequantize_launch(Chip.of(record.device), dtype.itemsize)
-    run(
+@planned
+def _plan(chip: Chip, layout: Layout, itemsize: int) -> Plan:
+    chosen = dequantize_launch(chip, itemsize)
+    return Plan(
         dequantize_kernel,
         (cdiv(layout.numbers, 32 * chosen.segments),),
-        record,
-        *(record, reference.code_values(layout.quant_type, record.device), out, layout.numbers),
-        *layout.scale_starts,
+        *(layout.numbers, *layout.scale_starts),
         BLOCK=layout.block_size,
         DOUBLE_QUANT=layout.double_quant,
         GROUP=reference.GROUP,
@@ -76,6 +74,13 @@ def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
         EVEN=layout.numbers % 32 == 0,
         num_warps=chosen.warps,
     )
+
+
+def by_kernel(record: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """All numbers, by the kernel."""
+    out = torch.empty(layout.shape, dtype=dtype, device=record.device)
+    code = reference.code_values(layout.quant_type, record.device)
+    _plan(Chip.of(record.device), layout, dtype.itemsize).run(record, record, code, out)
     return out
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from ..frame.launch import Chip, cdiv
 from ..frame.tuned import tuned
@@ -58,8 +57,8 @@ def few_tokens_launch(chip: Chip, kernel: str, tokens: int, rows: int) -> FewTok
     return FewTokensLaunch(16 if idle else 32, tokens)
 
 
-def few_tokens_launch_for(kernel: str, x: Tensor, rows: int) -> FewTokensLaunch:
-    return few_tokens_launch(Chip.of(x.device), kernel, 8 if x.shape[0] <= 8 else FEW_TOKENS, rows)
+def few_tokens_launch_for(kernel: str, chip: Chip, tokens: int, rows: int) -> FewTokensLaunch:
+    return few_tokens_launch(chip, kernel, 8 if tokens <= 8 else FEW_TOKENS, rows)
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def tiles_launch(chip: Chip, kernel: str, tokens: int) -> TilesLaunch:
     return TilesLaunch(128, 64 if tokens <= 64 else 128)
 
 
-def tiles_launch_for(kernel: str, x: Tensor) -> TilesLaunch:
-    return tiles_launch(Chip.of(x.device), kernel, 64 if x.shape[0] <= 64 else MOST_TOKENS)
+def tiles_launch_for(kernel: str, chip: Chip, tokens: int) -> TilesLaunch:
+    return tiles_launch(chip, kernel, 64 if tokens <= 64 else MOST_TOKENS)
 
 
 def tile_splits(programs: int, steps: int, chip: Chip) -> int:

@@ -13,6 +13,7 @@ leaves uint8 alone, FSDP2 cuts and gathers it as any parameter, and a state dict
 
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from ..frame.launch import cdiv
@@ -51,8 +52,8 @@ class Layout:
 
     @staticmethod
     def of(shape: list[int], *rest) -> "Layout":
-        """From what an operator was given."""
-        return Layout(tuple(shape), *rest)
+        """From what an operator was given; the same object for the same values, which costs a key the least."""
+        return _layout(tuple(shape), *rest)
 
     @property
     def arguments(self) -> LayoutArguments:
@@ -89,7 +90,10 @@ class Layout:
     def nbytes(self) -> int:
         return sum(cdiv(size, ALIGNMENT) * ALIGNMENT for size in self.sizes.values())
 
-    @property
+    @cached_property
     def scale_starts(self) -> tuple[int, ...]:
         """Where a kernel finds the scales."""
         return tuple(self.start(part) for part in ("absmax", "nested_absmax", "nested_code", "offset"))
+
+
+_layout = lru_cache(Layout)

@@ -6,15 +6,16 @@ product, decoding as it goes; the whole weight decoded to a workspace, and the B
 product.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, run
+from ..frame.launch import Chip, cdiv
 from ..frame.partials import sum_partials
+from ..frame.plan import Plan, planned
 from ..frame.rows import evenly_spaced_rows
 from ..linear.ops import multiply as multiply_rows
 from . import dequantize, table_kernel
@@ -45,11 +46,6 @@ class Factors(NamedTuple):
         code = code_values(self.layout.quant_type, x.device)
         lora_b = None if self.lora_b is None else self.lora_b.contiguous()
         return x, self.record, code, self.bias, self.hidden, lora_b, y
-
-    def constants(self) -> dict:
-        layout = self.layout
-        block = {"BLOCK": layout.block_size, "DOUBLE_QUANT": layout.double_quant, "GROUP": GROUP}
-        return {**block, "ASSEMBLY": ASSEMBLY[self.x.dtype], "BYTES": run_bytes(layout)}
 
 
 def multiply(factors: Factors) -> Tensor:
@@ -86,66 +82,92 @@ def by_few_tokens(factors: Factors) -> Tensor:
 
 def by_table(factors: Factors) -> Tensor:
     x, x_stride = evenly_spaced_rows(factors.x)
-    tokens, (rows, width) = x.shape[0], factors.layout.shape
-    y = x.new_empty((tokens, rows))
+    tokens, layout = x.shape[0], factors.layout
+    y = x.new_empty((tokens, layout.shape[0]))
     x, record, _, *rest = factors.arguments(x, y)
-    run(
+    plan = _table_plan(layout, tokens, x_stride, factors.rank, factors.lora_scale)
+    plan.run(x, x, record, table_kernel.byte_table(x.dtype, x.device), *rest)
+    return y
+
+
+@planned
+def _table_plan(layout: Layout, tokens: int, x_stride: int, rank: int, lora_scale: float) -> Plan:
+    rows, width = layout.shape
+    return Plan(
         table_kernel.table_kernel,
         (cdiv(rows, table_kernel.ROWS.value) if tokens else 0,),
-        x,
-        *(x, record, table_kernel.byte_table(x.dtype, x.device), *rest),
-        *(tokens, rows, width, x_stride, factors.rank, factors.lora_scale, *factors.layout.scale_starts),
-        DOUBLE_QUANT=factors.layout.double_quant,
+        *(tokens, rows, width, x_stride, rank, lora_scale, *layout.scale_starts),
+        DOUBLE_QUANT=layout.double_quant,
         GROUP=GROUP,
         TOKENS=8 if tokens <= 8 else 16,
         num_warps=table_kernel.PARTS.value,
         maxnreg=table_kernel.registers(tokens),
     )
-    return y
 
 
 def by_registers(factors: Factors) -> Tensor:
     x, x_stride = evenly_spaced_rows(factors.x)
-    tokens, (rows, width) = x.shape[0], factors.layout.shape
-    y = x.new_empty((tokens, rows))
-    chosen = few_tokens_launch_for("nf4", x, rows)
-    run(
+    tokens, layout = x.shape[0], factors.layout
+    y = x.new_empty((tokens, layout.shape[0]))
+    chip = Chip.of(x.device)
+    plan = _registers_plan(chip, layout, x.dtype, tokens, x_stride, factors.rank, factors.lora_scale)
+    plan.run(x, *factors.arguments(x, y))
+    return y
+
+
+def _constants(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    block = {"BLOCK": layout.block_size, "DOUBLE_QUANT": layout.double_quant, "GROUP": GROUP}
+    return {**block, "ASSEMBLY": ASSEMBLY[dtype], "BYTES": run_bytes(layout)}
+
+
+@planned
+def _registers_plan(
+    chip: Chip, layout: Layout, dtype: torch.dtype, tokens: int, x_stride: int, rank: int, lora_scale: float
+) -> Plan:
+    rows, width = layout.shape
+    chosen = few_tokens_launch_for("nf4", chip, tokens, rows)
+    return Plan(
         linear_few_tokens,
         (cdiv(rows, chosen.rows) if tokens else 0,),
-        x,
-        *factors.arguments(x, y),
-        *(tokens, rows, width, x_stride, factors.rank, factors.lora_scale, *factors.layout.scale_starts),
-        **factors.constants(),
+        *(tokens, rows, width, x_stride, rank, lora_scale, *layout.scale_starts),
+        **_constants(layout, dtype),
         ROWS=chosen.rows,
         TOKENS=chosen.tokens,
         PARTS=chosen.warps,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
-    return y
 
 
 def by_tiles(factors: Factors) -> Tensor:
     tokens, (rows, width) = factors.x.shape[0], factors.layout.shape
     x = factors.x.reshape(tokens, width // 2, 2).permute(2, 0, 1).contiguous()  # even places, then odd ones
-    chosen = tiles_launch_for("nf4", factors.x)
-    tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
-    steps = width // 2 // run_bytes(factors.layout)
-    splits = tile_splits(tiles[0] * tiles[1], steps, Chip.of(x.device))
+    chip = Chip.of(x.device)
+    splits, plan = _tiles_plan(chip, factors.layout, x.dtype, tokens, factors.rank, factors.lora_scale)
     y = x.new_empty((splits, tokens, rows), dtype=torch.float32 if splits > 1 else x.dtype)
-    run(
+    plan.run(x, *factors.arguments(x, y))
+    if splits == 1:
+        return y[0]
+    return sum_partials(y.view(splits, -1), torch.Size((tokens, rows)), factors.x.dtype)
+
+
+@planned
+def _tiles_plan(
+    chip: Chip, layout: Layout, dtype: torch.dtype, tokens: int, rank: int, lora_scale: float
+) -> tuple[int, Plan]:
+    """In how many parts the width is cut, and the launch."""
+    rows, width = layout.shape
+    chosen = tiles_launch_for("nf4", chip, tokens)
+    tiles = cdiv(rows, chosen.rows), cdiv(tokens, chosen.tokens)
+    steps = width // 2 // run_bytes(layout)
+    splits = tile_splits(tiles[0] * tiles[1], steps, chip)
+    return splits, Plan(
         linear_tiles,
         (*tiles, splits),
-        x,
-        *factors.arguments(x, y),
-        *(tokens, rows, width, factors.rank, factors.lora_scale, cdiv(steps, splits)),
-        *factors.layout.scale_starts,
-        **factors.constants(),
+        *(tokens, rows, width, rank, lora_scale, cdiv(steps, splits), *layout.scale_starts),
+        **_constants(layout, dtype),
         ROWS=chosen.rows,
         TOKENS=chosen.tokens,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
-    if splits == 1:
-        return y[0]
-    return sum_partials(y.view(splits, -1), torch.Size((tokens, rows)), factors.x.dtype)

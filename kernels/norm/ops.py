@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..frame.invariance import is_batch_invariant
-from ..frame.launch import Chip, cdiv, contiguous, empty, run
+from ..frame.launch import Chip, cdiv, contiguous, empty
 from ..frame.operator import define
 from ..frame.partials import sum_partials
-from ..frame.rows import aligned, row_count, rows_of
+from ..frame.plan import Plan, planned
+from ..frame.rows import Rows, aligned, row_count, rows_of
 from .kernels import (
     norm_backward,
     norm_backward_wide,
@@ -80,24 +81,17 @@ class NormBackwardCall(NamedTuple):
 def _groups(weight: Tensor | None, bias: Tensor | None) -> int:
     """How many rows of parameters there are: H for per-head parameters (H, D), else 1."""
     parameter = bias if weight is None else weight
-    return 1 if parameter is None or parameter.dim() == 1 else parameter.shape[0]
+    return 1 if parameter is None or parameter.dim() == 1 else max(parameter.shape[0], 1)
 
 
-def forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
-    y, h, stats = call.allocate()
-    x, weight, bias, residual, eps, weight_offset, center = call
-    groups = _groups(weight, bias)
-    if is_batch_invariant():  # Another variant of the kernel, for strides or addresses, may add up a row otherwise.
-        x, residual = aligned(x), None if residual is None else aligned(residual)
-    x, rows = rows_of(x)
-    chosen = forward_launch(Chip.of(x.device), rows.width)
+@planned
+def forward_plan(chip: Chip, rows: Rows, groups: int, eps: float, weight_offset: float, center: bool) -> Plan:
+    chosen = forward_launch(chip, rows.width)
     per_group = rows.count // groups
     tile = {} if chosen.wide else {"ROWS": chosen.rows}
-    run(
+    return Plan(
         norm_forward_wide if chosen.wide else norm_forward,
         (cdiv(per_group, chosen.rows), groups),
-        x,
-        *(x, contiguous(residual), contiguous(weight), contiguous(bias), y, h, stats),
         *(per_group, groups, rows.width, *rows.strides, eps, weight_offset),
         CENTER=center,
         STRIDED=rows.strided,
@@ -106,35 +100,65 @@ def forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
         maxnreg=chosen.registers,
         **tile,
     )
+
+
+def forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, stats = call.allocate()
+    x, weight, bias, residual, eps, weight_offset, center = call
+    if is_batch_invariant():  # Another variant of the kernel, for strides or addresses, may add up a row otherwise.
+        x, residual = aligned(x), None if residual is None else aligned(residual)
+    x, rows = rows_of(x)
+    plan = forward_plan(Chip.of(x.device), rows, _groups(weight, bias), eps, weight_offset, center)
+    plan.run(x, x, contiguous(residual), contiguous(weight), contiguous(bias), y, h, stats)
     return y, h, stats
 
 
-def backward(call: NormBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
-    kept = call.kept
-    groups = _groups(kept.weight, kept.bias)
-    h, rows = rows_of(kept.h)
-    grad_x = empty(h)
-    chip = Chip.of(h.device)
-    chosen = backward_launch(chip, rows.width, h.element_size())
+class BackwardPlan(NamedTuple):
+    programs: int  # each of which writes a row of partial gradients of the parameters
+    gradients: Plan
+    of_parameters: Plan | None  # where the kernel of the first plan leaves them out
+
+
+@planned
+def backward_plan(
+    chip: Chip, rows: Rows, itemsize: int, groups: int, weight_offset: float, center: bool, any_parameter: bool
+) -> BackwardPlan:
+    chosen = backward_launch(chip, rows.width, itemsize)
     per_group = rows.count // groups
     column_blocks = max(1, cdiv(rows.width, chosen.block))
     programs = backward_programs(chosen, per_group, groups * column_blocks, chip)
-    wanted = call.wanted
-    partials = [
-        None if p is None else p.new_empty((programs, groups * rows.width), dtype=torch.float32) for p in wanted
-    ]
-    grad_y = call.grad_y.contiguous()
-    inputs = (grad_y, contiguous(call.grad_h), h, contiguous(kept.weight), kept.stats, grad_x)
     layout = (per_group, groups, rows.width, *rows.strides)
-    fixed = {"CENTER": kept.center, "STRIDED": rows.strided, "BLOCK": chosen.block}
+    fixed = {"CENTER": center, "STRIDED": rows.strided, "BLOCK": chosen.block}
     fixed |= {"num_warps": chosen.warps, "maxnreg": chosen.registers}
-    if chosen.wide:
-        run(norm_backward_wide, (per_group, groups), h, *inputs, *layout, kept.weight_offset, **fixed)
-        grid = (programs, groups, column_blocks if any(p is not None for p in wanted) else 0)
-        run(parameter_gradients_wide, grid, h, grad_y, h, kept.stats, *partials, *layout, **fixed)
+    if not chosen.wide:
+        tile = {"ROWS": chosen.rows, **fixed}
+        return BackwardPlan(programs, Plan(norm_backward, (programs, groups), *layout, weight_offset, **tile), None)
+    grid = (programs, groups, column_blocks if any_parameter else 0)
+    return BackwardPlan(
+        programs,
+        Plan(norm_backward_wide, (per_group, groups), *layout, weight_offset, **fixed),
+        Plan(parameter_gradients_wide, grid, *layout, **fixed),
+    )
+
+
+def backward(call: NormBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
+    kept, wanted = call.kept, call.wanted
+    weight, center = kept.weight, kept.center
+    groups = _groups(weight, kept.bias)
+    h, rows = rows_of(kept.h)
+    grad_x = empty(h)
+    any_parameter = any(p is not None for p in wanted)
+    chip = Chip.of(h.device)
+    plan = backward_plan(chip, rows, h.element_size(), groups, kept.weight_offset, center, any_parameter)
+    shape = (plan.programs, groups * rows.width)
+    partials = [None if p is None else p.new_empty(shape, dtype=torch.float32) for p in wanted]
+    grad_y = call.grad_y.contiguous()
+    inputs = (grad_y, contiguous(call.grad_h), h, contiguous(weight), kept.stats, grad_x)
+    if plan.of_parameters is None:
+        plan.gradients.run(h, *inputs, *partials)
     else:
-        grid, tile = (programs, groups), {"ROWS": chosen.rows, **fixed}
-        run(norm_backward, grid, h, *inputs, *partials, *layout, kept.weight_offset, **tile)
+        plan.gradients.run(h, *inputs)
+        plan.of_parameters.run(h, grad_y, h, kept.stats, *partials)
     grad_weight, grad_bias = (
         h.new_empty(0) if p is None else sum_partials(partial, p.shape, p.dtype)
         for p, partial in zip(wanted, partials, strict=True)

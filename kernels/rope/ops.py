@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..frame.launch import Chip, cdiv, contiguous, empty, next_power_of_2, run
+from ..frame.launch import Chip, cdiv, contiguous, empty, next_power_of_2
 from ..frame.operator import define
+from ..frame.plan import Plan, planned
 from .kernels import EXPONENT_BITS, rope_kernel
 from .launch import launch
 
@@ -41,31 +42,29 @@ class RopeCall(NamedTuple):
         return empty(self.q), self.q.new_empty(0) if self.k is None else empty(self.k)
 
 
-def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
-    q_out, k_out = call.allocate()
-    q, k, (positions, cos, sin, base, rotary_dim, sections, interleaved, inverse) = call
-    batch, length, q_heads, width = q.shape
-    k_heads = 0 if k is None else k.shape[2]
-    if q.stride(3) != 1:
-        q = q.contiguous()
-    if k is not None and k.stride(3) != 1:
-        k = k.contiguous()
-    position_strides = (0, 0, 0)
-    if positions is not None:
-        axis, *strides = positions.stride() if sections else (0, *positions.stride())
-        position_strides = (0, *strides, axis) if len(strides) == 1 else (*strides, axis)
-    chosen = launch(Chip.of(q.device), max(q_heads, k_heads), rotary_dim)
+@planned
+def plan(
+    chip: Chip,
+    shape: tuple[int, int, int, int],
+    k_heads: int,
+    table_rows: int,
+    strides: tuple[tuple[int, ...], ...],
+    base: float,
+    rotary_dim: int,
+    sections: tuple[int, ...],
+    interleaved: bool,
+    inverse: bool,
+) -> Plan:
+    """``strides`` of q, k and the positions, of three dimensions each."""
+    batch, length, q_heads, width = shape
+    chosen = launch(chip, max(q_heads, k_heads), rotary_dim)
     passed = width - rotary_dim
-    run(
+    return Plan(
         rope_kernel,
         (batch * length, cdiv(q_heads, chosen.heads) + cdiv(k_heads, chosen.heads)),
-        q,
-        *(q, k, q_out, k_out, positions, contiguous(cos), contiguous(sin)),
-        *(length, 0 if cos is None else cos.shape[0]),
+        *(length, table_rows),
         round(math.log2(base) * 2 / rotary_dim * 2**EXPONENT_BITS),
-        *q.stride()[:3],
-        *((0, 0, 0) if k is None else k.stride()[:3]),
-        *position_strides,
+        *(stride for each in strides for stride in each),
         Q_HEADS=q_heads,
         K_HEADS=k_heads,
         HEADS=chosen.heads,
@@ -79,6 +78,29 @@ def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
         SECOND_END=sum(sections[:2]),
         num_warps=chosen.warps,
     )
+
+
+NO_STRIDES = (0, 0, 0)
+
+
+def rotate(call: RopeCall) -> tuple[Tensor, Tensor]:
+    q_out, k_out = call.allocate()
+    q, k, (positions, cos, sin, base, rotary_dim, sections, interleaved, inverse) = call
+    if q.stride(3) != 1:
+        q = q.contiguous()
+    k_heads, k_strides = 0, NO_STRIDES
+    if k is not None:
+        k = k if k.stride(3) == 1 else k.contiguous()
+        k_heads, k_strides = k.shape[2], k.stride()[:3]
+    position_strides = NO_STRIDES
+    if positions is not None:
+        axis, *strides = positions.stride() if sections else (0, *positions.stride())
+        position_strides = (0, *strides, axis) if len(strides) == 1 else (*strides, axis)
+    table_rows = 0 if cos is None else cos.shape[0]
+    strides = q.stride()[:3], k_strides, position_strides
+    turn = (base, rotary_dim, tuple(sections), interleaved, inverse)
+    chosen = plan(Chip.of(q.device), q.shape, k_heads, table_rows, strides, *turn)
+    chosen.run(q, q, k, q_out, k_out, positions, contiguous(cos), contiguous(sin))
     return q_out, k_out
 
 

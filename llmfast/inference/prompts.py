@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from llmfast.tokenizer import Tokenizer
+from llmfast.tokenizer.huggingface.post_processors import ids_before
 
 DOCUMENT_START = "document_start"
 """The entry of ``tokenizer_config.json`` with the token that begins every document of a training."""
@@ -70,19 +71,7 @@ def as_tokens(named: int | list[int] | None) -> frozenset[int]:
 def own_beginning(tokenizer: Tokenizer) -> list[int] | None:
     """The special tokens that a ``tokenizer.json`` puts before a text; None if it does not say."""
     processor = tokenizer.post_processor
-    if not processor:
-        return None
-    steps = processor["processors"] if processor["type"] == "Sequence" else [processor]
-    found: list[int] = []
-    for step in steps:
-        if step["type"] == "TemplateProcessing":
-            for part in step["single"]:
-                if "Sequence" in part:
-                    break
-                found += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
-            found.append(step["cls"][1])
-    return found
+    return ids_before(processor) if processor else None
 
 
 def _json(content: bytes | None) -> dict[str, Any]:

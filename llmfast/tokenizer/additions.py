@@ -30,6 +30,8 @@ def ids_of_added(encoding: Encoding, tokens: Iterable[str] | Mapping[str, int]) 
         arguments.check_count(number, f"the id of token {text!r}", 0)
         if not text:
             raise ValueError(f"tokens[{i}] is empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"tokens[{i}] is {text!r}, which no UTF-8 writes: it has half of a character")
         if text in ids or _has_token(encoding, text):
             raise ValueError(f"tokens[{i}] is {text!r}, which is a token already")
         if number in taken or _has_id(encoding, number):

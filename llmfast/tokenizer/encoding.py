@@ -15,6 +15,7 @@ from llmfast.tokenizer.disallowed import (
 from llmfast.tokenizer.disallowed import raise_disallowed_special_token
 from llmfast.tokenizer.engine import Buffer
 from llmfast.tokenizer.formats.rank_files import RankFile
+from llmfast.tokenizer.huggingface.pre_tokenizers import native_pattern
 from llmfast.tokenizer.streaming import separable_parts
 from llmfast.tokenizer.text_rules import TextRules
 
@@ -37,7 +38,8 @@ class Encoding(Decoding):
     Args:
         name: what the encoding is called.
         pat_str: the regular expression that cuts text into pieces; merges never cross them. The published
-            patterns (`llmfast.tokenizer.patterns.NATIVE`) run in the engine, any other through the `regex` library.
+            patterns (`llmfast.tokenizer.patterns.NATIVE`) run in the engine, whichever way they are spelled, any other
+            through the `regex` library.
         mergeable_ranks: token bytes -> id, which is also the order of merging, lowest first; or a rank file.
         special_tokens: text -> id; never split, and encoded only where they are allowed.
         explicit_n_vocab: where given, the number of tokens must be this, and ids have no holes.
@@ -67,7 +69,7 @@ class Encoding(Decoding):
         self._special_tokens = special_tokens
         self._special_token_values = set(special_tokens.values())
         self.rules = rules if rules is not None and rules.are_needed else None
-        self._engine = rules_engine.engine(mergeable_ranks, special_tokens, pat_str, self.rules)
+        self._engine = rules_engine.engine(mergeable_ranks, special_tokens, native_pattern(pat_str), self.rules)
         self.max_token_value = self._engine.largest_id
         if explicit_n_vocab:
             self._check_size(explicit_n_vocab)
@@ -215,7 +217,7 @@ class Encoding(Decoding):
         rules = self.rules or TextRules()
         parts = separable_parts(
             chunks,
-            pat_str=self._pat_str if rules.can_be_cut else patterns.WHOLE,
+            pat_str=native_pattern(self._pat_str) if rules.can_be_cut else patterns.WHOLE,
             found=allowed | rules.always_found,
             disallowed=disallowed - {""},
             raise_disallowed=raise_disallowed_special_token,

@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,13 @@ import numpy.typing as npt
 from llmfast import _bpe
 from llmfast.tokenizer.engine import Buffer, Engine, Ids, Specials
 from llmfast.tokenizer.formats.rank_files import RankFile
+from llmfast.tokenizer.huggingface import expressions
 from llmfast.tokenizer.offsets import Offsets, character_offsets
 
 if TYPE_CHECKING:
     import regex
+
+Found = TypeVar("Found")
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -28,6 +31,10 @@ CL100K = (
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The same pieces in the spelling of minbpe's GPT-4 pattern, which many programs have copied.
+LLAMA3_IN_MINBPE = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = "|".join(
     [
@@ -79,6 +86,7 @@ NATIVE = {
     GPT2_AS_PUBLISHED.replace(r" ?\p{L}+", r" ?[\p{L}]+").replace(r" ?\p{N}+", r" ?[\p{N}]+"): "gpt2",
     CL100K: "cl100k",
     LLAMA3: "llama3",
+    LLAMA3_IN_MINBPE: "llama3",
     QWEN2: "qwen2",
     O200K: "o200k",
     DEEPSEEK: "deepseek",
@@ -129,8 +137,7 @@ def pieces(pat_str: str, text: str) -> Iterator[str]:
 
 def groups_of_pieces(pat_str: str, text: str) -> Iterator[list[str]]:
     """The same in lists of many pieces. Time that the caller spends between lists does not count."""
-    for group in _groups_of_matches(pat_str, text):
-        yield [match.group() for match in group]
+    return _groups(pat_str, text, lambda match: match.group(), lambda match: match.captures(1))
 
 
 def piece_spans(pat_str: str, text: str) -> Iterator[tuple[int, int]]:
@@ -139,23 +146,75 @@ def piece_spans(pat_str: str, text: str) -> Iterator[tuple[int, int]]:
     >>> list(piece_spans("[a-z]+|[0-9]", "ab 12"))
     [(0, 2), (3, 4), (4, 5)]
     """
-    for group in _groups_of_matches(pat_str, text):
-        for match in group:
-            yield match.span()
+    for group in _groups(pat_str, text, lambda match: match.span(), lambda match: match.spans(1)):
+        yield from group
 
 
-def _groups_of_matches(pat_str: str, text: str) -> Iterator[list[regex.Match[str]]]:
+def _groups(
+    pat_str: str,
+    text: str,
+    of_match: Callable[[regex.Match[str]], Found],
+    of_many: Callable[[regex.Match[str]], list[Found]],
+) -> Iterator[list[Found]]:
+    """What `of_match` makes of each piece's match, or `of_many` of a match of `_many_at_once`, in lists of many.
+
+    The `regex` library reads the clock of the process for each match that has a time limit, which takes longer than to
+    find a piece. So many pieces are matched at once where that is known to give the same. Where it takes long, the
+    limit is for one piece.
+    """
     pattern = compiled_forward(pat_str)
-    expression = without_gaps(pat_str)
+    start = 0
+    if many := _many_at_once(pat_str, _PIECES_AT_ONCE):
+        try:
+            while match := many.match(text, start, timeout=SECONDS_PER_PIECE / 10):
+                start = match.end()
+                yield of_many(match)
+            _check_end(pat_str, start, len(text))
+            return
+        except TimeoutError:
+            pass  # those before have been yielded
+    for matches in _groups_of_matches(pattern, pat_str, text, start):
+        yield list(map(of_match, matches))
+
+
+@functools.lru_cache(maxsize=64)
+def _many_at_once(pat_str: str, pieces_at_once: int) -> regex.Pattern[str] | None:
+    """An expression whose group 1 matches one piece after another; None where it might match others than a search.
+
+    That is so for a pattern that may match the empty text, that refers to groups, or that has flags or other constructs
+    that `expressions` does not know.
+    """
+    import regex
+
+    pattern = compiled_forward(pat_str)
+    try:
+        may_be_empty = expressions.may_be_empty(expressions.meaning(pat_str))
+    except expressions.NotUnderstood:
+        return None
+    if may_be_empty or pattern.flags != regex.compile("").flags or _REFERENCE.search(pat_str):
+        return None
+    skipped = "" if without_gaps(pat_str) else "(?s:.*?)"
+    return regex.compile(f"(?:{skipped}(?>({pat_str}))){{1,{pieces_at_once}}}+")
+
+
+def _groups_of_matches(
+    pattern: regex.Pattern[str], pat_str: str, text: str, start: int
+) -> Iterator[list[regex.Match[str]]]:
     limit = SECONDS_PER_PIECE * (1 + len(text) / 1_000_000)
-    start, stop = 0, -1
+    stop = -1
     while stop != start:  # each search starts behind a piece of the one before
-        start = max(stop, 0)
+        start = max(stop, start)
         group, stop = _some_matches(pattern, text, start, limit)
         end = stop if stop > start else len(text)
-        if expression is not None and sum(len(match.group()) for match in group) < end - start:
-            raise ValueError(_lost_characters(expression))
+        _check_end(pat_str, start + sum(len(match.group()) for match in group), end)
         yield group
+
+
+def _check_end(pat_str: str, found: int, end: int) -> None:
+    """ValueError if the pieces of a pattern that loses nothing of any text end before the text."""
+    expression = without_gaps(pat_str)
+    if expression is not None and found < end:
+        raise ValueError(_lost_characters(expression))
 
 
 def _some_matches(

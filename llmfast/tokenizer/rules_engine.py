@@ -114,7 +114,7 @@ class RulesEngine:
             elif self._cut is None:
                 yield span.text
             else:
-                yield from self._cut(span.text)
+                yield from self._cut(span.text, span.start == 0)
 
     def _written(self, token: AddedToken) -> str:
         """The text of an added token, as the text is in which it is found."""

@@ -47,6 +47,7 @@ class Tokenizer(Encoding):
     """
 
     _source: bytes | None = None  # the tokenizer.json that this was read from
+    _around: dict[str, Any] = {}  # noqa: RUF012 - never changed; its parts about whole texts
     _beside: dict[str, bytes] = {}  # noqa: RUF012 - never changed; the files beside it
 
     # ---- Training
@@ -175,7 +176,7 @@ class Tokenizer(Encoding):
     def post_processor(self) -> dict[str, Any] | None:
         """What the ``tokenizer.json`` that this was read from says of tokens around a text; None if it does not. It is
         kept for `save`, and not applied here."""
-        return None if self._source is None else json.loads(self._source).get("post_processor")
+        return self._around.get("post_processor")
 
     def with_files(self, files: Mapping[str, bytes]) -> Tokenizer:
         """The same tokenizer with other files beside it, such as ``chat_template.jinja``, which `save` writes."""
@@ -289,7 +290,7 @@ class Tokenizer(Encoding):
     def of_contents(cls, name: str, contents: Contents) -> Tokenizer:
         """The tokenizer that a file describes."""
         tokenizer = cls(name, **contents.parts())
-        tokenizer._source = contents.source
+        tokenizer._source, tokenizer._around = contents.source, contents.around
         return tokenizer
 
     @classmethod
@@ -364,7 +365,9 @@ class Tokenizer(Encoding):
 
     @property
     def _contents(self) -> Contents:
-        return Contents(self._pat_str, self._mergeable_ranks, self._special_tokens, self.rules, self._source)
+        return Contents(
+            self._pat_str, self._mergeable_ranks, self._special_tokens, self.rules, self._source, self._around
+        )
 
     def _to_json(self) -> str:
         if self._source is not None:
@@ -372,10 +375,10 @@ class Tokenizer(Encoding):
         return json.dumps(writing.to_json(self._contents), ensure_ascii=False, indent=1)
 
     def __getstate__(self) -> Any:
-        return super().__getstate__(), self._source, self._beside
+        return super().__getstate__(), self._source, self._around, self._beside
 
     def __setstate__(self, state: Any) -> None:
-        parts, self._source, self._beside = state
+        parts, self._source, self._around, self._beside = state
         super().__setstate__(parts)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import BLOCK, BLOCKS, Case, assert_exact, launches_of, pairwise
 from kernel_testing import assert_compiles, assert_same_bits, random_tensor, results
-from llmfast.kernels import attention_weights, backend, batch_invariant, flash_attention
+from llmfast.kernels import BlockMask, attention_weights, backend, batch_invariant, flash_attention
 from llmfast.kernels.attention.launch import Tile, choosing
 from llmfast.kernels.frame.launch import CHIPS
 
@@ -128,6 +128,38 @@ def test_hidden_blocks_cost_no_product(device, multiplied, causal):
         assert cost(None) == one.numel() * unit
 
 
+@pytest.mark.parametrize("path", ["triton", "reference"])
+def test_a_prepared_mask_gives_the_bits_of_its_tensor(device, path):
+    """Traps: lists of queries taken for those of keys; a mask that follows later changes of the tensor."""
+    tensors, mask = inputs(device), BLIND.to(device).clone()
+    prepared = BlockMask(mask)
+    with backend(path):
+        expected = results(lambda **x: flash_attention(**x, block_mask=mask, return_lse=True), tensors)
+        mask.fill_(True)
+        found = results(lambda **x: flash_attention(**x, block_mask=prepared, return_lse=True), tensors)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_prepared_mask_is_not_prepared_again(device, monkeypatch):
+    prepared = BlockMask(BLIND.to(device))
+    monkeypatch.setattr("llmfast.kernels.attention.block_mask.block_lists", None)
+    results(lambda **x: flash_attention(**x, block_mask=prepared), inputs(device))
+
+
+def test_a_prepared_mask_of_larger_blocks(device):
+    tensors, large = inputs(device, T=500), torch.tensor([[True, False], [True, True]])[None, None].to(device)
+    found = flash_attention(**tensors, block_mask=BlockMask(large, 256))
+    assert torch.equal(found, flash_attention(**tensors, block_mask=large, block_size=256))
+    with pytest.raises(ValueError, match=r"block_size is 384, but block_mask is a BlockMask\(.*leave block_size out"):
+        flash_attention(**tensors, block_mask=BlockMask(large, 256), block_size=384)
+
+
+def test_a_prepared_mask_compiles_whole(device):
+    mask, tensors = BlockMask(BLIND[..., :2, :2].to(device)), inputs(device, S=150, T=150)
+    assert_compiles(lambda **x: flash_attention(**x, causal=True, block_mask=mask), tensors)
+
+
 def test_batch_invariant_gives_a_row_the_same_bits_beside_any_other(device):
     mask, tensors = BLIND.expand(2, 2, 3, 3).to(device), inputs(device, batch=2)
     with batch_invariant():
@@ -180,6 +212,10 @@ def test_weights_of_chosen_heads_and_rows(masked, from_lse):
     heads, rows = [1, 0, 1], [299, 0, 140, 200]
     out, lse = flash_attention(q, k, v, **options, return_lse=True)
     found = attention_weights(q, k, heads=heads, rows=rows, lse=lse if from_lse else None, **options)
+    if masked:
+        prepared = {**options, "block_mask": BlockMask(mask)}
+        again = attention_weights(q, k, heads=heads, rows=rows, lse=lse if from_lse else None, **prepared)
+        assert torch.equal(found, again)
     torch.testing.assert_close(found @ v, out[:, heads][:, :, rows])
     for h, head in enumerate(heads if masked else []):
         for r, row in enumerate(rows):
@@ -219,3 +255,21 @@ def test_packed_sequences_are_refused():
     rows = Q[0].transpose(0, 1)
     with pytest.raises(ValueError, match="block_mask is of padded sequences"):
         flash_attention(rows, rows, rows, cu_seqlens_q=cu, block_mask=torch.ones(1, 1, 2, 2).bool())
+
+
+@pytest.mark.parametrize(
+    ("mask", "size", "message"),
+    [
+        (torch.ones(1, 1, 2, 2), 128, r"mask is bool of shape .*; got torch.float32 of shape \(1, 1, 2, 2\)"),
+        (torch.ones(2, 2).bool(), 128, r"got torch.bool of shape \(2, 2\)"),
+        (torch.ones(1, 1, 2, 2).bool(), 100, "block_size is a positive multiple of 128; got 100"),
+    ],
+)
+def test_a_mask_that_cannot_be_prepared(mask, size, message):
+    with pytest.raises(ValueError, match=message):
+        BlockMask(mask, size)
+
+
+def test_a_prepared_mask_of_other_lengths_is_refused():
+    with pytest.raises(ValueError, match=r"block_mask is bool of shape \(1 or 2, 1 or 4, 2, 2\)"):
+        flash_attention(Q, Q, Q, block_mask=BlockMask(BLIND))

@@ -10,6 +10,8 @@ from far_storage import FAR, FarStorage, sparse
 from kernel_testing import assert_as_exact_as, random_tensor, require_interpreter
 from llmfast.kernels import backend, flash_attention, flash_decode
 from llmfast.kernels.attention import decode, ops
+from llmfast.kernels.frame.launch import run
+from llmfast.kernels.frame.plan import Plan
 
 # ------------------------------------------------------------------------------------------------- large logits
 
@@ -159,10 +161,16 @@ def gather(storage, starts, x):
         row.copy_(storage[start : start + len(row)])
 
 
-def launches_far(run, stride, names):
-    """``run`` as if the named tensors had rows ``stride`` elements apart, and no other sizes changed."""
+def arguments_of(plan, tensors):
+    """All arguments and options of a launch, by name."""
+    return {**dict(zip(plan.kernel.arg_names, tensors, strict=False)), **plan.options}
 
-    def launch(kernel, programs, like, tile, arguments):
+
+def launches_far(stride, names):
+    """``Plan.run`` as if the named tensors had rows ``stride`` elements apart, and no other sizes changed."""
+
+    def launch(plan, like, *tensors):
+        arguments = arguments_of(plan, tensors)
         compact = {name: arguments[name] for name in names if arguments.get(name) is not None}
         far = {}
         for name, x in compact.items():
@@ -170,7 +178,7 @@ def launches_far(run, stride, names):
             far[name] = [row * stride for row in range(rows)]
             arguments[name] = spread(x, far[name])
         arguments["rows_in_all"] = stride
-        run(kernel, programs, like, tile, arguments)
+        run(plan.kernel, plan.grid, like, **arguments)
         for name, x in compact.items():
             gather(arguments[name], far[name], x)
 
@@ -186,8 +194,7 @@ def test_log_sum_exps_past_2_to_the_31(options, monkeypatch):
     }
     with backend("triton"):
         expected = attend(**given, **options)
-        launched = launches_far(ops.launch, FAR, ("lse", "delta", "d_lse"))
-        monkeypatch.setattr(ops, "launch", launched)
+        monkeypatch.setattr(Plan, "run", launches_far(FAR, ("lse", "delta", "d_lse")))
         assert_equal(attend(**given, **options), expected)
 
 
@@ -234,11 +241,12 @@ def test_parts_and_page_tables_past_2_to_the_31(monkeypatch):
     lengths = torch.tensor([640, 600], dtype=torch.int32)
     with backend("triton"):
         expected = flash_decode(q, k, v, lengths, page_table=table, return_lse=True)
-        run, kernels = decode.run, []
+        kernels = []
 
-        def far_run(kernel, grid, like, **arguments):
-            kernels.append(kernel)
-            given = dict(arguments)
+        def far_run(plan, like, *tensors):
+            kernels.append(plan.kernel)
+            given = arguments_of(plan, tensors)
+            arguments = dict(given)
             splits, D = arguments["splits"], arguments["D"]
             assert splits == 2
             strides = {"part": FAR, "part_lse": FAR // D}
@@ -251,11 +259,11 @@ def test_parts_and_page_tables_past_2_to_the_31(monkeypatch):
                 arguments["page_table"] = spread(table, [0, FAR])
                 arguments["pages_per_entry"] = FAR
             arguments["rows_in_all"] = FAR // D
-            run(kernel, grid, like, **arguments)
-            if kernel is decode.decode_kernel:
+            run(plan.kernel, plan.grid, like, **arguments)
+            if plan.kernel is decode.decode_kernel:
                 for name, places in starts.items():
                     gather(arguments[name], places, compact[name])
 
-        monkeypatch.setattr(decode, "run", far_run)
+        monkeypatch.setattr(Plan, "run", far_run)
         assert_equal(flash_decode(q, k, v, lengths, page_table=table, return_lse=True), expected)
     assert kernels == [decode.decode_kernel, decode.combine_kernel]

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from llmfast.kernels import backend, rms_norm
 from llmfast.kernels.frame.backend import use_triton
+from llmfast.kernels.frame.launch import Chip
 
 # The name llmfast.kernels.backend is the function; this is the file.
 module = importlib.import_module("llmfast.kernels.frame.backend")
@@ -31,7 +33,8 @@ def chip(monkeypatch):
     monkeypatch.setattr(module, "HAS_TRITON", True)
 
     def pretend(capability):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        facts = Chip(10 * capability[0] + capability[1], 0, 1)
+        monkeypatch.setitem(sys.modules["llmfast.kernels.frame.launch"]._chips, OnCuda().device, facts)
 
     return pretend
 
@@ -67,6 +70,21 @@ def test_supported_chips_take_triton_silently(chip, capability):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert use_triton(OnCuda(), None)
+
+
+def test_the_driver_is_asked_once_for_a_device(monkeypatch):
+    """Trap: a question to the driver in every call of every op."""
+    asked = []
+
+    def properties(device):
+        asked.append(device)
+        return SimpleNamespace(major=9, minor=0, shared_memory_per_block_optin=1, multi_processor_count=1)
+
+    monkeypatch.setattr(sys.modules["llmfast.kernels.frame.launch"], "_chips", {})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(module, "HAS_TRITON", True)
+    assert all(use_triton(OnCuda()) for _ in range(3))
+    assert asked == [OnCuda().device]
 
 
 def test_unsupported_chip_warns_once_and_says_why(chip):

@@ -154,6 +154,43 @@ def one_change_at_a_time():
         same(both_ways(mixed, (1,), base, {"num_warps": 4}))
 
 
+def prepared_launches():
+    """Traps as above, of launches in which all but the first arguments is fixed."""
+    r = random.Random(2)
+    tensors = [MEMORY, MEMORY[4:], MEMORY[2:], MEMORY[1:], MEMORY.half(), MEMORY.bfloat16()[4:], None]
+    pools = [[*tensors, torch.nn.Parameter(MEMORY), descriptor(r), descriptor(r)], tensors, [(MEMORY, 5), None, MEMORY]]
+    for fixed in ((5, 5, 5, 5, 5, 0.5, True), (1, 16, MEMORY, 2**40, 16, 1, False)):
+        prepared = direct.Prepared(mixed, (3, 2), fixed, {"A": 3, "num_warps": 4})
+        calls = [
+            (*pick[:i], value, *pick[i + 1 :])
+            for pick in [(MEMORY, MEMORY, None)]
+            for i in range(3)
+            for value in pools[i]
+        ]
+        calls += [tuple(map(r.choice, pools)) for _ in range(200)]
+        for call in calls:
+            driver.device, driver.stream = r.randrange(2), r.randrange(3)
+            del launched[:]
+            mixed[3, 2](*call, *fixed, A=3, num_warps=4)
+            for _ in range(2):
+                prepared.launch(call)
+            same(launched)
+    driver.device = driver.stream = 0
+    before = own_launches
+    prepared.launch((MEMORY, None, None))
+    assert own_launches == before, "it does not go the short way"
+    seen = []
+    knobs.runtime.launch_enter_hook.add(seen.append)
+    prepared.launch((MEMORY, None, None))
+    knobs.runtime.launch_enter_hook.remove(seen.append)
+    assert own_launches == before + 1
+    other = Driver()
+    triton.runtime.driver.set_active(other)
+    prepared.launch((MEMORY, None, None))
+    triton.runtime.driver.set_active(driver)
+    assert own_launches == before + 2, "another driver got a kernel of the first"
+
+
 def random_launches():
     r = random.Random(0)
     covered = 0
@@ -330,6 +367,7 @@ def threads_launch_side_by_side():
 
 CHECKS = (
     one_change_at_a_time,
+    prepared_launches,
     random_launches,
     every_launch_of_the_library,
     whatever_watches_launches_sees_them,

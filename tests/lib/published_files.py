@@ -34,6 +34,10 @@ def cut(*steps: dict[str, Any]) -> dict[str, Any]:
     return sequence("pretokenizers", *steps)
 
 
+def metaspace(prepend_scheme: str) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": prepend_scheme, "split": False}
+
+
 def template(start: str) -> dict[str, Any]:
     return {
         "type": "TemplateProcessing",
@@ -261,6 +265,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "normalizer": {"type": "NFKD"},
         "added": END,
     },
+    "metaspace_first": {  # which only the beginning of a text gets, and no stretch behind an added token
+        "pre_tokenizer": cut(metaspace("first"), byte_level(regex=False)),
+        "added": [*END, AddedToken("<b>", special=False)],
+    },
+    "metaspace_behind": {"pre_tokenizer": cut(byte_level(), metaspace("always")), "added": END},
     "bytes_first": {"pre_tokenizer": cut(byte_level(), digits(True)), "added": END},
     "normalized_to_bytes": {
         "pre_tokenizer": split("Ġ", "MergedWithNext", kind="String"),

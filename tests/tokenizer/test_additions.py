@@ -1,13 +1,18 @@
 """Tokens that are added to an encoding: a new object, saved and loaded again, and Hugging Face's ids."""
 
 import copy
+import json
 import pickle
 
 import pytest
 
+from llmfast.inference.prompts import own_beginning
 from llmfast.tokenizer import Encoding, Tokenizer, patterns
+from llmfast.tokenizer.huggingface.contents import AROUND
 
 tokenizers = pytest.importorskip("tokenizers")
+
+from published_files import published_like  # noqa: E402 - which needs the library
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"he": 256}
 TEXTS = ["<|start|>hello<|end|>", "a<think>b</think> c", "<think", "x<|endoftext|><think><|start|>", ""]
@@ -92,6 +97,7 @@ def test_what_cannot_be_added_is_named(make, special):
     before = make()
     for tokens, message in [
         ([""], r"tokens\[0\] is empty"),
+        (["\ud800"], r"tokens\[0\] is '\\ud800', which no UTF-8 writes"),
         (["<a>", "<a>"], r"tokens\[1\] is '<a>', which is a token already"),
         (["<|endoftext|>"], "which is a token already"),
         (["h"], "which is a token already"),
@@ -105,3 +111,77 @@ def test_what_cannot_be_added_is_named(make, special):
     for tokens in ("<a>", b"<a>", None, 3, [b"<a>"], [None], {"<a>": "1"}):
         with pytest.raises(TypeError):
             before.with_added_tokens(tokens, special=special)
+
+
+def published(**parts):
+    """A file with a beginning of its own, and limits."""
+    limits = {
+        "truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 12}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "<|begin_of_text|>",
+        },
+    }  # fmt: skip
+    file = json.loads(published_like("llama3"))
+    begin = next(token["id"] for token in file["added_tokens"] if token["content"] == "<|begin_of_text|>")
+    file["post_processor"]["processors"][1]["special_tokens"]["<|begin_of_text|>"]["ids"] = [begin]
+    return file | limits | parts
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_what_a_file_does_to_whole_texts_stays(tmp_path, special):
+    """Trap: a tokenizer that is written anew loses its post-processor, and prompts their first token."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(published()))
+    before = Tokenizer.load(tmp_path)
+    after = before.with_added_tokens(["<|start|>"], special=special)
+    assert own_beginning(after) == own_beginning(before) == [before.encode_single_token("<|begin_of_text|>")]
+    for twin in (after, pickle.loads(pickle.dumps(after)), Tokenizer.of(after), after.with_files({})):
+        assert twin.post_processor == before.post_processor
+        twin.save(tmp_path / "saved")
+        written = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+        assert {name: written[name] for name in AROUND} == {name: published()[name] for name in AROUND}
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    theirs.no_padding()
+    text = "<|start|> x y z"
+    first, *rest = theirs.encode(text).ids
+    assert [first] == own_beginning(after)
+    assert rest == after.encode(text, allowed_special="all")[: len(rest)]
+    assert Tokenizer.load(tmp_path / "saved").encode_with_offsets(text, allowed_special="all") == (
+        after.encode_with_offsets(text, allowed_special="all")
+    )
+
+
+def test_other_special_tokens_than_a_post_processor_adds(tmp_path):
+    """It cannot add what is no token any more: that is said, and the rest is kept."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(published()))
+    begin = Tokenizer.load(path).encode_single_token("<|begin_of_text|>")
+    kept = Tokenizer.load(path, special_tokens={"<|begin_of_text|>": begin, "<|x|>": 2000})
+    assert own_beginning(kept) == [begin]
+    for specials in ({"<|x|>": 2000}, {"<|begin_of_text|>": 2000}):
+        with pytest.warns(UserWarning, match=r"adds '<\|begin_of_text\|>' with the id \d+, which the special_tokens"):
+            changed = Tokenizer.load(path, special_tokens=specials)
+        assert changed.post_processor is None
+        changed.save(tmp_path / "saved")
+        assert (
+            json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"] == published()["truncation"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "message"),
+    [
+        (3, "it has no 'type'"),
+        ({"type": "TemplateProcessing"}, "it has no 'single'"),
+        ({"type": "TemplateProcessing", "single": [3], "special_tokens": {}}, "it has no 'SpecialToken'"),
+        ({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}], "special_tokens": {}}, "no 'a'"),
+        ({"type": "RobertaProcessing", "cls": ["a"], "sep": ["b", 1]}, "'cls' is a list of 1"),
+        ({"type": "RobertaProcessing", "cls": ["a", "b"], "sep": ["b", 1]}, "the id of 'cls' .* is 'b'"),
+    ],
+)
+def test_a_damaged_post_processor_is_refused(tmp_path, post_processor, message):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(published(post_processor=post_processor)))
+    with pytest.raises(ValueError, match=message) as refused:
+        Tokenizer.load(path)
+    assert str(path) in str(refused.value)

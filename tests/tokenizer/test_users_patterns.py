@@ -1,11 +1,12 @@
 """A pattern that the engine does not know: the `regex` library runs it, and no text makes it run for ever."""
 
+import itertools
 import time
 
 import pytest
 import regex
 
-from llmfast import Encoding
+from llmfast import Encoding, _bpe
 from llmfast.tokenizer import Tokenizer, patterns, teaching
 
 RANKS = {bytes([byte]): byte for byte in range(256)}
@@ -58,17 +59,40 @@ def test_the_limit_is_for_one_piece_and_not_for_the_text(monkeypatch):
     "pat_str",
     [
         r"\w+|\W", r"(?<=a)b|a|\s", r"^a|b+|.", r"\bb|.", r"\Ga|b|\s+", r"a*", r"a*?", r"a??b", r"(a)(b)?|.",
-        r"\s+(?!\S)|\s+|\w", r"(?m)^.$|.", r"(?=b)|b", r"x",
+        r"\s+(?!\S)|\s+|\w", r"(?m)^.$|.", r"(?=b)|b", r"x", r"(?:a|ab)(?:b|ba|\s)*?|.", r"a+?b|\s*$|b{1,2}", r"b\b",
+        r"(a)\1|.", r"(?i)A|.", r"(?i:A)+|[^a]", r"a(?=b)|(?<=ab)b|\s",
     ],
 )  # fmt: skip
 def test_pieces_are_those_of_one_search_through_the_text(pat_str, monkeypatch):
-    """However often the search starts again: what stands before it is looked at all the same."""
-    text = "aab abb\nba b  ab" * 3
-    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 1)
-    expected = [match.group() for match in regex.finditer(pat_str, text) if match.group()]
-    assert [piece for piece in patterns.pieces(pat_str, text) if piece] == expected
-    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 5)
-    assert [piece for piece in patterns.pieces(pat_str, text) if piece] == expected
+    """However often the search starts again, and whether pieces are matched many at once or one by one: what stands
+    before them is looked at all the same."""
+    text = "aab abb\nba b  ab" * 3 + "\n\nxx"
+    expected = [match.span() for match in regex.finditer(pat_str, text) if match.group()]
+    for at_once, one_by_one in itertools.product((1, 5, 1024), (False, True)):
+        monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", at_once)
+        if one_by_one:
+            monkeypatch.setattr(patterns, "_many_at_once", lambda pat_str, at_once: None)
+        assert list(patterns.piece_spans(pat_str, text)) == expected
+        assert list(patterns.pieces(pat_str, text)) == [text[slice(*span)] for span in expected]
+        monkeypatch.undo()
+
+
+def test_what_cannot_be_matched_many_at_once():
+    """A group's number, the end of the last match and flags would mean something else."""
+    usual = r"[^\r\n\p{L}]?\p{L}+|(\p{N}){1,2}|\s+(?!\S)|\s+|(?i:'s)"
+    assert patterns._many_at_once(usual, 1024)
+    assert patterns._many_at_once(patterns.with_gaps(usual), 1024)
+    for pat_str in (r"(a)\1", r"\Ga", r"a*", r"(?i)a", r"(?P<x>a)(?P=x)", r"a\Kb", r"(?R)?a", r"a|(*FAIL)", r"\b"):
+        assert not patterns._many_at_once(pat_str, 1024), pat_str
+
+
+def test_a_limit_that_many_pieces_exceed_together(monkeypatch):
+    """Then pieces are found one by one from there on, each with a limit of its own: none is lost or found twice."""
+    monkeypatch.setattr(patterns, "SECONDS_PER_PIECE", 0.02)
+    monkeypatch.setattr(patterns, "_PIECES_AT_ONCE", 10_000)
+    pat_str = r"(?:a|aa){12}(?=c)|a|b"  # 2**12 ways to fail at each "a"
+    text = "ab" * 30_000 + ("a" * 40 + "b") * 10
+    assert "".join(patterns.pieces(pat_str, text)) == text
 
 
 def test_a_pattern_that_searches_backwards_is_refused():
@@ -121,3 +145,20 @@ def test_offsets_skip_what_a_pattern_leaves_out(pat_str):
         ]
         expected += [(at + len(part), at + len(part) + 7)] * (i + 1 < len(parts))
     assert offsets == expected
+
+
+def test_another_spelling_of_a_published_pattern_runs_in_the_engine():
+    """It has the same meaning to the `regex` library, too, and keeps its spelling where it is written down."""
+    respelled = {
+        patterns.LLAMA3: patterns.LLAMA3.replace(r"[^\r\n\p{L}\p{N}]", r"[^\n\p{N}\r\p{L}]"),
+        patterns.GPT2_AS_PUBLISHED: patterns.GPT2_AS_PUBLISHED.replace("'s|'t|'re", "'t|'s|'re"),
+        patterns.O200K: patterns.O200K.replace(r"[\r\n/]", r"[/\r\n]"),
+    }
+    for published, other in respelled.items():
+        assert published != other
+        encoding = Encoding("respelled", pat_str=other, mergeable_ranks=RANKS, special_tokens={})
+        assert type(encoding._engine) is _bpe.Core
+        assert encoding._pat_str == other
+        text = "I'd've  said\n\n 1234 don't/\n/ été"
+        assert [*encoding._engine.encode_ordinary(text)] == encoding._encode_only_native_bpe(text)
+        assert next(iter(encoding.encode_iterable(iter(["one two", " three", *([" x"] * 10)])))) == ord("o")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
-from typing import Any
 
 from llmfast.tokenizer import training
 from llmfast.tokenizer.formats import rank_files, tekken
 from llmfast.tokenizer.huggingface import vocab_and_merges
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken
 from llmfast.tokenizer.huggingface.contents import Contents
+from llmfast.tokenizer.huggingface.fields import parsed
+from llmfast.tokenizer.huggingface.post_processors import tokens_around
 from llmfast.tokenizer.huggingface.reading import from_json, reading
 from llmfast.tokenizer.text_rules import TextRules
 
@@ -50,7 +51,7 @@ def read(path: Path, pattern: str | None) -> Contents:
 
 
 def _from_json(source: bytes) -> Contents:
-    file: Any = json.loads(source.decode("utf-8"))
+    file = parsed(source)
     if tekken.is_tekken(file):
         return tekken.from_tekken(file)
     return from_json(file)._replace(source=source)
@@ -98,7 +99,19 @@ def with_specials(contents: Contents, special_tokens: dict[str, int]) -> Content
     added = [token for token in rules.always if token.content not in special_tokens]
     for text, number in special_tokens.items():
         added.append(flags.get(text, AddedToken(text, number))._replace(id=number, special=True))
-    return _changed(contents._replace(special_tokens=special_tokens), rules.replace(added=tuple(added)))
+    around = contents.around
+    ids = {token.content: token.id for token in added}
+    for text, number in tokens_around(around.get("post_processor")).items():
+        if (text in flags or text in contents.special_tokens) and ids.get(text) != number:
+            warnings.warn(
+                f"the file's post-processor adds {text!r} with the id {number}, which the special_tokens that you pass "
+                "do not have: it is left out",
+                stacklevel=3,
+            )
+            around = {name: part for name, part in around.items() if name != "post_processor"}
+            break
+    contents = contents._replace(special_tokens=special_tokens, around=around)
+    return _changed(contents, rules.replace(added=tuple(added)))
 
 
 def with_added(contents: Contents, ids: dict[str, int], special: bool) -> Contents:

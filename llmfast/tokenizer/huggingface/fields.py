@@ -1,10 +1,34 @@
-"""Fields of a JSON file that somebody else wrote: of the type that is meant, or a ValueError that names them."""
+"""A JSON file that somebody else wrote, and its fields: of the type that is meant, or a ValueError that names them."""
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 LARGEST_ID = (1 << 24) - 1  # of the engine
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parsed(content: bytes) -> Any:
+    """The value that a JSON file of UTF-8 holds; ValueError also for one half of a surrogate pair, which is no text.
+
+    >>> parsed(b'{"a": "\\ud83d\\ude00"}')
+    {'a': '😀'}
+    """
+    text = content.decode("utf-8")
+    value = json.loads(text)
+    if _SURROGATE.search(text):  # nearly always of whole pairs
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(
+                f"it has a text with {half!r}, which is half of a character, and no UTF-8 writes it"
+            ) from None
+    return value
 
 
 def field(obj: Any, name: str, kind: type) -> Any:

@@ -37,14 +37,31 @@ def tokenizer_of(**parts: Any) -> tokenizers.Tokenizer:
         return Tokenizer.from_str(json.dumps(file))
     except Exception as error:  # their library raises nothing more special
         raise ValueError(f"Hugging Face's library refuses it: {error}") from None
+    except BaseException as error:  # as an error in Rust is: Python's own come through
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"Hugging Face's library fails on it: {error}") from None
 
 
-def pieces_of(steps: dict[str, Any]) -> Callable[[str], list[str]]:
-    """A function that cuts a text into pieces, in byte-level characters, as a pre-tokenizer does."""
+def pieces_of(steps: dict[str, Any]) -> Callable[[str, bool], list[str]]:
+    """A function that cuts a stretch of text into pieces, in byte-level characters, as a pre-tokenizer does.
+
+    Its second argument says whether the text begins with this stretch, to which alone Metaspace may prepend a space.
+    """
     pre_tokenizer = tokenizer_of(pre_tokenizer=steps or None).pre_tokenizer
     if pre_tokenizer is None:  # the normalizer has turned the text into bytes
-        return lambda text: [text]
-    return lambda text: [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)]
+        return lambda text, is_first: [text]
+    flat = steps_of(steps, "pretokenizers")
+    behind = [step | {"prepend_scheme": "never"} if step.get("prepend_scheme") == "first" else step for step in flat]
+    others = pre_tokenizer
+    if behind != flat:
+        others = tokenizer_of(pre_tokenizer={"type": "Sequence", "pretokenizers": behind}).pre_tokenizer
+        assert others is not None
+
+    def pieces(text: str, is_first: bool) -> list[str]:
+        return [piece for piece, _ in (pre_tokenizer if is_first else others).pre_tokenize_str(text)]
+
+    return pieces
 
 
 def piece_ids_of(model: dict[str, Any]) -> Callable[[str], list[int]]:

@@ -68,6 +68,17 @@ def read_pre_tokenizer(pre_tokenizer: Any, normalizes_to_bytes: int = 0) -> Spli
     return _as_pattern(steps, kinds) or Splitting(WHOLE, steps=pre_tokenizer or {})
 
 
+def leaves_bytes(normalizer: Any, pre_tokenizer: Any) -> bool:
+    """Whether a step behind the one that turns text into byte-level characters may turn these into others."""
+    first, then = (
+        [kind_of(step) for step in steps_of(part, name)]
+        for part, name in ((normalizer, "normalizers"), (pre_tokenizer, "pretokenizers"))
+    )
+    if "ByteLevel" in first:
+        return first[-1] != "ByteLevel" or "Metaspace" in then
+    return "ByteLevel" in then and "Metaspace" in then[then.index("ByteLevel") :]
+
+
 def native_pattern(expression: str) -> str:
     """The engine's spelling of a pattern in the syntax of the `regex` library; another pattern as it stands.
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from llmfast.tokenizer.huggingface import library
 from llmfast.tokenizer.huggingface.added_tokens import AddedToken, read_added_tokens
 from llmfast.tokenizer.huggingface.byte_text import bytes_of_texts, decoded_bytes, token_text
-from llmfast.tokenizer.huggingface.contents import Contents
-from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, shown, token_id
+from llmfast.tokenizer.huggingface.contents import AROUND, Contents
+from llmfast.tokenizer.huggingface.fields import field, kind_of, optional, parsed, shown, token_id
 from llmfast.tokenizer.huggingface.merges import Ranked, ranks_of
-from llmfast.tokenizer.huggingface.pre_tokenizers import read_pre_tokenizer, steps_of
+from llmfast.tokenizer.huggingface.post_processors import tokens_around
+from llmfast.tokenizer.huggingface.pre_tokenizers import leaves_bytes, read_pre_tokenizer, steps_of
 from llmfast.tokenizer.text_rules import NFC, TextRules
 
 Read = TypeVar("Read")
@@ -24,7 +25,7 @@ def read_tokenizer_json(path: Path) -> Contents:
 
     def read() -> Contents:
         source = path.read_bytes()
-        return from_json(json.loads(source.decode("utf-8")))._replace(source=source)
+        return from_json(parsed(source))._replace(source=source)
 
     return reading(path, read)
 
@@ -54,6 +55,10 @@ def from_json(file: Any) -> Contents:
     to_bytes = sum(kind_of(step) == "ByteLevel" for step in steps_of(normalizer, "normalizers"))
     _check_is_byte_level(model, file.get("pre_tokenizer"), to_bytes)
     splitting = read_pre_tokenizer(file.get("pre_tokenizer"), to_bytes)
+    if normalizer not in (None, NFC) and any(
+        step.get("prepend_scheme") == "first" for step in steps_of(file.get("pre_tokenizer"), "pretokenizers")
+    ):  # a text that a normalizer has taken the beginning of has none
+        raise ValueError("its Metaspace step has prepend_scheme 'first', which is not supported behind a normalizer")
     added = read_added_tokens(file.get("added_tokens"), vocabulary)
     merges = _merges(model, vocabulary)
     bytes_of = bytes_of_texts(vocabulary)
@@ -63,7 +68,7 @@ def from_json(file: Any) -> Contents:
     ranked = None
     if not tokens:
         raise ValueError("its vocabulary has no token")
-    if _merges_natively(model, tokens):
+    if _merges_natively(model, tokens) and not leaves_bytes(normalizer, file.get("pre_tokenizer")):
         pairs = [(bytes_of[left], bytes_of[right]) for left, right in merges if left in bytes_of and right in bytes_of]
         ranked = ranks_of(tokens, pairs, whole_pieces=optional(model, "ignore_merges", bool, False), largest=largest)
     rules = TextRules(
@@ -91,7 +96,9 @@ def from_json(file: Any) -> Contents:
     rules = rules.replace(ids=ranked.ids, decoded=decoded)
     library.check_parts(None if rules.normalizer == NFC else normalizer, rules.steps, rules.decoder, rules.model)
     specials = {token.content: token.id for token in added if token.special}
-    return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None)
+    tokens_around(file.get("post_processor"))  # which checks it
+    around = {name: file[name] for name in AROUND if file.get(name) is not None}
+    return Contents(splitting.pat_str, ranked.ranks, specials, rules if rules.are_needed else None, around=around)
 
 
 # ---- The model

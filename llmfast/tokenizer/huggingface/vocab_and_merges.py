@@ -14,7 +14,7 @@ from llmfast import _bpe
 from llmfast.tokenizer import patterns
 from llmfast.tokenizer.huggingface.added_tokens import FLAGS
 from llmfast.tokenizer.huggingface.contents import Contents
-from llmfast.tokenizer.huggingface.fields import field, optional, shown
+from llmfast.tokenizer.huggingface.fields import field, optional, parsed, shown
 from llmfast.tokenizer.huggingface.pre_tokenizers import byte_level, pre_tokenizer_of
 from llmfast.tokenizer.huggingface.reading import from_json, reading
 from llmfast.tokenizer.huggingface.writing import to_json
@@ -129,7 +129,7 @@ def _object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
     if not path.is_file():
         return {}
-    value = reading(path, lambda: json.loads(path.read_bytes().decode("utf-8")))
+    value = reading(path, lambda: parsed(path.read_bytes()))
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds {shown(value)}, not an object")
     return value

@@ -1,4 +1,4 @@
-"""Writes ``tokenizer.json`` for a tokenizer that was not read from one."""
+"""Writes ``tokenizer.json`` for a tokenizer that was not read from one, or has been changed since."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def to_json(contents: Contents) -> dict[str, Any]:
         pre_tokenizer = {**pre_tokenizer, "add_prefix_space": True}
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
+        "truncation": contents.around.get("truncation"),
+        "padding": contents.around.get("padding"),
         "added_tokens": [token.to_json() for token in by_id],
         "normalizer": rules.normalizer,
         "pre_tokenizer": pre_tokenizer or None,
-        "post_processor": None,
+        "post_processor": contents.around.get("post_processor"),
         "decoder": rules.decoder[0] if rules.decoder else byte_level(use_regex=False),
         "model": rules.model or _model(contents, rules.ids, by_id),
     }
