@@ -16,7 +16,7 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     Args:
         source: Folder with config.json and safetensors or .bin files, of GPT-2, Llama, Mistral, Mixtral, Qwen2,
             Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma, Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite,
-            GPT-OSS, Cohere or Cohere 2.
+            GPT-OSS, Llama 4 (text), Cohere or Cohere 2.
         out: New folder to write.
         dtype: Of the parameters.
         vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).

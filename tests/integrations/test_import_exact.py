@@ -32,7 +32,9 @@ SIZES = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 16,
+    "intermediate_size_mlp": 40,
     "sliding_window": 5,
+    "attention_chunk_size": 5,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -44,6 +46,7 @@ LAYERS = {
     "olmo3": {"layer_types": TYPES},
     "cohere2": {"layer_types": TYPES},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "llama4_text": {"no_rope_layers": [1, 0, 1], "interleave_moe_layer_step": 2, "floor_scale": 6},
 }
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 TOKENS = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))

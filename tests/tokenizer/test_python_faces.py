@@ -129,7 +129,8 @@ def test_a_call_that_fails_leaves_no_memory_behind(threads):
                 call()
         memory.append(resident())
     assert sys.getrefcount(good) == references
-    assert memory[-1] - memory[3] < 8 * 1_000_000  # one array of ids that is lost each time would be four times that
+    # One array of ids that is lost each time would be twice that; the allocator keeps what threads gave back.
+    assert memory[-1] - memory[3] < 16 * 1_000_000
 
 
 def test_surrogates_in_the_middle_of_documents():

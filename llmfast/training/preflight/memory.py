@@ -102,6 +102,8 @@ def _block_activations(config: DecoderConfig, layer: int, setup: TrainingSetup) 
     per_norm = 8 if config.norm == "layer" else 4
     norms = norms_of_block(config) * (stream + per_norm)
     norms += per_norm * (2 if config.qk_norm_over == "all" else H + K) if config.qk_norm else 0
+    if config.qk_l2_norm and config.rotation_of(layer) != "none":  # what is normalized and its size, in float32
+        norms += 4 * (turned + H + K)
     masks = 2 * E if config.dropout else 0
     return norms + c * kept + 4 * H + masks + _feed_forward_activations(config, layer, c)
 
