@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..frame.backend import use_triton
-from ..frame.checks import check_choice, check_floating, check_same_device, check_same_shape
+from ..frame.checks import check_choice, check_floating, check_parameter, check_same_shape
 from . import reference
 from .ops import biased_op, gated_op
 
@@ -110,7 +110,7 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") ->
     if bias is not None:
         if bias.shape != x.shape[-1:]:
             raise ValueError(f"bias must have the shape {tuple(x.shape[-1:])}, got {tuple(bias.shape)}")
-        check_same_device("bias", bias, x)
+        check_parameter("bias", bias, x)
     if use_triton(x, bias):
         return biased_op(x, bias, kind)
     return reference.biased(x, bias, kind)
@@ -135,7 +135,7 @@ def _check_gated(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor | None
             raise ValueError(f"packed gate must have an even last dimension [gate | up], got {tuple(gate.shape)}")
         return gate, None
     check_same_shape("up", up, "gate", gate)
-    check_same_device("up", up, gate)
+    check_parameter("up", up, gate)
     if up.dtype != gate.dtype:
         dtype = torch.promote_types(gate.dtype, up.dtype)
         gate, up = gate.to(dtype), up.to(dtype)

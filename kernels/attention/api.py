@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
@@ -17,6 +16,7 @@ from .checks import (
     check_per_sequence,
     check_qkv,
     slopes_by_sequence,
+    widened,
     window_bounds,
 )
 from .documents import documents_op
@@ -122,14 +122,16 @@ def flash_attention(
     if not fits and width == k.shape[-1:]:
         q, k, v, scale = widened(q, k, v, scale)
     check_qkv(q, k, v, packed=cu_seqlens_q is not None)
-    cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
-    check_options(q, scale, softcap, sinks, dropout_p)
+    cu_seqlens_q, cu_seqlens_k = check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k)
+    sinks = check_options(q, scale, softcap, sinks, dropout_p)
     if not (seqused_q is None and seqused_k is None and leftpad_k is None and alibi_slopes is None):
         sequences = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
-        for name, x in (("seqused_q", seqused_q), ("seqused_k", seqused_k), ("leftpad_k", leftpad_k)):
+        per_sequence = {"seqused_q": seqused_q, "seqused_k": seqused_k, "leftpad_k": leftpad_k}
+        for name, x in per_sequence.items():
             if x is not None and cu_seqlens_q is None:
                 raise ValueError(f"{name} is of packed sequences: give cu_seqlens_q, too")
-            check_per_sequence(name, x, sequences, q)
+            per_sequence[name] = check_per_sequence(name, x, sequences, q)
+        seqused_q, seqused_k, leftpad_k = per_sequence.values()
         alibi_slopes = slopes_by_sequence(alibi_slopes, q, sequences)
     if block_mask is not None:
         block_size = check_block_mask(block_mask, block_size, q, k, packed=cu_seqlens_q is not None)
@@ -160,15 +162,6 @@ def flash_attention(
     out, *lse = result if isinstance(result, tuple) else (result,)
     out = out[..., : value_width[0]]
     return (out, *lse) if lse else out
-
-
-def widened(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
-    that q has."""
-    width = q.shape[-1]
-    common = -(-max(width, v.shape[-1], 1) // 8) * 8
-    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
-    return q, k, v, max(width, 1) ** -0.5 if scale is None else scale
 
 
 def attend(

@@ -1,11 +1,15 @@
-"""What the attention functions accept: a ValueError names the argument, what it got, and what is wanted."""
+"""What the attention functions accept: a ValueError names the argument, what it got, and what is wanted.
+
+Kernels read vectors (boundaries, lengths, sinks) element after element, so the checks return them contiguous."""
 
 import math
 import operator
 
 import torch
+import torch.nn.functional as F
 
 from ..frame.checks import on_one_device
+from ..frame.launch import contiguous
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,6 +33,15 @@ def as_window(name, window):
     if left < -1 or right < -1:
         raise ValueError(f"{name} is two integers (left, right), each at least 0, or -1 for no bound; got {window}")
     return left, right
+
+
+def widened(q, k, v, scale):
+    """Filled up with zeros, which change no product, to one width that the kernels take; and the scale of the width
+    that q has."""
+    width = q.shape[-1]
+    common = -(-max(width, v.shape[-1], 1) // 8) * 8
+    q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
+    return q, k, v, max(width, 1) ** -0.5 if scale is None else float(scale)
 
 
 def check_qkv(q, k, v, packed=False):
@@ -56,15 +69,15 @@ def check_qkv(q, k, v, packed=False):
 
 
 def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
-    """Returns ``cu_seqlens_k``, filled in."""
+    """Returns both, ``cu_seqlens_k`` filled in."""
     if cu_seqlens_q is None:
         if cu_seqlens_k is not None:
             raise ValueError("cu_seqlens_k is given without cu_seqlens_q")
-        return None
+        return None, None
     if cu_seqlens_k is None:
         if q.shape[0] != k.shape[0]:
             raise ValueError(f"cu_seqlens_k is needed: q has {q.shape[0]} tokens, k has {k.shape[0]}")
-        cu_seqlens_k = cu_seqlens_q
+        cu_seqlens_k = cu_seqlens_q = cu_seqlens_q.contiguous()
     for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if cu.dtype != torch.int32 or cu.dim() != 1 or cu.numel() < 2 or cu.device != q.device:
             raise ValueError(
@@ -76,10 +89,11 @@ def check_cu_seqlens(q, k, cu_seqlens_q, cu_seqlens_k):
             "cu_seqlens_q and cu_seqlens_k bound equally many sequences;"
             f" got {cu_seqlens_q.numel() - 1} and {cu_seqlens_k.numel() - 1}"
         )
-    return cu_seqlens_k
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
 
 
 def check_options(q, scale, softcap, sinks, dropout_p):
+    """Returns ``sinks``."""
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is finite; got {scale}")
     if softcap is not None and not 0 < softcap < math.inf:
@@ -93,6 +107,7 @@ def check_options(q, scale, softcap, sinks, dropout_p):
                 f"sinks is one number a query head, ({heads},) on {q.device};"
                 f" got {sinks.dtype} of shape {tuple(sinks.shape)} on {sinks.device}"
             )
+    return contiguous(sinks)
 
 
 def check_per_sequence(name, x, sequences, q):
@@ -102,6 +117,7 @@ def check_per_sequence(name, x, sequences, q):
             f"{name} is one int32 a sequence, ({sequences},) on {q.device};"
             f" got {x.dtype} of shape {tuple(x.shape)} on {x.device}"
         )
+    return contiguous(x)
 
 
 def slopes_by_sequence(slopes, q, sequences):
@@ -122,7 +138,7 @@ def slopes_by_sequence(slopes, q, sequences):
     return slopes.to(dtype).expand(sequences, heads).contiguous()
 
 
-def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
+def check_cache(q, k_cache, v_cache, page_table):
     for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         if x.dim() != 4 or x.dtype != q.dtype or x.device != q.device or not x.is_floating_point():
             raise ValueError(
@@ -139,15 +155,16 @@ def check_cache(q, k_cache, v_cache, cache_seqlens, page_table):
         raise ValueError(f"the head width D is a multiple of 8 from 8 to 256; got {D}")
     if page_table is None and k_cache.shape[0] != B:
         raise ValueError(f"q has the batch {B}, the cache {k_cache.shape[0]}; pages need a page_table")
-    for name, x, shape in (("cache_seqlens", cache_seqlens, (B,)), ("page_table", page_table, None)):
-        if x is None and name == "page_table":
-            continue
-        fits = x.shape == shape if shape else x.dim() == 2 and x.shape[0] == B
-        if x.dtype != torch.int32 or x.device != q.device or not fits:
-            raise ValueError(
-                f"{name} is int32 of shape {shape or (B, 'pages of an entry')} on {q.device};"
-                f" got {x.dtype} {tuple(x.shape)} on {x.device}"
-            )
+    if page_table is not None and (
+        page_table.dtype != torch.int32
+        or page_table.device != q.device
+        or page_table.dim() != 2
+        or page_table.shape[0] != B
+    ):
+        raise ValueError(
+            f"page_table is int32 of shape {(B, 'pages of an entry')} on {q.device};"
+            f" got {page_table.dtype} {tuple(page_table.shape)} on {page_table.device}"
+        )
 
 
 def check_new(q, k_cache, k_new, v_new):

@@ -76,9 +76,10 @@ def flash_decode(
     >>> out.shape
     torch.Size([1, 8, 1, 64])
     """
-    check_cache(q, k_cache, v_cache, cache_seqlens, page_table)
-    check_options(q, scale, softcap, sinks, 0.0)
-    check_per_sequence("leftpad", leftpad, q.shape[0], q)
+    check_cache(q, k_cache, v_cache, page_table)
+    sinks = check_options(q, scale, softcap, sinks, 0.0)
+    cache_seqlens = check_per_sequence("cache_seqlens", cache_seqlens, q.shape[0], q)
+    leftpad = check_per_sequence("leftpad", leftpad, q.shape[0], q)
     alibi = slopes_by_sequence(alibi_slopes, q, q.shape[0])
     new = check_new(q, k_cache, k_new, v_new)
     tensors = (q, k_cache, v_cache, k_new, v_new, sinks)

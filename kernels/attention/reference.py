@@ -46,10 +46,11 @@ def attention(
     if packed:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (N, H, D) -> (1, H, N, D)
         bounds = (cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k)
-        mask, rows, position, columns, sequence = _packed_geometry(*bounds, q.shape[2], k.shape[2], left, right)
-        if not (used_q is None and used_k is None and pad_k is None):  # What does not count may be anything, also NaN.
-            q = q.masked_fill(~mask.any(1, keepdim=True), 0.0)
-            k, v = (x.masked_fill(~mask.any(0)[:, None], 0.0) for x in (k, v))
+        mask, counts, *places = _packed_geometry(*bounds, q.shape[2], k.shape[2], left, right)
+        rows, position, columns, sequence = places
+        # What does not count may be anything, also NaN.
+        q = q.masked_fill(~mask.any(1, keepdim=True), 0.0)
+        k, v = (x.masked_fill(~mask.any(0)[:, None], 0.0) for x in (k, v))
     else:
         mask = visible(q.shape[2], k.shape[2], left, right, q.device)
         rows = torch.arange(q.shape[2], device=q.device)
@@ -71,7 +72,7 @@ def attention(
         values = _per_query_head(v, q.shape[1]).to(probabilities.dtype)
         out = _mix(probabilities, values).to(q.dtype)
     if packed:
-        return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+        return out[0].transpose(0, 1), lse[0].masked_fill(~counts, float("-inf")).transpose(0, 1)
     return out, lse
 
 
@@ -163,14 +164,14 @@ def in_blocks(block_mask, block_size, rows, columns):
 
 
 def _packed_geometry(cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k, n_q, n_k, left, right):
-    """Mask, row, position and column within the sequence, and sequence of each query, for sequences laid end to end.
+    """Mask, which queries count, and row, position and column within the sequence, and sequence of each query, for
+    sequences laid end to end.
 
     Of a sequence the first ``used`` tokens count, less ``pad_k`` keys at the start, before the first column. Those that
     do not count, and tokens after the last boundary, which belong to no sequence, see nothing, and nobody sees them.
     """
     sequence_q, rows = _place(cu_seqlens_q, n_q)
     sequence_k, columns = _place(cu_seqlens_k, n_k)
-    last = cu_seqlens_q.numel() - 1
     length_q, length_k = (
         F.pad(cu.diff() if used is None else torch.minimum(used, cu.diff()), (0, 1)).long()
         for cu, used in ((cu_seqlens_q, used_q), (cu_seqlens_k, used_k))
@@ -180,9 +181,10 @@ def _packed_geometry(cu_seqlens_q, cu_seqlens_k, used_q, used_k, pad_k, n_q, n_k
         length_k, columns = length_k - pad, columns - pad[sequence_k]
     position = rows + (length_k - length_q)[sequence_q]
     seen = within(position[:, None], columns, left, right)
-    same = (sequence_q[:, None] == sequence_k) & (sequence_q < last)[:, None]
-    counts = (rows < length_q[sequence_q])[:, None] & (columns >= 0) & (columns < length_k[sequence_k])
-    return seen & same & counts, rows, position, columns, sequence_q[None]
+    same = sequence_q[:, None] == sequence_k  # Tokens after the last boundary are of a sequence without any that count.
+    counts = rows < length_q[sequence_q]
+    counted_keys = (columns >= 0) & (columns < length_k[sequence_k])
+    return seen & same & counts[:, None] & counted_keys, counts, rows, position, columns, sequence_q[None]
 
 
 def _place(cu_seqlens, n):

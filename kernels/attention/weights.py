@@ -1,6 +1,5 @@
 """The attention probabilities of chosen heads and rows, for looking at."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from ..frame.autocast import autocast
 from . import reference
 from .block_mask import BlockMask, check_block_mask, tensor_of
-from .checks import check_options, check_qkv, slopes_by_sequence, window_bounds
+from .checks import check_options, check_qkv, slopes_by_sequence, widened, window_bounds
 
 
 def attention_weights(
@@ -52,16 +51,17 @@ def attention_weights(
     torch.Size([1, 2, 1, 100])
     """
     q, k = autocast(q, k)
+    if q.shape[-1:] == k.shape[-1:]:
+        q, k, _, scale = widened(q, k, k, scale)
     check_qkv(q, k, k)
     check_options(q, scale, softcap, sinks, 0.0)
     if block_mask is not None:
         block_size = check_block_mask(block_mask, block_size, q, k, packed=False)
-    B, H, S, D = q.shape
+    B, H, S, _ = q.shape
     alibi = slopes_by_sequence(alibi_slopes, q, B)
     if lse is not None and lse.shape != (B, H, S):
         raise ValueError(f"lse has q's batch, heads and length {(B, H, S)}; got {tuple(lse.shape)}")
     heads, rows = indices("heads", heads, H, q.device), indices("rows", rows, S, q.device)
-    scale = 1 / math.sqrt(D) if scale is None else float(scale)
     chosen = q[:, heads][:, :, rows]
     keys = k[:, heads // (H // k.shape[1])]
     position = rows[:, None] + k.shape[2] - S
@@ -89,9 +89,14 @@ def indices(name: str, chosen: Sequence[int] | Tensor | None, count: int, device
     """Non-negative indices on the device."""
     if chosen is None:
         return torch.arange(count, device=device)
-    if isinstance(chosen, Tensor) and chosen.device.type != "cpu":  # Not read: that would wait for the device.
-        return chosen.long() % count
-    chosen = torch.as_tensor(chosen, dtype=torch.long)
-    if chosen.dim() != 1 or not ((chosen >= -count) & (chosen < count)).all():
+    chosen = torch.as_tensor(chosen)
+    if chosen.numel() == 0:  # of a list, in the default floating dtype
+        chosen = chosen.long()
+    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool or chosen.dim() != 1:
+        raise ValueError(f"{name} is a sequence of integers; got {chosen.dtype} of shape {tuple(chosen.shape)}")
+    chosen = chosen.long()
+    if chosen.device.type != "cpu":  # Not read: that would wait for the device.
+        return chosen % count
+    if not ((chosen >= -count) & (chosen < count)).all():
         raise ValueError(f"{name} is a sequence of indices from {-count} to {count - 1}; got {chosen.tolist()}")
     return (chosen % count).to(device)

@@ -1,5 +1,7 @@
 """Argument checks that the public functions share: ValueErrors that name the argument and what it got."""
 
+import math
+import operator
 from typing import Any
 
 import torch
@@ -9,6 +11,32 @@ from torch import Tensor
 def check_floating(name: str, x: Tensor) -> None:
     if not x.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def check_parameter(name: str, tensor: Tensor | None, x: Tensor) -> None:
+    """Of floating-point numbers on the device of ``x``: an integer or complex one would be converted unnoticed."""
+    if tensor is not None:
+        check_floating(name, tensor)
+        check_same_device(name, tensor, x)
+
+
+def check_number(name: str, value: float, least: float = -math.inf) -> None:
+    """Of an option: infinities and NaN would turn every result into NaN."""
+    try:
+        fits = least <= value < math.inf and value > -math.inf
+    except TypeError:
+        fits = False
+    if not fits:
+        wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def as_integer(name: str, value: Any) -> int:
+    """``value`` as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
 
 
 def check_same_device(name: str, tensor: Any, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import use_triton
-from ..frame.checks import check_floating, check_same_device
+from ..frame.checks import check_floating, check_parameter, check_same_device
 from . import reference
 from .ops import linear_op
 
@@ -56,10 +56,10 @@ def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = N
     for name, tensor in (("scale", scale), ("bias", bias)):
         if tensor is not None and tensor.shape != codes.shape[:1]:
             raise ValueError(f"{name} must have one element a row, ({len(codes)},), got {tuple(tensor.shape)}")
-        check_same_device(name, tensor, x)
+        check_parameter(name, tensor, x)
     check_same_device("codes", codes, x)
     x, bias = autocast(x, bias)
     rows = x.reshape(-1, x.shape[-1])
-    bias = None if bias is None else bias.to(x.dtype)
-    y = linear_op(rows, codes, scale.float(), bias, use_triton(x))
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    y = linear_op(rows, codes, scale.float().contiguous(), bias, use_triton(x))
     return y.view(*x.shape[:-1], codes.shape[0])

@@ -1,22 +1,27 @@
 """Argument checks and the reduction that the cross-entropy functions share."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..frame.checks import check_choice, check_floating, check_same_device
+from ..frame.checks import as_integer, check_choice, check_number, check_parameter, check_same_device
+from ..frame.dtypes import cast
 from . import reference
 from .objective import Asked, LossOptions
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_target(target: Tensor, rows: Tensor, rows_name: str) -> None:
+def check_target(target: Tensor, rows: Tensor, rows_name: str) -> Tensor:
+    """Returns the target in int64, which holds every ``ignore_index``: beside uint8, PyTorch takes -100 for 156."""
     if target.is_floating_point() or target.is_complex() or target.shape != rows.shape[:-1]:
         raise ValueError(
             f"target must hold integer class indices of shape {tuple(rows.shape[:-1])} "
             f"({rows_name} without its last dimension), got {target.dtype} of shape {tuple(target.shape)}"
         )
     check_same_device("target", target, rows)
+    return cast(target, torch.int64)
 
 
 def check_soft_target(target: Tensor, logits: Tensor, ignore_index: int, return_token_accuracy: bool) -> None:
@@ -40,23 +45,25 @@ def check_options(
     class_weight_name: str,
     class_weight: Tensor | None,
     reduction: str,
-    label_smoothing: float,
-    softcap: float | None,
-) -> None:
+    options: LossOptions,
+) -> LossOptions:
+    """Returns the options, ``ignore_index`` as an int."""
+    ignore_index, label_smoothing, z_loss, softcap = options
     check_choice("reduction", reduction, REDUCTIONS)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"softcap must be positive, or None for no cap, got {softcap}")
+    check_number("z_loss", z_loss)
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, or None for no cap, got {softcap}")
     if class_weight is not None:
-        check_floating(class_weight_name, class_weight)
-        check_same_device(class_weight_name, class_weight, x)
+        check_parameter(class_weight_name, class_weight, x)
         if class_weight.shape != (vocabulary,):
             raise ValueError(
                 f"{class_weight_name} must have one element a class, ({vocabulary},), got {tuple(class_weight.shape)}"
             )
         if class_weight.requires_grad:
             raise ValueError(f"{class_weight_name} gets no gradient: detach it")
+    return LossOptions(as_integer("ignore_index", ignore_index), label_smoothing, z_loss, softcap)
 
 
 def finish(

@@ -87,12 +87,12 @@ def cross_entropy(
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with at least one class, got {tuple(logits.shape)}")
     soft = target.is_floating_point()
-    if soft:
-        check_soft_target(target, logits, ignore_index, return_token_accuracy)
-    else:
-        check_target(target, logits, "logits")
-    check_options(logits, logits.shape[-1], "weight", weight, reduction, label_smoothing, softcap)
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    options = check_options(logits, logits.shape[-1], "weight", weight, reduction, options)
+    if soft:
+        check_soft_target(target, logits, options.ignore_index, return_token_accuracy)
+    else:
+        target = check_target(target, logits, "logits")
     asked = Asked(return_lse, return_z_loss, return_token_accuracy)
     kernels = use_triton(logits)
     if soft:
@@ -103,10 +103,10 @@ def cross_entropy(
     if kernels:
         loss, lse, _, correct = cross_entropy_op(logits, target, weight, reduction, return_token_accuracy, options)
     else:
-        classes = reference.classes_of(target, ignore_index, logits.shape[-1])
+        classes = reference.classes_of(target, options.ignore_index, logits.shape[-1])
         with_lse = return_lse or return_z_loss
         loss, lse = reference.cross_entropy(logits, target, weight, *options, classes=classes, with_lse=with_lse)
-        correct = reference.is_predicted(logits, target, ignore_index) if return_token_accuracy else lse
+        correct = reference.is_predicted(logits, target, options.ignore_index) if return_token_accuracy else lse
     vocabulary = logits.shape[-1]
     return finish(
         loss, lse, correct, target, weight, vocabulary, reduction, options, asked, reduced=kernels, classes=classes

@@ -14,6 +14,7 @@ from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
 from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
 from ..frame.invariance import is_batch_invariant
+from ..frame.launch import contiguous
 from .checks import check_options, check_target, finish
 from .cross_entropy import cross_entropy
 from .launch import METHODS, capability_of, strategy, tiles_fit
@@ -90,8 +91,9 @@ def linear_cross_entropy(
     """
     _check(hidden, weight, bias, gradient_filter)
     check_choice("method", method, METHODS)
-    check_target(target, hidden, "hidden")
-    check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, label_smoothing, softcap)
+    target = check_target(target, hidden, "hidden")
+    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    options = check_options(hidden, weight.shape[0], "class_weight", class_weight, reduction, options)
     hidden, weight, bias = autocast(hidden, weight, bias)
     tokens, (vocabulary, width) = target.numel(), weight.shape
     capability = capability_of(hidden.device.type, hidden.device.index) if use_triton(hidden) else None
@@ -111,12 +113,12 @@ def linear_cross_entropy(
     if gradient_filter is None and (how == "plain" or transformed):
         # Rows that are ignored may hold anything; times a gradient of 0, infinities would be NaN in the weight's.
         if transformed or (weight.requires_grad and torch.is_grad_enabled()):
-            hidden = hidden.masked_fill((target == ignore_index).unsqueeze(-1), 0)
+            hidden = hidden.masked_fill((target == options.ignore_index).unsqueeze(-1), 0)
         return cross_entropy(
             F.linear(hidden, weight, bias),
             target,
             weight=class_weight,
-            ignore_index=ignore_index,
+            ignore_index=options.ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
@@ -129,10 +131,9 @@ def linear_cross_entropy(
         how = "reference" if capability is None else "chunks"
     flat_target = target.reshape(-1)
     rows = hidden.reshape(tokens, hidden.shape[-1])
-    options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
     asked = Asked(return_lse, return_z_loss, return_token_accuracy)
     call = LinearCrossEntropyCall(
-        rows, weight, bias, flat_target, class_weight, gradient_filter, how, return_token_accuracy, options
+        rows, weight, contiguous(bias), flat_target, class_weight, gradient_filter, how, return_token_accuracy, options
     )
     wanted = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in call[:3]]
     if any(wanted) and how != "tiles" and not per_token:

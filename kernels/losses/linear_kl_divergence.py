@@ -15,13 +15,15 @@ loss of all tokens is one number that happens in the same pass, four products in
 for, the backward pass computes the logits a second time.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
-from ..frame.checks import check_choice, check_floating, check_same_device, check_same_dtype
+from ..frame.checks import as_integer, check_choice, check_floating, check_same_device, check_same_dtype
 from . import reference
 from .checks import REDUCTIONS, check_target
 from .launch import FEW_LOGITS
@@ -85,13 +87,14 @@ def linear_kl_divergence(
         loss = linear_kl_divergence(hidden[0], student[1].weight, hidden[1], teacher[1].weight, temperature=2.0)
         loss.backward()
     """
-    _check(student_hidden, student_weight, teacher_hidden, teacher_weight, target)
+    target = _check(student_hidden, student_weight, teacher_hidden, teacher_weight, target)
+    ignore_index = as_integer("ignore_index", ignore_index)
     check_choice("kind", kind, KINDS)
     check_choice("reduction", reduction, REDUCTIONS)
     if not 0.0 < beta < 1.0:
         raise ValueError(f"beta must be between 0 and 1, both excluded, got {beta}")
-    if not temperature > 0.0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
     tensors = autocast(student_hidden, student_weight, teacher_hidden.detach(), teacher_weight.detach())
     kernels = use_triton(*tensors)
     tokens, vocabulary = student_hidden[..., 0].numel(), student_weight.shape[0]
@@ -126,7 +129,8 @@ def _check(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     target: Tensor | None,
-) -> None:
+) -> Tensor | None:
+    """Returns the target, see ``check_target``."""
     for who, hidden, weight in (
         ("student", student_hidden, student_weight),
         ("teacher", teacher_hidden, teacher_weight),
@@ -150,5 +154,4 @@ def _check(
             f"teacher_weight must have the student's vocabulary, {student_weight.shape[0]} (at least 1), "
             f"got {teacher_weight.shape[0]}"
         )
-    if target is not None:
-        check_target(target, student_hidden, "student_hidden")
+    return None if target is None else check_target(target, student_hidden, "student_hidden")

@@ -80,9 +80,9 @@ def vocab_parallel_cross_entropy(
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., classes) with at least one class, got {tuple(logits.shape)}")
     first_class, vocabulary = _place(logits.shape[-1], group, first_class, vocabulary)
-    check_target(target, logits, "logits")
-    check_options(logits, vocabulary, "weight", weight, reduction, label_smoothing, softcap)
+    target = check_target(target, logits, "logits")
     options = LossOptions(ignore_index, label_smoothing, z_loss, softcap)
+    options = check_options(logits, vocabulary, "weight", weight, reduction, options)
     part = _Part(group, first_class, vocabulary, options, use_triton(logits))
     loss, lse = _VocabParallel.apply(logits, target, weight, part)
     asked = Asked(return_lse, return_z_loss, token_accuracy=False)

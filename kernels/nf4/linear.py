@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import use_triton
-from ..frame.checks import check_floating, check_same_device, check_same_dtype
+from ..frame.checks import check_floating, check_number, check_parameter, check_same_device, check_same_dtype
+from ..frame.launch import contiguous
 from .layout import NOT_PACKED, LayoutArguments
 from .ops import FrozenLayer, linear_op
 from .tensor import NF4Tensor
@@ -68,6 +69,7 @@ def frozen_linear(
 ) -> Tensor:
     """``nf4_linear``, or ``lora_linear``, whichever ``w`` is."""
     check(x, w, bias, lora_a, lora_b)
+    check_number("lora_scale", lora_scale)
     x, bias, lora_a, lora_b = autocast(x, bias, lora_a, lora_b)
     layer = frozen_layer(x, w, bias, lora_a, lora_b, lora_scale)
     y, _ = linear_op(x.reshape(-1, w.shape[1]), layer)
@@ -84,6 +86,7 @@ def frozen_layer(
 ) -> FrozenLayer:
     """As operators take it, in the dtype of x."""
     bias, lora_a, lora_b = (None if p is None else p.to(x.dtype) for p in (bias, lora_a, lora_b))
+    bias = contiguous(bias)
     weight, packing = unpack(w)
     if weight is w:
         weight = weight.to(x.dtype)
@@ -115,5 +118,6 @@ def check(x: Tensor, w: Weight, bias: Tensor | None, lora_a: Tensor | None, lora
         check_same_dtype("w", w, "x", x)
         if w.requires_grad:
             raise ValueError("w is frozen and gets no gradient: detach it, or set requires_grad to False")
-    for name, tensor in (("w", w), ("bias", bias), ("lora_a", lora_a), ("lora_b", lora_b)):
-        check_same_device(name, tensor, x)
+    check_same_device("w", w, x)
+    for name, tensor in (("bias", bias), ("lora_a", lora_a), ("lora_b", lora_b)):
+        check_parameter(name, tensor, x)

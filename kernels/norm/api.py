@@ -19,7 +19,7 @@ The sums over rows: each program adds up its rows in float32, and ``sum_partials
 from torch import Tensor
 
 from ..frame.backend import use_triton
-from ..frame.checks import check_floating, check_same_device, check_same_shape
+from ..frame.checks import check_floating, check_number, check_parameter, check_same_shape
 from . import reference
 from .ops import norm_op
 
@@ -61,7 +61,8 @@ def rms_norm(
             def forward(self, x):
                 return rms_norm(x, self.weight, eps=1e-6)
     """
-    _check(x, weight, None, residual)
+    _check(x, weight, None, residual, eps)
+    check_number("weight_offset", weight_offset)
     if use_triton(x, weight, residual):
         y, h, _ = norm_op(x, weight, None, residual, eps, weight_offset, False)
         return y if residual is None else (y, h)
@@ -105,15 +106,16 @@ def layer_norm(
             def forward(self, x):
                 return layer_norm(x, self.weight, self.bias)
     """
-    _check(x, weight, bias, residual)
+    _check(x, weight, bias, residual, eps)
     if use_triton(x, weight, bias, residual):
         y, h, _ = norm_op(x, weight, bias, residual, eps, 0.0, True)
         return y if residual is None else (y, h)
     return reference.layer_norm(x, weight, bias, eps, residual)
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float) -> None:
     check_floating("x", x)
+    check_number("eps", eps, least=0.0)
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
     for name, parameter in (("weight", weight), ("bias", bias)):
@@ -124,9 +126,9 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
                 f"{name} must have the shape of the last one or two dimensions of x, {tuple(x.shape)}, "
                 f"got {tuple(parameter.shape)}"
             )
-        check_same_device(name, parameter, x)
+        check_parameter(name, parameter, x)
     if weight is not None and bias is not None and weight.shape != bias.shape:
         raise ValueError(f"bias must have the shape of weight {tuple(weight.shape)}, got {tuple(bias.shape)}")
     if residual is not None:
         check_same_shape("residual", residual, "x", x)
-        check_same_device("residual", residual, x)
+        check_parameter("residual", residual, x)

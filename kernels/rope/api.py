@@ -13,10 +13,12 @@ positions is kept.
 import operator
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..frame.backend import use_triton
-from ..frame.checks import check_floating, check_same_device
+from ..frame.checks import as_integer, check_floating, check_number, check_parameter, check_same_device
+from ..frame.dtypes import cast
 from . import reference
 from .ops import rope_op
 
@@ -73,6 +75,8 @@ def rope(
     """
     chosen = _sections(sections, positions)
     rotary_dim = _check(q, k, positions, cos, sin, base, rotary_dim, chosen)
+    if positions is not None and positions.dtype != torch.int32:
+        positions = cast(positions, torch.int64)
     packed = q.dim() == 3
     if packed:
         q, k = q.unsqueeze(0), None if k is None else k.unsqueeze(0)
@@ -121,12 +125,12 @@ def _check(
             raise ValueError(f"k must have the dtype of q, {q.dtype}, got {k.dtype}")
         if k.dim() != q.dim() or k.shape[:-2] != q.shape[:-2] or k.shape[-1] != q.shape[-1]:
             raise ValueError(f"k must agree with q {tuple(q.shape)} in all but its heads, got {tuple(k.shape)}")
-    if base < 1:
-        raise ValueError(f"base must be at least 1, got {base}")
+    check_number("base", base, least=1.0)
     if (cos is None) != (sin is None):
         raise ValueError(f"{'cos' if cos is None else 'sin'} is missing: give cos and sin, or neither")
     if rotary_dim is None:
         rotary_dim = q.shape[-1] if cos is None else 2 * cos.shape[-1]
+    rotary_dim = as_integer("rotary_dim", rotary_dim)
     if rotary_dim % 2 or not 0 < rotary_dim <= q.shape[-1]:
         raise ValueError(f"rotary_dim must be even and within the head width {q.shape[-1]}, got {rotary_dim}")
     if sections and sum(sections) != rotary_dim // 2:
@@ -135,14 +139,15 @@ def _check(
         check_same_device("positions", positions, q)
         axes = (3,) if sections else ()
         shapes = (*axes, *q.shape[-3:-2]), (*axes, *q.shape[:-2])
-        if positions.is_floating_point() or positions.shape not in shapes:
+        is_count = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
+        if not is_count or positions.shape not in shapes:
             raise ValueError(
                 f"positions must be integers of shape {shapes[0]} or {shapes[1]}, "
                 f"got {positions.dtype} of shape {tuple(positions.shape)}"
             )
     if cos is not None:
-        check_same_device("cos", cos, q)
-        check_same_device("sin", sin, q)
+        check_parameter("cos", cos, q)
+        check_parameter("sin", sin, q)
         if cos.shape != sin.shape:
             raise ValueError(f"sin must have the shape of cos {tuple(cos.shape)}, got {tuple(sin.shape)}")
         rows = 0 if positions is not None else q.shape[-3]

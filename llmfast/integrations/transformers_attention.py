@@ -12,6 +12,7 @@ speed of eager attention. A model whose layers never call this implementation is
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -26,11 +27,16 @@ from llmfast.kernels.attention.reference import attention_scores
 NAME = "llmfast"
 WIDEST = 256  # of the heads that flash_attention takes
 
+_collector: Any = None  # holds the outputs that transformers records in a pass, by name
+
 
 def register() -> None:
     """Make ``attn_implementation="llmfast"`` known to transformers; calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    global _collector
+    with contextlib.suppress(ImportError):  # transformers before 5.2
+        from transformers.utils.output_capturing import _active_collector as _collector
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, attention_mask)
 
@@ -50,7 +56,7 @@ def attention_forward(
     cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of query (B, H, S, D) over key and value (B, K, T, D): ``(out (B, S, H, D), None)``.
+    """Attention of query (B, H, S, D) over key and value (B, K, T, D): ``(out (B, S, H, D) contiguous, None)``.
 
     The sliding window is part of the mask, as for PyTorch's SDPA. Without a mask, attention is causal where the module
     says so (``is_causal``) and there is more than one query, which then stand at the first keys.
@@ -71,14 +77,14 @@ def attention_forward(
     _refuse_unknown(module, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     pattern = _pattern(module, query, key, attention_mask, is_causal)
-    wants_weights = bool(kwargs.get("output_attentions"))
+    wants_weights = bool(kwargs.get("output_attentions")) or _weights_are_recorded()
     reason = "attention weights are asked for" if wants_weights else _why_plain(query, key, value, position_bias)
     if pattern is None or reason:
         _say_once(reason or "the model's mask is none that flash_attention computes")
         mask = _elements(attention_mask, pattern, query, key)
         options = (position_bias, scale, softcap, s_aux, dropout, wants_weights)
         out, weights = plain_attention(query, key, value, mask, *options)
-        return out.transpose(1, 2), weights
+        return out.transpose(1, 2).contiguous(), weights
     key, value = key[:, :, : pattern.keys], value[:, :, : pattern.keys]
     options = {
         "causal": pattern.causal,
@@ -89,7 +95,7 @@ def attention_forward(
         "dropout_p": dropout,
     }
     if pattern.padding is None:
-        out = flash_attention(query, key, value, **options).transpose(1, 2)
+        out = flash_attention(query, key, value, **options).transpose(1, 2).contiguous()
     else:
         out = unpadded_attention(query, key, value, pattern, options)
     return out, None
@@ -103,6 +109,11 @@ def _refuse_unknown(module: nn.Module, options: dict[str, Any]) -> None:
                 f'attn_implementation="llmfast" does not know the option {name} that {type(module).__name__} gives to '
                 'its attention: use attn_implementation="eager"'
             )
+
+
+def _weights_are_recorded() -> bool:
+    """Whether transformers records attention weights in this pass: not every model (GPT-2) tells its layers."""
+    return _collector is not None and any("attentions" in name for name in _collector.get() or ())
 
 
 def _pattern(

@@ -67,8 +67,16 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return read_json(folder / CONFIG_FILE), state, without_value_head(read_tensors(folder / MODEL_FILE))
 
 
-def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None]) -> None:
+def save_model(
+    folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None], family: str | None = None
+) -> None:
     """Write a model folder, which holds a model to use and no training to resume.
+
+    Args:
+        folder: a new folder.
+        model: what is written.
+        write_tokenizer: is called with the folder.
+        family: the ``model_type`` that transformers has for the model, if it was imported: several may fit.
 
     Raises:
         OSError: the disk is full or not writable; what was at ``folder`` is untouched.
@@ -76,7 +84,8 @@ def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path]
     with atomic_folder(folder) as partial:
         file = partial / MODEL_FILE
         write_tensors(file, model_tensors(model))
-        write_state_file(partial, {"step": 0, "sha256": {file.name: file_sha256(file)}})
+        origin = {} if family is None else {"family": family}
+        write_state_file(partial, {"step": 0, "sha256": {file.name: file_sha256(file)}} | origin)
         write_config(partial, model.config)
         write_tokenizer(partial)
 

@@ -186,6 +186,21 @@ def test_attention_weights_are_given_when_they_are_asked_for():
         torch.testing.assert_close(mine.transpose(1, 2)[real], theirs.transpose(1, 2)[real])
 
 
+@pytest.mark.parametrize("kind", ["afmoe", "bart", "gpt2"])
+@torch.no_grad()
+def test_attention_weights_of_families_that_do_not_ask_their_layers(kind):
+    """Traps: an empty tuple in place of GPT-2's weights; a layer that needs its result contiguous."""
+    register()
+    _, name, is_pair = next(each for each in FAMILIES if each[0] == kind)
+    batch, _ = inputs(OF_SIDE["none"], is_pair)
+    models = [build(kind, name, implementation) for implementation in ("eager", "llmfast")]
+    expected, found = (model(**batch, use_cache=False, output_attentions=True) for model in models)
+    for part in ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions"):
+        for theirs, mine in zip(expected.get(part) or (), found.get(part) or (), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert any(found.get(part) for part in ("attentions", "cross_attentions"))
+
+
 @torch.no_grad()
 def test_a_whole_mask_is_computed_in_plain_pytorch_and_said_once():
     from llmfast.integrations import transformers_attention as module

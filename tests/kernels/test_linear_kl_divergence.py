@@ -223,7 +223,7 @@ def test_captures_into_a_cuda_graph():
     [
         ({"kind": "both"}, "kind must be one of 'forward', 'reverse', 'js', got 'both'"),
         ({"beta": 1.0}, "beta must be between 0 and 1"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"teacher_weight": torch.ones(21, 24)}, "student's vocabulary, 20"),
         ({"teacher_hidden": torch.ones(5, 24)}, r"teacher_hidden must be of the student's tokens \(16,\)"),
         ({"student_weight": torch.ones(20, 9)}, "student_weight must be"),

@@ -268,7 +268,7 @@ def test_errors_of_sections(options, message):
         ({"q": torch.ones(2, 3)}, r"q must be \(B, S, H, D\) or packed.*got \(2, 3\)"),
         ({"rotary_dim": 3}, "rotary_dim must be even and within the head width 8, got 3"),
         ({"rotary_dim": 10}, "rotary_dim must be even and within the head width 8, got 10"),
-        ({"base": 0.5}, "base must be at least 1, got 0.5"),
+        ({"base": 0.5}, "base must be finite and at least 1, got 0.5"),
         ({"cos": torch.ones(3, 4)}, "sin is missing"),
         ({"cos": torch.ones(2, 4), "sin": torch.ones(2, 4)}, r"at least 3 positions.*got \(2, 4\)"),
         ({"positions": torch.ones(3)}, "positions must be integers"),

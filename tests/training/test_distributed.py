@@ -135,6 +135,15 @@ def test_an_overflow_in_one_rank_is_skipped_by_all(data, tmp_path, parallel):
     assert results == [(2.0**15, True, None)] * 2
 
 
+def test_each_process_writes_a_trace_with_the_parts_of_its_steps(data, tmp_path):
+    """Trap: one file for all processes, of which the last to write is left."""
+    config = run_config(data, steps=6, evaluate_every=0, sample_every=0)
+    for ranges in run_ranks(jobs.profiled_ranges, 2, tmp_path, config):  # of three steps, two parts each
+        assert {name: ranges[name] for name in ("data", "forward", "backward", "step")} == {
+            "data": 3, "forward": 6, "backward": 6, "step": 3,
+        }  # fmt: skip
+
+
 def test_ranks_that_disagree_are_told_which(data):
     with pytest.raises(AssertionError, match="ranks disagree: tokenizer is 'y' on rank 1, but 'x' on rank 0"):
         run_ranks(jobs.disagree, 2)
@@ -203,6 +212,13 @@ def test_muon_on_parts_is_muon(size):
     (alone,) = {tuple(jobs.muon_updates(World()))}
     for found in run_ranks(jobs.muon_updates, size):
         assert found == pytest.approx(alone, rel=1e-12)
+
+
+def test_clipping_is_by_the_norm_of_all_parameters_however_each_is_divided():
+    """Trap: the norm of this process's parts alone, or of the parameters of one mesh."""
+    alone = jobs.clipped_updates(World())
+    assert run_ranks(jobs.clipped_updates, 2) == [pytest.approx(alone, rel=1e-6)] * 2
+    run_ranks(jobs.refused_norm, 2)
 
 
 def test_8_bit_moments_of_parts_are_saved_and_loaded_to_the_bit():

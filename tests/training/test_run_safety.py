@@ -19,6 +19,7 @@ from llmfast.training.checkpoints.checkpoint import best_checkpoint, read_checkp
 from llmfast.training.checkpoints.revision import git_commit
 from llmfast.training.config import TrainingConfig
 from llmfast.training.loop import fit, save
+from llmfast.training.pretraining import Pretraining
 from llmfast.training.session import new_session, resumed_session
 
 
@@ -286,6 +287,27 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path):
         match=r"gradients, optimizer of this model need .* GiB per process, but there are .* GiB on cpu",
     ):
         trainer_of(config, session.task.prepared)
+
+
+@pytest.mark.parametrize(
+    ("training", "error", "message"),
+    [
+        ({}, ValueError, r"this model need .* GiB per process"),
+        ({"track": ("missing_tracker",)}, ModuleNotFoundError, "missing_tracker"),
+        ({"evaluations": ("nowhere:nothing",)}, ValueError, "'nowhere:nothing' is neither module:function"),
+        ({"copy_to": "nonsense://bucket/run"}, ValueError, "nonsense://bucket/run: .*not known"),
+    ],
+    ids=["memory", "tracker", "evaluation", "address"],
+)
+def test_what_a_run_lacks_is_said_before_its_data_is_prepared(tmp_path, monkeypatch, training, error, message):
+    """Trap: hours of preparing data, removed again because of a setting that was wrong from the start."""
+    config = small_config(write_corpus(tmp_path / "corpus"), **training)
+    if not training:
+        config.model = preset("llama-3.1-8b", layers=2000)
+    monkeypatch.setattr(Pretraining, "prepare", lambda *arguments, **options: pytest.fail("data is prepared"))
+    with pytest.raises(error, match=message):
+        new_session(tmp_path / "run", config, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_names_its_code(tmp_path):
