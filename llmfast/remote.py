@@ -31,6 +31,16 @@ def is_address(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
+def check_address(address: str) -> None:
+    """Check that there is a library for this kind of address; nothing is read there.
+
+    Raises:
+        ValueError: there is none, or it cannot be used; names the address.
+    """
+    with _named_errors(address):
+        _opened(address)
+
+
 def download(address: str, folder: Path) -> None:
     """Copies the folder at an address to ``folder``, whole or not at all.
 

@@ -1,5 +1,6 @@
 """Runs and data at addresses. fsspec's file system in memory stands for a bucket."""
 
+import signal
 import uuid
 
 import fsspec
@@ -154,22 +155,48 @@ def test_a_run_is_resumed_from_its_copy(tmp_path, bucket):
         assert torch.equal(trained_tensors(second.trainer.model)[name], tensor), name
 
 
-def test_a_copy_that_fails_does_not_end_the_run(tmp_path, bucket, monkeypatch, capsys):
-    """Trap: storage that cannot be reached for a minute costs a run of days. At the end it is an error."""
+@pytest.fixture
+def storage_is_away(bucket, monkeypatch):
+    """Writing to the bucket fails."""
     system, _ = fsspec.core.url_to_fs(bucket)
 
     def refuses(self, *arguments, **options):
         raise ConnectionError("the storage is away")
 
     monkeypatch.setattr(type(system), "put_file", refuses)
+
+
+def copied_run(tmp_path, bucket):
+    """The words of a run that is copied to a bucket."""
     corpus = write_corpus(tmp_path / "corpus")
     words = ["train", "--data.sources", str(corpus), "--data.vocab_size", "300", "--data.validation_fraction", "0.2"]
     words += ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--model.context", "16"]
     words += ["--training.steps", "4", "--training.batch_size", "4", "--training.compile", "False"]
     words += ["--training.checkpoint_every", "2", "--training.sample_every", "0", "--training.copy_to", bucket]
-    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
+    return [*words, "--out", str(tmp_path / "run")]
+
+
+def test_a_copy_that_fails_does_not_end_the_run(tmp_path, bucket, storage_is_away, capsys):
+    """Trap: storage that cannot be reached for a minute costs a run of days. At the end it is an error."""
+    assert cli.main(copied_run(tmp_path, bucket)) == 2
     assert f"{bucket}: the storage is away" in capsys.readouterr().err
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000002", "step-000004"]
+
+
+def interrupt(model, tokenizer):
+    signal.raise_signal(signal.SIGINT)
+    return {}
+
+
+def test_a_stopped_run_says_how_it_is_resumed_though_its_copy_fails(tmp_path, bucket, storage_is_away, capsys):
+    """Trap: the error of the storage in place of the sentence that a person needs to continue."""
+    watched = ["--training.evaluations", f"{__name__}:interrupt", "--training.evaluate_every", "2"]
+    assert cli.main([*copied_run(tmp_path, bucket), *watched]) == 130
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"llmfast: stopped at step 2 and saved; resume with: llmfast train --resume {tmp_path / 'run'}\n"
+    )
+    assert f"not copied  {bucket}: the storage is away" in printed.out
 
 
 def test_copying_needs_an_address_and_a_folder(tmp_path, bucket, capsys):

@@ -30,7 +30,7 @@ PADDED = {"causal": True, "packed": True, "used": True}
 BLOCKS = {"causal": True, "mask": True}
 
 # What each chip compiles: {options: head widths}. 8.9 takes the choices of 8.6; narrow heads launch the tiles of 64
-# with less in them; float32 has the same tiles on all chips, so one shows that they hold.
+# with less in them; float32 has the same tiles on all chips up to 64, so one shows that they hold.
 ALL = {
     "causal": (64, 128, 256),
     "dropout packed": (128, 256),
@@ -40,8 +40,8 @@ ALL = {
     "mask of blocks": (128,),
 }
 COVERED = {
-    80: ALL | {"dropout packed": (128,), "dropout alibi padded": (128,)},
-    86: {"causal": (64, 128, 256), "alibi": (128,), "mask of blocks": (128,)},
+    80: ALL | {"dropout packed": (128,), "dropout alibi padded": (128,), "fp32": (128,)},
+    86: {"causal": (64, 128, 256), "alibi": (128,), "mask of blocks": (128,), "fp32": (128,)},
     89: {"causal": (128,), "alibi": (128,), "mask of blocks": (128,)},
     90: ALL
     | {
@@ -53,8 +53,8 @@ COVERED = {
         "fp32": (64, 128),
         "fp32 alibi": (64,),
     },
-    100: ALL | {"dropout packed": (64, 128)},
-    120: ALL,
+    100: ALL | {"dropout packed": (64, 128), "fp32": (128,)},
+    120: ALL | {"fp32": (128,)},
 }
 OPTIONS = {
     "causal": PLAIN,

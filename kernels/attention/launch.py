@@ -96,12 +96,20 @@ def forward_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
         rotated = chip.capability == 90 and width <= 128 and not heavy
         if width <= 128:
             return Tile(128, 32 if heavy else 128, 8, 3 if width <= 64 else 2, tma=True, rotated=rotated)
-        return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
+        if heavy:
+            return Tile(64, narrow_keys(chip), 4, 2, tma=True)
+        return Tile(128, 64, 8, 2, tma=True)
     if width <= 64:
         return Tile(128, 64, 8, 3)
     if width == 128:
         return Tile(128, 64, 8, 3 if chip.shared_memory > 128 * 1024 else 2)
     return Tile(64, 64, 8, 1)
+
+
+def narrow_keys(chip: Chip) -> int:
+    """The keys of a tile of 64 rows, at D = 256 beside random numbers or tanh: with 32 and packed sequences, 9.0 spills
+    in the loop."""
+    return 16 if chip.capability == 90 else 32
 
 
 # What starting a program takes, in steps over a tile of keys (2 µs at 128 × 128 on 9.0): until a multiprocessor has it
@@ -143,10 +151,13 @@ def persistent_programs(chip: Chip, warps: int) -> int:
 def keys_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     """dK and dV of a tile stand in registers, with two tiles of scores beside them."""
     width = padded_width(head_dim)
-    if itemsize == 4:  # At D > 64, 32 × 16 spills in the loop; with 16 × 16, warps repeat the products of scores.
-        return Tile(32, 16, 4, 1) if width <= 64 else Tile(16, 16, 8, 1)
+    if itemsize == 4:  # At D = 128, 32 × 16 spills in the loop of most chips, and 64 × 16 in one stage in that of 10.0.
+        if width <= 64:
+            return Tile(32, 16, 4, 1)
+        return Tile(64, 16, 8, 2 if chip.capability == 100 else 1) if width == 128 else Tile(16, 16, 8, 1)
     if width == 256:  # On 9.0 and 10.0 by mma.sync: the two accumulators of a wgmma of 64 keys are all registers.
-        return Tile(32, 32, 4, 2)
+        spills = chip.capability == 90 if heavy else chip.capability in (86, 89)  # with 32 keys, in the loop
+        return Tile(32, 16 if spills else 32, 4, 2)
     if chip.capability >= 100 and is_datacenter(chip):  # Accumulators pass from tensor memory through registers.
         if heavy:  # By mma.sync; with softcap, two stages spill.
             return Tile(32, 32, 4, 1)
@@ -178,10 +189,12 @@ def for_mask(tile: Tile, masked: bool) -> Tile:
 def queries_gradient_tile(chip: Chip, head_dim: int, itemsize: int, heavy: bool) -> Tile:
     width = padded_width(head_dim)
     if itemsize == 4:
-        return Tile(16, 32 if width <= 64 else 16, 4, 1)
+        return Tile(16, 32 if width <= 128 else 16, 4, 1)
     if is_datacenter(chip):
         if width == 256:
-            return Tile(64, 32, 4, 2, tma=True) if heavy or chip.capability > 90 else Tile(128, 32, 8, 2, tma=True)
+            if heavy:
+                return Tile(64, narrow_keys(chip), 4, 2, tma=True)
+            return Tile(64, 32, 4, 2, tma=True) if chip.capability > 90 else Tile(128, 32, 8, 2, tma=True)
         return Tile(64, 32, 4, 2, tma=True) if heavy else Tile(128, 64, 8, 2, tma=True)
     if width <= 64:
         return Tile(128, 64, 8, 2)

@@ -12,7 +12,8 @@ out. It fails where a kernel
   its row there, past a margin.
 
 ``--write`` renews the table. ``--again SHARE`` takes the word of the table for kernels whose source, types, constants
-and options are those that the table was written with, but for a share of them chosen at random. Compiled kernels stay
+and options are those that the table was written with, but for a share of them chosen at random; with ``--write``, too,
+so that ``--write --again 0`` adds what is new. Compiled kernels stay
 in Triton's cache (``TRITON_CACHE_DIR``), keyed by a hash of their source, so that a second run compiles only what
 changed.
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from .measure import AMD, Refused, Row, chip_of
 
@@ -11,25 +10,6 @@ JSON = Path(__file__).with_name("table.json")
 MARKDOWN = Path(__file__).with_name("TABLE.md")
 
 
-class KnownFault(NamedTuple):
-    """What a launch is allowed to repeat and to spill until a better tile is found."""
-
-    products: float
-    loop_spills: int
-    remark: str
-
-
-_FLOAT32 = "each tile without repetition that was tried spills more than 100 times in the loop"
-_UNSEARCHED = "other tiles have not been tried"
-KNOWN_FAULTS = {
-    ("flash_attention", "128 fp32", "keys_gradient_kernel", "90"): KnownFault(2.5, 0, _FLOAT32),
-    ("flash_attention", "128 fp32", "queries_gradient_kernel", "90"): KnownFault(1.667, 0, _FLOAT32),
-    ("flash_attention", "256 causal", "keys_gradient_kernel", "86"): KnownFault(1.0, 11, _UNSEARCHED),
-    ("flash_attention", "256 dropout packed", "forward_kernel", "90"): KnownFault(1.0, 20, _UNSEARCHED),
-    ("flash_attention", "256 dropout packed", "keys_gradient_kernel", "90"): KnownFault(1.0, 4, _UNSEARCHED),
-    ("flash_attention", "256 dropout packed", "queries_gradient_kernel", "90"): KnownFault(1.0, 20, _UNSEARCHED),
-}
-NO_FAULT = KnownFault(1.0, 0, "")
 REGISTER_MARGIN = 8  # one step in which the hardware hands out registers
 
 
@@ -41,10 +21,9 @@ def faults(row: Row | Refused, unmet: list[str]) -> list[str]:
     limit = chip_of(row.target).shared_memory
     if row.shared > limit:
         found.append(f"takes {row.shared} bytes of shared memory, the chip gives {limit}")
-    allowed = KNOWN_FAULTS.get(row.key, NO_FAULT)
-    if row.loop_spills > allowed.loop_spills:
+    if row.loop_spills:
         found.append(f"spills inside a loop: {row.loop_spills} loads and stores of local memory")
-    if row.products not in (None, 1.0, allowed.products):
+    if row.products not in (None, 1.0):
         found.append(f"issues {row.products} times the matrix products that its tiles need")
     if "float64" in row.instructions:
         found.append("computes in float64")
@@ -107,10 +86,6 @@ def render(triton_version: str, rows: list[Row]) -> str:
                 kernels.setdefault((row.case, row.kernel), {})[row.target] = row
         for (case, kernel), by_target in kernels.items():
             out.append(_line(case, kernel, [by_target.get(target) for target in targets]))
-    out += ["", "## Known faults", ""]
-    for (op, case, kernel, target), known in KNOWN_FAULTS.items():
-        found = f"{known.products} times the products, {known.loop_spills} accesses to local memory in a loop"
-        out.append(f"- {op} {case}, {kernel} on {target}: {found}; {known.remark}.")
     return "\n".join(out) + "\n"
 
 

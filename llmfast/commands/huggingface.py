@@ -16,7 +16,7 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     Args:
         source: Folder with config.json and safetensors or .bin files, of GPT-2, Llama, Mistral, Mixtral, Qwen2,
             Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma, Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite,
-            GPT-OSS, Cohere or Cohere 2.
+            GPT-OSS, Llama 4 (text), Cohere or Cohere 2.
         out: New folder to write.
         dtype: Of the parameters.
         vocab_multiple: Fill the embedding table up to a multiple of this (64 for GPT-2's 50257 tokens).
@@ -27,11 +27,12 @@ def import_model(source: Path, out: Path, *, dtype: Dtype = "float32", vocab_mul
     import torch
 
     from llmfast.integrations.huggingface.folder import check_new, copy_tokenizer, load_huggingface
-    from llmfast.models.folder import save_model
+    from llmfast.models.folder import CONFIG_FILE, read_json, save_model
 
     check_new(out)
     model = load_huggingface(source, dtype=getattr(torch, dtype), vocab_multiple=vocab_multiple)
-    save_model(out, model, write_tokenizer=lambda folder: copy_tokenizer(source, folder))
+    family = read_json(source / CONFIG_FILE)["model_type"]
+    save_model(out, model, write_tokenizer=lambda folder: copy_tokenizer(source, folder), family=family)
     print(f"{out}: {model.config.parameters:,} parameters; {_use_of(out, source)}")
 
 
@@ -62,7 +63,8 @@ def export_model(
     Args:
         model: A run folder (its newest checkpoint is used) or a checkpoint folder; an adapter is merged into its base.
         out: New folder to write.
-        family: As model_type of transformers (llama, qwen2, ...); the one that fits if left out.
+        family: As model_type of transformers (llama, qwen2, ...). If left out, that which the model was imported from,
+            or else the first that fits.
         dtype: Of the tensors; the narrowest that holds all numbers exactly if left out.
         max_shard_size: Larger models are split over several files.
 
@@ -71,13 +73,17 @@ def export_model(
     """
     import torch
 
+    from llmfast.integrations.huggingface.config import as_said, can_say
     from llmfast.integrations.huggingface.folder import save_huggingface
     from llmfast.integrations.opening import open_start
-    from llmfast.models.folder import model_folder
+    from llmfast.models.folder import model_folder, read_state_file
 
     folder = model_folder(model)
+    decoder, imported_from = open_start(folder).decoder(), read_state_file(folder).get("family")
+    if family is None and imported_from and can_say(as_said(decoder.config, imported_from), imported_from):
+        family = imported_from
     save_huggingface(
-        open_start(folder).decoder(),
+        decoder,
         out,
         family=family,
         dtype=None if dtype is None else getattr(torch, dtype),

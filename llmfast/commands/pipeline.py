@@ -6,6 +6,7 @@ import contextlib
 import io
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from llmfast.commands.tasks import TASKS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmfast.pipeline.recipe import Plan
+    from llmfast.pipeline.recipe import Plan, Step
     from llmfast.pipeline.state import State, Task
 
 # Beside the commands that train, what continues in the folder of --out where it was interrupted.
@@ -45,13 +46,14 @@ def pipeline(
         recipe: YAML file with stages, variables, sizes and results.
         size: One of the recipe's sizes; cpu, or else its first, if left out.
         out: Folder for what the stages make, their logs and results.json; runs/NAME-SIZE if left out.
-        dry_run: Check every command line and show which stages would run and why, and run none.
+        dry_run: Check every command line, show which stages would run and why, and what is missing; run none.
         only: Run these stages alone; what they need must be done.
         again: Run these stages, and all that depend on them, though they are done.
         set: Other values for variables of the recipe, as in steps=100.
 
     Raises:
-        ValueError: a recipe that cannot be, a command line with an unknown option, or a stage that failed.
+        ValueError: a recipe that cannot be, a command line with an unknown option, a file or library that a stage needs
+            and does not have, or a stage that failed.
         KeyboardInterrupt: stopped by SIGINT, SIGTERM or SIGHUP; the same call resumes.
     """
     from rich.console import Console
@@ -68,19 +70,34 @@ def pipeline(
     _check_names(plan, only, again)
     if dry_run:
         found = tasks(plan, read_state(out, plan.name), again)
-        _check_commands(found)
+        calls = _check_commands(plan.steps)
         _show(found, console)
+        for missing in _missing(plan.steps, calls, out):
+            console.print(f"missing: {missing}", markup=False)
         return
+    if not out.exists():
+        _check(plan.steps, out, only)
     out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out)
     folder.lock()
     try:
         state = read_state(out, plan.name)
         found = tasks(plan, state, again)
-        _check_commands([task for task in found if task.reason])
+        _check([task.step for task in found if task.reason], out, only)
         _run(plan, found, state, out, only, console)
     finally:
         folder.unlock()
+
+
+def _check(steps: list[Step], out: Path, only: tuple[str, ...]) -> None:
+    """Check that stages can be called, and that they have what they need.
+
+    Raises:
+        ValueError: one cannot, or has not; names the stage.
+    """
+    chosen = [step for step in steps if not only or step.name in only]
+    if missing := next(_missing(chosen, _check_commands(chosen), out), None):
+        raise ValueError(missing)
 
 
 def _changes(given: tuple[str, ...]) -> dict[str, Any]:
@@ -111,27 +128,45 @@ def _check_names(plan: Plan, only: tuple[str, ...], again: tuple[str, ...]) -> N
                 raise ValueError(f"{option} is {name!r}, which is not a stage; there are {', '.join(names)}")
 
 
-def _check_commands(found: list[Task]) -> None:
-    """Check the command lines of stages against the options that there are.
+def _check_commands(steps: list[Step]) -> dict[str, dict[str, Any]]:
+    """What the command of each stage is called with, by name; nothing for one that is a script.
 
     Raises:
-        ValueError: one that cannot be called; names the stage.
+        ValueError: a command line that cannot be called; names the stage.
     """
     from llmfast.cli import parse, sentence
     from llmfast.pipeline.running import SCRIPT
 
-    for task in found:
-        if task.step.words[0] == SCRIPT:
+    calls: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        calls[step.name] = {}
+        if step.words[0] == SCRIPT:
             continue
         message = io.StringIO()
         try:
             with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
-                parse(task.step.words)  # what an earlier run of other settings has left there is removed first
+                # What an earlier run of other settings has left there is removed first.
+                _, calls[step.name] = parse(step.words)
         except (ValueError, OSError) as error:
-            raise ValueError(f"stage {task.step.name}: {sentence(error)}") from None
+            raise ValueError(f"stage {step.name}: {sentence(error)}") from None
         except SystemExit:
             print(message.getvalue(), file=sys.stderr)
-            raise ValueError(f"stage {task.step.name} cannot be called: {_shown(task)}") from None
+            raise ValueError(f"stage {step.name} cannot be called: {_shown(step)}") from None
+    return calls
+
+
+def _missing(steps: list[Step], calls: dict[str, dict[str, Any]], out: Path) -> Iterator[str]:
+    """What stages need that is not there and that no stage makes, a sentence each."""
+    from llmfast.cli import sentence
+    from llmfast.commands.stage_needs import check_stage
+
+    for step in steps:
+        try:
+            check_stage(step, calls[step.name], out)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            if (reason := sentence(error)) is None:
+                raise
+            yield f"stage {step.name}: {reason}"
 
 
 def _resumes(task: Task) -> bool:
@@ -142,17 +177,17 @@ def _resumes(task: Task) -> bool:
     return name in TASKS or name in RESUMABLE
 
 
-def _words(task: Task) -> list[str]:
+def _words(step: Step) -> list[str]:
     """The words of a stage's command: one that trains begins a run, or resumes it where it was interrupted."""
-    words = task.step.words
+    words = step.words
     return [*words, "--resume", "auto"] if words[0] in TASKS and "--out" in words else words
 
 
-def _shown(task: Task) -> str:
+def _shown(step: Step) -> str:
     """The command line of a stage, to be copied into a shell."""
     from llmfast.pipeline.running import SCRIPT
 
-    words, processes = _words(task), task.step.processes
+    words, processes = _words(step), step.processes
     if processes > 1:
         program = words[1:] if words[0] == SCRIPT else ["-m", "llmfast.cli", *words]
         return shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(processes), *program])
@@ -162,7 +197,7 @@ def _shown(task: Task) -> str:
 def _show(found: list[Task], console: Console) -> None:
     for task in found:
         status = f"runs: {task.reason}" if task.reason else "done"
-        console.print(f"{task.step.name:<20}{status}\n  $ {_shown(task)}", markup=False)
+        console.print(f"{task.step.name:<20}{status}\n  $ {_shown(task.step)}", markup=False)
 
 
 def _run(plan: Plan, found: list[Task], state: State, out: Path, only: tuple[str, ...], console: Console) -> None:
@@ -181,8 +216,8 @@ def _run(plan: Plan, found: list[Task], state: State, out: Path, only: tuple[str
             continue
         if missing := [each for each in step.needs if each in waiting]:
             raise ValueError(f"stage {name} needs {', '.join(missing)}, which is not done")
-        console.print(f"\n{heading}: {task.reason}\n$ {_shown(task)}", markup=False)
-        run_task(task, state, out, words=_words(task), resumes=_resumes(task), output=console.file)
+        console.print(f"\n{heading}: {task.reason}\n$ {_shown(step)}", markup=False)
+        run_task(task, state, out, words=_words(step), resumes=_resumes(task), output=console.file)
         waiting.discard(name)
         console.print(f"{heading}: done, in {clock(state.stages[name].seconds)}")
     if waiting:

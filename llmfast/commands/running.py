@@ -152,7 +152,7 @@ def run_task(
     with world(device, minutes=10.0 if config is None else config.parallel.timeout) as this:
         console = Console(highlight=False, soft_wrap=True, quiet=not this.is_main)
         session = _session(task, config, out, resume, learning_rate, console, this)
-        with _copied_at_the_end(session):
+        with _copied_at_the_end(session, console):
             try:
                 fit(session, console=console, profile=profile)
             except KeyboardInterrupt:
@@ -170,13 +170,23 @@ def run_task(
 
 
 @contextlib.contextmanager
-def _copied_at_the_end(session: Session) -> Iterator[None]:
-    """Copies the run to ``training.copy_to`` however training ends."""
+def _copied_at_the_end(session: Session, console: Console) -> Iterator[None]:
+    """Copies the run to ``training.copy_to`` however training ends. If it was stopped or failed, that is the error, and
+    a copy that fails as well is only reported."""
     try:
         yield
-    finally:
-        if (address := session.config.training.copy_to) and session.trainer.world.is_main:
-            upload(session.run.folder, address)
+    except BaseException:
+        try:
+            _copy(session)
+        except ValueError as failure:
+            console.print(f"not copied  {failure}")
+        raise
+    _copy(session)
+
+
+def _copy(session: Session) -> None:
+    if (address := session.config.training.copy_to) and session.trainer.world.is_main:
+        upload(session.run.folder, address)
 
 
 def try_task(task: type[Task], config: Any, *, out: Path | None, resume: Path | None, dry_run: bool) -> None:

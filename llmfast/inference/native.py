@@ -134,6 +134,9 @@ _ONLY = {
     "attention_softcap": None,
     "logit_softcap": None,
     "attention_sinks": False,
+    "attention_chunk": None,
+    "qk_l2_norm": False,
+    "query_temperature": None,
 }
 
 

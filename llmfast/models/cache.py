@@ -183,12 +183,13 @@ class CachedStep:
     longest: int
     """Tokens of the longest sequence."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
-        """Store k and v (N, K, D) of a layer, and attend with q (N, H, D) to the sequence of each; (N, H, D)."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores, chunk: int | None = None) -> Tensor:
+        """Store k and v (N, K, D) of a layer, and attend with q (N, H, D) to the sequence of each, or to the tokens of
+        its chunk; (N, H, D)."""
         pages = self.cache.layers[layer]
         pages.write(self.places, k, v)
         parts = [
-            _attend(group, pages, *(_by_sequence(each[group.rows], group.queries) for each in (q, k, v)), scores)
+            _attend(group, pages, *(_by_sequence(each[group.rows], group.queries) for each in (q, k, v)), scores, chunk)
             for group in self.groups
         ]
         flat = [part.transpose(1, 2).flatten(0, 1) for part in parts]
@@ -200,30 +201,42 @@ def _by_sequence(x: Tensor, queries: int) -> Tensor:
     return x.unflatten(0, (-1, queries)).transpose(1, 2)
 
 
-def _attend(group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+def _attend(
+    group: Group, pages: LayerPages, q: Tensor, k: Tensor, v: Tensor, scores: Scores, chunk: int | None
+) -> Tensor:
     is_exact = pages.keys.dtype == q.dtype
-    if group.is_fresh and is_exact:
+    if chunk is not None and group.longest <= chunk:
+        chunk = None  # which is all there is
+    if group.is_fresh and is_exact and chunk is None:
         return flash_attention(q, k, v, causal=True, **scores._asdict())
     triton, invariant = use_triton(q), is_batch_invariant()
-    if triton and invariant:
-        return _attend_one_by_one(group, pages, q, scores)
+    if (triton and invariant) or (chunk is not None and group.queries > 1):
+        return _attend_one_by_one(group, pages, q, scores, chunk)
+    options = scores._asdict()
+    if chunk is not None:  # what lies before the chunk of the only query is not seen, as padding is not
+        options["leftpad"] = (group.lengths - 1) // chunk * chunk
     if triton and is_exact:
         held = (each.transpose(1, 2) for each in (pages.keys, pages.values))
-        return flash_decode(q, *held, group.lengths, page_table=group.page_table, **scores._asdict())
-    if triton or invariant or scores.softcap is not None or scores.sinks is not None:
+        return flash_decode(q, *held, group.lengths, page_table=group.page_table, **options)
+    if triton or invariant or not (scores.softcap is None and scores.sinks is None and chunk is None):
         held = (each.transpose(1, 2) for each in pages.read(group.all_places(), q.dtype))
-        return flash_decode(q, *held, group.lengths, **scores._asdict())
+        return flash_decode(q, *held, group.lengths, **options)
     places, mask = group.seen(None if scores.window is None else scores.window[0] + 1)
     k, v = (each.transpose(1, 2) for each in pages.read(places, q.dtype))
     is_grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale, enable_gqa=is_grouped)
 
 
-def _attend_one_by_one(group: Group, pages: LayerPages, q: Tensor, scores: Scores) -> Tensor:
-    """By the kernel of training, whose bits those of ``flash_decode`` are not."""
+def _attend_one_by_one(group: Group, pages: LayerPages, q: Tensor, scores: Scores, chunk: int | None = None) -> Tensor:
+    """By the kernel of training, whose bits those of ``flash_decode`` are not; chunk after chunk."""
     keys, values = pages.read(group.all_places(), q.dtype)
-    parts = []
+    rows = []
     for row, length in enumerate(group.lengths.tolist()):
-        k, v = (each[row : row + 1, :length].transpose(1, 2) for each in (keys, values))
-        parts.append(flash_attention(q[row : row + 1], k, v, causal=True, **scores._asdict()))
-    return torch.cat(parts)
+        past, size, parts = length - group.queries, chunk or length, []
+        for start in range(past // size * size, length, size):
+            end = min(start + size, length)
+            k, v = (each[row : row + 1, start:end].transpose(1, 2) for each in (keys, values))
+            queries = q[row : row + 1, :, max(start - past, 0) : end - past]
+            parts.append(flash_attention(queries, k, v, causal=True, **scores._asdict()))
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows)

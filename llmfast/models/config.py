@@ -63,6 +63,8 @@ class ExpertsConfig:
     """Width of an expert that every token passes (DeepSeek's n shared experts are one n times as wide); 0 for none."""
     biases: bool = False
     """Whether the router and the experts have biases (GPT-OSS)."""
+    scale_input: bool = False
+    """Multiply what enters an expert by its score, and not what it gives (Llama 4)."""
     shared_gate: bool = False
     """Weigh the shared expert by a sigmoid of the token (Qwen2-MoE)."""
     auxiliary_weight: float = 0.01
@@ -131,6 +133,14 @@ class DecoderConfig:
     qk_norm_over: Literal["head", "own_head", "all"] = "head"
     """head: qk_norm normalises each head, with weights that all heads share (Qwen3); own_head: with weights of its own
     (Cohere); all: all heads of a token together (OLMo 2)."""
+    qk_l2_norm: bool = False
+    """Divide each head of queries and keys by its root mean square after the rotation, in layers that rotate them,
+    without weights (Llama 4)."""
+    query_temperature: float | None = None
+    """In layers without positions, queries are multiplied by 1 + this · ln(1 + floor((position + 1) / n)), where n is
+    query_temperature_tokens (Nakanishi 2025; Llama 4: 0.1); not at all if left out."""
+    query_temperature_tokens: int = 8192
+    """Tokens from one such factor to the next."""
     embedding_scale: float | None = None
     """Factor on embeddings on their way in (Granite); 1 if left out, or that of scale_embedding."""
     residual_scale: float = 1.0
@@ -157,8 +167,12 @@ class DecoderConfig:
     setting of their own, experts.biases."""
     window: int | None = None
     """Sliding-window attention: each token sees this many, itself included; all before it if left out."""
+    attention_chunk: int | None = None
+    """Chunked attention, in layers that window_pattern calls c: documents are cut into chunks of this many tokens, and
+    each token sees those before it in its chunk, and itself (Llama 4)."""
     window_pattern: str = "s"
-    """Which layers slide (s) and which see all (f), repeated over the layers: "sssf" is three of four."""
+    """Which layers slide (s), attend by chunks (c) or see all (f), repeated over the layers: of "sssf", three of four
+    slide."""
     dropout: float = 0.0
     """Probability of dropping an element of the embedding, of attention and of what a block adds (GPT-2: 0.1)."""
     experts: ExpertsConfig = ExpertsConfig()
@@ -191,6 +205,9 @@ class DecoderConfig:
         for name, value in fill.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        for name in ("kv_heads", "ff_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}: "
@@ -211,21 +228,38 @@ class DecoderConfig:
     def _check_window(self) -> None:
         if self.window is not None and self.window < 1:
             raise ValueError(f"model.window must be at least 1, got {self.window}")
-        _check_pattern("model.window_pattern", self.window_pattern, "sf")
+        _check_pattern("model.window_pattern", self.window_pattern, "scf")
+        if self.attention_chunk is not None and self.attention_chunk < 1:
+            raise ValueError(f"model.attention_chunk must be at least 1, got {self.attention_chunk}")
+        if ("c" in self.window_pattern) != (self.attention_chunk is not None):
+            raise ValueError(
+                f"model.attention_chunk {self.attention_chunk} and model.window_pattern {self.window_pattern!r}: "
+                "layers with the letter c need the chunk, and the chunk needs such layers"
+            )
 
     def _check_rope(self) -> None:
         scaling = self.rope_scaling
         _check_pattern("model.rope_pattern", self.rope_pattern, "rn")
-        if scaling.factor < 1:
+        for name in ("rope_base", "window_rope_base"):
+            base = getattr(self, name)
+            if base is not None and not 0 < base < math.inf:
+                raise ValueError(f"model.{name} must be a positive number, got {base}")
+        if not 1 <= scaling.factor < math.inf:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, got {scaling.factor}")
         if scaling.kind != "none" and self.positions != "rope":
             raise ValueError(f"model.rope_scaling needs model.positions rope, but they are {self.positions}")
         if self.rope_interleaved and self.positions != "rope":
             raise ValueError(f"model.rope_interleaved needs model.positions rope, but they are {self.positions}")
+        if self.query_temperature is not None and (self.positions != "rope" or scaling.kind == "dynamic"):
+            raise ValueError("model.query_temperature needs model.positions rope, without dynamic model.rope_scaling")
+        if self.query_temperature_tokens < 1:
+            raise ValueError(f"model.query_temperature_tokens must be at least 1, got {self.query_temperature_tokens}")
         if self.window_rope_base is not None and scaling.kind == "dynamic":
             raise ValueError("model.window_rope_base does not go with dynamic model.rope_scaling")
 
     def _check_norms(self) -> None:
+        if not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"model.norm_eps must be a number of at least 0, got {self.norm_eps}")
         if self.parallel_residual and self.norm_position != "before":
             raise ValueError(
                 f"model.parallel_residual needs model.norm_position before, but it is {self.norm_position}"
@@ -245,6 +279,7 @@ class DecoderConfig:
             "logit_softcap",
             "swiglu_limit",
             "swiglu_alpha",
+            "query_temperature",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -255,6 +290,11 @@ class DecoderConfig:
     def _check_experts(self) -> None:
         experts = self.experts
         _check_pattern("model.experts.pattern", experts.pattern, "ed")
+        for name in ("count", "shared_width", "auxiliary_weight", "bias_rate", "z_loss_weight"):
+            if not 0 <= getattr(experts, name) < math.inf:
+                raise ValueError(f"model.experts.{name} must be a number of at least 0, got {getattr(experts, name)}")
+        if experts.width is not None and experts.width < 1:
+            raise ValueError(f"model.experts.width must be at least 1, got {experts.width}")
         if not experts.count:
             return
         if not self.gated:
@@ -305,6 +345,10 @@ class DecoderConfig:
         """How many tokens a token of this layer sees, itself included; None for all before it."""
         return self.window if self.window_pattern[layer % len(self.window_pattern)] == "s" else None
 
+    def chunk_of(self, layer: int) -> int | None:
+        """How many tokens the chunks have within which this layer attends; None where it does not do so."""
+        return self.attention_chunk if self.window_pattern[layer % len(self.window_pattern)] == "c" else None
+
     def rotation_of(self, layer: int) -> Literal["none", "all", "window"]:
         """Which rotary table this layer uses: none, that of all layers, or that of layers with a sliding window."""
         if self.positions != "rope" or self.rope_pattern[layer % len(self.rope_pattern)] == "n":
@@ -333,4 +377,5 @@ class DecoderConfig:
 
 def _check_pattern(name: str, pattern: str, letters: str) -> None:
     if not pattern or set(pattern) - set(letters):
-        raise ValueError(f"{name} is made of the letters {' and '.join(letters)}, got {pattern!r}")
+        said = f"{', '.join(letters[:-1])} and {letters[-1]}"
+        raise ValueError(f"{name} is made of the letters {said}, got {pattern!r}")

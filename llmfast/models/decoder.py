@@ -1,7 +1,7 @@
 """The decoder, read top to bottom: embedding, blocks of attention and feed-forward, final norm, head.
 
-By its configuration it is GPT-2, Llama, Qwen, Mixtral, Gemma, OLMo, Cohere or what lies between. Shape letters:
-B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model width,
+By its configuration it is GPT-2, Llama, Qwen, Mixtral, Gemma, OLMo, Cohere, GPT-OSS or what lies between. Shape
+letters: B batch, S query length, T key length, H query heads, K key/value heads, D head width, E model width,
 F feed-forward width, V vocabulary, N tokens (B·S flattened).
 """
 
@@ -75,6 +75,8 @@ class Places(NamedTuple):
     """Where each document starts in the batch laid end to end; None where each row is one."""
     window_rotary: tuple[Tensor, Tensor] | None = None
     """As ``rotary``, for layers with a sliding window; None where they have no base of their own."""
+    chunk_seqlens: Tensor | None = None
+    """As ``cu_seqlens``, for layers that attend by chunks: where each chunk starts."""
 
 
 class Attention(nn.Module):
@@ -99,6 +101,10 @@ class Attention(nn.Module):
         self.q_norm = norm(config, of_queries) if config.qk_norm else None
         self.k_norm = norm(config, of_keys) if config.qk_norm else None
         self.rotation, self.rope_interleaved = config.rotation_of(layer), config.rope_interleaved
+        self.l2_norm_eps = config.norm_eps if config.qk_l2_norm and self.rotation != "none" else None
+        self.temperature = config.query_temperature if self.rotation == "none" else None
+        self.temperature_tokens = config.query_temperature_tokens
+        self.chunk = config.chunk_of(layer)
         window = config.window_of(layer)
         self.window = None if window is None else (window - 1, 0)
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
@@ -127,22 +133,35 @@ class Attention(nn.Module):
         if rotary is not None:
             cos, sin = rotary
             q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin, interleaved=self.rope_interleaved)
+        if self.l2_norm_eps is not None:
+            q, k = (l2_norm(each, self.l2_norm_eps) for each in (q, k))
+        if self.temperature is not None:
+            q = q * self._temperatures(places.positions, S, q)
         return q, k, v
+
+    def _temperatures(self, positions: Tensor | None, S: int, like: Tensor) -> Tensor:
+        """The factors on queries, (B or 1, S, 1, 1) in their dtype."""
+        if positions is None:
+            positions = torch.arange(S, device=like.device)[None]
+        steps = ((positions.to(torch.promote_types(like.dtype, torch.float32)) + 1) / self.temperature_tokens).floor()
+        return (steps.log1p() * self.temperature + 1).to(like.dtype)[..., None, None]
 
     def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
         B, S, _ = x.shape
         q, k, v = self.queries_keys_values(x, places)
         if cache is not None:
-            mixed = cache.attend(self.layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.scores)
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+            mixed = cache.attend(self.layer, q, k, v, self.scores, self.chunk)
             return self.out(mixed.reshape(B, S, -1))
         options = self.scores._asdict() | {"causal": True, "dropout_p": self.dropout if self.training else 0.0}
-        if places.cu_seqlens is None:
+        cu_seqlens = places.cu_seqlens if self.chunk is None else places.chunk_seqlens
+        if cu_seqlens is None:
             # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             mixed = flash_attention(q, k, v, **options).transpose(1, 2)
         else:
             q, k, v = (each.flatten(0, 1) for each in (q, k, v))
-            mixed = flash_attention(q, k, v, cu_seqlens_q=places.cu_seqlens, **options)
+            mixed = flash_attention(q, k, v, cu_seqlens_q=cu_seqlens, **options)
         return self.out(mixed.reshape(B, S, -1))
 
 
@@ -380,13 +399,26 @@ class Decoder(nn.Module):
             x = self.smear(x, _shifted(x, positions))
         if self.positions is not None:
             x = x + self.positions(torch.arange(S, device=x.device) if positions is None else positions)
-            return self.dropout(x), Places(None, None, cu_seqlens)
+            chunks = self._chunk_seqlens(tokens, positions, cu_seqlens)
+            return self.dropout(x), Places(None, None, cu_seqlens, chunk_seqlens=chunks)
         cos, sin = self.cos, self.sin
         if self.config.rope_scaling.kind == "dynamic" and self.config.original_context < S:
             cos, sin = (table.to(cos) for table in rotary_table(self.config, S, cos.device))
         rows = slice(S) if positions is None else slice(None)
         window_rotary = (self.window_cos[rows], self.window_sin[rows]) if len(self.window_cos) else None
-        return self.dropout(x), Places((cos[rows], sin[rows]), positions, cu_seqlens, window_rotary)
+        chunks = self._chunk_seqlens(tokens, positions, cu_seqlens)
+        return self.dropout(x), Places((cos[rows], sin[rows]), positions, cu_seqlens, window_rotary, chunks)
+
+    def _chunk_seqlens(self, tokens: Tensor, positions: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+        """``cu_seqlens`` for layers that attend by chunks; None where each row is one."""
+        chunk = self.config.attention_chunk
+        if chunk is None or (cu_seqlens is None and tokens.shape[1] <= chunk):
+            return cu_seqlens
+        if cu_seqlens is None:
+            B, S = tokens.shape
+            positions = torch.arange(S, device=tokens.device).expand(B, S)
+            cu_seqlens = torch.arange(0, B * S + 1, S, device=tokens.device, dtype=torch.int32)
+        return with_chunks(cu_seqlens, positions, chunk)
 
     def _embed_cached(self, tokens: Tensor, step: CachedStep) -> tuple[Tensor, Places]:
         """As ``embed``, of tokens (N, 1) of any sequences."""
@@ -478,3 +510,22 @@ def document_positions(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
     tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     document = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
     return (tokens - cu_seqlens[document]).view(shape)
+
+
+def with_chunks(cu_seqlens: Tensor, positions: Tensor, chunk: int) -> Tensor:
+    """Where each chunk of ``chunk`` tokens of each document starts, as ``cu_seqlens`` says it of documents.
+
+    The result has as many entries as there can be starts, so that its shape does not depend on where documents end;
+    those at the end repeat.
+    """
+    N = positions.numel()
+    tokens = torch.arange(N, device=positions.device, dtype=cu_seqlens.dtype)
+    starts = torch.where(positions.flatten() % chunk == 0, tokens, N).sort().values
+    most = len(cu_seqlens) + N // chunk
+    return torch.nn.functional.pad(starts, (0, 1), value=N)[:most]
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """x (..., D) over the root of its mean square, computed in float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)

@@ -57,7 +57,10 @@ class Router(nn.Module):
             bias = None if self.logit_bias is None else self.logit_bias.to(wide)
             logits = product(x.to(wide), self.weight.to(wide), bias)  # (N, X)
             scores = logits.softmax(-1) if self.config.score == "softmax" else logits.sigmoid()
-            chosen = (scores + self.bias).topk(self.config.active, dim=-1).indices
+            order = scores + self.bias
+            if self.config.score == "sigmoid":  # of which many are 1 in float32
+                order = torch.where(self.bias.any(), order, logits)
+            chosen = order.topk(self.config.active, dim=-1).indices
             weights = scores.gather(-1, chosen)
             if self.config.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
@@ -101,11 +104,13 @@ def expert_outputs(
 
 
 class MixtureOfExperts(nn.Module):
-    """Σ over a token's experts of weight · expert(x), plus the shared expert if there is one."""
+    """Σ over a token's experts of weight · expert(x), or with ``experts.scale_input`` of expert(weight · x), plus the
+    shared expert if there is one."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.router = Router(config)
+        self.scales_input = config.experts.scale_input
         self.experts = Experts(config)
         shared = config.experts.shared_width
         self.shared = GatedFeedForward(config, shared) if shared else None
@@ -118,10 +123,13 @@ class MixtureOfExperts(nn.Module):
         N, k = chosen.shape
         order = chosen.flatten().argsort(stable=True)  # places in (N·k), those of expert 0 first
         ends = routed.sent.cumsum(0).to(torch.int32)
-        out = self.experts(flat[order // k], ends)
+        entering = flat[order // k]
+        if self.scales_input:
+            entering = entering * weights.flatten()[order].unsqueeze(-1).to(entering.dtype)
+        out = self.experts(entering, ends)
         # Back in the order of tokens, and summed over k there: a scattered sum would not be the same in every run.
         out = out[order.argsort()].view(N, k, -1)
-        out = (out * weights.unsqueeze(-1).to(out.dtype)).sum(1)
+        out = (out if self.scales_input else out * weights.unsqueeze(-1).to(out.dtype)).sum(1)
         if self.shared is not None:
             gate = 1 if self.shared_gate is None else self.shared_gate(flat).sigmoid()
             out = out + gate * self.shared(flat)

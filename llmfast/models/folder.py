@@ -67,8 +67,16 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return read_json(folder / CONFIG_FILE), state, without_value_head(read_tensors(folder / MODEL_FILE))
 
 
-def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None]) -> None:
+def save_model(
+    folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path], None], family: str | None = None
+) -> None:
     """Write a model folder, which holds a model to use and no training to resume.
+
+    Args:
+        folder: a new folder.
+        model: what is written.
+        write_tokenizer: is called with the folder.
+        family: the ``model_type`` that transformers has for the model, if it was imported: several may fit.
 
     Raises:
         OSError: the disk is full or not writable; what was at ``folder`` is untouched.
@@ -76,7 +84,8 @@ def save_model(folder: Path, model: Decoder, *, write_tokenizer: Callable[[Path]
     with atomic_folder(folder) as partial:
         file = partial / MODEL_FILE
         write_tensors(file, model_tensors(model))
-        write_state_file(partial, {"step": 0, "sha256": {file.name: file_sha256(file)}})
+        origin = {} if family is None else {"family": family}
+        write_state_file(partial, {"step": 0, "sha256": {file.name: file_sha256(file)}} | origin)
         write_config(partial, model.config)
         write_tokenizer(partial)
 
@@ -106,8 +115,14 @@ def model_folder(path: Path) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    folders = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir()]
+    found = [path for path in folders if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint of a run was saved, by the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def is_classifier(path: Path) -> bool:
@@ -129,11 +144,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
     except ValueError as error:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint file {path} is damaged: it holds no names with values")
+    return content
 
 
 def write_state_file(folder: Path, state: dict[str, Any]) -> None:

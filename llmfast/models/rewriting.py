@@ -16,8 +16,10 @@ from llmfast.models.rotary_pairs import half_split, interleaved, of_queries_and_
 
 
 def with_scales_in_weights(config: DecoderConfig) -> DecoderConfig:
-    """The configuration whose weights hold the scales of attention, the residual stream and the logits."""
-    return dataclasses.replace(config, attention_scale=None, residual_scale=1.0, logit_scale=1.0)
+    """The configuration whose weights hold the scales of attention, the residual stream and the logits; the first stays
+    where queries are normalized without weights."""
+    attention_scale = config.attention_scale if config.qk_l2_norm else None
+    return dataclasses.replace(config, attention_scale=attention_scale, residual_scale=1.0, logit_scale=1.0)
 
 
 def rewritten(name: str, tensor: Tensor, before: DecoderConfig, after: DecoderConfig) -> Tensor:

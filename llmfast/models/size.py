@@ -52,7 +52,7 @@ def flops_by_part(config: DecoderConfig, sequence: int | None = None) -> dict[st
     S = sequence or config.context
     E, layers = config.width, config.layers
     moe_layers = sum(map(config.has_experts, range(layers)))
-    keys = sum(_mean_keys(S, config.window_of(layer)) for layer in range(layers))
+    keys = sum(_mean_keys(S, config.window_of(layer), config.chunk_of(layer)) for layer in range(layers))
     experts = config.experts
     per_expert_layer = experts.active * config.expert_width + experts.shared_width
     forward = {
@@ -103,8 +103,11 @@ def _qk_norms(config: DecoderConfig) -> int:
     return heads * config.head_width
 
 
-def _mean_keys(S: int, window: int | None) -> float:
-    """Keys a token of a sequence sees on average: S/2, or with a window w < S, w less what the first tokens lack."""
+def _mean_keys(S: int, window: int | None, chunk: int | None) -> float:
+    """Keys a token of a sequence sees on average: S/2, or with a window w < S, w less what the first tokens lack, or
+    half a chunk (the last one counts as a whole)."""
+    if chunk is not None:
+        return min(S, chunk) / 2
     if window is None or window >= S:
         return S / 2
     return window - window * window / (2 * S)

@@ -9,7 +9,7 @@ from llmfast.integrations.opening import Start, open_start
 from llmfast.models.config import DecoderConfig
 from llmfast.models.folder import write_config
 from llmfast.tokenizer import Tokenizer
-from llmfast.training.preflight.memory import TrainingSetup, training_memory
+from llmfast.training.preflight.memory import lasting_memory
 
 
 class DecoderTask:
@@ -50,9 +50,7 @@ class DecoderTask:
         return {"data": self.prepared.train.checksum[:12], "tokenizer": self.tokenizer.fingerprint[:12]}
 
     def memory(self) -> dict[str, float]:
-        setup = TrainingSetup(precision="float32", optimizer=self.config.training.optimizer)
-        parts = training_memory(self.decoder_config, setup)
-        return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
+        return lasting_memory(self.decoder_config, self.config.training.optimizer)
 
     def base(self) -> str | None:
         return str(self.start.folder) if self.keeps_base else None

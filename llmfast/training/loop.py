@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import importlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from llmfast.training.checkpoints.checkpoint import checkpoint_folder
 from llmfast.training.checkpoints.saver import Saver
 from llmfast.training.distribution.failures import Heartbeat
 from llmfast.training.monitoring.display import Display
+from llmfast.training.monitoring.evaluations import named_evaluation
 from llmfast.training.monitoring.guard import BadStepError
 from llmfast.training.monitoring.pace import Pace
 from llmfast.training.monitoring.profiling import StepProfiler
@@ -268,29 +267,6 @@ def save(session: Session, *, validation_loss: float | None = None) -> Path:
     """Write a checkpoint of where the session's trainer is; returns its folder."""
     Saver(session.run.folder, session.trainer).save(validation_loss=validation_loss)
     return checkpoint_folder(session.run.folder, session.trainer.steps_done)
-
-
-def named_evaluation(name: str) -> Any:
-    """The function that ``module:function`` names; with ``module:function:FILE``, it is called with ``data``, the file.
-
-    Raises:
-        ValueError: there is no such function or file, or the function takes none.
-    """
-    module, _, rest = name.partition(":")
-    function, _, file = rest.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"training.evaluations: {name!r} is neither module:function nor module:function:FILE ({error})"
-        ) from None
-    if not file:
-        return found
-    if "data" not in inspect.signature(found).parameters:
-        raise ValueError(f"training.evaluations: {name!r} names a file, but {function} has no argument data to take it")
-    if not Path(file).is_file():
-        raise ValueError(f"training.evaluations: {name!r}: there is no file {file}")
-    return functools.partial(found, data=Path(file))
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:

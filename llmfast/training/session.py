@@ -13,11 +13,11 @@ from typing import Any
 
 from llmfast.config import differences, to_dict, with_settings
 from llmfast.data.journal import JOURNAL
-from llmfast.models.folder import checkpoints
+from llmfast.models.folder import checkpoints, step_of
 from llmfast.training.checkpoints.saver import restore
 from llmfast.training.config import RunConfig
-from llmfast.training.distribution.mesh import check_division
 from llmfast.training.distribution.world import World
+from llmfast.training.preflight.needs import check_needs, check_watching
 from llmfast.training.pretraining import Pretraining
 from llmfast.training.run_folder import RunFolder
 from llmfast.training.task import Report, Task
@@ -50,13 +50,13 @@ def new_session(
 ) -> Session:
     """Prepare the data in a new run folder, build the trainer, let ``plan`` complete the configuration, and save it.
 
-    If anything fails, or is interrupted, no folder is left; what a killed start left is begun again. With several
-    processes the first one prepares.
+    What the run needs of this machine is checked first. If anything fails, or is interrupted, no folder is left; what a
+    killed start left is begun again. With several processes the first one prepares.
 
     Raises:
         ValueError: the folder holds something already; or what the task and ``Trainer`` refuse.
     """
-    check_division(config.parallel, world)  # before data is prepared
+    check_needs(config, world)
     run = RunFolder(folder)
     made: list[Path] = []
 
@@ -130,12 +130,15 @@ def resumed_session(
     except ValueError as error:
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
     config = saved_config if config is None else changed_config(saved_config, config, report, first_config)
+    saved = checkpoints(folder)
+    if saved and config.training.steps < min(saved_config.training.steps, step_of(saved[-1])):
+        raise ValueError(f"training.steps is {config.training.steps}, but {folder} has done {step_of(saved[-1])} steps")
+    check_watching(config.training)
     world.on_main(run.lock)
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
     if config is not saved_config or learning_rate is not None:
         world.on_main(lambda: run.change_config(config))
-    saved = checkpoints(folder)
     trainer = _trainer(_open(task, config, run, world, begins=not saved, report=report), world)
     for found in reversed(saved):
         try:

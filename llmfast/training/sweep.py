@@ -19,8 +19,10 @@ from llmfast.config import differences, from_dict, load, read_yaml, save, to_dic
 from llmfast.data.prepare import prepare
 from llmfast.files import atomic_write
 from llmfast.training.config import RunConfig
+from llmfast.training.distribution.world import World
 from llmfast.training.loop import fit
 from llmfast.training.monitoring.guard import BadStepError
+from llmfast.training.preflight.needs import check_needs
 from llmfast.training.pretraining import Pretraining
 from llmfast.training.run_folder import RunFolder
 from llmfast.training.session import new_session, resumed_session
@@ -154,10 +156,14 @@ def run_sweep(
         console: where to print.
 
     Raises:
-        ValueError: a setting that does not exist, or a value that cannot be; nothing is trained then.
+        ValueError: a setting that does not exist, a value that cannot be, or what ``check_needs`` refuses; nothing is
+            trained then.
+        ModuleNotFoundError: a library that a run needs is not installed; nothing is trained then.
         KeyboardInterrupt: stopped; the same call resumes.
     """
     runs = combinations(grid, config)
+    for _, each in runs:
+        check_needs(each, World())
     _check_same_sweep(config, out)
     if isinstance(config, RunConfig) and not config.data.prepared:
         _prepare_once([each for _, each in runs], config, out / "data", console)

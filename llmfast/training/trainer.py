@@ -34,7 +34,7 @@ from llmfast.training.optimizers.build import (
     set_learning_rate,
 )
 from llmfast.training.preflight.hardware import can_compile, choose_device, choose_precision, peak_flops
-from llmfast.training.preflight.limits import check_batch_size, check_memory
+from llmfast.training.preflight.limits import check_batch_size, check_context, check_memory
 from llmfast.training.preflight.process import prepare_process
 from llmfast.training.schedule import batch_size_at, context_at, learning_rate_factor
 from llmfast.training.task import Task
@@ -111,7 +111,8 @@ class Trainer:
         self.model: nn.Module = objective.model
         for decoder in decoders(self.model):
             decoder.activation_checkpointing = training.activation_checkpointing
-        check_batch_size(training, task.context, self.placement.data_share.count)
+        check_batch_size(training, self.placement.data_share.count)
+        check_context(training, task.context)
         self._begin()
 
     def _begin(self) -> None:

@@ -6,6 +6,7 @@ of rows, and whoever reads them keeps only what it needs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -63,18 +64,20 @@ def _rows_of_decoder(model: Decoder, tokens: Tensor, layers: list[int], heads: l
     for layer, block in enumerate(model.blocks[: max(layers) + 1]):
         if layer in layers:
             q, k, _ = block.attention.queries_keys_values(block.attention_norm(x), places)
-            yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, block.attention.scores)
+            attention = block.attention
+            yield from _blocks(layer, q.transpose(1, 2), k.transpose(1, 2), heads, attention.scores, attention.chunk)
         if layer < max(layers):
             x, _ = block(x, places)
 
 
-def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], scores: Scores) -> Iterator[Rows]:
-    """Weights of causal attention, of q (1, H, S, D) over k (1, K, S, D)."""
+def _blocks(layer: int, q: Tensor, k: Tensor, heads: list[int], scores: Scores, chunk: int | None) -> Iterator[Rows]:
+    """Weights of causal attention, of q (1, H, S, D) over k (1, K, S, D), or over those of its chunk."""
     S = q.shape[2]
     size = max(1, BLOCK_ELEMENTS // (len(heads) * S))
-    for first in range(0, S, size):
-        last = min(first + size, S)
+    firsts = {*range(0, S, size), *range(0, S, chunk or S)}
+    for first, last in itertools.pairwise(sorted({*firsts, S})):
         key = 0 if scores.window is None else max(0, first - scores.window[0])
+        key = key if chunk is None else first // chunk * chunk
         # Attention among these tokens alone: the rows see none before and none after them.
         weights = attention_weights(
             q[:, :, key:last],

@@ -142,6 +142,7 @@ def test_a_damaged_run_is_one_sentence_and_the_others_are_shown(full, tmp_path):
 
 
 def test_generating_shows_probabilities_and_stays_through_re_runs(full):
+    widgets.servers().close()  # those that other tests have loaded are shown, too
     page = open_page("generate", full)
     choose(page, "Models", ["tiny/run", "models/chat"])
     page.text_area[0].set_value("The fox")

@@ -6,12 +6,11 @@ import importlib
 import io
 import json
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, fences, inline_code, links, name_of
+from pages import PAGES, ROOT, command_lines, fences, inline_code, links, name_of, shell_lines
 
 from llmfast import cli
 
@@ -25,26 +24,6 @@ TOP = ("kernels", "llmfast", "csrc", "benchmarks", "tests", "recipes", "docs", "
 IN_REPOSITORY = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
 PACKAGES = {path.parent.name for path in (ROOT / "llmfast").glob("*/__init__.py")} - {"app", "commands"}
 REFERENCE = {"commands", "kernels", "llmfast", *PACKAGES}  # the pages that docs/tools/hooks.py writes
-
-
-def command_lines(text: str) -> list[list[str]]:
-    """The words behind ``llmfast`` of every command line in the shell blocks and the inline code of a page."""
-    return shell_lines(text) + words_of([code for code in inline_code(text) if code.startswith("llmfast ")])
-
-
-def shell_lines(text: str) -> list[list[str]]:
-    """Those of the shell blocks, which are whole."""
-    return words_of([line for block in fences(text, "bash") for line in re.split(r"\n|&&", block.replace("\\\n", " "))])
-
-
-def words_of(lines: list[str]) -> list[list[str]]:
-    found = []
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        places = [place for place, word in enumerate(words) if Path(word).name in ("llmfast", "llmfast.cli")]
-        if places and len(words) > places[0] + 1:
-            found.append(words[places[0] + 1 :])
-    return found
 
 
 @functools.cache

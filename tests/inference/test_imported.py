@@ -53,6 +53,21 @@ FAMILIES = {
         "GptOss",
         SIZES | WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": YARN},
     ),
+    "llama4": (
+        "Llama4Text",
+        SIZES | {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 96,
+            "intermediate_size_mlp": 40,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 0],
+            "attention_chunk_size": 7,
+            "floor_scale": 5,
+            "attn_scale": 0.5,
+        },
+    ),
     "dynamic": (
         "Llama",
         SIZES | {
@@ -87,7 +102,7 @@ def folder(request, tmp_path):
     config = getattr(transformers, f"{name}Config")(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     config.tie_word_embeddings = request.param in ("gpt2", "qwen3")
     torch.manual_seed(SEEDS.get(request.param, 0))
-    kind = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
+    kind = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name.removesuffix('Text')}ForCausalLM")
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

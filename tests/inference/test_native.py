@@ -321,6 +321,9 @@ def test_models_it_cannot_compute_are_refused():
         ("model.attention_softcap 2.0", {"attention_softcap": 2.0}),
         ("model.logit_softcap 2.0", {"logit_softcap": 2.0}),
         ("model.attention_sinks True", {"attention_sinks": True}),
+        ("model.attention_chunk 8", {"attention_chunk": 8, "window_pattern": "c"}),
+        ("model.qk_l2_norm True", {"qk_l2_norm": True}),
+        ("model.query_temperature 0.1", {"query_temperature": 0.1}),
         ("its activation is clamped_swiglu", {"activation": "clamped_swiglu"}),
     ):
         with pytest.raises(ValueError, match=said):

@@ -89,7 +89,7 @@ def test_experts_are_nothing_that_a_plain_family_can_say(kind):
         to_config(DecoderConfig(width=32, layers=2, experts=ExpertsConfig(4)), kind)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4_text"])
 def test_a_model_without_experts_is_no_mixture(kind):
     """Trap: a folder with zero experts, which their library cannot load."""
     with pytest.raises(ValueError, match=r"this family has experts, and model\.experts\.count is 0"):

@@ -103,6 +103,21 @@ THEIRS |= {
     "gpt_oss": ("GptOss", GPT_OSS | {"swiglu_limit": 1.5, "swiglu_alpha": 1.3}),
     "gpt_oss, without biases": ("GptOss", GPT_OSS | {"attention_bias": False, "layer_types": TYPES[::-1]}),
 }
+LLAMA4 = LLAMA | {
+    "head_dim": 16,
+    "intermediate_size": 24,
+    "intermediate_size_mlp": 40,
+    "num_local_experts": 4,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": 7,
+}
+THEIRS |= {
+    "llama4": ("Llama4Text", LLAMA4 | {"interleave_moe_layer_step": 2, "rope_parameters": LLAMA3}),
+    "llama4, tuned": (
+        "Llama4Text",
+        LLAMA4 | {"num_experts_per_tok": 2, "use_qk_norm": False, "floor_scale": 4, "attn_scale": 0.5},
+    ),
+}
 YARN_WITH_MSCALE = LLAMA | {"rope_parameters": YARN | {"mscale": 1.2, "mscale_all_dim": 0.7}}
 
 
@@ -111,7 +126,7 @@ def their_model(name: str):
     torch.manual_seed(0)
     config = getattr(transformers, f"{prefix}Config")(**settings)
     config._attn_implementation = "eager"  # Of Gemma 2, older versions run SDPA, which leaves out its softcap.
-    kind = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(prefix, f"{prefix}ForCausalLM")
+    kind = {"GPT2": "GPT2LMHeadModel"}.get(prefix, f"{prefix.removesuffix('Text')}ForCausalLM")
     model = getattr(transformers, kind)(config).eval()
     for parameter in model.parameters():  # biases and norms too, which start the same everywhere
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
@@ -173,8 +188,9 @@ def test_gradients_are_those_of_transformers(name, tmp_path):
         )
 
 
+# Of Llama 4, transformers counts padding where it tunes the temperature.
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in THEIRS if "dynamic" not in name])
+@pytest.mark.parametrize("name", [name for name in THEIRS if not name.endswith(("dynamic", "tuned"))])
 def test_padding_on_either_side_changes_no_token(name, tmp_path):
     """Theirs with padding beside ours without."""
     theirs = their_model(name)
@@ -208,6 +224,8 @@ ADAPTED = {
     "gemma3": ["q_proj", "k_proj", "v_proj", "up_proj"],
     "olmo2": ["q_proj", "v_proj", "down_proj"],
     "phi3": ["qkv_proj", "down_proj"],
+    "gpt_oss": ["q_proj", "k_proj", "o_proj"],
+    "llama4": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
 
 
@@ -246,6 +264,17 @@ MOVED = {  # settings that the family lacks, and the family
     "neighboring columns": ({"rope_interleaved": True, "window": 7, "kv_heads": 2}, "mistral"),
     "neighboring columns, normed": ({"rope_interleaved": True, "qk_norm": True}, "qwen3"),
     "experts": ({"residual_scale": 0.4, "experts": ExpertsConfig(count=4)}, "mixtral"),
+    "experts with biases": (
+        {
+            "residual_scale": 0.4,
+            "attention_scale": 0.1,
+            "experts": ExpertsConfig(count=4, biases=True),
+            "biases": "all",
+            "activation": "clamped_swiglu",
+            "attention_sinks": True,
+        },
+        "gpt_oss",
+    ),
     "columns half a head apart": (
         {"norm": "layer", "norm_bias": False, "parallel_residual": True, "embedding_scale": 2.0},
         "cohere",
@@ -295,6 +324,9 @@ def test_a_model_of_ours_is_written_as_the_family_that_it_is(name, tmp_path):
     assert_same_logits(ours, read_by_transformers(tmp_path))
 
 
+_LLAMA4_EXPERTS = ExpertsConfig(2, 1, width=96, score="sigmoid", normalize=False, shared_width=96, scale_input=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "family", "said"),
     [
@@ -302,6 +334,11 @@ def test_a_model_of_ours_is_written_as_the_family_that_it_is(name, tmp_path):
         ({"smear": True}, None, "a llama folder cannot say model.smear True"),
         ({"window": 4}, "llama", "a llama folder cannot say model.window_pattern"),
         ({"experts": ExpertsConfig(count=4, score="sigmoid")}, None, "experts.score 'sigmoid'"),
+        (
+            {"qk_l2_norm": True, "attention_scale": 0.1, "rope_interleaved": True, "experts": _LLAMA4_EXPERTS},
+            "llama4_text",
+            "a llama4_text folder cannot say model.attention_scale 0.1",
+        ),
         ({}, "bert", "'bert' is not a supported family; there are gpt2, llama"),
     ],
 )

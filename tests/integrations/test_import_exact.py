@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from llmfast.commands.huggingface import export_model, import_model
 from llmfast.integrations.huggingface import load_huggingface, save_huggingface
 from llmfast.integrations.huggingface.defaults import DEFAULTS, HARMLESS
 from llmfast.integrations.huggingface.families import DECODERS
@@ -31,7 +32,9 @@ SIZES = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 16,
+    "intermediate_size_mlp": 40,
     "sliding_window": 5,
+    "attention_chunk_size": 5,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -43,6 +46,7 @@ LAYERS = {
     "olmo3": {"layer_types": TYPES},
     "cohere2": {"layer_types": TYPES},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "llama4_text": {"no_rope_layers": [1, 0, 1], "interleave_moe_layer_step": 2, "floor_scale": 6},
 }
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 TOKENS = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -358,6 +362,17 @@ def test_a_broken_folder_ends_in_one_sentence(fault, folders, tmp_path):
     assert isinstance(said, str)
     assert str(folder) in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, "granite without factors"])
+def test_a_model_is_exported_as_the_family_that_it_was_imported_from(kind, folders, tmp_path, capsys):
+    """Trap: the first family that fits, where several do: the logits are equal, and the name is another one."""
+    kind, *without = kind.split(" without ")
+    factors = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier")
+    plain = dict.fromkeys(factors, 1.0) | {"attention_multiplier": 8**-0.5}
+    import_model(folders(kind, **(plain if without else {})), tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == kind
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -2,21 +2,26 @@
 
 import dataclasses
 import io
+import json
 import time
+from collections import Counter
 
+import pytest
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from small_run import trainer_of
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from llmfast.data.prepare import open_prepared
 from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.experts import Experts, Router
 from llmfast.training.checkpoints.saver import Saver, restore
 from llmfast.training.distribution.expert_parallel import DividedExperts
-from llmfast.training.loop import save
+from llmfast.training.distribution.sharding import norm
+from llmfast.training.loop import fit, save
+from llmfast.training.optimizers.adamw import AdamW
 from llmfast.training.optimizers.adamw_8bit import AdamW8bit
 from llmfast.training.optimizers.muon import Muon
 from llmfast.training.preflight.checks import describe_run
@@ -32,9 +37,13 @@ def session(world, folder, config):
     return Session(RunFolder(folder / "run"), trainer.task, trainer)
 
 
-def train(world, folder, config, steps, start=None):
-    """The (loss, gradient norm) of ``steps`` steps, from a checkpoint if ``start`` names one; saved at the end."""
+def train(world, folder, config, steps, start=None, *, exactly=False):
+    """The (loss, gradient norm) of ``steps`` steps, from a checkpoint if ``start`` names one; saved at the end.
+
+    ``exactly`` computes them in float64."""
     this = session(world, folder, config)
+    if exactly:
+        this.trainer.model.double()
     if start is not None:
         restore(this.trainer, start)
     results = [this.trainer.step() for _ in range(steps)]
@@ -47,6 +56,16 @@ def figures(world, folder, config, steps):
     trainer = session(world, folder, config).trainer
     results = [trainer.step() for _ in range(steps)]
     return [{"loss": float(result.loss), **result.figures} for result in results]
+
+
+def profiled_ranges(world, folder, config):
+    """How often each range of ours is in the trace that this process writes of some steps."""
+    this = session(world, folder, config)
+    this.run.folder.mkdir(exist_ok=True)
+    world.barrier()
+    fit(this, console=Console(quiet=True), profile=True)
+    trace = json.loads((this.run.folder / f"profile-{world.rank}.json").read_text())
+    return Counter(event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
 
 
 def router_dtypes(world, folder, config):
@@ -73,17 +92,17 @@ def evaluate(world, folder, config):
 
 
 def train_on_while_saving(world, folder, config):
-    """Save in the background after 2 steps and train 3 more meanwhile."""
+    """The (loss, gradient norm) of 5 steps, after 2 of which a checkpoint is saved in the background."""
     this = session(world, folder, config)
     saver = Saver(this.run.folder, this.trainer)
-    losses = []
+    results = []
     for step in range(5):
-        losses.append(float(this.trainer.step().loss))
+        results.append(this.trainer.step())
         saver.poll()
         if step == 1:
             saver.save()
     saver.wait()
-    return losses
+    return [(float(result.loss), float(result.gradient_norm)) for result in results]
 
 
 def overflow(world, folder, config):
@@ -143,6 +162,43 @@ def set_gradients(parameters, step):
 def whole_numbers(parameters):
     wholes = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
     return torch.cat([whole.detach().flatten() for whole in wholes]).tolist()
+
+
+def on_different_meshes(tensors):
+    """One parameter divided by rows, one by columns on a mesh of two dimensions as HSDP has, one that is copied, and
+    the rest plain; all plain in one process."""
+    if not dist.is_initialized():
+        return list(tensors)
+    size = dist.get_world_size()
+    flat, grouped = init_device_mesh("cpu", (size,)), init_device_mesh("cpu", (1, size))
+    first, second, third, *rest = tensors
+    return [
+        distribute_tensor(first, flat, [Shard(0)]),
+        distribute_tensor(second, grouped, [Replicate(), Shard(1)]),
+        distribute_tensor(third, flat, [Replicate()]),
+        *rest,
+    ]
+
+
+def clipped_updates(world):
+    """All numbers of some matrices after two updates by gradients that are clipped."""
+    shapes = [(5, 4), (3, 6), (4, 4), (2, 7)]
+    parameters = [torch.nn.Parameter(each) for each in on_different_meshes([torch.ones(shape) for shape in shapes])]
+    optimizer = AdamW(parameters, lr=0.1, eps=1.0, clip_norm=0.5)  # the update follows the size of gradients
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        gradients = on_different_meshes([torch.randn(shape, generator=generator) for shape in shapes])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return whole_numbers(parameters)
+
+
+def refused_norm(world):
+    """Why the norm of a sum whose terms are in different processes is refused."""
+    mesh = init_device_mesh("cpu", (world.size,))
+    with pytest.raises(ValueError, match="not summed yet"):
+        norm([DTensor.from_local(torch.ones(2), mesh, [Partial()])], torch.device("cpu"))
 
 
 def muon_updates(world):

@@ -58,6 +58,22 @@ CONFIGS = {
         swiglu_limit=0.5,
         experts=ExpertsConfig(count=4, width=16, biases=True),
     ),
+    "llama4": DecoderConfig(
+        **SMALL,
+        kv_heads=2,
+        attention_chunk=5,
+        window_pattern="cf",
+        rope_pattern="rn",
+        qk_l2_norm=True,
+        query_temperature=0.5,
+        query_temperature_tokens=3,
+        experts=ExpertsConfig(
+            count=4, active=1, pattern="de", score="sigmoid", normalize=False, shared_width=16, scale_input=True
+        ),
+    ),
+    "chunks, capped": DecoderConfig(
+        **SMALL, attention_chunk=5, window_pattern="c", attention_sinks=True, attention_softcap=0.5
+    ),
     "experts": DecoderConfig(
         **SMALL, experts=ExpertsConfig(count=4, width=16, pattern="de", shared_width=16, shared_gate=True)
     ),
@@ -134,6 +150,18 @@ def test_a_window_hides_what_lies_before_it(tokens):
     changed[:, 3] = (changed[:, 3] + 1) % 97
     same = (model(tokens) == model(changed)).all(-1)[0]
     assert same.tolist() == [not 3 <= position < 3 + 5 for position in range(24)]
+
+
+def test_a_chunk_hides_what_lies_before_it(tokens):
+    """The last token of a chunk sees its first, and the next token nothing of it, in each document."""
+    model = decoder(dataclasses.replace(CONFIGS["chunks, capped"], layers=1))
+    changed = tokens.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % 97
+    cuts = torch.tensor([0, 10, 24, 24, 31, 48], dtype=torch.int32)
+    for cu_seqlens, ends in ((None, (15, 15)), (cuts, (15, 17))):
+        found = (model(changed, cu_seqlens=cu_seqlens) != model(tokens, cu_seqlens=cu_seqlens)).any(-1)
+        for row, end in enumerate(ends):
+            assert found[row].nonzero().flatten().tolist() == list(range(12, end))
 
 
 def test_rows_that_fill_up_the_table_are_never_predicted_and_never_learn(tokens):
@@ -270,7 +298,13 @@ def test_a_sequence_longer_than_the_context_is_refused(model):
         ({"layers": 0}, "model.layers must be at least 1"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
         ({"window": 0}, "model.window must be at least 1"),
-        ({"window_pattern": "sx"}, "model.window_pattern is made of the letters s and f, got 'sx'"),
+        ({"window_pattern": "sx"}, "model.window_pattern is made of the letters s, c and f, got 'sx'"),
+        ({"attention_chunk": 8}, "model.attention_chunk 8 and model.window_pattern 's': layers with the letter c need"),
+        ({"window_pattern": "cf"}, "model.attention_chunk None and model.window_pattern 'cf'"),
+        ({"attention_chunk": 0, "window_pattern": "c"}, "model.attention_chunk must be at least 1, got 0"),
+        ({"query_temperature": 0.1, "positions": "learned"}, "model.query_temperature needs model.positions rope"),
+        ({"query_temperature": -0.1}, "model.query_temperature must be a positive number, got -0.1"),
+        ({"swiglu_limit": 0.0}, "model.swiglu_limit must be a positive number, got 0.0"),
         ({"rope_scaling": RopeScaling("linear", 0.5)}, "factor must be at least 1, got 0.5"),
         ({"rope_scaling": RopeScaling("yarn", 2.0), "positions": "learned"}, "needs model.positions rope"),
         (

@@ -36,12 +36,18 @@ def layer(**experts) -> MixtureOfExperts:
 def one_token(module: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
     """The definition, for one token x (E,)."""
     config = module.router.config
-    logits = module.router.weight @ x
+    experts = module.experts
+    logits = module.router.weight @ x + (module.router.logit_bias if config.biases else 0)
     scores = logits.softmax(0) if config.score == "softmax" else logits.sigmoid()
     chosen = (scores + module.router.bias).topk(config.active).indices
     weights = scores[chosen] / (scores[chosen].sum() if config.normalize else 1)
+
+    def expert(i, x):
+        first, last = (experts.gate_up_bias[i], experts.down_bias[i]) if config.biases else (0, 0)
+        return experts.down[i] @ silu_gated(experts.gate_up[i] @ x + first) + last
+
     out = sum(
-        weight * (module.experts.down[i] @ silu_gated(module.experts.gate_up[i] @ x))
+        expert(i, weight * x) if config.scale_input else weight * expert(i, x)
         for weight, i in zip(weights, chosen.tolist(), strict=True)
     )
     gate = 1 if module.shared_gate is None else (module.shared_gate.weight[0] @ x).sigmoid()
@@ -53,8 +59,12 @@ def silu_gated(packed: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
+BIASES = {"biases": True}
+INPUT = {"scale_input": True, "score": "sigmoid", "normalize": False}
+
+
 @pytest.mark.parametrize(
-    "choices", [{}, {"score": "sigmoid"}, {"normalize": False}, {"active": 1}, {"shared_gate": True}]
+    "choices", [{}, {"score": "sigmoid"}, {"normalize": False}, {"active": 1}, {"shared_gate": True}, BIASES, INPUT]
 )
 def test_a_layer_is_what_the_definition_says_token_by_token(choices):
     module = layer(**choices)
@@ -68,6 +78,14 @@ def test_a_layer_is_what_the_definition_says_token_by_token(choices):
     for found, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, wanted)
     assert routed.counts.sum() == 6 * module.router.config.active
+
+
+def test_sigmoid_scores_that_are_all_1_do_not_hide_which_logit_is_the_largest():
+    module = layer(score="sigmoid", active=1).float()
+    module.router.weight.data = torch.eye(5, 16)
+    chosen, weights, _ = module.router(20 + torch.randn(64, 16).abs())
+    assert torch.equal(weights, torch.ones_like(weights))
+    assert len(chosen.unique()) == 5
 
 
 @pytest.mark.parametrize("sizes", [[3, 5, 4], [0, 12, 0], [12, 0, 0]])

@@ -42,6 +42,7 @@ VARIANTS = {
         "attention_sinks": True,
         "activation": "clamped_swiglu",
     },
+    "llama4": {"attention_chunk": 8, "window_pattern": "c", "qk_l2_norm": True},
     "shared": {"experts": ExpertsConfig(count=4, width=32, shared_width=64, shared_gate=True)},
 }
 
@@ -139,6 +140,7 @@ def kept_for_backward(config: DecoderConfig, setup: memory.TrainingSetup) -> int
         ("filled", "bfloat16", "full", 0),
         ("shared", "bfloat16", "none", 0.07),
         ("gpt_oss", "bfloat16", "none", 0.07),
+        ("llama4", "bfloat16", "none", 0.01),
     ],
 )
 def test_activation_memory_is_what_a_forward_pass_keeps(name, precision, checkpointing, tolerance):

@@ -74,4 +74,7 @@ def test_the_page_shows_the_prediction_of_what_is_committed(predict, tmp_path):
     files = [Path(file) for file in glob.glob(str(ROOT / "benchmarks" / "results" / "*h100*.json"))]
     content, _ = predicted(predict, tmp_path, *files)
     shown = json.loads((STUDY / "results.json").read_text())["results"]["predicted"]
-    assert shown == json.loads(json.dumps(content)), "llmfast pipeline recipes/speedrun/pipeline.yaml renews it"
+    renews = "llmfast pipeline recipes/speedrun/pipeline.yaml renews it"
+    assert shown.keys() == content.keys(), renews
+    for name in content:  # from Python 3.12 on, sum rounds in another way
+        assert shown[name] == (content[name] if name == "parts" else pytest.approx(content[name], rel=1e-14)), renews

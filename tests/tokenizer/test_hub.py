@@ -1,9 +1,9 @@
 """`Tokenizer.from_pretrained`, on a cache of the hub that the tests lay out: no network."""
 
 import shutil
-import socket
 
 import pytest
+from offline import refuse_network
 
 from llmfast.tokenizer import Tokenizer
 
@@ -29,11 +29,7 @@ def cache(tmp_path, tokenizer):
 
 @pytest.fixture(autouse=True)
 def without_network(monkeypatch):
-    def refused(*arguments, **options):
-        raise OSError("a test reached for the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
-    monkeypatch.setattr(socket.socket, "connect", refused)
+    refuse_network(monkeypatch)
 
 
 def test_a_name_is_read_from_the_cache(cache, tokenizer):

@@ -19,7 +19,8 @@ from llmfast.commands.train import sweep
 from llmfast.models.config import ExpertsConfig
 from llmfast.models.folder import checkpoints
 from llmfast.training.config import RunConfig
-from llmfast.training.loop import fit, named_evaluation
+from llmfast.training.loop import fit
+from llmfast.training.monitoring.evaluations import named_evaluation
 from llmfast.training.session import resumed_session
 from llmfast.training.sweep import combinations
 from llmfast.visualization.curves import plot_losses
@@ -174,9 +175,9 @@ def test_evaluations_of_ones_own(tmp_path, capsys):
         (4, 300),
     ]
     assert "letters 300" in capsys.readouterr().out
-    other = new_run(tmp_path / "other", evaluations=("llmfast:nothing",), **QUIET)
     with pytest.raises(ValueError, match="'llmfast:nothing' is neither module:function"):
-        fit(other)
+        new_run(tmp_path / "other", evaluations=("llmfast:nothing",), **QUIET)
+    assert not (tmp_path / "other" / "run").exists()
 
 
 def count_lines(model, tokenizer, data):

@@ -25,6 +25,7 @@ CONFIGS = {
     "grouped": {"kv_heads": 2, "qk_norm": True, "smear": True},
     "sliding": {"kv_heads": 1, "window": 5, "window_pattern": "sf"},
     "sinks": {"kv_heads": 2, "attention_sinks": True},
+    "chunks": {"kv_heads": 2, "attention_chunk": 5, "window_pattern": "cf"},
     "dropout": {"dropout": 0.5},
 }
 
@@ -47,7 +48,12 @@ def of_own_queries_and_keys(model, tokens, monkeypatch):
 
     def recording(q, k, v, **options):
         out = original(q, k, v, **options)
-        calls.append((q.double(), k.double(), v.double(), options["window"], options["sinks"], out))
+        starts = options.get("cu_seqlens_q")
+        if starts is not None:  # the tokens of one row, laid end to end
+            q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+        options |= {"starts": starts}
+        in_place = out if starts is None else out.transpose(0, 1)[None]
+        calls.append((q.double(), k.double(), v.double(), options, in_place))
         return out
 
     original = decoder_module.flash_attention
@@ -55,10 +61,14 @@ def of_own_queries_and_keys(model, tokens, monkeypatch):
         patched.setattr(decoder_module, "flash_attention", recording)
         model(torch.tensor([tokens]))
     weights, errors = [], []
-    for q, k, v, window, sinks, out in calls:
+    for q, k, v, options, out in calls:
+        window, sinks, starts = options["window"], options["sinks"], options["starts"]
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         distance = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
         seen = (distance >= 0) & (distance <= (window[0] if window else len(tokens)))
+        if starts is not None:
+            chunk = torch.searchsorted(starts, torch.arange(len(tokens)), right=True)
+            seen &= chunk[:, None] == chunk
         scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen, -math.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.double()[:, None, None].expand(1, -1, len(tokens), 1)), -1)

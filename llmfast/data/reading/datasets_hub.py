@@ -109,8 +109,12 @@ def load_split(hub: Hub, split: str, *, source: str) -> Any:
 
     Raises:
         ValueError: it cannot be loaded.
+        ModuleNotFoundError: a library that this needs is not installed.
     """
     import datasets
+
+    if hub.files is not None:  # what fsspec reads the web with; it says so in words of its own
+        import aiohttp  # noqa: F401
 
     options: dict[str, Any] = {"data_files": hub.files, "revision": hub.revision}
     if hub.path == "text":  # one row a line by default
@@ -123,5 +127,7 @@ def load_split(hub: Hub, split: str, *, source: str) -> Any:
             streaming=True,
             **{key: value for key, value in options.items() if value},
         )
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # the library raises its own, requests' and huggingface_hub's errors
         raise ValueError(f"dataset {source} cannot be loaded: {str(error).splitlines()[0]}") from error

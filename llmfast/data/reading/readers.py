@@ -25,6 +25,18 @@ def has_rows(path: Path) -> bool:
     return file_kind(path) in JSON_LINES + PARQUET
 
 
+def check_libraries(path: Path) -> None:
+    """Check that the libraries that read a file of this name are installed.
+
+    Raises:
+        ModuleNotFoundError: one is not; names it.
+    """
+    if file_kind(path) in PARQUET:
+        import pyarrow.parquet  # noqa: F401
+    if path.suffix.lower() == ".zst":
+        import zstandard  # noqa: F401
+
+
 def read_bytes(path: Path) -> bytes:
     """A file, whole.
 

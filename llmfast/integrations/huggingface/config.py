@@ -100,8 +100,8 @@ def _differences(wanted: DecoderConfig, written: DecoderConfig) -> list[str]:
 def _comparable(config: DecoderConfig) -> dict[str, Any]:
     """Settings by name, those of layers spelled out layer by layer, without what has no effect."""
     flat = {name: value for name, value in to_dict(config).items() if name not in _NOT_WRITTEN}
-    flat["window_pattern"] = [config.window_of(layer) for layer in range(config.layers)]
-    flat["window"] = None
+    flat["window_pattern"] = [(config.window_of(layer), config.chunk_of(layer)) for layer in range(config.layers)]
+    flat["window"] = flat["attention_chunk"] = None
     flat["rope_pattern"] = [config.rotation_of(layer) != "none" for layer in range(config.layers)]
     if not any(config.rotation_of(layer) == "window" for layer in range(config.layers)):
         flat["window_rope_base"] = None
@@ -111,6 +111,8 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
     flat["embedding_scale"], flat["scale_embedding"] = config.embedding_factor, None
     if config.activation != "clamped_swiglu":
         flat["swiglu_limit"] = flat["swiglu_alpha"] = None
+    if config.query_temperature is None or all(flat["rope_pattern"]):
+        flat["query_temperature"] = flat["query_temperature_tokens"] = None
     experts = flat.pop("experts")
     has = [config.has_experts(layer) for layer in range(config.layers)]
     if any(has):

@@ -121,6 +121,26 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "swiglu_limit": 7.0,
         "attention_bias": True,
     },
+    "llama4_text": _LLAMA
+    | {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "moe_layers": None,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    },
     "granite": _LLAMA
     | {
         "embedding_multiplier": 1.0,

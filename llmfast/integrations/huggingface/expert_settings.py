@@ -70,6 +70,37 @@ class QwenExperts:
         return written | ({"shared_expert_intermediate_size": experts.shared_width} if self.shared else {})
 
 
+class Llama4Experts:
+    """Experts in some layers, as wide as the shared one; their scores multiply what enters them."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        layers, step, chosen = file["num_hidden_layers"], file.get("interleave_moe_layer_step"), file.get("moe_layers")
+        if chosen is None:
+            chosen = range(step - 1, layers, step)
+        width = file["intermediate_size"]
+        experts = ExpertsConfig(
+            file["num_local_experts"],
+            file["num_experts_per_tok"],
+            width=width,
+            pattern="".join("de"[layer in chosen] for layer in range(layers)),
+            score="sigmoid",
+            normalize=False,
+            shared_width=width,
+            scale_input=True,
+        )
+        return {"experts": experts}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        experts = _experts_of(config)
+        return {
+            "num_local_experts": experts.count,
+            "num_experts_per_tok": experts.active,
+            "intermediate_size": config.expert_width,
+            "moe_layers": [layer for layer in range(config.layers) if config.has_experts(layer)],
+            "router_aux_loss_coef": experts.auxiliary_weight,
+        }
+
+
 def _experts_of(config: DecoderConfig) -> ExpertsConfig:
     if not config.experts.count:
         raise ValueError("this family has experts, and model.experts.count is 0")

@@ -6,7 +6,7 @@ Where several families can say a decoder, it is written as the first of them.
 from __future__ import annotations
 
 from llmfast.integrations.huggingface import tensor_names
-from llmfast.integrations.huggingface.expert_settings import LocalExperts, QwenExperts
+from llmfast.integrations.huggingface.expert_settings import Llama4Experts, LocalExperts, QwenExperts
 from llmfast.integrations.huggingface.family import Family
 from llmfast.integrations.huggingface.rope_settings import SCALING_KEYS, NoRope, Rope, RopeByLayer
 from llmfast.integrations.huggingface.settings import (
@@ -21,10 +21,11 @@ from llmfast.integrations.huggingface.settings import (
     Scales,
     Setting,
     Switched,
+    Temperature,
     Unread,
 )
 from llmfast.integrations.huggingface.tensor_layouts import PAIRED, PAIRED_TRANSPOSED, TRANSPOSED
-from llmfast.integrations.huggingface.window_settings import AlternatingWindow, SwitchedWindow, Window
+from llmfast.integrations.huggingface.window_settings import AlternatingWindow, Chunks, SwitchedWindow, Window
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -105,6 +106,22 @@ _GPT_OSS = (
     AlternatingWindow(2),
     LocalExperts(biases=True),
     Unread("hidden_act", "initial_context_length", "experts_per_token"),
+)
+
+_LLAMA4 = (
+    Quantization(),
+    Only({"attention_bias": False}),
+    Renamed(_SIZES | {"ff_width": "intermediate_size_mlp"}, required=_NEEDED),
+    Rope(500_000.0, _STATIC),
+    Activation("hidden_act", gated=True),
+    Renamed({"tie_embeddings": "tie_word_embeddings"}),
+    Fixed({"rope_interleaved": True}),
+    Switched("use_qk_norm", {"qk_l2_norm": True}),
+    NoRope(empty_is_default=True),
+    Chunks(),
+    Temperature(),
+    Llama4Experts(),
+    Unread("for_llm_compressor"),
 )
 
 _GPT2 = (
@@ -247,7 +264,13 @@ FAMILIES = {
         Family(
             "llama4_text",
             "Llama4ForCausalLM",
-            patched={"TextRMSNorm": "rms_norm", "TextMLP": "gated_mlp", "ForCausalLM": "loss"},
+            _LLAMA4,
+            tensor_names.LLAMA4,
+            {"TextRMSNorm": "rms_norm", "TextMLP": "gated_mlp", "ForCausalLM": "loss"},
+            layouts={
+                "blocks.{i}.feed_forward.experts.gate_up": TRANSPOSED,
+                "blocks.{i}.feed_forward.experts.down": TRANSPOSED,
+            },
         ),
         Family(
             "cohere",

@@ -54,8 +54,8 @@ def load_huggingface(
 
     Args:
         folder: A model of the family GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma,
-            Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite, GPT-OSS, Cohere or
-            Cohere 2.
+            Gemma 2, Gemma 3 (text), Phi-3, SmolLM3, OLMo 2, OLMo 3, Granite, GPT-OSS, Llama 4
+            (text), Cohere or Cohere 2.
         dtype: The dtype of the parameters.
         vocab_multiple: Pad the embedding table to a multiple of this (64 for GPT-2's 50257 tokens).
         keep_4_bits: Leave the linear layers that are in 4 bits so, with the numbers that they have (with plain scales:

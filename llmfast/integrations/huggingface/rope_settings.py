@@ -142,13 +142,17 @@ class RopeByLayer:
         return {"rope_parameters": {FULL: self.full.write(config)["rope_parameters"], SLIDING: of_window}}
 
 
+@dataclass(frozen=True)
 class NoRope:
-    """SmolLM3's layers without positions."""
+    """Layers without positions (SmolLM3)."""
+
+    empty_is_default: bool = False
+    """Whether an empty list says what a missing one says (Llama 4)."""
 
     def read(self, file: File) -> dict[str, Any]:
         layers, rotates = file["num_hidden_layers"], file.get("no_rope_layers")
         interval = file.get("no_rope_layer_interval")
-        if rotates is None:
+        if rotates is None or (self.empty_is_default and not rotates):
             rotates = [(layer + 1) % interval for layer in range(layers)]
         if len(rotates) != layers:
             raise ValueError(f"no_rope_layers has {len(rotates)} entries for {layers} layers")

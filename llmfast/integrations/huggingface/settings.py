@@ -71,8 +71,8 @@ class Setting(Protocol):
         ...
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""How files call layers that see all, and those with a window."""
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+"""How files call layers that see all, those with a window, and those that attend by chunks."""
 
 _SCORE_CAP = "attn_logit_softcapping"
 _WHOLE = frozenset(("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "ff_width", "context"))
@@ -262,6 +262,25 @@ def inverse(value: float) -> float:
     found = 1 / value
     near = (found, math.nextafter(found, 0), math.nextafter(found, math.inf))
     return min((each for each in near if 1 / each == value), key=lambda each: len(repr(each)), default=found)
+
+
+class Temperature:
+    """Llama 4's factor on the queries of layers without positions, which grows with the position."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        scale, tokens, is_on = file["attn_scale"], file["floor_scale"], file["attn_temperature_tuning"]
+        if not is_on:
+            return {}
+        check_whole("floor_scale", tokens)
+        if type(scale) is not float:
+            raise ValueError(f"attn_scale is {scale!r}, not a number with a decimal point")
+        return {"query_temperature": scale, "query_temperature_tokens": tokens}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        if config.query_temperature is None:
+            return {"attn_temperature_tuning": False}
+        scale, tokens = config.query_temperature, config.query_temperature_tokens
+        return {"attn_temperature_tuning": True, "attn_scale": scale, "floor_scale": tokens}
 
 
 @dataclass(frozen=True)

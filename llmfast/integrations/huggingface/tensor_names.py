@@ -99,6 +99,22 @@ GPT_OSS = {
         },
     ),
 }
+LLAMA4 = {
+    **_AROUND_LLAMA,
+    **_ATTENTION,
+    **_blocks(
+        "model.layers.{i}.feed_forward",
+        {
+            "feed_forward.gate_up": ("gate_proj", "up_proj"),
+            "feed_forward.down": ("down_proj",),
+            "feed_forward.router": ("router",),
+            "feed_forward.experts.gate_up": ("experts.gate_up_proj",),
+            "feed_forward.experts.down": ("experts.down_proj",),
+            "feed_forward.shared.gate_up": ("shared_expert.gate_proj", "shared_expert.up_proj"),
+            "feed_forward.shared.down": ("shared_expert.down_proj",),
+        },
+    ),
+}
 GPT2 = {
     "embedding": ("transformer.wte",),
     "positions": ("transformer.wpe",),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmfast.integrations.huggingface.rope_settings import NoRope
-from llmfast.integrations.huggingface.settings import FULL, SLIDING, File, check_whole
+from llmfast.integrations.huggingface.settings import CHUNKED, FULL, SLIDING, File, check_whole
 from llmfast.models.config import DecoderConfig
 
 
@@ -49,7 +49,7 @@ class SwitchedWindow:
             }
             is_sliding = [bool(window and slides) and by_rule[self.layers](layer) for layer in layers]
         else:
-            is_sliding = _sliding(types, len(layers))
+            is_sliding = _marked(types, len(layers), SLIDING)
             if any(is_sliding) and not (window and slides):
                 raise ValueError("layer_types has sliding_attention, but use_sliding_window is off")
         if not any(is_sliding):
@@ -64,6 +64,26 @@ class SwitchedWindow:
         if self.layers == "all":
             return said
         return said | {"layer_types": _types(config)}
+
+
+class Chunks:
+    """Llama 4's chunked attention: in layers that rotate, where the file does not say it layer by layer."""
+
+    def read(self, file: File) -> dict[str, Any]:
+        layers, types, chunk = file["num_hidden_layers"], file.get("layer_types"), file.get("attention_chunk_size")
+        if types is None:
+            types = [CHUNKED if each == "r" else FULL for each in NoRope(True).read(file)["rope_pattern"]]
+        is_chunked = _marked(types, layers, CHUNKED)
+        if not any(is_chunked):
+            return {}
+        check_whole("attention_chunk_size", chunk)
+        return {"attention_chunk": chunk, "window_pattern": "".join("fc"[each] for each in is_chunked)}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        types = [CHUNKED if config.chunk_of(layer) else FULL for layer in range(config.layers)]
+        # The family always has a number there, which only layers with chunks read.
+        size = {} if config.attention_chunk is None else {"attention_chunk_size": config.attention_chunk}
+        return {"layer_types": types, **size}
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ class AlternatingWindow:
         if types is None:
             is_sliding = [bool((layer + 1) % period) for layer in range(layers)]
         else:
-            is_sliding = _sliding(types, layers)
+            is_sliding = _marked(types, layers, SLIDING)
         found: dict[str, Any] = {}
         if self.full_has_no_rope:
             found["rope_pattern"] = "".join("nr"[each] for each in is_sliding)
@@ -97,11 +117,11 @@ class AlternatingWindow:
         return types if config.window is None else types | {"sliding_window": config.window}
 
 
-def _sliding(types: Any, layers: int) -> list[bool]:
-    """Which layers have a window, by ``layer_types``."""
-    if len(types) != layers or set(types) - {FULL, SLIDING}:
-        raise ValueError(f"layer_types is {types}; supported are {FULL} and {SLIDING}, by layer")
-    return [each == SLIDING for each in types]
+def _marked(types: Any, layers: int, kind: str) -> list[bool]:
+    """Which layers are of this kind, by ``layer_types``; the others see all."""
+    if len(types) != layers or set(types) - {FULL, kind}:
+        raise ValueError(f"layer_types is {types}; supported are {FULL} and {kind}, by layer")
+    return [each == kind for each in types]
 
 
 def _types(config: DecoderConfig) -> list[str]:

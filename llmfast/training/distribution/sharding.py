@@ -122,7 +122,11 @@ def placed(part: Tensor, like: Tensor) -> Tensor:
 
 
 def norm(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """The norm of all numbers in ``tensors``, in those of all processes where they are divided; copies count once."""
+    """The norm of all numbers in ``tensors``, in those of all processes where they are divided; copies count once.
+
+    Raises:
+        ValueError: a DTensor is a sum of which each process has one term, whose norm is not that of its parts.
+    """
     lists = defaultdict(list)
     for tensor in tensors:
         lists[(tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None].append(tensor)
@@ -137,6 +141,10 @@ def _norm_of_alike(tensors: list[Tensor], device: torch.device) -> Tensor:
         return own
     squares = own.double().square()  # whose range holds the squares of all that float32 does
     for place, how in enumerate(tensors[0].placements):
+        if how.is_partial():
+            raise ValueError(
+                f"a tensor with placements {tensors[0].placements} is not summed yet: redistribute it first"
+            )
         if not isinstance(how, Replicate):
             dist.all_reduce(squares, group=tensors[0].device_mesh.get_group(place))
     return squares.sqrt().to(own.dtype)

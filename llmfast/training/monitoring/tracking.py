@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from typing import Any, NamedTuple, Protocol
 
@@ -104,6 +105,16 @@ class Later:
 
     def close(self) -> None:
         self.tracker.close()
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Check that the libraries of trackers are installed.
+
+    Raises:
+        ModuleNotFoundError: one is not; names it.
+    """
+    for name in names:
+        importlib.import_module(name)
 
 
 def open_trackers(

@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmfast.kernels import adamw_
-from llmfast.training.distribution.sharding import local
+from llmfast.training.distribution.sharding import local, norm
 
 Rounding = Literal["stochastic", "nearest", "masters"]
 
@@ -34,7 +33,8 @@ class AdamW(torch.optim.AdamW):
         rounding: of bfloat16 parameters. "stochastic" keeps the mean of updates smaller than their last bit; "nearest"
             loses them, as torch does; "masters" keeps float32 copies among the state.
         seed: of the stochastic rounding.
-        clip_norm: scale the gradients of all parameters together to at most this norm, without a pass of its own.
+        clip_norm: scale the gradients of all parameters together to at most this norm, without a pass of its own. Those
+            that are DTensors may be divided in different ways; the norm is of all parts in all processes.
 
     Raises:
         ValueError: a setting out of its range.
@@ -158,12 +158,11 @@ def gradient_scale(optimizer) -> tuple[Tensor | None, Tensor | None]:
     finite."""
     loss_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
     scale = None if loss_scale is None else loss_scale.double().reciprocal().float()
-    if optimizer.clip_norm is not None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        norm = norm if scale is None else norm * scale
-        clip = (optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if optimizer.clip_norm is not None and gradients:
+        total = norm(gradients, gradients[0].device)
+        total = total if scale is None else total * scale
+        clip = (optimizer.clip_norm / (total + 1e-6)).clamp(max=1.0)
         scale = clip if scale is None else scale * clip
     return scale, found_inf
 

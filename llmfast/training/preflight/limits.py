@@ -12,7 +12,7 @@ from llmfast.training.preflight.hardware import total_memory
 GIB = 2**30
 
 
-def check_batch_size(training: TrainingConfig, context: int, processes: int) -> None:
+def check_batch_size(training: TrainingConfig, processes: int) -> None:
     """Check that every batch, also in its warm-up, falls into equal parts for ``processes`` with data of their own.
 
     Raises:
@@ -26,6 +26,14 @@ def check_batch_size(training: TrainingConfig, context: int, processes: int) -> 
             f"training.batch_size {training.batch_size} must be divisible by training.accumulate "
             f"{training.accumulate} times {processes} processes{warm}"
         )
+
+
+def check_context(training: TrainingConfig, context: int) -> None:
+    """Check that a row of ``context`` tokens can be warmed up to.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if training.context_warmup and context % 8:
         raise ValueError(f"training.context_warmup needs a context divisible by 8, got {context}")
 

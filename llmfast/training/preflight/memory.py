@@ -61,6 +61,12 @@ def training_memory(config: DecoderConfig, setup: TrainingSetup) -> dict[str, fl
     return {part: size for part, size in parts.items() if size}
 
 
+def lasting_memory(config: DecoderConfig, optimizer: OptimizerName) -> dict[str, float]:
+    """Bytes of the weights, their gradients and the optimizer's state, which no batch size changes."""
+    parts = training_memory(config, TrainingSetup(precision="float32", optimizer=optimizer))
+    return {name: parts[name] for name in ("weights", "gradients", "optimizer")}
+
+
 def largest_batch(config: DecoderConfig, setup: TrainingSetup, memory: float) -> int:
     """The most sequences that train in ``memory`` bytes at once; 0 if not one does."""
 
@@ -96,6 +102,8 @@ def _block_activations(config: DecoderConfig, layer: int, setup: TrainingSetup) 
     per_norm = 8 if config.norm == "layer" else 4
     norms = norms_of_block(config) * (stream + per_norm)
     norms += per_norm * (2 if config.qk_norm_over == "all" else H + K) if config.qk_norm else 0
+    if config.qk_l2_norm and config.rotation_of(layer) != "none":  # what is normalized and its size, in float32
+        norms += 4 * (turned + H + K)
     masks = 2 * E if config.dropout else 0
     return norms + c * kept + 4 * H + masks + _feed_forward_activations(config, layer, c)
 
