@@ -54,6 +54,7 @@ class Direct:
     def __init__(self, kernel: Any):
         self.kernel = kernel
         self.calls: dict[tuple[Any, ...], Call] = {}
+        self.describers: dict[tuple, Describe | None] = {}  # by the types of all or the first arguments
 
     def launch(self, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Compiled | None:
         """What ``kernel[grid](*args, **options)`` does; what it launched, unless Triton keeps that to itself."""
@@ -90,8 +91,15 @@ class Direct:
         return call
 
     def add_form(self, forms: dict[tuple, Form], types: tuple) -> Form:
-        form = forms[types] = BY_ELEMENT if tuple in types else _form(self.kernel.params, types)
+        form = forms[types] = BY_ELEMENT if tuple in types else self.form(types)
         return form
+
+    def form(self, types: tuple) -> Form:
+        """Of all arguments, or of the first ones."""
+        if types not in self.describers:  # Generating one takes 150 µs.
+            self.describers[types] = _describer(self.kernel.params[: len(types)], types)
+        describe = self.describers[types]
+        return TRITONS if describe is None else (describe, {})
 
 
 class Prepared:
@@ -112,7 +120,7 @@ class Prepared:
         types = tuple(map(type, tensors))
         form = self.forms.get(types)
         if form is None:
-            form = self.forms[types] = _form(self.kernel.params[: len(types)], types)
+            form = self.forms[types] = self.direct.form(types)
         if form is TRITONS or is_watched(self.kernel):
             self.direct.launch(self.grid, (*tensors, *self.numbers), self.options)
             return
@@ -132,11 +140,6 @@ class Prepared:
         run, function, metadata = found
         stream = driver.get_current_stream(device)
         run(*self.programs, stream, function, metadata, None, None, None, *tensors, *self.values)
-
-
-def _form(params: list[Any], types: tuple) -> Form:
-    describe = _describer(params, types)
-    return TRITONS if describe is None else (describe, {})
 
 
 def in_three(grid: tuple[int, ...]) -> tuple[int, int, int]:

@@ -1,5 +1,4 @@
-"""The sum of float32 partial results, one row a program, in a fixed order: what makes weight gradients exact
-and the same in every run."""
+"""The sum of float32 partial results, one row per program, in a fixed order: equal bits in every run."""
 
 import torch
 from torch import Tensor

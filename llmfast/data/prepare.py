@@ -75,9 +75,11 @@ def prepare_resumably(
             too; more of them read faster.
 
     Raises:
-        ValueError: as ``prepare``; or the folder holds something prepared by other settings, or from files that have
-            changed since.
+        ValueError: as ``prepare``; or no process at all, or the folder holds something prepared by other settings, or
+            from files that have changed since.
     """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)
     given = config.tokenizer not in (None, CHARACTERS)
     if share.count > 1 and not given:

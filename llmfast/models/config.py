@@ -205,6 +205,9 @@ class DecoderConfig:
         for name, value in fill.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        for name in ("kv_heads", "ff_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}: "
@@ -237,7 +240,11 @@ class DecoderConfig:
     def _check_rope(self) -> None:
         scaling = self.rope_scaling
         _check_pattern("model.rope_pattern", self.rope_pattern, "rn")
-        if scaling.factor < 1:
+        for name in ("rope_base", "window_rope_base"):
+            base = getattr(self, name)
+            if base is not None and not 0 < base < math.inf:
+                raise ValueError(f"model.{name} must be a positive number, got {base}")
+        if not 1 <= scaling.factor < math.inf:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, got {scaling.factor}")
         if scaling.kind != "none" and self.positions != "rope":
             raise ValueError(f"model.rope_scaling needs model.positions rope, but they are {self.positions}")
@@ -251,6 +258,8 @@ class DecoderConfig:
             raise ValueError("model.window_rope_base does not go with dynamic model.rope_scaling")
 
     def _check_norms(self) -> None:
+        if not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"model.norm_eps must be a number of at least 0, got {self.norm_eps}")
         if self.parallel_residual and self.norm_position != "before":
             raise ValueError(
                 f"model.parallel_residual needs model.norm_position before, but it is {self.norm_position}"
@@ -281,6 +290,11 @@ class DecoderConfig:
     def _check_experts(self) -> None:
         experts = self.experts
         _check_pattern("model.experts.pattern", experts.pattern, "ed")
+        for name in ("count", "shared_width", "auxiliary_weight", "bias_rate", "z_loss_weight"):
+            if not 0 <= getattr(experts, name) < math.inf:
+                raise ValueError(f"model.experts.{name} must be a number of at least 0, got {getattr(experts, name)}")
+        if experts.width is not None and experts.width < 1:
+            raise ValueError(f"model.experts.width must be at least 1, got {experts.width}")
         if not experts.count:
             return
         if not self.gated:

@@ -115,8 +115,14 @@ def model_folder(path: Path) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    folders = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir()]
+    found = [path for path in folders if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint of a run was saved, by the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def is_classifier(path: Path) -> bool:
@@ -138,11 +144,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
     except ValueError as error:
         raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint file {path} is damaged: it holds no names with values")
+    return content
 
 
 def write_state_file(folder: Path, state: dict[str, Any]) -> None:

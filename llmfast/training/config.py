@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,8 @@ from llmfast.data.config import DataConfig
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.remote import is_address
 from llmfast.training.optimizers.registry import OptimizerName
+
+MOST_MINUTES = 60 * 24 * 365  # that processes wait for each other; infinity is no length of time
 
 
 @dataclass
@@ -106,14 +109,18 @@ class TrainingConfig:
                 f"training.batch_size {self.batch_size} is not a multiple of training.accumulate {self.accumulate}"
             )
         for name in ("weight_decay", "evaluate_every", "sample_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name} must be 0 or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} must be a number of 0 or more, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "matrix_learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:  # not a NaN either
-                raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        for name in ("learning_rate", "matrix_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:  # not a NaN either
+                raise ValueError(f"training.{name} must be a positive number, got {getattr(self, name)}")
+        if not self.clip_norm > 0:  # infinity clips nothing
+            raise ValueError(f"training.clip_norm must be positive, got {self.clip_norm}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"training.seed must fit into 64 bits, got {self.seed}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"training.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         for name in ("warmup", "decay", "final_learning_rate", "batch_warmup", "context_warmup"):
@@ -156,8 +163,8 @@ class ParallelConfig:
             raise ValueError("parallel.tensor does not divide a mixture of experts; use parallel.experts alone")
         if self.cpu_offload and self.strategy == "ddp":
             raise ValueError("parallel.cpu_offload needs the strategy fsdp or hsdp")
-        if not self.timeout > 0:
-            raise ValueError(f"parallel.timeout must be above 0 minutes, got {self.timeout}")
+        if not 0 < self.timeout <= MOST_MINUTES:
+            raise ValueError(f"parallel.timeout must be above 0 and at most {MOST_MINUTES} minutes, got {self.timeout}")
 
     def check_experts(self, count: int) -> None:
         """Check that the ``count`` experts of a model can be divided as ``experts`` says.

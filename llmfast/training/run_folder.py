@@ -66,6 +66,8 @@ class RunFolder:
         Raises:
             ValueError: it is damaged, or that of another task.
         """
+        if not self.config_file.read_text(encoding="utf-8").strip():
+            raise ValueError(f"{self.config_file} is empty")
         return config_files.load(config_class, self.config_file)
 
     def lock(self) -> None:
@@ -113,15 +115,17 @@ class RunFolder:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The log so far; a line that a killed process left unfinished is passed over."""
+        """The log so far; a line that a killed process left unfinished, or that is damaged, is passed over."""
         if not self.log_file.exists():
             return []
         records = []
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
+        for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
         return records
 
     def rewind_log(self, step: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmfast.config import differences, to_dict, with_settings
 from llmfast.data.journal import JOURNAL
-from llmfast.models.folder import checkpoints
+from llmfast.models.folder import checkpoints, step_of
 from llmfast.training.checkpoints.saver import restore
 from llmfast.training.config import RunConfig
 from llmfast.training.distribution.world import World
@@ -130,13 +130,15 @@ def resumed_session(
     except ValueError as error:
         raise ValueError(f"{folder} is no run that llmfast {task.command} can resume: {error}") from None
     config = saved_config if config is None else changed_config(saved_config, config, report, first_config)
+    saved = checkpoints(folder)
+    if saved and config.training.steps < min(saved_config.training.steps, step_of(saved[-1])):
+        raise ValueError(f"training.steps is {config.training.steps}, but {folder} has done {step_of(saved[-1])} steps")
     check_watching(config.training)
     world.on_main(run.lock)
     if learning_rate is not None:
         set_learning_rate(config, learning_rate)
     if config is not saved_config or learning_rate is not None:
         world.on_main(lambda: run.change_config(config))
-    saved = checkpoints(folder)
     trainer = _trainer(_open(task, config, run, world, begins=not saved, report=report), world)
     for found in reversed(saved):
         try:

@@ -73,6 +73,14 @@ def test_a_failure_leaves_nothing_behind(corpus, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_number_of_processes_that_cannot_be_is_named_before_anything_is_made(corpus, tmp_path, capsys):
+    words = ["data", "prepare", str(tmp_path / "data"), "--sources", str(corpus), "--processes"]
+    for count in ("0", "-1"):
+        assert main([*words, count]) == 2
+        assert f"processes must be at least 1, got {count}" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_given_tokenizer_is_used(corpus, tmp_path):
     first = prepare(config(corpus), tmp_path / "one")
     second = prepare(config(corpus, tokenizer=str(tmp_path / "one")), tmp_path / "two")

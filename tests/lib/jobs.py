@@ -37,9 +37,13 @@ def session(world, folder, config):
     return Session(RunFolder(folder / "run"), trainer.task, trainer)
 
 
-def train(world, folder, config, steps, start=None):
-    """The (loss, gradient norm) of ``steps`` steps, from a checkpoint if ``start`` names one; saved at the end."""
+def train(world, folder, config, steps, start=None, *, exactly=False):
+    """The (loss, gradient norm) of ``steps`` steps, from a checkpoint if ``start`` names one; saved at the end.
+
+    ``exactly`` computes them in float64."""
     this = session(world, folder, config)
+    if exactly:
+        this.trainer.model.double()
     if start is not None:
         restore(this.trainer, start)
     results = [this.trainer.step() for _ in range(steps)]
@@ -88,17 +92,17 @@ def evaluate(world, folder, config):
 
 
 def train_on_while_saving(world, folder, config):
-    """Save in the background after 2 steps and train 3 more meanwhile."""
+    """The (loss, gradient norm) of 5 steps, after 2 of which a checkpoint is saved in the background."""
     this = session(world, folder, config)
     saver = Saver(this.run.folder, this.trainer)
-    losses = []
+    results = []
     for step in range(5):
-        losses.append(float(this.trainer.step().loss))
+        results.append(this.trainer.step())
         saver.poll()
         if step == 1:
             saver.save()
     saver.wait()
-    return losses
+    return [(float(result.loss), float(result.gradient_norm)) for result in results]
 
 
 def overflow(world, folder, config):

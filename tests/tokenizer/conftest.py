@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 _COMPARED_WITH = {
     "tokenizers": [
+        "test_damaged_files.py",
         "test_families.py",
         "test_formats.py",
         "test_other_formats.py",
@@ -12,7 +13,7 @@ _COMPARED_WITH = {
         "test_transformers.py",
     ],
     "torch": ["test_transformers.py"],
-    "tyro": ["test_commands.py"],
+    "tyro": ["test_commands.py", "test_compare.py"],
 }
 
 collect_ignore = [file for library, files in _COMPARED_WITH.items() if find_spec(library) is None for file in files]

@@ -123,14 +123,15 @@ def test_a_call_that_fails_leaves_no_memory_behind(threads):
     ]  # fmt: skip
     stray = make_encoding([])
     references, memory = sys.getrefcount(good), []
-    for _ in range(12):
+    for _ in range(24):
         for error, call in calls:
             with pytest.raises(error):
                 call()
         memory.append(resident())
     assert sys.getrefcount(good) == references
-    # One array of ids that is lost each time would be twice that; the allocator keeps what threads gave back.
-    assert memory[-1] - memory[3] < 16 * 1_000_000
+    # One array of ids that is lost each time would be twice that. The allocator keeps what threads gave back, and without
+    # a GIL Python frees some memory later: what a few rounds have at least is compared.
+    assert min(memory[14:]) - min(memory[3:8]) < 20_000_000
 
 
 def test_surrogates_in_the_middle_of_documents():

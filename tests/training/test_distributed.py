@@ -57,26 +57,41 @@ def run_config(data, parallel=ParallelConfig(), **training):  # noqa: B008
 
 
 @pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    """Twelve steps of one process."""
-    return jobs.train(World(), tmp_path_factory.mktemp("alone"), run_config(data), 12)
+def check_steps(data, tmp_path_factory):
+    """Checks (loss, gradient norm) of steps of a run, of which there are twelve, against those of float64.
 
+    Processes add the numbers of one process in another order. So does one process that works through a batch in more
+    or fewer parts: twice the largest relative error of such runs is allowed.
+    """
+    folder = tmp_path_factory.mktemp("alone")
+    exact = jobs.train(World(), folder / "exact", run_config(data), 12, exactly=True)
 
-def close(pairs):
-    return [pytest.approx(pair, rel=2e-4) for pair in pairs]
+    def error(pairs, start=0):
+        figures = zip(itertools.chain(*pairs), itertools.chain(*exact[start : start + len(pairs)]), strict=True)
+        return max(abs(found / right - 1) for found, right in figures)
+
+    roundings = {
+        parts: error(jobs.train(World(), folder / f"{parts}", run_config(data, accumulate=parts), 12))
+        for parts in (1, 2, 4, 8)
+    }
+
+    def check(pairs, start=0):
+        assert error(pairs, start) <= 2 * max(roundings.values()), roundings
+
+    return check
 
 
 @pytest.mark.parametrize("parallel", STRATEGIES.values(), ids=STRATEGIES)
-def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone, tmp_path, parallel):
+def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, check_steps, tmp_path, parallel):
     """Traps: gradients averaged where they should be summed; a checkpoint that only as many ranks can read."""
     config = run_config(data, parallel)
     both = run_ranks(jobs.train, 2, tmp_path, config, 6)
     assert both[0] == both[1]
-    assert both[0] == close(alone[:6])
+    check_steps(both[0])
     (saved,) = checkpoints(tmp_path / "run")
 
     one = jobs.train(World(), tmp_path / "one", run_config(data), 6, saved)
-    assert one == close(alone[6:])
+    check_steps(one, 6)
 
     (from_one,) = checkpoints(tmp_path / "one" / "run")
     assert set(read_checkpoint(from_one).optimizer) == set(read_checkpoint(saved).optimizer)
@@ -84,7 +99,7 @@ def test_two_processes_have_the_losses_of_one_and_any_number_goes_on(data, alone
     assert model.config.layers == 2
 
 
-def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
+def test_runs_go_on_with_other_numbers_and_strategies(data, check_steps, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"))
     run_ranks(jobs.train, 2, tmp_path / "two", config, 3)
     (saved,) = checkpoints(tmp_path / "two" / "run")
@@ -95,20 +110,20 @@ def test_runs_go_on_with_other_numbers_and_strategies(data, alone, tmp_path):
     ]
     for start, parallel in zip((3, 6, 9), layouts, strict=True):
         four = run_ranks(jobs.train, 4, tmp_path / f"{start}", run_config(data, parallel), 3, saved)
-        assert four[0] == close(alone[start : start + 3])
+        check_steps(four[0], start)
         (saved,) = checkpoints(tmp_path / f"{start}" / "run")
     model, _ = load_model(saved)
     assert model.config.layers == 2
 
 
-def test_a_divided_model_saves_in_the_background(data, alone, tmp_path):
+def test_a_divided_model_saves_in_the_background(data, check_steps, tmp_path):
     config = run_config(data, ParallelConfig("fsdp"), async_checkpoints=True)
-    losses, _ = run_ranks(jobs.train_on_while_saving, 2, tmp_path, config)
-    assert losses == pytest.approx([loss for loss, _ in alone[:5]], rel=2e-4)
+    steps, _ = run_ranks(jobs.train_on_while_saving, 2, tmp_path, config)
+    check_steps(steps)
     (saved,) = checkpoints(tmp_path / "run")
     assert saved.name == "step-000002"
     assert not list(tmp_path.rglob("*.partial"))
-    assert jobs.train(World(), tmp_path / "one", run_config(data), 3, saved) == close(alone[2:5])
+    check_steps(jobs.train(World(), tmp_path / "one", run_config(data), 3, saved), 2)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +263,14 @@ def torchrun(*arguments, processes=2):
     )
 
 
-def test_the_command_line_under_torchrun(data, alone, tmp_path):
+def test_the_command_line_under_torchrun(data, check_steps, tmp_path):
     config = run_config(data, steps=12, checkpoint_every=6, evaluate_every=6, sample_every=6)
     config_files.save(config, tmp_path / "config.yaml")
     answer = torchrun("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("saved in") == 1  # one process speaks
     found = [(r["loss"], r["gradient_norm"]) for r in RunFolder(tmp_path / "run").records() if "loss" in r]
-    assert found == close(alone)
+    check_steps(found)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000006", "step-000012"]
 
 

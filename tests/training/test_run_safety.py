@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from small_run import new_run, small_config, trainer_of, write_corpus
 
 from llmfast import config as config_files
 from llmfast.cli import main
+from llmfast.models.config import DecoderConfig, ExpertsConfig
 from llmfast.models.folder import checkpoints, load_model
 from llmfast.models.presets import preset
 from llmfast.training.checkpoints import saver
 from llmfast.training.checkpoints.checkpoint import best_checkpoint, read_checkpoint, read_state
 from llmfast.training.checkpoints.revision import git_commit
-from llmfast.training.config import TrainingConfig
+from llmfast.training.config import ParallelConfig, TrainingConfig
 from llmfast.training.loop import fit, save
 from llmfast.training.pretraining import Pretraining
 from llmfast.training.session import new_session, resumed_session
@@ -287,6 +289,61 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path):
         match=r"gradients, optimizer of this model need .* GiB per process, but there are .* GiB on cpu",
     ):
         trainer_of(config, session.task.prepared)
+
+
+def with_experts(**settings):
+    return DecoderConfig(experts=ExpertsConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "values"),
+    [
+        (TrainingConfig, "learning_rate", (math.inf, math.nan, 0)),
+        (TrainingConfig, "matrix_learning_rate", (math.inf, -1)),
+        (TrainingConfig, "weight_decay", (math.inf, math.nan, -0.1)),
+        (TrainingConfig, "clip_norm", (math.nan, 0)),
+        (TrainingConfig, "seed", (2**63, -(2**80))),
+        (ParallelConfig, "timeout", (math.inf, math.nan, 0)),
+        (DecoderConfig, "rope_base", (math.inf, math.nan, -1, 0)),
+        (DecoderConfig, "window_rope_base", (math.inf, 0)),
+        (DecoderConfig, "norm_eps", (math.inf, math.nan, -1e-6)),
+        (DecoderConfig, "kv_heads", (0, -2)),
+        (DecoderConfig, "ff_width", (0, -8)),
+        (with_experts, "count", (-1,)),
+        (with_experts, "width", (0,)),
+        (with_experts, "shared_width", (-8,)),
+        (with_experts, "auxiliary_weight", (math.inf, math.nan, -1)),
+        (with_experts, "bias_rate", (math.nan, -1)),
+        (with_experts, "z_loss_weight", (math.nan, -1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_numbers_that_no_run_can_have_are_refused_by_name(section, name, values):
+    """Trap: a loss of NaN at the second step, a division by zero, or a setting that is passed over."""
+    for value in values:
+        with pytest.raises(ValueError, match=rf"\.{name} "):
+            section(**{name: value})
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path, capsys):
+    """Trap: a traceback, or a sentence of the standard library that names no file."""
+    session = new_run(tmp_path, steps=2, evaluate_every=0, sample_every=0)
+    fit(session)
+    session.run.unlock()
+    run = session.run.folder
+    (run / "checkpoints" / "step-of-mine").mkdir()  # not one of ours: passed over
+    (run / "log.jsonl").write_bytes((run / "log.jsonl").read_bytes() + b'[1]\n\xff\xfe\n{"ste')
+    assert main(["train", "--resume", str(run), "--training.steps", "1"]) == 2
+    assert f"training.steps is 1, but {run} has done 2 steps" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--training.steps", "3"]) == 0
+    capsys.readouterr()
+    state = run / "checkpoints" / "step-000003" / "state.json"
+    for file, content in ((state, "[]"), (run / "config.yaml", " ")):
+        whole = file.read_text()
+        file.write_text(content)
+        assert main(["train", "--resume", str(run)]) == 2
+        assert str(file) in capsys.readouterr().err
+        file.write_text(whole)
 
 
 @pytest.mark.parametrize(
