@@ -7,9 +7,10 @@ import operator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..frame.checks import on_one_device
-from ..frame.launch import contiguous
+from ..frame.launch import MaybeTensor, contiguous
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -110,7 +111,7 @@ def check_options(q, scale, softcap, sinks, dropout_p):
     return contiguous(sinks)
 
 
-def check_per_sequence(name, x, sequences, q):
+def check_per_sequence(name: str, x: MaybeTensor, sequences: int, q: Tensor) -> MaybeTensor:
     """Of integers, one for each sequence."""
     if x is not None and (x.shape != (sequences,) or x.dtype != torch.int32 or x.device != q.device):
         raise ValueError(
