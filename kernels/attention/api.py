@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..frame.autocast import autocast
 from ..frame.backend import is_transformed, use_triton
+from ..frame.checks import as_integer
 from ..frame.invariance import is_batch_invariant
 from . import reference
 from .block_mask import BlockMask, check_block_mask, lists_of, tensor_of
@@ -73,7 +74,7 @@ def flash_attention(
         scale: Factor on the products; 1/sqrt(D) if left out.
         window: (left, right): a query at position p sees keys p - left ... p + right, -1 for no bound.
             Positions are aligned as under ``causal``, which further limits ``right`` to 0.
-        softcap: Positive c as above (Gemma 2, section 2).
+        softcap: Positive c as above, 10,000 at most (Gemma 2, section 2).
         sinks: (H,), one learnable logit a head that joins the denominator and no value (gpt-oss).
         dropout_p: Probability in [0, 1) of dropping an element of p; those kept are divided by 1 - dropout_p.
         seed: Integer, or an int64 tensor of one element on q's device, for dropout: same seed, same mask, on
@@ -236,5 +237,12 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if seed is None:
         return torch.randint(2**62, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
+        if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
+            raise ValueError(
+                f"seed is an integer, or an int64 tensor of one element on {device};"
+                f" got {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
+            )
         return seed.reshape(())
+    if not -(2**63) <= as_integer("seed", seed) < 2**63:
+        raise ValueError(f"seed is an integer of 64 bits with a sign; got {seed}")
     return torch.full((), seed, dtype=torch.int64, device=device)

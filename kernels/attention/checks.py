@@ -12,14 +12,19 @@ from torch import Tensor
 from ..frame.checks import on_one_device
 from ..frame.launch import MaybeTensor, contiguous
 
+FARTHEST = 2**30  # places of queries and keys, and twice as many, fit into 32 bits
+LARGEST_CAP = 10_000  # The kernels' tanh is wrong by 2^-24 of the cap, however small the score.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def window_bounds(causal, window):
-    """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``."""
+    """(left, right) with ``None`` for no bound, from the public ``causal`` and ``window``.
+
+    A bound beyond any length is none: kernels add it to positions in 32 bits.
+    """
     if window is None:
         return None, 0 if causal else None
-    left, right = (None if bound == -1 else bound for bound in as_window("window", window))
+    left, right = (bound if 0 <= bound < FARTHEST else None for bound in as_window("window", window))
     return left, 0 if causal else right
 
 
@@ -97,8 +102,8 @@ def check_options(q, scale, softcap, sinks, dropout_p):
     """Returns ``sinks``."""
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is finite; got {scale}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap is positive (None for no cap); got {softcap}")
+    if softcap is not None and not 0 < softcap <= LARGEST_CAP:
+        raise ValueError(f"softcap is positive, {LARGEST_CAP:,} at most (None for no cap); got {softcap}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p lies in [0, 1); got {dropout_p}")
     if sinks is not None:

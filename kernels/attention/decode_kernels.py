@@ -50,7 +50,7 @@ def append_kernel(
     head = tl.program_id(1)
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.load(lengths + entry) + i
-    inside = (i < new) & (row < T)
+    inside = (i < new) & (row >= 0) & (row < T)
     column = tl.arange(0, BLOCK_D)[None, :]
     mask = inside[:, None] & (column < D)
     if page_table is not None:

@@ -106,11 +106,11 @@ def attention_probabilities(q, k, mask, *, scale, softcap=None, sinks=None, bias
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sink], dim=-1)
-        lse = scores.logsumexp(dim=-1)
-    else:
-        sees_something = mask.any(dim=-1).expand(scores.shape[:3])
-        lse = scores.logsumexp(dim=-1) if scores.shape[-1] else scores.new_zeros(scores.shape[:3])
-        lse = lse.masked_fill(~sees_something, float("-inf"))
+    sees_something = mask.any(dim=-1).expand(scores.shape[:3])
+    if sinks is not None:
+        sees_something = sees_something | (sinks > float("-inf"))[:, None]
+    lse = scores.logsumexp(dim=-1) if scores.shape[-1] else scores.new_zeros(scores.shape[:3])
+    lse = lse.masked_fill(~sees_something, float("-inf"))
     return scores.softmax(dim=-1)[..., : mask.shape[-1]] * mask, lse
 
 
@@ -220,7 +220,7 @@ def append_to_cache(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table):
     row = cache_seqlens.long()[:, None] + torch.arange(k_new.shape[2], device=k_new.device)  # (B, S_new)
     entry = torch.arange(k_new.shape[0], device=k_new.device)[:, None].expand_as(row)
     capacity = page_size * (1 if page_table is None else page_table.shape[1])
-    kept = row < capacity
+    kept = (row >= 0) & (row < capacity)
     entry, row = entry[kept], row[kept]
     page = entry if page_table is None else page_table.long()[entry, row // page_size]
     for cache, new in ((k_cache, k_new), (v_cache, v_new)):

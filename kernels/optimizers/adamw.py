@@ -97,7 +97,14 @@ def adamw_(
     wide = torch.promote_types(params[0].dtype, torch.float32)
     for name in ("exp_avg", "exp_avg_sq", "masters"):
         check_dtype(name, lists[name], wide)
-    if not use_triton(params[0], grads[0]) and _is_plain(params, grads, masters, scale, found_inf, seed):
+    settings = settings_of(*(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream))
+    flat = flat_parameters(params)
+    flat_grads = flat_gradients(grads, params)
+    means, squares, flat_masters = (
+        flat_state(name, lists[name], params) for name in ("exp_avg", "exp_avg_sq", "masters")
+    )
+    if not use_triton(flat[0], flat_grads[0]) and _is_plain(params, grads, masters, scale, found_inf, seed):
+        # Of flat tensors: PyTorch's update pairs elements by their places in memory, whatever the strides.
         hyperparameters = {
             "lr": lr,
             "beta1": betas[0],
@@ -105,16 +112,10 @@ def adamw_(
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        state = list(exp_avg), list(exp_avg_sq), [], list(steps)
         options = {"fused": True, "amsgrad": False, "maximize": maximize, **hyperparameters}
-        adamw(list(params), list(grads), *state, **options)
+        adamw(flat, flat_grads, means, squares, [], list(steps), **options)
+        write_back(params, flat)
         return
-    settings = settings_of(*(params, masters, lr, betas, eps, weight_decay, maximize, scale, found_inf, seed, stream))
-    flat = flat_parameters(params)
-    flat_grads = flat_gradients(grads, params)
-    means, squares, flat_masters = (
-        flat_state(name, lists[name], params) for name in ("exp_avg", "exp_avg_sq", "masters")
-    )
     count_step(steps, found_inf)
     if use_triton(flat[0], flat_grads[0]):
         adamw_op(flat, flat_grads, means, squares, flat_masters, list(steps), settings)

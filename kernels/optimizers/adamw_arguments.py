@@ -1,10 +1,12 @@
 """The arguments that ``adamw_`` and ``adamw_8bit_`` share, checked, and tensors laid flat in memory order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..frame.checks import as_integer, check_floating, check_number, on_one_device
 from .adamw_reference import Settings
 
 
@@ -22,18 +24,35 @@ def settings_of(
     stream: int,
 ) -> Settings:
     """The settings of a call, checked, with the learning rate on the device."""
-    for beta in betas:
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas must be in [0, 1), got {tuple(betas)}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {tuple(betas)}")
+    check_number("eps", eps, least=0.0)
+    check_number("weight_decay", weight_decay)
+    if not 0 <= as_integer("stream", stream) < 2**31:
+        raise ValueError(f"stream must be from 0 to 2^31 - 1, got {stream}")
+    for name, scalar in (("lr", lr), ("scale", scale), ("found_inf", found_inf)):
+        _check_scalar(name, scalar, params[0])
     if seed is not None:
         if masters:
             raise ValueError("seed asks for stochastic rounding, which parameters with masters do not need")
         if params[0].dtype != torch.bfloat16:
             raise ValueError(f"seed asks for stochastic rounding, which is to bfloat16, got {params[0].dtype}")
+        if not -(2**63) <= as_integer("seed", seed) < 2**63:
+            raise ValueError(f"seed must be an integer of 64 bits with a sign, got {seed}")
     if not isinstance(lr, Tensor):
         dtype = torch.promote_types(params[0].dtype, torch.float32)
         lr = torch.full((), lr, dtype=dtype, device=params[0].device)
     return Settings(lr, *betas, eps, weight_decay, maximize, scale, found_inf, seed, stream)
+
+
+def _check_scalar(name: str, scalar: Any, param: Tensor) -> None:
+    if name == "lr" and not isinstance(scalar, Tensor):
+        check_number("lr", scalar, least=0.0)
+    elif scalar is not None and not (
+        isinstance(scalar, Tensor) and scalar.numel() == 1 and on_one_device(scalar, param) and not scalar.is_complex()
+    ):
+        got = f"{tuple(scalar.shape)} on {scalar.device}" if isinstance(scalar, Tensor) else repr(scalar)
+        raise ValueError(f"{name} must be a tensor of one number on {param.device}, got {got}")
 
 
 def check_lists(params: Sequence[Tensor], lists: dict[str, Sequence[Tensor] | None]) -> None:
@@ -48,6 +67,13 @@ def check_lists(params: Sequence[Tensor], lists: dict[str, Sequence[Tensor] | No
                 raise ValueError(f"{name}[{i}] is on {tensor.device}, params[0] on {params[0].device}")
             if tensor.dtype != tensors[0].dtype:
                 raise ValueError(f"{name}[{i}] is {tensor.dtype}, {name}[0] is {tensors[0].dtype}")
+            if tensor.layout != torch.strided:
+                raise ValueError(f"{name}[{i}] must be dense, got {tensor.layout}")
+        if tensors and name in ("params", "grads", "steps"):
+            check_floating(name, tensors[0])
+    for i, step in enumerate(lists["steps"] or ()):
+        if step.numel() != 1:
+            raise ValueError(f"steps[{i}] must be one number, got shape {tuple(step.shape)}")
 
 
 def check_dtype(name: str, tensors: Sequence[Tensor] | None, dtype: torch.dtype) -> None:

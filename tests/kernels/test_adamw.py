@@ -332,7 +332,7 @@ WIDE = ([torch.ones(3)], [torch.ones(3)], [torch.zeros(3)], [torch.zeros(3)], [t
         ({"grads": [torch.ones(4)]}, r"grads\[0\] must have shape \(3,\), got \(4,\)"),
         ({"exp_avg": [torch.zeros(3).half()]}, "exp_avg must be torch.float32, got torch.float16"),
         ({"exp_avg_sq": [torch.zeros(6)[::2]]}, r"exp_avg_sq\[0\] must have the shape \(3,\) and strides"),
-        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"seed": 1}, "stochastic rounding, which is to bfloat16, got torch.float32"),
         ({"seed": 1, "masters": [torch.ones(3)]}, "do not need"),
     ],

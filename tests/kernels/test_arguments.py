@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from kernel_testing import require_interpreter
 from llmfast.kernels import (
+    adamw_,
     attention_weights,
     backend,
     cross_entropy,
@@ -123,6 +124,49 @@ def test_tokens_that_do_not_count_see_no_sink_and_may_hold_nan():
     assert lse.isfinite().all(1).tolist() == [True, True, False, True, True, True, True, False, False]
 
 
+@pytest.mark.parametrize("far", [2**31 - 1, 2**31, 2**63])
+def test_a_window_beyond_any_length_is_none(far):
+    """Trap: its bound, added to a position in 32 bits, wraps around, and all keys are hidden."""
+    q, k = numbers(1, 2, 5, 8), numbers(1, 2, 9, 8, seed=1)
+    for queries in (q, q[:, :, :1]):
+        close(flash_attention(queries, k, k, window=(far, far)), flash_attention(queries, k, k))
+        close(flash_attention(queries, k, k, window=(1, far)), flash_attention(queries, k, k, window=(1, -1)))
+
+
+def test_a_sink_that_is_switched_off():
+    q, k = numbers(1, 2, 5, 8), numbers(1, 2, 3, 8, seed=1)
+    sinks = torch.tensor([-INF, 1.0])
+    _, lse = flash_attention(q, k, k, causal=True, sinks=sinks, return_lse=True)  # The first two queries see no key.
+    assert lse[0, :, 0].tolist() == [-INF, 1.0]
+    close(lse[:, :1], flash_attention(q, k, k, causal=True, return_lse=True)[1][:, :1])
+
+
+def test_rows_before_a_cache_are_not_written():
+    caches = torch.zeros(2, 1, 2, 8, 16)
+    new = torch.ones(1, 2, 3, 16)
+    lengths = torch.tensor([-1], dtype=torch.int32)
+    flash_decode(numbers(1, 2, 1, 16), *caches, lengths, k_new=new, v_new=new)
+    assert caches[:, 0, 0, :, 0].tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("layout", ["transposed parameter", "transposed gradient", "gaps"])
+def test_an_update_pairs_elements_by_their_index(layout):
+    """Trap: PyTorch's fused update pairs them by their places in memory, and writes into gaps."""
+    memory = numbers(4, 6)
+    param = {"transposed parameter": memory.T, "transposed gradient": memory, "gaps": memory[:, ::2]}[layout]
+    plain = param.clone(memory_format=torch.contiguous_format)
+    grad = numbers(*param.shape, seed=1)
+    given = grad.T.contiguous().T if layout == "transposed gradient" else grad
+    hidden = memory[:, 1::2].clone()
+    for parameter, gradient in ((param, given), (plain, grad)):
+        state = [torch.zeros_like(parameter) for _ in range(2)]
+        for step in range(2):
+            adamw_([parameter], [gradient], state[:1], state[1:], [torch.tensor(float(step))], lr=0.1)
+    close(param, plain)
+    if layout == "gaps":
+        assert torch.equal(memory[:, 1::2], hidden)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
 def test_targets_of_any_integer_dtype(dtype):
     """Trap: in uint8, -100 is the class 156."""
@@ -179,7 +223,34 @@ def test_weights_of_heads_of_any_width():
 ROW, TARGET = numbers(2, 4), torch.tensor([1, 3])
 HEAD = numbers(5, 4, seed=1)
 WEIGHT = torch.ones(4)
+
+
+def update(param=WEIGHT, grad=WEIGHT, step=0.0, **options):
+    param, step = param.clone(), torch.tensor(step)
+    state = [torch.zeros_like(param, dtype=torch.float32) for _ in range(2)]
+    adamw_([param], [grad], state[:1], state[1:], [step], **({"lr": 0.1} | options))
+
+
+def dropped(seed):
+    return flash_attention(*numbers(3, 1, 2, 4, 8), dropout_p=0.5, seed=seed)
+
+
 REFUSED = {
+    "softcap is positive, 10,000 at most": lambda: flash_attention(*numbers(3, 1, 2, 4, 8), softcap=1e6),
+    "seed must be an integer, got 1.5": lambda: dropped(1.5),
+    "seed is an integer of 64 bits": lambda: dropped(2**63),
+    "seed is an integer, or an int64 tensor of one element": lambda: dropped(torch.tensor([1, 2])),
+    r"grads\[0\] must be dense": lambda: update(grad=WEIGHT.to_sparse()),
+    "grads must be a floating-point tensor": lambda: update(grad=WEIGHT.to(torch.complex64)),
+    "params must be a floating-point tensor": lambda: update(param=WEIGHT.int()),
+    "steps must be a floating-point tensor": lambda: update(step=0),
+    "lr must be finite and at least 0, got -0.1": lambda: update(lr=-0.1),
+    "lr must be a tensor of one number": lambda: update(lr=torch.ones(2)),
+    "betas must be two numbers": lambda: update(betas=(0.9, 0.9, 0.9)),
+    "betas must be two numbers in": lambda: update(betas=(1.0, 0.9)),
+    "weight_decay must be finite": lambda: update(weight_decay=NAN),
+    "scale must be a tensor of one number": lambda: update(scale=0.5),
+    "stream must be from 0": lambda: update(param=WEIGHT.bfloat16(), seed=1, stream=-1),
     "softcap must be positive and finite": lambda: cross_entropy(ROW, TARGET, softcap=INF),
     "z_loss must be finite, got nan": lambda: cross_entropy(ROW, TARGET, z_loss=NAN),
     "z_loss must be finite, got inf": lambda: linear_cross_entropy(ROW, HEAD, TARGET, z_loss=INF),

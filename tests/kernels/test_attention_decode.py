@@ -123,7 +123,7 @@ def test_what_decode_refuses():
     q, cache, lengths = torch.zeros(2, 4, 1, 16), torch.zeros(2, 2, 8, 16), torch.zeros(2, dtype=torch.int32)
     refused = [
         ((q, cache[:1], cache[:1], lengths), {}, "page_table"),
-        ((q, cache, cache, lengths.long()), {}, "cache_seqlens is int32"),
+        ((q, cache, cache, lengths.long()), {}, "cache_seqlens is one int32"),
         ((q, cache, cache[..., :8], lengths), {}, "caches are"),
         ((q, cache.half(), cache, lengths), {}, "k_cache has four dimensions"),
         ((q, cache, cache, lengths), {"k_new": cache}, "v_new is"),

@@ -129,8 +129,8 @@ def test_a_call_that_fails_leaves_no_memory_behind(threads):
                 call()
         memory.append(resident())
     assert sys.getrefcount(good) == references
-    # One array of ids that is lost each time would be twice that. The allocator keeps what threads gave back, and without
-    # a GIL Python frees some memory later: what a few rounds have at least is compared.
+    # One array of ids that is lost each time would be twice that. Allocators keep what threads gave back, and without a
+    # GIL Python frees some memory later: what a few rounds have at least is compared.
     assert min(memory[14:]) - min(memory[3:8]) < 20_000_000
 
 
