@@ -7,9 +7,10 @@ import operator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..frame.checks import on_one_device
-from ..frame.launch import contiguous
+from ..frame.launch import MaybeTensor, contiguous
 
 FARTHEST = 2**30  # places of queries and keys, and twice as many, fit into 32 bits
 LARGEST_CAP = 10_000  # The kernels' tanh is wrong by 2^-24 of the cap, however small the score.
@@ -115,7 +116,7 @@ def check_options(q, scale, softcap, sinks, dropout_p):
     return contiguous(sinks)
 
 
-def check_per_sequence(name, x, sequences, q):
+def check_per_sequence(name: str, x: MaybeTensor, sequences: int, q: Tensor) -> MaybeTensor:
     """Of integers, one for each sequence."""
     if x is not None and (x.shape != (sequences,) or x.dtype != torch.int32 or x.device != q.device):
         raise ValueError(

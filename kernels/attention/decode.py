@@ -78,7 +78,7 @@ def flash_decode(
     """
     check_cache(q, k_cache, v_cache, page_table)
     sinks = check_options(q, scale, softcap, sinks, 0.0)
-    cache_seqlens = check_per_sequence("cache_seqlens", cache_seqlens, q.shape[0], q)
+    lengths = check_per_sequence("cache_seqlens", cache_seqlens, q.shape[0], q)
     leftpad = check_per_sequence("leftpad", leftpad, q.shape[0], q)
     alibi = slopes_by_sequence(alibi_slopes, q, q.shape[0])
     new = check_new(q, k_cache, k_new, v_new)
@@ -92,10 +92,10 @@ def flash_decode(
     triton = use_triton(q, k_cache, v_cache)
     if new:
         append = append_op if triton else reference.append_to_cache
-        append(k_cache, v_cache, k_new, v_new, cache_seqlens, page_table)
+        append(k_cache, v_cache, k_new, v_new, lengths, page_table)
     compute = decode_op if triton else reference.decode
     options = (page_table, sinks, alibi, leftpad, new, scale, left, right, softcap)
-    out, lse = compute(q, k_cache, v_cache, cache_seqlens, *options)
+    out, lse = compute(q, k_cache, v_cache, lengths, *options)
     return (out, lse) if return_lse else out
 
 

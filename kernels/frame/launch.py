@@ -4,7 +4,7 @@ Launch choices are pure functions of shape, dtype and ``Chip``, so that the comp
 every chip on a machine that has none.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,7 +99,10 @@ def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def contiguous(x: MaybeTensor) -> MaybeTensor:
     return None if x is None else x.contiguous()
 
 

@@ -14,155 +14,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmfast.kernels import cross_entropy, flash_attention, layer_norm, linear_cross_entropy, rms_norm, rope
+from llmfast.kernels import cross_entropy, linear_cross_entropy
 from llmfast.models.adapters.layers import head_weight
-from llmfast.models.cache import CachedStep, Scores
+from llmfast.models.attention import Attention, Places, document_positions, with_chunks
+from llmfast.models.cache import CachedStep
 from llmfast.models.checkpointing import run_block
 from llmfast.models.config import Checkpointing, DecoderConfig
 from llmfast.models.experts import Balancing, MixtureOfExperts, Routed, balancing_losses
 from llmfast.models.feed_forward import FeedForward, GatedFeedForward
 from llmfast.models.initialize import initialize
+from llmfast.models.norms import norm
 from llmfast.models.rotary import rotary_rows, rotary_table, window_rotary_table
 from llmfast.models.smear import Smear
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
-
-    def __init__(self, shape: int | tuple[int, ...], eps: float, weight_offset: float = 0.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((shape,) if isinstance(shape, int) else shape, 1 - weight_offset))
-        self.eps = eps
-        self.weight_offset = weight_offset
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """The norm of x; with a residual, of ``h = x + residual``, and h beside it."""
-        return rms_norm(x, self.weight, eps=self.eps, weight_offset=self.weight_offset, residual=residual)
-
-
-class LayerNorm(RMSNorm):
-    """Layer norm with a learned scale and, if it has one, a bias (Ba et al. 2016)."""
-
-    def __init__(self, shape: int | tuple[int, ...], eps: float, bias: bool = True):
-        super().__init__(shape, eps)
-        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        return layer_norm(x, self.weight, self.bias, eps=self.eps, residual=residual)
-
-
-def norm(config: DecoderConfig, shape: int | tuple[int, ...]) -> RMSNorm:
-    """A norm with weights of this shape, of which it normalizes the last dimension."""
-    return (
-        LayerNorm(shape, config.norm_eps, config.norm_bias)
-        if config.norm == "layer"
-        else RMSNorm(shape, config.norm_eps, config.norm_weight_offset)
-    )
-
-
 def dropout(config: DecoderConfig) -> nn.Module:
     return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-
-
-class Places(NamedTuple):
-    """Where the tokens of a batch stand, for attention."""
-
-    rotary: tuple[Tensor, Tensor] | None
-    """Cosines and sines (positions, D/2) by position; None for learned positions."""
-    positions: Tensor | None = None
-    """Position of each token (B, S) in its document; None where row s of ``rotary`` is for column s."""
-    cu_seqlens: Tensor | None = None
-    """Where each document starts in the batch laid end to end; None where each row is one."""
-    window_rotary: tuple[Tensor, Tensor] | None = None
-    """As ``rotary``, for layers with a sliding window; None where they have no base of their own."""
-    chunk_seqlens: Tensor | None = None
-    """As ``cu_seqlens``, for layers that attend by chunks: where each chunk starts."""
-
-
-class Attention(nn.Module):
-    """Causal grouped-query self-attention."""
-
-    def __init__(self, config: DecoderConfig, layer: int):
-        super().__init__()
-        self.layer = layer
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
-        # One product gives queries, keys and values: a wider product runs closer to the hardware's peak than three.
-        outputs = (self.heads + 2 * self.kv_heads) * self.head_width
-        self.qkv = nn.Linear(config.width, outputs, bias=config.biases != "none")
-        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.biases == "all")
-        # The parts of fused layers, which adapters may be of.
-        query, key = self.heads * self.head_width, self.kv_heads * self.head_width
-        self.fused = {"qkv": {"q": query, "k": key, "v": key}}
-        self.norms_heads = config.qk_norm_over != "all"
-        D = self.head_width
-        of_queries, of_keys = {"head": (D, D), "own_head": ((self.heads, D), (self.kv_heads, D)), "all": (query, key)}[
-            config.qk_norm_over
-        ]
-        self.q_norm = norm(config, of_queries) if config.qk_norm else None
-        self.k_norm = norm(config, of_keys) if config.qk_norm else None
-        self.rotation, self.rope_interleaved = config.rotation_of(layer), config.rope_interleaved
-        self.l2_norm_eps = config.norm_eps if config.qk_l2_norm and self.rotation != "none" else None
-        self.temperature = config.query_temperature if self.rotation == "none" else None
-        self.temperature_tokens = config.query_temperature_tokens
-        self.chunk = config.chunk_of(layer)
-        window = config.window_of(layer)
-        self.window = None if window is None else (window - 1, 0)
-        self.scale, self.softcap = config.attention_scale, config.attention_softcap
-        self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
-        self.dropout = config.dropout
-
-    @property
-    def scores(self) -> Scores:
-        return Scores(self.window, self.scale, self.softcap, self.sinks)
-
-    def queries_keys_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention computes with, of x (B, S, E): queries (B, S, H, D), keys and values (B, S, K, D), normed and
-        rotated where the model does that."""
-        B, S, _ = x.shape
-        qkv = self.qkv(x).view(B, S, self.heads + 2 * self.kv_heads, self.head_width)
-        q, k, v = qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        if self.q_norm is not None:
-            if self.norms_heads:
-                q, k = self.q_norm(q), self.k_norm(k)
-            else:
-                q, k = (
-                    each_norm(each.flatten(2)).view(each.shape)
-                    for each_norm, each in ((self.q_norm, q), (self.k_norm, k))
-                )
-        rotary = {"none": None, "all": places.rotary, "window": places.window_rotary}[self.rotation]
-        if rotary is not None:
-            cos, sin = rotary
-            q, k = rope(q, k, positions=places.positions, cos=cos, sin=sin, interleaved=self.rope_interleaved)
-        if self.l2_norm_eps is not None:
-            q, k = (l2_norm(each, self.l2_norm_eps) for each in (q, k))
-        if self.temperature is not None:
-            q = q * self._temperatures(places.positions, S, q)
-        return q, k, v
-
-    def _temperatures(self, positions: Tensor | None, S: int, like: Tensor) -> Tensor:
-        """The factors on queries, (B or 1, S, 1, 1) in their dtype."""
-        if positions is None:
-            positions = torch.arange(S, device=like.device)[None]
-        steps = ((positions.to(torch.promote_types(like.dtype, torch.float32)) + 1) / self.temperature_tokens).floor()
-        return (steps.log1p() * self.temperature + 1).to(like.dtype)[..., None, None]
-
-    def forward(self, x: Tensor, places: Places, cache: CachedStep | None = None) -> Tensor:
-        B, S, _ = x.shape
-        q, k, v = self.queries_keys_values(x, places)
-        if cache is not None:
-            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
-            mixed = cache.attend(self.layer, q, k, v, self.scores, self.chunk)
-            return self.out(mixed.reshape(B, S, -1))
-        options = self.scores._asdict() | {"causal": True, "dropout_p": self.dropout if self.training else 0.0}
-        cu_seqlens = places.cu_seqlens if self.chunk is None else places.chunk_seqlens
-        if cu_seqlens is None:
-            # (B, S, H, D) -> (B, H, S, D) is a view: attention reads any strides.
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            mixed = flash_attention(q, k, v, **options).transpose(1, 2)
-        else:
-            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
-            mixed = flash_attention(q, k, v, cu_seqlens_q=cu_seqlens, **options)
-        return self.out(mixed.reshape(B, S, -1))
 
 
 class Block(nn.Module):
@@ -503,29 +370,3 @@ def _shifted(x: Tensor, positions: Tensor | None) -> Tensor:
     """The embedding before each of x (B, S, E), 0 for the first token of a row or, by ``positions``, of a document."""
     before = torch.cat((x.new_zeros(x.shape[0], 1, x.shape[2]), x[:, :-1]), dim=1)
     return before if positions is None else before * (positions > 0).unsqueeze(-1)
-
-
-def document_positions(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
-    """Each token's place in its document, (B, S), for documents laid end to end over the rows of a batch."""
-    tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    document = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
-    return (tokens - cu_seqlens[document]).view(shape)
-
-
-def with_chunks(cu_seqlens: Tensor, positions: Tensor, chunk: int) -> Tensor:
-    """Where each chunk of ``chunk`` tokens of each document starts, as ``cu_seqlens`` says it of documents.
-
-    The result has as many entries as there can be starts, so that its shape does not depend on where documents end;
-    those at the end repeat.
-    """
-    N = positions.numel()
-    tokens = torch.arange(N, device=positions.device, dtype=cu_seqlens.dtype)
-    starts = torch.where(positions.flatten() % chunk == 0, tokens, N).sort().values
-    most = len(cu_seqlens) + N // chunk
-    return torch.nn.functional.pad(starts, (0, 1), value=N)[:most]
-
-
-def l2_norm(x: Tensor, eps: float) -> Tensor:
-    """x (..., D) over the root of its mean square, computed in float32 at least."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)

@@ -7,8 +7,8 @@ import torch
 from llmfast.kernels import flash_attention
 
 from llmfast.models import teaching
+from llmfast.models.attention import Attention, Places
 from llmfast.models.config import DecoderConfig
-from llmfast.models.decoder import Attention, Places
 from llmfast.models.rotary import rotary_table
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from llmfast.kernels import NF4Linear
 from llmfast.models.adapters.layers import Adapted
 from llmfast.models.adapters.lora import WHOLE, LayerAdapter, Lora
-from llmfast.models.decoder import Attention, Decoder
+from llmfast.models.attention import Attention
+from llmfast.models.decoder import Decoder
 from llmfast.training.distribution.sharding import Sharding, local, norm
 
 Group = dist.ProcessGroup
