@@ -91,7 +91,8 @@ def flash_attn_varlen_func(
     """``flash_attn.flash_attn_varlen_func``: q (N, H, D), k and v (N_k, K, D), packed.
 
     With ``block_table`` (sequences, pages of a sequence) k and v are (pages, page size, K, D), and ``cu_seqlens_k``
-    gives the lengths of sequences. Pages are copied to where attention reads them; k and v get no gradient.
+    gives the lengths of sequences; one that is longer than its pages ends with them. Pages are copied to where
+    attention reads them; k and v get no gradient.
     ``seqused_q``, ``seqused_k`` and ``leftpad_k`` are those of ``flash_attention``.
 
     Returns (N, H, D), or with ``return_attn_probs`` ``(out, softmax_lse (H, N), None)``.

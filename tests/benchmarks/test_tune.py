@@ -139,6 +139,7 @@ OPS = [
 def test_each_case_depends_on_what_is_asked_about_it(tune, questions, op, monkeypatch):
     """Trap: a question whose case takes another launch measures noise and writes a row that nobody reads."""
     from llmfast.kernels import backend
+    from llmfast.kernels.frame.plan import forget_plans
 
     for question in questions(op):
         search = tune.Search(question, "cpu")
@@ -151,6 +152,7 @@ def test_each_case_depends_on_what_is_asked_about_it(tune, questions, op, monkey
                 question.case, ours, question.pass_, tune.compare.leaves(question.case, search.inputs)
             )
             asked.keys_asked.clear()
+            forget_plans()
             run()
         assert error <= allowed, (question, worst)
         assert search.key in asked.keys_asked, question

@@ -347,7 +347,7 @@ def test_a_sweep_under_torchrun_is_refused(config_file, tmp_path, monkeypatch):
     ("grid", "message"),
     [
         ("training.lerning_rate: [1]", "training.lerning_rate is not a setting; did you mean learning_rate?"),
-        ("training.learning_rate: [-1.0]", "training.learning_rate must be positive"),
+        ("training.learning_rate: [-1.0]", "training.learning_rate must be a positive number"),
         ("training.learning_rate: 1.0", "is not a grid"),
         ("[training.learning_rate]", "is not a grid"),
         ("size: {small: 16}", "is not a grid"),

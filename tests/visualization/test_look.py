@@ -13,7 +13,7 @@ import pytest
 import torch
 from looked_at import decoder, prompt
 
-import llmfast.models.decoder as decoder_module
+import llmfast.models.attention as attention_module
 from llmfast.cli import main
 from llmfast.visualization import attention
 from llmfast.visualization.attention import attention_rows
@@ -56,9 +56,9 @@ def of_own_queries_and_keys(model, tokens, monkeypatch):
         calls.append((q.double(), k.double(), v.double(), options, in_place))
         return out
 
-    original = decoder_module.flash_attention
+    original = attention_module.flash_attention
     with monkeypatch.context() as patched, torch.no_grad(), model.evaluating():
-        patched.setattr(decoder_module, "flash_attention", recording)
+        patched.setattr(attention_module, "flash_attention", recording)
         model(torch.tensor([tokens]))
     weights, errors = [], []
     for q, k, v, options, out in calls:
