@@ -44,7 +44,7 @@ class Activation:
     options: dict[str, Any]
     """Its keyword arguments."""
     transformers: tuple[str, ...]
-    """Its names in a config.json; the first is the one that is written. None where the family implies it."""
+    """Its names in a config.json; the first is the one that is written. Empty where the family implies it."""
     modules: tuple[str, ...]
     """Classes of torch.nn and transformers.activations that compute it, without their gate."""
 

@@ -23,10 +23,9 @@ class LocalExperts:
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         experts = _experts_of(config)
         return {
+            **_routing(experts),
             "num_local_experts": experts.count,
-            "num_experts_per_tok": experts.active,
             "intermediate_size": config.expert_width,
-            "router_aux_loss_coef": experts.auxiliary_weight,
         }
 
 
@@ -59,13 +58,12 @@ class QwenExperts:
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         experts = _experts_of(config)
         written = {
+            **_routing(experts),
             "num_experts": experts.count,
-            "num_experts_per_tok": experts.active,
             "moe_intermediate_size": config.expert_width,
             "mlp_only_layers": [layer for layer in range(config.layers) if not config.has_experts(layer)],
             "decoder_sparse_step": 1,
             "norm_topk_prob": experts.normalize,
-            "router_aux_loss_coef": experts.auxiliary_weight,
         }
         return written | ({"shared_expert_intermediate_size": experts.shared_width} if self.shared else {})
 
@@ -93,11 +91,10 @@ class Llama4Experts:
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         experts = _experts_of(config)
         return {
+            **_routing(experts),
             "num_local_experts": experts.count,
-            "num_experts_per_tok": experts.active,
             "intermediate_size": config.expert_width,
             "moe_layers": [layer for layer in range(config.layers) if config.has_experts(layer)],
-            "router_aux_loss_coef": experts.auxiliary_weight,
         }
 
 
@@ -105,3 +102,8 @@ def _experts_of(config: DecoderConfig) -> ExpertsConfig:
     if not config.experts.count:
         raise ValueError("this family has experts, and model.experts.count is 0")
     return config.experts
+
+
+def _routing(experts: ExpertsConfig) -> dict[str, Any]:
+    """What every family calls by the same names."""
+    return {"num_experts_per_tok": experts.active, "router_aux_loss_coef": experts.auxiliary_weight}
